@@ -1,0 +1,1 @@
+"""Engines that run the model; `base` says what each must offer."""

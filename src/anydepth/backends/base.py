@@ -1,0 +1,179 @@
+"""What an engine must offer so that its answers can be guarded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from anydepth.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from anydepth.template import ChatTemplate, Header, Prompt
+
+
+class Capability(StrEnum):
+    """Something that a detector may need of a backend."""
+
+    HIDDEN_STATES = "hidden states"
+    LOOK_AHEAD = "look-ahead"
+    NEXT_TOKEN = "next-token probabilities"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a hidden state is read: the output of one module of one block.
+
+    Attributes:
+        block: Index of the transformer block, from 0. Reading `input_layernorm` of block L runs blocks 0 to L-1 only.
+        module: Name of a direct child of the block, or `output` for the block's own output (the residual stream).
+    """
+
+    block: int
+    module: str = "input_layernorm"
+
+    def __str__(self) -> str:
+        return f"{self.block}.{self.module}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """Read `"15.input_layernorm"`, the form `str(site)` writes; ConfigError if it is not of that form."""
+        block, _, module = text.partition(".")
+        if not block.isdecimal() or not module:
+            raise ConfigError(f"site is {text!r}; write it as BLOCK.MODULE, e.g. 15.input_layernorm")
+        return cls(int(block), module)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model this is, so that a probe can refuse another one.
+
+    Attributes:
+        name: Hub id or path, for people.
+        revision: Commit of the hub repository, if known.
+        model_type: Architecture name of the configuration.
+        hidden_size: Width of the residual stream.
+        num_layers: Number of blocks.
+        fingerprint: Digest of weights that fine-tuning in full changes and adapters, bf16 or float32 loading do not
+            (the final norm); the same for every copy of one checkpoint.
+    """
+
+    name: str
+    revision: str | None
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPoint:
+    """One check to make: a row of the session and the depth to read it at (0, or the row's current depth)."""
+
+    row: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What one row got from `Session.decode`.
+
+    Attributes:
+        token_ids: New tokens, an end-of-turn token included.
+        finish_reason: `stop` if the model ended its turn or a stop string matched, `length` if the context is full,
+            None if it can go on. Fewer tokens than asked for with None: another row of the batch ended first; ask again.
+        end_tokens: How many trailing tokens are end-of-turn tokens (0 or 1); they do not count as depth.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"] | None = None
+    end_tokens: int = 0
+
+
+class Session(Protocol):
+    """A batch of answers under way. A row's depth is its prefill at first, and grows as it decodes."""
+
+    rows: int
+
+    def decode(self, n: int) -> list[Decoded]:
+        """Decode up to `n` more tokens for every live row; finished and dropped rows get an empty `Decoded`."""
+        ...
+
+    def drop(self, row: int) -> None:
+        """Say that `row` is not wanted any more (halted); the other rows are not disturbed."""
+        ...
+
+    def hidden_states(self, points: Sequence[CheckPoint], site: Site, read_index: int) -> "np.ndarray":
+        """Read the header token `read_index` at `site` for each point: float32 `[len(points), hidden_size]`.
+
+        At depth 0 the header is the generation prompt itself; else it is appended to a fork of the cache. The answer is
+        not disturbed: what is decoded afterwards is the same with and without the reading.
+        """
+        ...
+
+    def look_ahead(
+        self, points: Sequence[CheckPoint], max_new_tokens: int, decided: Callable[[str], bool]
+    ) -> list[str]:
+        """Greedy text (at most `max_new_tokens`) that the model writes after the header, on a fork.
+
+        Stops a row as soon as `decided(text)` is true.
+        """
+        ...
+
+    def next_token_logprobs(self, points: Sequence[CheckPoint]) -> "np.ndarray":
+        """Log-probabilities of the token after the whole header: float32 `[len(points), vocab_size]`."""
+        ...
+
+    def close(self) -> None:
+        """Free the cache."""
+        ...
+
+
+class Backend(Protocol):
+    """A loaded model that can open sessions."""
+
+    template: "ChatTemplate"
+    capabilities: frozenset[Capability]
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is."""
+        ...
+
+    @property
+    def header(self) -> "Header":
+        """The Safety Tokens of this model's template."""
+        ...
+
+    def check_site(self, site: Site) -> None:
+        """Raise UnsupportedModel if `site` does not exist in this model."""
+        ...
+
+    def open(
+        self, prompts: Sequence["Prompt"], *, max_new_tokens: int, seed: int | None = None, **options: Any
+    ) -> Session:
+        """Start answers to `prompts`; `options` are the engine's own sampling options."""
+        ...
+
+    def replay(self, prompt: "Prompt", answer_ids: Sequence[int]) -> Session:
+        """Open a session that "decodes" the given answer instead of sampling: the fork-by-fork scan."""
+        ...
+
+    def read_depths(
+        self, prompt: "Prompt", answer_ids: Sequence[int], depths: Sequence[int], sites: Sequence[Site]
+    ) -> Mapping[Site, "np.ndarray"]:
+        """Hidden states of every header token at all `depths` in one packed pass.
+
+        Returns one float32 array `[len(depths), len(header.ids), hidden_size]` a site. Raises UnsupportedModel where the
+        architecture cannot take the packed mask; use `replay` there.
+        """
+        ...
+
+    def first_token_ids(self, texts: Sequence[str]) -> list[int]:
+        """The first token of each text as the start of an answer."""
+        ...
+
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """Text of `token_ids`, special tokens left out."""
+        ...

@@ -1,0 +1,48 @@
+"""How a guard behaves, apart from its model and its detector."""
+
+from dataclasses import dataclass
+
+from anydepth.errors import ConfigError
+from anydepth.flow import Plan, check_modes
+from anydepth.policy import Policy, Threshold
+from anydepth.schedule import Every, Schedule
+from anydepth.types import OnError, ReleaseMode
+
+EAGER_CHUNK = 4
+"""Tokens decoded at a time where they are sent before their check: a stream that moves, at little cost a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardConfig:
+    """Options of a guard.
+
+    Attributes:
+        policy: When the scores of an answer halt it.
+        schedule: At which depths an answer is checked.
+        release: `hold` (nothing leaves unchecked), `eager` (send, then check) or `monitor` (never halt).
+        on_error: What a failed check does: `closed` halts the answer, `open` goes on and says so in the verdict.
+        refusal: What the user reads instead of the rest of a halted answer.
+    """
+
+    policy: Policy = Threshold()
+    schedule: Schedule = Every()
+    release: ReleaseMode = "hold"
+    on_error: OnError = "closed"
+    refusal: str = "I can't help with that."
+
+    def __post_init__(self) -> None:
+        check_modes(self.release, self.on_error)
+        if not self.refusal.strip():
+            raise ConfigError("refusal is empty; a halted answer must say something")
+
+    def plan(self, *, max_new_tokens: int, prefill: int) -> Plan:
+        """The plan of one answer's flow."""
+        return Plan(
+            schedule=self.schedule,
+            policy=self.policy,
+            max_new_tokens=max_new_tokens,
+            prefill=prefill,
+            release=self.release,
+            on_error=self.on_error,
+            chunk=None if self.release == "hold" else EAGER_CHUNK,
+        )

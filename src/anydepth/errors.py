@@ -1,0 +1,70 @@
+"""Everything that can go wrong, as one hierarchy.
+
+    AnydepthError
+      +- ConfigError             an option has a value it cannot have (also a ValueError)
+      +- MissingExtra            an optional dependency is not installed (also an ImportError)
+      +- ModelError              a model or tokenizer cannot be loaded or used
+      |    +- TemplateError      the chat template is missing, or the Safety Tokens cannot be derived from it
+      |    +- UnsupportedCache   a cache layer of a kind that cannot be forked safely
+      |    +- UnsupportedModel   the model's blocks, sites or sampling options cannot do what is asked
+      +- PromptError             messages that cannot be answered: empty, malformed, longer than the context
+      +- ProbeError              a probe artefact that cannot be read
+      |    +- ProbeMismatch      a probe of another model, template, header or site
+      +- CapabilityError         a detector needs what the backend cannot do
+      +- CheckError              a check was made and gave no usable score (the guard fails closed)
+      +- RecordError             one record of an input file is unusable
+
+Every message names the thing, the value it has and what to do about it.
+"""
+
+
+class AnydepthError(Exception):
+    """Base of every error that anydepth raises on purpose."""
+
+
+class ConfigError(AnydepthError, ValueError):
+    """An option has a value that it cannot have."""
+
+
+class MissingExtra(AnydepthError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class ModelError(AnydepthError):
+    """A model or tokenizer cannot be loaded or used."""
+
+
+class TemplateError(ModelError):
+    """The chat template is missing, or the Safety Tokens cannot be derived from it."""
+
+
+class UnsupportedCache(ModelError):
+    """A cache layer is of a kind that cannot be forked safely."""
+
+
+class UnsupportedModel(ModelError):
+    """The model's blocks, sites or sampling options cannot do what is asked."""
+
+
+class PromptError(AnydepthError, ValueError):
+    """The messages cannot be answered: empty, malformed or longer than the context."""
+
+
+class ProbeError(AnydepthError):
+    """A probe artefact cannot be read."""
+
+
+class ProbeMismatch(ProbeError):
+    """A probe was fitted on another model, template, header or site."""
+
+
+class CapabilityError(AnydepthError):
+    """A detector needs what the backend cannot do."""
+
+
+class CheckError(AnydepthError):
+    """A check was made and gave no usable score."""
+
+
+class RecordError(AnydepthError, ValueError):
+    """One record of an input file is unusable."""

@@ -1,0 +1,234 @@
+"""Guard one answer: the only copy of the guard's logic, without any input or output.
+
+`guarded` is a generator. It yields commands and is sent the replies:
+
+    Decode(n)        <- Decoded: up to n more tokens of the answer
+    Check(depth)     <- Score, or the exception that the check raised
+    Noted(check)     <- None: what the guard made of that score, for whoever watches
+    Release(tokens)  <- None: these tokens leave
+    Halt(verdict)    <- None: the answer ends here
+
+and returns an `Outcome`. Drivers (sync, async, batch, server) carry the commands out.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from anydepth.backends.base import Decoded
+from anydepth.errors import CheckError, ConfigError
+from anydepth.policy import Policy
+from anydepth.schedule import Schedule
+from anydepth.types import CheckResult, FinishReason, OnError, ReleaseMode, Score, Verdict, Window
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Ask for up to `n` more tokens."""
+
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Ask for the score at `depth`."""
+
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Tell what became of the last check."""
+
+    check: CheckResult
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Let these tokens leave."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """End the answer with a refusal; `withheld` tokens never leave."""
+
+    verdict: Verdict
+    withheld: int
+
+
+Command = Decode | Check | Noted | Release | Halt
+Reply = Decoded | Score | Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the flow of one answer needs to know.
+
+    Attributes:
+        schedule: At which depths to check.
+        policy: When to halt.
+        max_new_tokens: Tokens to generate at most.
+        prefill: Length in tokens of the client's prefill.
+        release: `hold`, `eager` or `monitor`.
+        on_error: What a failed check does: `closed` halts, `open` goes on and counts it in the verdict.
+        chunk: Tokens to decode at a time at most; None is the whole way to the next check.
+    """
+
+    schedule: Schedule
+    policy: Policy
+    max_new_tokens: int
+    prefill: int = 0
+    release: ReleaseMode = "hold"
+    on_error: OnError = "closed"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens!r}; give a whole number of at least 1")
+        check_modes(self.release, self.on_error)
+
+
+def check_modes(release: str, on_error: str) -> None:
+    """Raise ConfigError unless both words are known."""
+    if release not in ("hold", "eager", "monitor"):
+        raise ConfigError(f"release is {release!r}; choose hold, eager or monitor")
+    if on_error not in ("closed", "open"):
+        raise ConfigError(f"on_error is {on_error!r}; choose closed (halt) or open (go on and say so)")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the flow of one answer ended."""
+
+    finish_reason: FinishReason
+    verdict: Verdict
+    checks: tuple[CheckResult, ...]
+    windows: tuple[Window, ...]
+    generated: int
+
+
+Flow = Generator[Command, Reply, Outcome]
+
+
+@dataclass(slots=True)
+class _Trail:
+    """The checks of one answer so far, and what the policy makes of them."""
+
+    plan: Plan
+    checks: list[CheckResult] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    tripped: Verdict | None = None
+
+    @property
+    def errors(self) -> int:
+        return sum(check.error is not None for check in self.checks)
+
+    def check(self, depth: int) -> Generator[Command, Reply, None]:
+        """Make one check and note the verdict if it is the first to trip."""
+        self.checks.append(self._judge(depth, (yield Check(depth))))
+        yield Noted(self.checks[-1])
+
+    def _judge(self, depth: int, reply: Reply) -> CheckResult:
+        failure = _failure(reply)
+        if failure is not None:
+            if self.plan.on_error == "closed":
+                self._trip(math.nan, depth, "error")
+            return CheckResult(depth, math.nan, math.nan, error=failure)
+        assert isinstance(reply, Score)
+        self.scores.append(reply.value)
+        statistic = self.plan.policy.statistic(self.scores)[-1]
+        if statistic >= self.plan.policy.threshold:
+            self._trip(reply.value, depth, "policy")
+        return CheckResult(depth, reply.value, statistic, detail=reply.detail)
+
+    def _trip(self, score: float, depth: int, reason: str) -> None:
+        if self.tripped is None:
+            self.tripped = Verdict(True, score, depth, reason, self.errors)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def halting(self) -> bool:
+        return self.tripped is not None and self.plan.release != "monitor"
+
+    def verdict(self) -> Verdict:
+        """The first verdict that tripped, else a clear one that names the highest score."""
+        if self.tripped is not None:
+            first = self.tripped
+            return Verdict(True, first.score, first.depth, first.reason, self.errors)
+        good = [check for check in self.checks if check.error is None]
+        if not good:
+            return Verdict(False, math.nan, 0, "clear", self.errors)
+        highest = max(good, key=lambda check: check.score)
+        return Verdict(False, highest.score, highest.depth, "clear", self.errors)
+
+
+def _failure(reply: Reply) -> str | None:
+    """Why this reply to a check is no score, or None."""
+    if isinstance(reply, Exception):
+        return f"{type(reply).__name__}: {reply}"
+    if not isinstance(reply, Score):
+        return f"the detector gave {reply!r}, not a Score"
+    if not math.isfinite(reply.value) or not 0 <= reply.value <= 1:
+        return f"{CheckError.__name__}: the score is {reply.value!r}, not a number in [0, 1]"
+    return None
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """An account of every generated token of one answer."""
+
+    position: int
+    windows: list[Window] = field(default_factory=list)
+
+    def close(self, count: int, checked_at: int | None, state: str) -> None:
+        """Write down what became of the next `count` tokens."""
+        if count:
+            stop = self.position + count
+            self.windows.append(Window(self.position, stop, checked_at, state))  # pyright: ignore[reportArgumentType]
+            self.position = stop
+
+
+def guarded(plan: Plan) -> Flow:
+    """Run the guard over one answer; see the module's docstring for the commands.
+
+    Depth 0 and the end of the prefill are checked before the first token is asked for; then every scheduled depth, and
+    always the last window, however short, the end of turn included.
+    """
+    trail, ledger = _Trail(plan), _Ledger(plan.prefill)
+    generated, end_tokens, finish = 0, 0, None
+
+    def outcome(reason: FinishReason) -> Outcome:
+        return Outcome(reason, trail.verdict(), tuple(trail.checks), tuple(ledger.windows), generated)
+
+    for depth in dict.fromkeys((0, plan.prefill)):
+        yield from trail.check(depth)
+        if trail.halting:
+            yield Halt(trail.verdict(), 0)
+            return outcome("content_filter")
+    while finish is None:
+        window: tuple[int, ...] = ()
+        goal = min(plan.schedule.next_after(generated, trail.scores), plan.max_new_tokens)
+        while generated < goal and finish is None:
+            room = goal - generated
+            reply = yield Decode(min(room, plan.chunk or room))
+            assert isinstance(reply, Decoded)
+            if not reply.token_ids and reply.finish_reason is None:
+                raise RuntimeError(f"the backend decoded nothing at depth {plan.prefill + generated} and did not finish")
+            window += reply.token_ids
+            generated += len(reply.token_ids)
+            finish, end_tokens = reply.finish_reason, reply.end_tokens
+            if plan.release != "hold" and reply.token_ids:
+                yield Release(reply.token_ids)
+        if generated >= plan.max_new_tokens:
+            finish = finish or "length"
+        depth = plan.prefill + generated - end_tokens
+        yield from trail.check(depth)
+        if trail.halting:
+            held = plan.release == "hold"
+            ledger.close(len(window), depth, "withheld" if held else "released")
+            yield Halt(trail.verdict(), len(window) if held else 0)
+            return outcome("content_filter")
+        ledger.close(len(window), depth, "released")
+        if plan.release == "hold" and window:
+            yield Release(window)
+    return outcome(finish)

@@ -1,0 +1,130 @@
+"""Turn the sequence of scores of one answer into a halt.
+
+Every policy is a statistic over the scores so far and a threshold on it: that one number per answer (its largest value)
+is what calibration works on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from anydepth.errors import ConfigError
+
+
+class Policy(Protocol):
+    """A running statistic of the scores of one answer; the answer halts when it reaches the threshold."""
+
+    @property
+    def threshold(self) -> float:
+        """The value of the statistic at which an answer halts."""
+        ...
+
+    def statistic(self, scores: Sequence[float]) -> list[float]:
+        """The statistic after each score, same length as `scores` (oldest first)."""
+        ...
+
+
+def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {value!r}; it must be {rule}")
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Halt at the first score that reaches `threshold` (the paper's rule, with 0.5)."""
+
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.threshold <= 1, "threshold", self.threshold, "in [0, 1]")
+
+    def statistic(self, scores: Sequence[float]) -> list[float]:
+        """The scores themselves."""
+        return list(scores)
+
+
+@dataclass(frozen=True, slots=True)
+class KofN:
+    """Halt when `k` of the last `n` scores reach `threshold`; the statistic is the k-th largest of the last n."""
+
+    k: int = 2
+    n: int = 3
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.threshold <= 1, "threshold", self.threshold, "in [0, 1]")
+        _require(self.k >= 1, "k", self.k, "at least 1")
+        _require(self.n >= self.k, "n", self.n, f"at least k ({self.k})")
+
+    def statistic(self, scores: Sequence[float]) -> list[float]:
+        """The k-th largest of the last n scores (0 while there are fewer than k)."""
+        out = []
+        for end in range(1, len(scores) + 1):
+            last = sorted(scores[max(0, end - self.n) : end], reverse=True)
+            out.append(last[self.k - 1] if len(last) >= self.k else 0.0)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Ewma:
+    """Halt when the exponentially weighted moving average of the scores reaches `threshold`.
+
+    `alpha` is the weight of the newest score; the average starts at the first score.
+    """
+
+    alpha: float = 0.5
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.threshold <= 1, "threshold", self.threshold, "in [0, 1]")
+        _require(0 < self.alpha <= 1, "alpha", self.alpha, "in (0, 1]")
+
+    def statistic(self, scores: Sequence[float]) -> list[float]:
+        """The moving average after each score."""
+        out: list[float] = []
+        for score in scores:
+            out.append(score if not out else self.alpha * score + (1 - self.alpha) * out[-1])
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Cusum:
+    """Halt when the cumulative sum of scores above `drift` reaches `threshold` (Page's one-sided CUSUM)."""
+
+    drift: float = 0.3
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.drift < 1, "drift", self.drift, "in [0, 1)")
+        _require(self.threshold > 0, "threshold", self.threshold, "above 0")
+
+    def statistic(self, scores: Sequence[float]) -> list[float]:
+        """max(0, S + score - drift) after each score."""
+        out: list[float] = []
+        for score in scores:
+            out.append(max(0.0, (out[-1] if out else 0.0) + score - self.drift))
+        return out
+
+
+POLICIES: Mapping[str, type] = {"threshold": Threshold, "k_of_n": KofN, "ewma": Ewma, "cusum": Cusum}
+"""Name in configuration files and probe artefacts -> policy."""
+
+
+def policy_from(record: Mapping[str, Any]) -> Policy:
+    """Build a policy from `{"name": ..., option: value}`; ConfigError names what is unknown."""
+    options = dict(record)
+    name = options.pop("name", None)
+    if name not in POLICIES:
+        raise ConfigError(f"policy is {name!r}; choose one of {', '.join(POLICIES)}")
+    try:
+        return POLICIES[name](**options)
+    except TypeError as error:
+        raise ConfigError(f"policy {name!r} does not take {sorted(options)}: {error}") from error
+
+
+def policy_record(policy: Policy) -> dict[str, Any]:
+    """The record that `policy_from` reads back."""
+    for name, kind in POLICIES.items():
+        if isinstance(policy, kind):
+            return {"name": name, **asdict(policy)}  # pyright: ignore[reportArgumentType]
+    raise ConfigError(f"policy {type(policy).__name__} has no name in POLICIES; register it there to store it")

@@ -1,0 +1,159 @@
+"""The records that travel between the layers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+ReleaseMode = Literal["hold", "eager", "monitor"]
+"""`hold`: nothing leaves unchecked. `eager`: send, then check. `monitor`: never halt."""
+
+OnError = Literal["closed", "open"]
+"""What a check that fails does to the answer: `closed` halts it, `open` lets it go on and says so."""
+
+FinishReason = Literal["stop", "length", "content_filter"]
+Message = Mapping[str, Any]
+"""One chat message, `{"role": ..., "content": ...}`, as Transformers and OpenAI write it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a detector says of one check: 0 is harmless, 1 is harmful."""
+
+    value: float
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One reading at one depth.
+
+    Attributes:
+        depth: Assistant tokens that the check covers, a client's prefill included.
+        score: The detector's score in [0, 1]; NaN where the check failed.
+        statistic: What the policy compared with its threshold, e.g. the running EWMA.
+        detail: The detector's own remark, such as the look-ahead text.
+        error: Why the check failed, or None.
+    """
+
+    depth: int
+    score: float
+    statistic: float
+    detail: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The policy's decision over the checks of one answer.
+
+    Attributes:
+        halt: True if the answer is stopped (under `monitor`: would have been).
+        score: The score of the deciding check (the highest one if nothing halted).
+        depth: The depth of that check.
+        reason: `policy` (threshold crossed), `error` (a check failed and the guard fails closed) or `clear`.
+        errors: How many checks failed; above zero with `halt=False` the guard was failing open.
+    """
+
+    halt: bool
+    score: float
+    depth: int
+    reason: Literal["policy", "error", "clear"] = "clear"
+    errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What became of the tokens `start <= depth < stop` of one answer.
+
+    Attributes:
+        checked_at: Depth of the first check that covers them, or None if no check did.
+        state: `released` (they left) or `withheld` (they did not).
+    """
+
+    start: int
+    stop: int
+    checked_at: int | None
+    state: Literal["released", "withheld"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One guarded answer, finished.
+
+    Attributes:
+        text: What the user got: the released text, then the refusal if the answer was halted.
+        token_ids: The released tokens, prefill not included, end-of-turn token included.
+        finish_reason: `stop`, `length` or `content_filter`.
+        verdict: The decision; `verdict.halt` is True exactly if `finish_reason` is `content_filter`
+            (under `monitor` the answer is never cut, whatever the verdict).
+        checks: Every check, in order.
+        windows: An account of every generated token.
+        prompt_tokens: Length of the prompt without the prefill.
+        prefill_tokens: Length of the client's prefill.
+        generated_tokens: Tokens the model generated, withheld ones included.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    verdict: Verdict
+    checks: tuple[CheckResult, ...]
+    windows: tuple[Window, ...]
+    prompt_tokens: int
+    prefill_tokens: int
+    generated_tokens: int
+
+    @property
+    def halted(self) -> bool:
+        """True if the guard cut this answer."""
+        return self.finish_reason == "content_filter"
+
+    @property
+    def leak(self) -> int:
+        """Tokens that left before the halt, prefill not counted; 0 for an answer that was not halted."""
+        return len(self.token_ids) if self.halted else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Event: a check was made."""
+
+    check: CheckResult
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Event: tokens leave the guard."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """Event: the answer is stopped; `refusal` is what to show instead of the rest."""
+
+    verdict: Verdict
+    refusal: str
+    withheld: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Event: the last of every answer, with the whole account."""
+
+    answer: Answer
+
+
+Event = Checked | Released | Halted | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """The checks of a finished answer and the verdict that the policy draws from them."""
+
+    checks: tuple[CheckResult, ...]
+    verdict: Verdict
+    method: Literal["packed", "forks"] = "packed"
+    notes: tuple[str, ...] = field(default=())
