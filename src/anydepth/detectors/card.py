@@ -1,0 +1,157 @@
+"""Say what a probe belongs to and where it comes from."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from anydepth.backends.base import Backend, ModelIdentity, Site
+from anydepth.errors import AnydepthError, ProbeError, UnsupportedModel
+from anydepth.policy import policy_from
+
+FORMAT_VERSION = 1
+"""Version of the artefact's layout that this package writes, and the only one that it reads."""
+
+WAIVABLE = frozenset({"model", "template"})
+"""Differences that a researcher may waive: fine-tuned weights, or a template with another default system prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeCard:
+    """The metadata of a probe artefact.
+
+    Attributes:
+        model: The model that the probe was fitted on. An empty fingerprint (imported probes) means that the weights are
+            not known; shape and architecture are compared instead.
+        header_ids: The Safety Tokens at collection; those after the read token are not used and may be left out.
+        read_index: Index in `header_ids` of the token whose hidden state was read.
+        site: Where the hidden state was read.
+        template_digest: Digest of the chat template, or None if it is not known (imported probes).
+        dtype: Type that the model ran in when the states were collected.
+        policy: Record of the calibrated policy and its threshold, as `policy_record` writes it, or None.
+        calibration: Evidence for the threshold: target, achieved, interval, data.
+        sources: Training data, one mapping a source, with at least `name` and `licence`.
+        created: When it was fitted, ISO 8601.
+        versions: Versions of the packages that fitted it.
+        seed: Seed of the fit.
+        notes: Anything else that a reader should know.
+    """
+
+    model: ModelIdentity
+    header_ids: tuple[int, ...]
+    read_index: int
+    site: Site
+    template_digest: str | None = None
+    dtype: str | None = None
+    policy: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[Mapping[str, str], ...] = ()
+    created: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.read_index < len(self.header_ids):
+            raise ProbeError(
+                f"read_index is {self.read_index}, the header has {len(self.header_ids)} tokens; "
+                "the artefact is damaged, fit it again with `anydepth fit`"
+            )
+
+    @property
+    def probe_ids(self) -> tuple[int, ...]:
+        """The header up to the read token: no later token can change the state that is read."""
+        return self.header_ids[: self.read_index + 1]
+
+
+def card_record(card: ProbeCard) -> dict[str, Any]:
+    """The JSON-ready record that `card_from` reads back."""
+    return {**asdict(card), "site": str(card.site)}
+
+
+def card_from(record: Mapping[str, Any]) -> ProbeCard:
+    """Build a card from its record; ProbeError names the field that is missing or wrong.
+
+    Fields that this version does not know are left out: a new one is added without a new format version.
+    """
+    known = {entry.name for entry in fields(ProbeCard)}
+    values = {name: value for name, value in record.items() if name in known}
+    try:
+        _check_kinds(values)
+        values["model"] = ModelIdentity(**values["model"])
+        values["site"] = Site.parse(values["site"])
+        values["header_ids"] = tuple(values["header_ids"])
+        values["sources"] = tuple(values.get("sources", ()))
+        card = ProbeCard(**values)
+        if card.policy is not None:
+            policy_from(card.policy)
+    except KeyError as error:
+        raise ProbeError(f"the probe's card has no {error}; fit it again with `anydepth fit`") from error
+    except (TypeError, AnydepthError) as error:
+        raise ProbeError(f"the probe's card is not usable: {error}") from error
+    return card
+
+
+_REQUIRED = {"model": Mapping, "site": str, "header_ids": list, "read_index": int}
+_OPTIONAL = {"policy": Mapping, "calibration": Mapping, "versions": Mapping, "sources": list, "template_digest": str}
+
+
+def _check_kinds(values: Mapping[str, Any]) -> None:
+    for name, kind in _REQUIRED.items():
+        _check_kind(name, values[name], kind)
+    for name, kind in _OPTIONAL.items():
+        if values.get(name) is not None:
+            _check_kind(name, values[name], kind)
+    for token in values["header_ids"]:
+        _check_kind("a header id", token, int)
+    for name in ("hidden_size", "num_layers"):
+        _check_kind(f"model.{name}", values["model"].get(name), int)
+
+
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, not a {kind.__name__}")
+
+
+def mismatches(card: ProbeCard, backend: Backend) -> dict[str, str]:
+    """What of `backend` differs from the card: what it is -> both values and the remedy; empty if the probe fits.
+
+    A hub id that differs is no mismatch if the fingerprints are equal: names are for people, and a converted copy of a
+    checkpoint has the name of a folder.
+    """
+    found = {
+        "hidden_size": _differ("hidden size", card.model.hidden_size, backend.identity.hidden_size),
+        "model": _model(card.model, backend.identity),
+        "template": card.template_digest and _differ("chat template", card.template_digest, backend.template.digest),
+        # the probe's own read token: which one the template prefers does not matter
+        "header": _differ("header up to the read token", card.probe_ids, backend.header.ids[: card.read_index + 1]),
+        "site": _site(card.site, backend),
+    }
+    return {name: message for name, message in found.items() if message}
+
+
+def _differ(what: str, want: object, got: object, remedy: str = "fit a new one with `anydepth fit`") -> str | None:
+    return None if want == got else f"{what}: the probe was fitted with {want}, the model has {got}; {remedy}"
+
+
+def _model(want: ModelIdentity, got: ModelIdentity) -> str | None:
+    if want.fingerprint:
+        seen = (_named(want, want.fingerprint), _named(got, got.fingerprint or "unknown"))
+        remedy = f"load {want.name}, or fit a new one with `anydepth fit`"
+        return None if want.fingerprint == got.fingerprint else _differ("model", *seen, remedy)
+    return _differ("model", _shape(want), _shape(got), f"load {want.name}, or fit a new one with `anydepth fit`")
+
+
+def _named(model: ModelIdentity, fingerprint: str) -> str:
+    return f"{model.name} (weights {fingerprint})"
+
+
+def _shape(model: ModelIdentity) -> str:
+    return f"{model.model_type} with {model.num_layers} layers of width {model.hidden_size}"
+
+
+def _site(site: Site, backend: Backend) -> str | None:
+    try:
+        backend.check_site(site)
+    except UnsupportedModel as error:
+        return f"site: the probe reads {site}, this model does not have it ({error}); fit a new one with `anydepth fit`"
+    return None

@@ -1,0 +1,224 @@
+"""Score a check with a linear probe on the Safety Tokens' hidden state (paper, ADA-LP)."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from anydepth.backends.base import Backend, Capability, CheckPoint, Session, Site
+from anydepth.detectors.base import require_capabilities
+from anydepth.detectors.card import FORMAT_VERSION, WAIVABLE, ProbeCard, card_from, card_record, mismatches
+from anydepth.errors import CheckError, ConfigError, ProbeError, ProbeMismatch
+from anydepth.policy import Policy, policy_from
+from anydepth.types import Score
+
+
+class LinearProbe:
+    """Scores a check as sigmoid(w·h + b), h the hidden state of the read token (paper, ADA-LP).
+
+    Args:
+        weight: The direction, `[hidden_size]`; kept as float32. Any standardisation is folded in.
+        bias: The offset.
+        card: What the probe belongs to and where it comes from.
+        allow_mismatch: Of `{"model", "template"}`, what may differ from the card: for research on fine-tuned weights.
+            Hidden size, header and site cannot be waived; a score read elsewhere means nothing.
+
+    Raises:
+        ProbeError: The weight has another shape than the card's hidden size, or a value that is not finite.
+        ConfigError: `allow_mismatch` names something that cannot be waived.
+    """
+
+    name = "probe"
+    needs = frozenset({Capability.HIDDEN_STATES})
+
+    def __init__(
+        self, weight: np.ndarray, bias: float, card: ProbeCard, *, allow_mismatch: Iterable[str] = frozenset()
+    ) -> None:
+        self.weight = np.array(weight, dtype=np.float32)
+        self.weight.setflags(write=False)
+        self.bias = float(np.float32(bias))  # what `save` stores, so that a saved probe scores the same
+        self.card = card
+        self.allow_mismatch = frozenset(allow_mismatch)
+        if self.allow_mismatch - WAIVABLE:
+            raise ConfigError(
+                f"allow_mismatch names {sorted(self.allow_mismatch - WAIVABLE)}; only {sorted(WAIVABLE)} can be waived"
+            )
+        if self.weight.shape != (card.model.hidden_size,):
+            raise ProbeError(
+                f"the weight has the shape {self.weight.shape}, the card says hidden size {card.model.hidden_size}; "
+                "fit the probe again with `anydepth fit`"
+            )
+        if not (np.isfinite(self.weight).all() and np.isfinite(self.bias)):
+            raise ProbeError("the weight or bias is not finite; fit the probe again with `anydepth fit`")
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy that the probe was calibrated with, or None."""
+        return None if self.card.policy is None else policy_from(self.card.policy)
+
+    @property
+    def site(self) -> Site:
+        """Where the hidden state is read."""
+        return self.card.site
+
+    @property
+    def read_index(self) -> int:
+        """Index in the header of the token whose hidden state is read."""
+        return self.card.read_index
+
+    def bind(self, backend: Backend) -> None:
+        """Refuse a backend that the probe was not fitted on; see `Detector.bind`.
+
+        Raises:
+            CapabilityError: The backend gives no hidden states.
+            ProbeMismatch: Model, template, header or site differ; the message has each one with both values.
+        """
+        require_capabilities(self, backend)
+        found = mismatches(self.card, backend)
+        fatal = [message for what, message in found.items() if what not in self.allow_mismatch]
+        if fatal:
+            raise ProbeMismatch("the probe does not belong to this model. " + ". ".join(fatal))
+
+    def check(self, session: Session, points: Sequence[CheckPoint]) -> list[Score]:
+        """Score each point; CheckError names the depth whose hidden state or score is not finite."""
+        if not points:
+            return []
+        states = session.hidden_states(points, self.site, self.read_index)
+        if len(states) != len(points):
+            raise CheckError(f"the backend gave {len(states)} hidden states for {len(points)} checks")
+        scores: list[Score] = []
+        for point, score in zip(points, self.score_each(states), strict=True):
+            if isinstance(score, Exception):
+                raise CheckError(f"check at depth {point.depth} (row {point.row}): {score}") from score
+            scores.append(score)
+        return scores
+
+    def score_each(self, states: np.ndarray) -> list[Score | Exception]:
+        """Score states `[n, hidden_size]` one by one; a CheckError stands in the place of one that is not finite.
+
+        Raises:
+            CheckError: The states have another shape.
+        """
+        states = np.asarray(states, dtype=np.float64)
+        if states.ndim != 2 or states.shape[1] != len(self.weight):
+            raise CheckError(f"hidden states have the shape {states.shape}, the probe needs [n, {len(self.weight)}]")
+        finite = np.logical_and.reduce(np.isfinite(states), axis=1)
+        # float64: a float32 sum over thousands of widths with values of 1e4 would lose the digits that decide
+        logits = np.where(finite[:, None], states, 0.0) @ self.weight.astype(np.float64) + self.bias
+        probabilities = np.exp(-np.logaddexp(0.0, -logits))  # sigmoid without overflow
+        return [
+            Score(float(probability)) if usable else CheckError("the hidden state is not finite")
+            for probability, usable in zip(probabilities, finite & np.isfinite(probabilities), strict=True)
+        ]
+
+    @classmethod
+    def load(cls, path: str | Path, *, allow_mismatch: Iterable[str] = frozenset()) -> "LinearProbe":
+        """Read a probe artefact.
+
+        Args:
+            path: A safetensors file that `save` wrote.
+            allow_mismatch: See the class.
+
+        Raises:
+            ProbeError: The file is missing, truncated or not a probe, or of a format version that is not known.
+        """
+        tensors, metadata = _read(Path(path))
+        try:
+            weight = _tensor(tensors, "weight")
+            bias = _tensor(tensors, "bias")
+            if bias.shape != (1,):
+                raise ProbeError(f"tensor 'bias' has the shape {list(bias.shape)}, not [1]")
+            return cls(weight, float(bias[0]), _card(metadata), allow_mismatch=allow_mismatch)
+        except ProbeError as error:
+            raise ProbeError(f"{path}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the artefact whole or not at all: to a temporary file beside it, then renamed."""
+        path = Path(path)
+        content = self._artefact()
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise ProbeError(f"cannot write the probe {path}: {error}") from error
+
+    def _artefact(self) -> bytes:
+        try:
+            card = json.dumps(card_record(self.card), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ProbeError(f"the probe's card cannot be stored as JSON: {error}") from error
+        tensors = {"weight": np.array(self.weight), "bias": np.array([self.bias], dtype=np.float32)}
+        return safetensors.numpy.save(tensors, {"format_version": str(FORMAT_VERSION), "anydepth": card})
+
+
+def find_shipped(backend: Backend, directory: Traversable | None = None) -> LinearProbe | None:
+    """The probe for this model among those that the package ships, or None.
+
+    Args:
+        backend: The loaded model.
+        directory: Where to look; the package's own probes by default.
+    """
+    directory = directory or resources.files("anydepth") / "data" / "probes"
+    if not directory.is_dir():
+        return None
+    for entry in sorted(directory.iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".safetensors"):
+            with resources.as_file(entry) as path:
+                probe = LinearProbe.load(path)
+            if probe.card.model.fingerprint and not mismatches(probe.card, backend):
+                return probe
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except FileNotFoundError as error:
+        raise ProbeError(f"there is no probe at {path}; fit one with `anydepth fit`") from error
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ProbeError(
+            f"{path} is not a probe artefact, or was cut short ({error}); fit or fetch it again"
+        ) from error
+
+
+def _tensor(tensors: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in tensors:
+        raise ProbeError(f"there is no tensor {name!r}; the file is not a probe artefact")
+    tensor = tensors[name]
+    if tensor.dtype != np.float32 or tensor.ndim != 1:
+        raise ProbeError(f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, not float32 of one dimension")
+    return tensor
+
+
+def _card(metadata: dict[str, str]) -> ProbeCard:
+    version = metadata.get("format_version")
+    if version != str(FORMAT_VERSION):
+        raise ProbeError(
+            f"the format version is {version!r}, this version of anydepth reads {str(FORMAT_VERSION)!r}; "
+            "use a newer anydepth, or fit the probe again with `anydepth fit`"
+        )
+    try:
+        record: Any = json.loads(metadata["anydepth"])
+    except (KeyError, ValueError) as error:
+        raise ProbeError(f"the metadata holds no card ({error!r}); the file is not a probe artefact") from error
+    if not isinstance(record, dict):
+        raise ProbeError("the metadata holds no card; the file is not a probe artefact")
+    return card_from(record)

@@ -1,0 +1,294 @@
+"""LinearProbe: the score, the artefact and what it refuses."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from anydepth.backends.base import Capability, CheckPoint, ModelIdentity, Site
+from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
+from anydepth.errors import CapabilityError, CheckError, ConfigError, ProbeError, ProbeMismatch
+from anydepth.policy import Ewma
+
+from .conftest import WIDTH, ScriptedBackend, ScriptedSession
+
+
+def rewrite(path: Path, *, tensors: dict[str, Any] | None = None, **metadata: Any) -> None:
+    """Replace parts of a saved artefact; a value of None removes its key."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        old = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        texts = dict(file.metadata())
+    kept = {name: value for name, value in {**old, **(tensors or {})}.items() if value is not None}
+    texts = {name: value for name, value in {**texts, **metadata}.items() if value is not None}
+    safetensors.numpy.save_file(kept, path, texts or None)
+
+
+def recard(path: Path, **changes: Any) -> None:
+    with safetensors.safe_open(path, framework="numpy") as file:
+        record = {**json.loads(file.metadata()["anydepth"]), **changes}
+    rewrite(path, anydepth=json.dumps({name: value for name, value in record.items() if value != "REMOVED"}))
+
+
+@pytest.fixture
+def saved(probe: LinearProbe, tmp_path: Path) -> Path:
+    path = tmp_path / "probe.safetensors"
+    probe.save(path)
+    return path
+
+
+def test_score_is_the_logistic_function_of_the_state(probe: LinearProbe, points: list[CheckPoint]) -> None:
+    states = np.random.default_rng(0).normal(size=(3, WIDTH))
+    session = ScriptedSession(states=states)
+    scores = probe.check(session, points)
+    want = 1 / (1 + np.exp(-(states.astype(np.float32) @ probe.weight + probe.bias)))
+    assert [score.value for score in scores] == pytest.approx(want, rel=1e-5)
+    assert (session.site, session.read_index) == (Site(3), 2)
+
+
+@pytest.mark.parametrize(("logit", "want"), [(1e4, 1.0), (-1e4, 0.0), (3e38, 1.0), (0.0, 0.5)])
+def test_score_is_stable_at_extremes(card: ProbeCard, logit: float, want: float) -> None:
+    probe = LinearProbe(np.eye(WIDTH)[0], 0.0, card)
+    with np.errstate(all="raise", under="ignore"):
+        [score] = probe.score_each(np.eye(WIDTH, dtype=np.float32)[:1] * np.float32(logit))
+    assert not isinstance(score, Exception)
+    assert score.value == want
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_state_that_is_not_finite_raises_with_its_depth(
+    probe: LinearProbe, points: list[CheckPoint], bad: float
+) -> None:
+    states = np.zeros((3, WIDTH))
+    states[1, 4] = bad
+    with pytest.raises(CheckError, match=r"depth 25 \(row 1\)"):
+        probe.check(ScriptedSession(states=states), points)
+    each = probe.score_each(states)
+    assert [isinstance(score, CheckError) for score in each] == [False, True, False]
+
+
+def test_states_of_another_shape_raise(probe: LinearProbe, points: list[CheckPoint]) -> None:
+    with pytest.raises(CheckError, match="shape"):
+        probe.check(ScriptedSession(states=np.zeros((3, WIDTH + 1))), points)
+    with pytest.raises(CheckError, match="2 hidden states for 3 checks"):
+        probe.check(ScriptedSession(states=np.zeros((2, WIDTH))), points)
+
+
+def test_no_points_ask_nothing(probe: LinearProbe) -> None:
+    session = ScriptedSession()
+    assert probe.check(session, []) == []
+    assert session.asked == []
+
+
+def test_saved_probe_loads_as_it_was(probe: LinearProbe, saved: Path) -> None:
+    loaded = LinearProbe.load(saved)
+    assert loaded.card == probe.card
+    assert loaded.policy == Ewma(alpha=0.5, threshold=0.7)
+    states = np.random.default_rng(1).normal(size=(5, WIDTH))
+    assert loaded.score_each(states) == probe.score_each(states)
+    assert [path.name for path in saved.parent.iterdir()] == ["probe.safetensors"], "a temporary file was left"
+
+
+def test_save_replaces_whole_or_not_at_all(probe: LinearProbe, saved: Path) -> None:
+    before = saved.read_bytes()
+    broken = LinearProbe(probe.weight, 0.0, dataclasses.replace(probe.card, calibration={"achieved": float("nan")}))
+    with pytest.raises(ProbeError, match="JSON"):
+        broken.save(saved)
+    assert saved.read_bytes() == before
+    (saved.parent / "file").write_text("")
+    with pytest.raises(ProbeError, match="cannot write"):
+        probe.save(saved.parent / "file" / "probe.safetensors")
+
+
+def test_probe_without_policy(card: ProbeCard) -> None:
+    assert LinearProbe(np.zeros(WIDTH), 0, dataclasses.replace(card, policy=None)).policy is None
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 20, 0.3, 0.6, 0.9, -1])
+def test_truncated_file_is_an_error(saved: Path, kept: float) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    with pytest.raises(ProbeError, match=r"probe\.safetensors"):
+        LinearProbe.load(saved)
+
+
+def test_files_that_are_no_probe(tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match="there is no probe at"):
+        LinearProbe.load(tmp_path / "missing.safetensors")
+    with pytest.raises(ProbeError):
+        LinearProbe.load(tmp_path)
+    (tmp_path / "text").write_text("hello " * 100)
+    with pytest.raises(ProbeError, match="not a probe artefact"):
+        LinearProbe.load(tmp_path / "text")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensors": {"weight": None}}, "no tensor 'weight'"),
+        ({"tensors": {"bias": None}}, "no tensor 'bias'"),
+        ({"tensors": {"weight": np.zeros(WIDTH, np.float64)}}, "float64"),
+        ({"tensors": {"weight": np.zeros((1, WIDTH), np.float32)}}, "one dimension"),
+        ({"tensors": {"weight": np.zeros(WIDTH + 1, np.float32)}}, "hidden size 6"),
+        ({"tensors": {"bias": np.zeros(2, np.float32)}}, "bias"),
+        ({"tensors": {"weight": np.full(WIDTH, np.nan, np.float32)}}, "not finite"),
+        ({"tensors": {"bias": np.full(1, np.inf, np.float32)}}, "not finite"),
+        ({"format_version": "99"}, "format version is '99'"),
+        ({"format_version": None}, "format version is None"),
+        ({"anydepth": None}, "no card"),
+        ({"anydepth": "{not json"}, "no card"),
+        ({"anydepth": "[]"}, "no card"),
+        ({"anydepth": "{}"}, "no 'model'"),
+    ],
+)
+def test_damaged_artefact_is_an_error(saved: Path, changes: dict[str, Any], message: str) -> None:
+    rewrite(saved, **changes)
+    with pytest.raises(ProbeError, match=message) as caught:
+        LinearProbe.load(saved)
+    assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"read_index": 4}, "read_index is 4"),
+        ({"read_index": -1}, "read_index"),
+        ({"read_index": True}, "read_index"),
+        ({"site": "somewhere"}, "site"),
+        ({"site": "REMOVED"}, "no 'site'"),
+        ({"header_ids": "789"}, "header_ids"),
+        ({"header_ids": [7, 8, 9.5]}, "header id"),
+        ({"model": {"name": "org/tiny"}}, "hidden_size"),
+        ({"policy": {"name": "guess"}}, "policy is 'guess'"),
+        ({"policy": [1]}, "policy"),
+        ({"sources": {"name": "x"}}, "sources"),
+    ],
+)
+def test_card_that_makes_no_sense_is_an_error(saved: Path, changes: dict[str, Any], message: str) -> None:
+    recard(saved, **changes)
+    with pytest.raises(ProbeError, match=message):
+        LinearProbe.load(saved)
+
+
+def test_card_of_a_later_minor_version_is_read(saved: Path, probe: LinearProbe) -> None:
+    recard(saved, colour="green")
+    assert LinearProbe.load(saved).card == probe.card
+
+
+def test_bind_accepts_its_own_model(probe: LinearProbe, backend: ScriptedBackend) -> None:
+    probe.bind(backend)
+
+
+def test_bind_accepts_another_name_of_the_same_weights(probe: LinearProbe, backend: ScriptedBackend) -> None:
+    backend.identity = dataclasses.replace(backend.identity, name="/tmp/converted", revision=None)
+    probe.bind(backend)
+
+
+def test_bind_accepts_another_default_read_token(probe: LinearProbe, backend: ScriptedBackend) -> None:
+    backend.header = SimpleNamespace(ids=(7, 8, 9, 10), read_index=3, probe_ids=(7, 8, 9, 10))
+    probe.bind(backend)
+
+
+MISMATCHES: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "weights": ({"fingerprint": "fingerprint-2"}, "model", "fingerprint-1", "fingerprint-2"),
+    "no weights known": ({"fingerprint": ""}, "model", "fingerprint-1", "unknown"),
+    "width": ({"hidden_size": 8}, "hidden size", "6", "8"),
+}
+
+
+@pytest.mark.parametrize("case", MISMATCHES)
+def test_another_model_is_refused(probe: LinearProbe, backend: ScriptedBackend, case: str) -> None:
+    change, what, want, got = MISMATCHES[case]
+    backend.identity = dataclasses.replace(backend.identity, **change)
+    with pytest.raises(ProbeMismatch) as caught:
+        probe.bind(backend)
+    for part in (what, want, got, "anydepth fit"):
+        assert part in str(caught.value)
+
+
+def test_another_template_is_refused(probe: LinearProbe, backend: ScriptedBackend) -> None:
+    backend.template = SimpleNamespace(digest="digest-2")
+    with pytest.raises(ProbeMismatch, match=r"chat template: .*digest-1.*digest-2.*anydepth fit"):
+        probe.bind(backend)
+
+
+@pytest.mark.parametrize("ids", [(7, 8, 1, 10), (7, 8), (8, 9, 10)])
+def test_another_header_is_refused(probe: LinearProbe, backend: ScriptedBackend, ids: tuple[int, ...]) -> None:
+    backend.header = SimpleNamespace(ids=ids, read_index=1, probe_ids=ids[:2])
+    with pytest.raises(ProbeMismatch, match="header up to the read token"):
+        probe.bind(backend)
+
+
+def test_tokens_after_the_read_token_do_not_matter(probe: LinearProbe, backend: ScriptedBackend) -> None:
+    backend.header = SimpleNamespace(ids=(7, 8, 9, 11, 12), read_index=2, probe_ids=(7, 8, 9))
+    probe.bind(backend)
+
+
+def test_missing_site_is_refused(probe: LinearProbe, backend: ScriptedBackend) -> None:
+    backend.blocks = 3
+    with pytest.raises(ProbeMismatch, match=r"site: .*3\.input_layernorm.*no block 3"):
+        probe.bind(backend)
+
+
+def test_missing_capability_is_refused(probe: LinearProbe, backend: ScriptedBackend) -> None:
+    backend.capabilities = frozenset({Capability.LOOK_AHEAD})
+    with pytest.raises(CapabilityError, match=r"'probe' needs hidden states.*ScriptedBackend"):
+        probe.bind(backend)
+
+
+def test_all_mismatches_are_named_at_once(probe: LinearProbe, backend: ScriptedBackend) -> None:
+    backend.identity = dataclasses.replace(backend.identity, fingerprint="other")
+    backend.template = SimpleNamespace(digest="digest-2")
+    with pytest.raises(ProbeMismatch, match=r"model: .*chat template: "):
+        probe.bind(backend)
+
+
+def test_model_and_template_can_be_waived(card: ProbeCard, saved: Path, backend: ScriptedBackend) -> None:
+    backend.identity = dataclasses.replace(backend.identity, fingerprint="fine-tuned")
+    backend.template = SimpleNamespace(digest="digest-2")
+    LinearProbe.load(saved, allow_mismatch={"model", "template"}).bind(backend)
+    with pytest.raises(ProbeMismatch, match="chat template"):
+        LinearProbe.load(saved, allow_mismatch={"model"}).bind(backend)
+
+
+def test_width_header_and_site_cannot_be_waived(saved: Path, backend: ScriptedBackend) -> None:
+    for what in ("header", "site", "hidden_size", "everything"):
+        with pytest.raises(ConfigError, match="can be waived"):
+            LinearProbe.load(saved, allow_mismatch={what})
+    backend.identity = dataclasses.replace(backend.identity, hidden_size=8)
+    with pytest.raises(ProbeMismatch, match="hidden size"):
+        LinearProbe.load(saved, allow_mismatch={"model", "template"}).bind(backend)
+
+
+def test_imported_probe_is_compared_by_shape(card: ProbeCard, backend: ScriptedBackend) -> None:
+    unknown = dataclasses.replace(card.model, fingerprint="", name="org/published")
+    probe = LinearProbe(np.zeros(WIDTH), 0, dataclasses.replace(card, model=unknown, template_digest=None))
+    probe.bind(backend)
+    for change in ({"num_layers": 5}, {"model_type": "gemma2"}):
+        other = ScriptedBackend(dataclasses.replace(backend.identity, **change))
+        with pytest.raises(ProbeMismatch, match="model: "):
+            probe.bind(other)
+
+
+def test_find_shipped(probe: LinearProbe, backend: ScriptedBackend, identity: ModelIdentity, tmp_path: Path) -> None:
+    assert find_shipped(backend, tmp_path) is None
+    assert find_shipped(backend, tmp_path / "missing") is None
+    (tmp_path / "README.md").write_text("not a probe")
+    other = dataclasses.replace(probe.card, model=dataclasses.replace(identity, fingerprint="other"))
+    LinearProbe(probe.weight, 0, other).save(tmp_path / "a.safetensors")
+    unknown = dataclasses.replace(probe.card, model=dataclasses.replace(identity, fingerprint=""))
+    LinearProbe(probe.weight, 0, unknown).save(tmp_path / "b.safetensors")
+    assert find_shipped(backend, tmp_path) is None
+    probe.save(tmp_path / "c.safetensors")
+    found = find_shipped(backend, tmp_path)
+    assert found is not None
+    assert found.card == probe.card
+
+
+def test_find_shipped_looks_into_the_package(backend: ScriptedBackend) -> None:
+    assert find_shipped(backend) is None
