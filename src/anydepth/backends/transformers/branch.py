@@ -1,0 +1,36 @@
+"""A fork of some rows of a session, ready to be read or continued."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import Cache
+
+
+@dataclass(slots=True)
+class Branch:
+    """Some rows of a session on a cache of their own.
+
+    Attributes:
+        places: Which of the asked points these rows answer.
+        cache: A fork that holds the states of the tokens before `tail`; None for an empty one.
+        tail: Tokens that belong to the text but are not in the cache yet, `[b, t]`.
+        mask: 1 for tokens, 0 for padding, over the cached tokens `[b, cached]`.
+        history: The cached tokens `[b, cached]`, which `generate` wants to see.
+    """
+
+    places: list[int]
+    cache: Cache | None
+    tail: torch.Tensor
+    mask: torch.Tensor
+    history: torch.Tensor
+
+    def append(self, token_ids: Sequence[int]) -> "Branch":
+        """The same branch with these tokens after the tail of every row."""
+        more = torch.tensor([token_ids], dtype=torch.long, device=self.tail.device).expand(self.tail.shape[0], -1)
+        return Branch(self.places, self.cache, torch.cat([self.tail, more], 1), self.mask, self.history)
+
+    @property
+    def whole_mask(self) -> torch.Tensor:
+        """The mask over cached tokens and tail."""
+        return torch.cat([self.mask, torch.ones_like(self.tail)], 1)

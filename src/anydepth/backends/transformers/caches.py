@@ -1,0 +1,31 @@
+"""Make the KV cache that a session decodes on, of the kind the options ask for."""
+
+from typing import Any
+
+from transformers.cache_utils import DynamicCache, QuantizedCache, StaticCache
+
+from anydepth.backends.transformers.blocks import text_config
+from anydepth.errors import ConfigError
+
+LOOK_AHEAD_ROOM = 64
+"""Slots that a static cache keeps free for the look-ahead of a check."""
+
+
+def new_cache(model: Any, length: int, options: dict[str, Any]) -> Any:
+    """Make a cache for `length` tokens; takes `cache_implementation` and `cache_config` out of `options`.
+
+    Raises ConfigError for a kind that cannot be forked (`offloaded`) or does not exist.
+    """
+    defaults = model.generation_config
+    kind = options.pop("cache_implementation", None) or defaults.cache_implementation
+    config = text_config(model)
+    settings = dict(options.pop("cache_config", None) or {})
+    if defaults.cache_implementation is not None:
+        options["cache_implementation"] = None  # `generate` refuses a default of its own beside the cache it is given
+    if kind in (None, "dynamic", "hybrid", "dynamic_full"):
+        return DynamicCache() if kind == "dynamic_full" else DynamicCache(config=config)
+    if kind == "static":
+        return StaticCache(config=config, max_cache_len=length + LOOK_AHEAD_ROOM)
+    if kind == "quantized":
+        return QuantizedCache(settings.pop("backend", "quanto"), config, **settings)
+    raise ConfigError(f"cache_implementation is {kind!r}; choose dynamic, dynamic_full, static or quantized")

@@ -1,0 +1,29 @@
+"""Stop a window of a batch as soon as one of its live rows ends, and remember which did."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria
+
+
+class Endings(StoppingCriteria):
+    """Stops all rows when a live row ends: the row is then checked while the cache is exactly at its end.
+
+    Transformers' own loop stops a batch when *all* rows have ended and pads the others; a padded row cannot be checked
+    at its last token where the cache cannot be rewound (recurrent layers).
+    """
+
+    def __init__(self, end_tokens: frozenset[int], criteria: Sequence[Any], live: Sequence[bool], device: Any) -> None:
+        self._end_tokens = torch.tensor(sorted(end_tokens), device=device, dtype=torch.long)
+        self._criteria = criteria
+        self._live = torch.tensor(live, device=device)
+        self.ended = torch.zeros_like(self._live)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
+        """Bool `[batch]`: all True once a live row has ended."""
+        ended = torch.isin(input_ids[:, -1], self._end_tokens)
+        for criterion in self._criteria:
+            ended = ended | criterion(input_ids, scores, **kwargs).to(ended.device)
+        self.ended = ended & self._live
+        return self.ended.any().expand(input_ids.shape[0])

@@ -1,0 +1,130 @@
+"""Fork a KV cache without copying it.
+
+Each kind of cache layer of Transformers 5 needs its own way, because what `update` does in place differs:
+
+    shared    `update` rebinds the tensors (torch.cat): a shallow copy of the layer that shares them is a correct fork.
+    slots     `update` writes past the end of a fixed buffer: the fork shares the buffer and owns its length counter. Slots
+              beyond the parent's end are hidden by the mask, and the parent overwrites them as it goes on.
+    cloned    `update` rewrites the state in place (rolling windows, recurrent states): the small state is cloned.
+    empty     nothing is stored.
+
+A kind that is not listed is refused: a wrong fork would corrupt the answer or blind the guard.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import cache_utils
+from transformers.cache_utils import Cache
+
+from anydepth.errors import UnsupportedCache
+
+
+def _shared(layer: Any) -> Any:
+    return copy.copy(layer)
+
+
+def _slots(layer: Any) -> Any:
+    twin = copy.copy(layer)
+    twin.cumulative_length = layer.cumulative_length.clone()
+    if getattr(layer, "indexer_cumulative_length", None) is not None:
+        twin.indexer_cumulative_length = layer.indexer_cumulative_length.clone()
+    return twin
+
+
+def _cloned(layer: Any) -> Any:
+    """Copy every tensor the layer holds, directly or in its dictionaries of states."""
+    twin = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, torch.Tensor):
+            setattr(twin, name, value.clone())
+        elif isinstance(value, dict):
+            setattr(twin, name, {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in value.items()})
+    return twin
+
+
+def _states_cloned(layer: Any) -> Any:
+    """Clone the recurrent and convolution states; keys and values beside them are rebound by `update`, so shared."""
+    twin = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):
+            setattr(twin, name, {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in value.items()})
+    return twin
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "DynamicLayer": ("shared", _shared),
+    "DynamicSlidingWindowLayer": ("shared", _shared),
+    "DynamicIndexedLayer": ("shared", _shared),
+    "QuantoQuantizedLayer": ("shared", _shared),
+    "HQQQuantizedLayer": ("shared", _shared),
+    "Fp8QuantizedLayer": ("shared", _shared),
+    "StaticLayer": ("slots", _slots),
+    "StaticIndexedLayer": ("slots", _slots),
+    "StaticSlidingWindowLayer": ("cloned", _cloned),
+    "LinearAttentionLayer": ("cloned", _states_cloned),
+    "LinearAttentionAndFullAttentionLayer": ("cloned", _states_cloned),
+    "LinearAttentionAndSlidingWindowAttentionLayer": ("cloned", _states_cloned),
+    "LinearAttentionAndStaticFullAttentionLayer": ("cloned", _cloned),
+    "LinearAttentionAndStaticSlidingWindowAttentionLayer": ("cloned", _cloned),
+    "DummyLayer": ("empty", _shared),
+}
+_BY_CLASS = {getattr(cache_utils, name): kind for name, kind in _KINDS.items() if hasattr(cache_utils, name)}
+
+
+def _kind(layer: Any, index: int) -> tuple[str, Callable[[Any], Any]]:
+    # By exact class: a subclass may update in place what its parent rebinds.
+    kind = _BY_CLASS.get(type(layer))
+    if kind is None:
+        raise UnsupportedCache(
+            f"layer {index} of the cache is a {type(layer).__name__}, which anydepth does not know how to fork; "
+            "use cache_implementation='dynamic', or report the layer kind"
+        )
+    return kind
+
+
+def fork(cache: Cache) -> Cache:
+    """Return a cache that can be advanced without disturbing `cache`; O(layers), whatever the depth.
+
+    Raises UnsupportedCache, with the layer's name, for a kind of cache or layer that cannot be forked safely.
+    """
+    if not isinstance(getattr(cache, "layers", None), list):
+        raise UnsupportedCache(f"a {type(cache).__name__} is not a list of cache layers and cannot be forked")
+    if getattr(cache, "offloading", False):
+        raise UnsupportedCache("an offloaded cache moves layers while it is read and cannot be forked; keep it on device")
+    twin = copy.copy(cache)
+    twin.layers = [_kind(layer, index)[1](layer) for index, layer in enumerate(cache.layers)]
+    return twin
+
+
+def fork_kinds(cache: Cache) -> list[tuple[str, str, int]]:
+    """`(layer class, how it is forked, how many)` for the layers of `cache`."""
+    counts = Counter((type(layer).__name__, _kind(layer, i)[0]) for i, layer in enumerate(cache.layers))
+    return [(name, kind, count) for (name, kind), count in counts.items()]
+
+
+def select_rows(cache: Cache, rows: list[int]) -> Cache:
+    """A fork that keeps only these rows of the batch (copies their states)."""
+    twin = fork(cache)
+    device = next((layer.keys.device for layer in twin.layers if getattr(layer, "keys", None) is not None), None)
+    twin.reorder_cache(torch.tensor(rows, device=device))
+    return twin
+
+
+def can_rewind(cache: Cache) -> bool:
+    """True if `Cache.crop` can take tokens back from a fork of `cache`.
+
+    A sliding layer that has passed its window has forgotten them, and recurrent layers never could.
+    """
+    for layer in cache.layers:
+        if _kind(layer, 0)[0] != "shared" or not layer.is_croppable or isinstance(layer, _QUANTIZED):
+            return False
+        if getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window:
+            return False
+    return True
+
+
+_QUANTIZED = cache_utils.BaseQuantizedLayer

@@ -1,0 +1,54 @@
+"""Read hidden states during a forward pass, and end the pass as soon as the last site has been seen."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from anydepth.backends.base import Site
+from anydepth.backends.transformers.blocks import find_module
+from anydepth.errors import UnsupportedModel
+
+
+class _LastSiteSeen(Exception):
+    """Ends a forward pass whose remaining blocks nobody needs."""
+
+
+@contextmanager
+def captured(model: nn.Module, sites: tuple[Site, ...], *, stop: bool) -> Iterator[dict[Site, list[torch.Tensor]]]:
+    """Collect the outputs of `sites`, each `[batch, tokens, hidden_size]`, one entry a forward pass.
+
+    With `stop` the pass ends once every site has been seen: blocks above the highest one, and the LM head, never run.
+    """
+    seen: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
+
+    def hook_for(site: Site) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            seen[site].append(output[0] if isinstance(output, tuple) else output)
+            if stop and all(seen.values()):
+                raise _LastSiteSeen
+
+        return hook
+
+    handles = [find_module(model, site).register_forward_hook(hook_for(site)) for site in sites]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def read(model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]) -> dict[Site, torch.Tensor]:
+    """Run `model` on `inputs` up to the last of `sites`; states `[batch, tokens, hidden_size]` in the model's dtype."""
+    with captured(model, sites, stop=True) as seen:
+        try:
+            with torch.no_grad():
+                model(**inputs)
+        except _LastSiteSeen:
+            pass
+    for site, states in seen.items():
+        if not states:
+            raise UnsupportedModel(f"site {site} did not run in a forward pass of {type(model).__name__}")
+    return {site: states[0] for site, states in seen.items()}

@@ -1,0 +1,128 @@
+"""Every kind of cache that a session can decode on: forks read true states and do not disturb the answer."""
+
+import numpy as np
+import pytest
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from anydepth.backends.base import CheckPoint
+from anydepth.backends.transformers.fork import can_rewind, fork, fork_kinds, select_rows
+from anydepth.errors import ConfigError, UnsupportedCache
+from tests.contract.contract import (
+    GREEDY,
+    MAX_NEW_TOKENS,
+    SAMPLED,
+    TOLERANCE,
+    backend_of,
+    largest_difference,
+    prompt_of,
+    run,
+    watcher_for,
+)
+
+STATIC = ["Llama", "Mistral (sliding window)", "Gemma-3", "gpt-oss", "Falcon-H1 (hybrid)", "DeepSeek-V3 (MLA)"]
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("family", STATIC)
+def test_static_cache(family, options):
+    backend = backend_of(family)
+    prompt = prompt_of(backend)
+    (plain,) = backend.unguarded([prompt], max_new_tokens=MAX_NEW_TOKENS, seed=3, **options)
+    watcher = watcher_for(backend)
+    (released,), _ = run(backend, [prompt], watcher, cache_implementation="static", **options)
+    assert released == plain
+    assert largest_difference(backend, prompt, released, watcher) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "settings", [{"backend": "quanto", "nbits": 4, "residual_length": 16, "q_group_size": 8}, {"backend": "fp8"}]
+)
+def test_quantised_cache_is_not_disturbed_by_checks(settings):
+    backend = backend_of("Llama")
+    prompt = prompt_of(backend)
+    options = {"cache_implementation": "quantized", "cache_config": settings, **GREEDY}
+    (plain,) = backend.unguarded([prompt], max_new_tokens=MAX_NEW_TOKENS, **options)
+    watcher = watcher_for(backend)
+    (released,), _ = run(backend, [prompt], watcher, **options)
+    assert released == plain
+    # A lossy cache reads lossy states: they are near the exact ones, not equal to them.
+    assert largest_difference(backend, prompt, released, watcher) < 1.5
+
+
+def test_static_batch_with_rows_that_end_early():
+    backend = backend_of("Llama")
+    prompts = [prompt_of(backend, words=3, prefill=None), prompt_of(backend, words=9)]
+    watcher = watcher_for(backend)
+    released, _ = run(backend, prompts, watcher, cache_implementation="static", **GREEDY)
+    for row, prompt in enumerate(prompts):
+        own = watcher_for(backend)
+        own.seen = [(point, state) for point, state in watcher.seen if point.row == row]
+        assert largest_difference(backend, prompt, released[row], own) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["offloaded", "paged", "nonsense"])
+def test_a_cache_that_cannot_be_forked_is_refused_by_name(kind):
+    backend = backend_of("Llama")
+    with pytest.raises(ConfigError, match=f"cache_implementation is '{kind}'"):
+        backend.open([prompt_of(backend)], max_new_tokens=5, cache_implementation=kind)
+
+
+def test_an_unknown_layer_kind_is_refused_by_name():
+    class InPlaceLayer(DynamicLayer):
+        """A subclass that might write in place."""
+
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer(), InPlaceLayer()]
+    with pytest.raises(UnsupportedCache, match="layer 1 of the cache is a InPlaceLayer"):
+        fork(cache)
+
+
+def test_an_offloaded_or_foreign_cache_is_refused():
+    offloaded = DynamicCache()
+    offloaded.offloading = True
+    with pytest.raises(UnsupportedCache, match="offloaded"):
+        fork(offloaded)
+    with pytest.raises(UnsupportedCache, match="not a list of cache layers"):
+        fork(object())  # type: ignore[arg-type]
+
+
+def test_a_dynamic_fork_shares_its_tensors_and_leaves_the_parent_alone():
+    cache = DynamicCache()
+    states = torch.ones(1, 2, 3, 4)
+    cache.update(states, states, 0)
+    twin = fork(cache)
+    assert twin.layers[0].keys.data_ptr() == cache.layers[0].keys.data_ptr()
+    twin.update(states, states, 0)
+    assert (twin.get_seq_length(), cache.get_seq_length()) == (6, 3)
+
+
+def test_rows_are_selected_and_kinds_are_counted():
+    cache = DynamicCache()
+    states = torch.arange(3.0)[:, None, None, None].expand(3, 2, 5, 4)
+    cache.update(states, states, 0)
+    assert select_rows(cache, [2, 0]).layers[0].keys[:, 0, 0, 0].tolist() == [2, 0]
+    assert cache.layers[0].keys.shape[0] == 3
+    assert fork_kinds(cache) == [("DynamicLayer", "shared", 1)]
+
+
+def test_a_sliding_cache_can_be_rewound_only_inside_its_window():
+    backend = backend_of("Mistral (sliding window)")
+    session = backend.open([prompt_of(backend, words=2, prefill=None)], max_new_tokens=40, **GREEDY)
+    session.decode(2)
+    assert can_rewind(session._cache)
+    session.decode(30)
+    assert not can_rewind(session._cache)
+
+
+def test_look_ahead_at_the_start_does_not_need_a_cache_that_rewinds():
+    short, long = backend_of("Mistral (sliding window)"), backend_of("Mistral (sliding window)")
+    prompts = prompt_of(short, words=2, prefill=None), prompt_of(long, words=2, prefill=None)
+    sessions = [b.open([p], max_new_tokens=40, **GREEDY) for b, p in zip((short, long), prompts, strict=True)]
+    texts = []
+    for session, n in zip(sessions, (1, 35), strict=True):
+        session.decode(n)
+        point = CheckPoint(0, 0)
+        texts.append((session.look_ahead([point], 6, lambda text: False), session.next_token_logprobs([point])))
+    assert texts[0][0] == texts[1][0]
+    np.testing.assert_allclose(texts[0][1], texts[1][1], atol=1e-4)
