@@ -1,0 +1,301 @@
+"""Guard the answers of one model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from anydepth.backends.base import Backend, Session
+from anydepth.config import GuardConfig
+from anydepth.detectors import Detector, LinearProbe, find_shipped
+from anydepth.driver import drive
+from anydepth.errors import ConfigError
+from anydepth.flow import Flow, Halt, Noted, Outcome, Release, guarded
+from anydepth.policy import Policy
+from anydepth.scan import scan_answer
+from anydepth.schedule import Schedule
+from anydepth.template import ChatTemplate, Prompt
+from anydepth.text import TextStream
+from anydepth.types import Answer, Checked, Event, Finished, Halted, Message, Released, ScanResult
+
+if TYPE_CHECKING:
+    from anydepth.backends.transformers import TransformersBackend
+
+Messages = str | Sequence[Message]
+
+
+class Guard:
+    """Watches the answers of a model while they are generated and lets no token out before a check that covers it.
+
+    Args:
+        model: A Transformers causal language model, or a PEFT model around one.
+        tokenizer: Its tokenizer, with a chat template.
+        detector: What turns a check into a score: a `LinearProbe`, a `Rethink` or a `Cascade`.
+        **options: Fields of `GuardConfig`: `policy` (default: the probe's calibrated one), `schedule`, `release`,
+            `on_error`, `refusal`.
+
+    Raises:
+        ProbeMismatch: The probe belongs to another model, template, header or site.
+        CapabilityError: The detector needs what the backend cannot do.
+        ConfigError: An option has a value it cannot have.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, detector: Detector, **options: Any) -> None:
+        from anydepth.backends.transformers import TransformersBackend
+
+        self._setup(TransformersBackend(model, tokenizer), detector, options)
+
+    def _setup(self, backend: Backend, detector: Detector, options: Mapping[str, Any]) -> None:
+        options = {name: value for name, value in options.items() if value is not None}
+        if "policy" not in options and getattr(detector, "policy", None) is not None:
+            options["policy"] = detector.policy  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            self.config = GuardConfig(**options)
+        except TypeError as error:
+            raise ConfigError(f"{error}; the options of a guard are the fields of GuardConfig") from error
+        detector.bind(backend)
+        self.backend, self.detector = backend, detector
+
+    @classmethod
+    def from_backend(cls, backend: Backend, detector: Detector, **options: Any) -> "Guard":
+        """A guard over a backend that is already loaded."""
+        guard = cls.__new__(cls)
+        guard._setup(backend, detector, options)
+        return guard
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        probe: LinearProbe | str | Path | None = None,
+        detector: Detector | None = None,
+        policy: Policy | None = None,
+        schedule: Schedule | None = None,
+        release: str | None = None,
+        on_error: str | None = None,
+        refusal: str | None = None,
+        **load_options: Any,
+    ) -> "Guard":
+        """Load a model by hub id or folder and guard it.
+
+        Args:
+            model: Hub id or folder.
+            probe: A `LinearProbe` or the path of its artefact.
+            detector: Any detector, instead of a probe. Without either, the probe that this package ships for the model.
+            policy: See `GuardConfig`; so for `schedule`, `release`, `on_error` and `refusal`.
+            schedule: At which depths to check.
+            release: `hold`, `eager` or `monitor`.
+            on_error: `closed` or `open`.
+            refusal: Text shown instead of the rest of a halted answer.
+            **load_options: `dtype`, `device`, `revision`, `adapter`, `base_weights`, `template_kwargs` and what
+                `from_pretrained` of Transformers takes.
+
+        Raises:
+            ConfigError: No detector was given and none is shipped for this model, or two were.
+            ModelError: The model cannot be loaded.
+        """
+        if probe is not None and detector is not None:
+            raise ConfigError("both probe and detector were given; a guard has one: combine them with Cascade")
+        if isinstance(probe, str | Path):
+            probe = LinearProbe.load(probe)  # before the model: a bad path is found in milliseconds
+        from anydepth.backends.transformers import load
+
+        backend = load(model, **load_options)
+        options = {"policy": policy, "schedule": schedule, "release": release, "on_error": on_error, "refusal": refusal}
+        return cls.from_backend(backend, probe or detector or shipped_probe(backend), **options)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template of the model."""
+        return self.backend.template
+
+    @property
+    def policy(self) -> Policy:
+        """When an answer halts."""
+        return self.config.policy
+
+    @property
+    def schedule(self) -> Schedule:
+        """At which depths an answer is checked."""
+        return self.config.schedule
+
+    def with_options(self, **options: Any) -> "Guard":
+        """The same model and detector with other options of `GuardConfig`."""
+        guard = type(self).__new__(type(self))
+        guard.backend, guard.detector = self.backend, self.detector
+        try:
+            guard.config = replace(self.config, **options)
+        except TypeError as error:
+            raise ConfigError(f"{error}; the options of a guard are the fields of GuardConfig") from error
+        return guard
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        messages: Messages,
+        *,
+        prefill: str | None = None,
+        tools: Sequence[Any] | None = None,
+        max_new_tokens: int = 512,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Iterator[Event]:
+        """Answer one conversation; yields `Checked`, `Released`, at most one `Halted`, and `Finished` last.
+
+        Args:
+            messages: A user message, or the conversation; a last message of the assistant is a prefill.
+            prefill: Start of the answer that the client forces.
+            tools: Tool descriptions for the chat template.
+            max_new_tokens: Tokens to generate at most.
+            seed: Seed of this answer's sampling; None uses torch's global random state, as `generate` does.
+            **generation: Sampling options of Transformers' `generate`: `do_sample`, `temperature`, `stop_strings`, ...
+        """
+        prompt = self.template.prompt(messages, tools=tools, prefill=prefill)
+        for _, event in self._run([prompt], max_new_tokens, seed, generation):
+            yield event
+
+    async def astream(self, messages: Messages, **options: Any) -> AsyncIterator[Event]:
+        """`stream` for asyncio: the model runs in a thread, one step at a time."""
+        events = self.stream(messages, **options)
+        try:
+            while (event := await asyncio.to_thread(next, events, None)) is not None:
+                yield event
+        finally:
+            await asyncio.to_thread(events.close)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @overload
+    def generate(self, messages: str | Sequence[Message], **options: Any) -> Answer: ...
+    @overload
+    def generate(self, messages: Sequence[str] | Sequence[Sequence[Message]], **options: Any) -> list[Answer]: ...
+    def generate(
+        self,
+        messages: Any,
+        *,
+        prefill: str | Sequence[str | None] | None = None,
+        tools: Sequence[Any] | None = None,
+        max_new_tokens: int = 512,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Answer | list[Answer]:
+        """Answer one conversation, or a batch of them in one session.
+
+        `messages` is one user message, one conversation, or a list of either. `prefill` is one text for all, or one a
+        conversation. The other arguments are those of `stream`.
+        """
+        single = isinstance(messages, str) or (len(messages) > 0 and isinstance(messages[0], Mapping))
+        if single:
+            batch, prefills = [messages], [prefill]
+        else:
+            batch = list(messages)
+            prefills = [prefill] * len(batch) if prefill is None or isinstance(prefill, str) else list(prefill)
+        if len(prefills) != len(batch):
+            raise ConfigError(f"{len(prefills)} prefills were given for {len(batch)} conversations; give one for each")
+        prompts = [self.template.prompt(m, tools=tools, prefill=p) for m, p in zip(batch, prefills, strict=True)]
+        answers: dict[int, Answer] = {}
+        for row, event in self._run(prompts, max_new_tokens, seed, generation):
+            if isinstance(event, Finished):
+                answers[row] = event.answer
+        ordered = [answers[row] for row in range(len(prompts))]
+        return ordered[0] if single else ordered
+
+    def unguarded(
+        self,
+        messages: Messages,
+        *,
+        prefill: str | None = None,
+        max_new_tokens: int = 512,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> str:
+        """The text that the bare model writes, for comparison: one plain `generate` call, nothing checked."""
+        prompt = self.template.prompt(messages, prefill=prefill)
+        (ids,) = self.backend.unguarded([prompt], max_new_tokens=max_new_tokens, seed=seed, **generation)
+        stream = TextStream(self.backend.decode_text, prompt.ids[prompt.start :])
+        return stream.push(ids) + stream.flush()
+
+    def scan(self, messages: Messages, answer: str) -> ScanResult:
+        """Check a finished answer at every scheduled depth; all depths in one packed pass where the model allows it."""
+        prompt = self.template.prompt(messages, prefill=answer)
+        return scan_answer(self.backend, self.detector, self.config, prompt)
+
+    # -- drivers -------------------------------------------------------------------------------------------------------
+
+    def _run(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, seed: int | None, generation: Mapping[str, Any]
+    ) -> Iterator[tuple[int, Event]]:
+        plans = [self.config.plan(max_new_tokens=max_new_tokens, prefill=prompt.prefill) for prompt in prompts]
+        session = self.backend.open(prompts, max_new_tokens=max_new_tokens, seed=seed, **generation)
+        try:
+            yield from self._events(prompts, [guarded(plan) for plan in plans], session)
+        finally:
+            session.close()
+
+    def _events(
+        self, prompts: Sequence[Prompt], flows: Sequence[Flow], session: Session
+    ) -> Iterator[tuple[int, Event]]:
+        """Translate what the flows do into events with text."""
+        writers = [_Writer(self.backend, prompt, self.config.refusal) for prompt in prompts]
+        for row, step in drive(flows, session, self.detector):
+            writer = writers[row]
+            if isinstance(step, Noted):
+                yield row, Checked(step.check)
+            elif isinstance(step, Release):
+                yield row, writer.release(step.token_ids)
+            elif isinstance(step, Halt):
+                yield row, Halted(step.verdict, self.config.refusal, step.withheld)
+            else:
+                yield from ((row, event) for event in writer.finish(step))
+
+
+class _Writer:
+    """The text of one answer."""
+
+    def __init__(self, backend: Backend, prompt: Prompt, refusal: str) -> None:
+        self._prompt, self._refusal = prompt, refusal
+        self._stream = TextStream(backend.decode_text, prompt.ids[prompt.start :])
+        self._text: list[str] = []
+        self._ids: list[int] = []
+
+    def release(self, token_ids: tuple[int, ...]) -> Released:
+        text = self._stream.push(token_ids)
+        self._ids.extend(token_ids)
+        self._text.append(text)
+        return Released(text, token_ids, self._prompt.prefill + len(self._ids))
+
+    def finish(self, outcome: Outcome) -> Iterator[Event]:
+        halted = outcome.finish_reason == "content_filter"
+        # A partial character is dropped from a halted answer: the token that would complete it is withheld.
+        rest = "" if halted else self._stream.flush()
+        if rest:
+            self._text.append(rest)
+            yield Released(rest, (), self._prompt.prefill + len(self._ids))
+        text = "".join(self._text)
+        if halted:
+            text += ("\n\n" if text.strip() else "") + self._refusal
+        yield Finished(
+            Answer(
+                text=text,
+                token_ids=tuple(self._ids),
+                finish_reason=outcome.finish_reason,
+                verdict=outcome.verdict,
+                checks=outcome.checks,
+                windows=outcome.windows,
+                prompt_tokens=self._prompt.start,
+                prefill_tokens=self._prompt.prefill,
+                generated_tokens=outcome.generated,
+            )
+        )
+
+
+def shipped_probe(backend: "Backend | TransformersBackend") -> LinearProbe:
+    """The probe that the package ships for this model; ConfigError with the remedy if there is none."""
+    probe = find_shipped(backend)
+    if probe is None:
+        raise ConfigError(
+            f"no detector was given and no probe is shipped for {backend.identity.name}; pass probe= (fit one with "
+            "`anydepth fit`), or detector=Rethink(), which needs no training"
+        )
+    return probe

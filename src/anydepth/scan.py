@@ -1,0 +1,78 @@
+"""Check a finished answer at every scheduled depth."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from anydepth.backends.base import Backend, Decoded
+from anydepth.config import GuardConfig
+from anydepth.detectors import Detector, LinearProbe
+from anydepth.driver import drive
+from anydepth.errors import PromptError, UnsupportedModel
+from anydepth.flow import Check, Decode, Flow, Outcome, Plan, Reply, guarded
+from anydepth.schedule import Listed, scheduled_depths
+from anydepth.template import Prompt
+from anydepth.types import ScanResult, Score
+
+
+def scan_answer(
+    backend: Backend, detector: Detector, config: GuardConfig, prompt: Prompt, *, packed: bool = True
+) -> ScanResult:
+    """Check the answer that is the prefill of `prompt`, as the guard would have while it was generated.
+
+    A probe reads all depths in one packed pass; where the model cannot take it, and for look-ahead detectors, the answer is
+    replayed and forked at each depth, which the result's `method` and `notes` say. Every depth is scored, also after the
+    one at which the answer would have halted. `packed=False` forks in any case.
+    """
+    if not prompt.prefill:
+        raise PromptError("the answer to scan is empty; give its text")
+    question = Prompt(prompt.ids[: prompt.start])
+    answer_ids = prompt.ids[prompt.start :]
+    plan = Plan(config.schedule, config.policy, len(answer_ids), release="monitor", on_error=config.on_error)
+    if packed and isinstance(detector, LinearProbe):
+        depths = scheduled_depths(config.schedule, len(answer_ids))
+        try:
+            scores = _packed_scores(backend, detector, question, answer_ids, depths)
+        except UnsupportedModel as reason:
+            return _by_forks(backend, detector, plan, question, answer_ids, str(reason))
+        fixed = replace(plan, schedule=Listed(tuple(depths[1:])))
+        return _result(_settle(guarded(fixed), dict(zip(depths, scores, strict=True))), "packed")
+    return _by_forks(backend, detector, plan, question, answer_ids, f"{detector.name} was asked to fork at each depth")
+
+
+def _packed_scores(
+    backend: Backend, probe: LinearProbe, prompt: Prompt, answer_ids: Sequence[int], depths: Sequence[int]
+) -> list[Score | Exception]:
+    width = probe.read_index + 1
+    states = backend.read_depths(prompt, answer_ids, depths, [probe.site], upto=width)[probe.site]
+    return probe.score_each(states[:, -1])
+
+
+def _settle(flow: Flow, scores: dict[int, Score | Exception]) -> Outcome:
+    """Run the flow of an answer whose scores are known already."""
+    reply: Reply = None
+    while True:
+        try:
+            command = flow.send(reply)
+        except StopIteration as end:
+            return end.value
+        reply = None
+        if isinstance(command, Check):
+            reply = scores[command.depth]
+        elif isinstance(command, Decode):
+            reply = Decoded((0,) * command.n)
+
+
+def _by_forks(
+    backend: Backend, detector: Detector, plan: Plan, prompt: Prompt, answer_ids: Sequence[int], why: str
+) -> ScanResult:
+    session = backend.replay(prompt, answer_ids)
+    try:
+        outcome = next(step for _, step in drive([guarded(plan)], session, detector) if isinstance(step, Outcome))
+    finally:
+        session.close()
+    return _result(outcome, "forks", why)
+
+
+def _result(outcome: Outcome, method: Literal["packed", "forks"], *notes: str) -> ScanResult:
+    return ScanResult(outcome.checks, outcome.verdict, method, notes)
