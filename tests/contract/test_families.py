@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tests import tiny
 import torch
+from tests.contract.architectures import PAGE, refused_row, row
 from tests.contract.contract import (
     GREEDY,
     MAX_NEW_TOKENS,
@@ -28,6 +29,15 @@ PACKED = [f for f in KEPT if not any(word in f for word in ("Mamba", "hybrid", "
 @pytest.fixture(params=KEPT)
 def backend(request):
     return backend_of(request.param)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_page_of_architectures_says_what_is_so(family):
+    try:
+        expected = row(family, backend_of(family))
+    except UnsupportedModel as error:
+        expected = refused_row(family, error)
+    assert expected in PAGE.read_text(encoding="utf-8").splitlines(), "run: python -m tests.contract.architectures"
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

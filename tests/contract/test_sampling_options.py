@@ -58,18 +58,6 @@ def test_a_seeded_session_neither_reads_nor_moves_the_global_random_state():
     assert one == two
 
 
-def test_a_stop_string_ends_the_answer_as_it_ends_an_unguarded_one():
-    backend = backend_of("Llama")
-    prompt = prompt_of(backend)
-    (whole,) = backend.unguarded([prompt], max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-    stop = backend.decode_text([whole[9]]).strip()
-    (plain,) = backend.unguarded([prompt], max_new_tokens=MAX_NEW_TOKENS, do_sample=False, stop_strings=[stop])
-    (released,), (outcome,) = run(backend, [prompt], watcher_for(backend), do_sample=False, stop_strings=[stop])
-    assert released == plain and len(plain) <= 10
-    assert outcome.finish_reason == "stop"
-    assert outcome.checks[-1].depth == prompt.prefill + len(plain)
-
-
 def test_an_end_of_turn_token_is_checked_at_the_depth_of_the_content_before_it():
     backend = backend_of("Llama")
     prompt = prompt_of(backend)

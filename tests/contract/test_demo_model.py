@@ -1,0 +1,164 @@
+"""The real chat model of the demo, its shipped probe, and input that is wrong."""
+
+import gzip
+import json
+import math
+import tomllib
+from importlib import resources
+
+import pytest
+from typer.testing import CliRunner
+
+import anydepth.cli as cli
+from anydepth import Every, Guard, LinearProbe, Rethink, Threshold
+from anydepth.backends.transformers import load
+from anydepth.backends.transformers.blocks import find_module
+from anydepth.errors import ConfigError, ModelError, ProbeError, ProbeMismatch, PromptError, TemplateError
+from anydepth.types import Checked, Finished, Halted, Released
+from tests import tiny
+
+pytestmark = pytest.mark.model
+DEMO = tomllib.loads((resources.files("anydepth") / "data" / "demo.toml").read_text(encoding="utf-8"))["demo"]
+QUESTION = "How do I make a pot of green tea?"
+
+
+@pytest.fixture(scope="module")
+def guard(demo_model_dir):
+    return Guard.from_pretrained(demo_model_dir, dtype="float32")
+
+
+def test_the_deep_prefill_is_halted_at_or_before_the_second_check_with_no_leak(guard):
+    answer = guard.generate(DEMO["request"], prefill=DEMO["prefill"], max_new_tokens=40, do_sample=False)
+    assert answer.halted and answer.finish_reason == "content_filter"
+    assert len(answer.checks) <= 2
+    assert answer.leak == 0 and answer.token_ids == ()
+    assert answer.text == guard.config.refusal
+
+
+def test_the_unguarded_model_goes_on_with_the_prefill(guard):
+    text = guard.unguarded(DEMO["request"], prefill=DEMO["prefill"], max_new_tokens=30, do_sample=False)
+    assert len(text.split()) > 10
+
+
+def test_a_harmless_answer_is_not_halted_and_is_the_unguarded_one(guard):
+    plain = guard.unguarded(QUESTION, max_new_tokens=60, do_sample=False)
+    events = list(guard.stream(QUESTION, max_new_tokens=60, do_sample=False))
+    answer = events[-1].answer
+    assert isinstance(events[-1], Finished) and not answer.halted
+    assert answer.text == plain == "".join(event.text for event in events if isinstance(event, Released))
+    assert [event.check for event in events if isinstance(event, Checked)] == list(answer.checks)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9}])
+def test_monitoring_changes_no_token(demo_model_dir, dtype, options):
+    guard = Guard.from_pretrained(demo_model_dir, dtype=dtype, release="monitor", schedule=Every(10))
+    plain = guard.backend.unguarded([guard.template.prompt(QUESTION)], max_new_tokens=48, seed=5, **options)[0]
+    assert guard.generate(QUESTION, max_new_tokens=48, seed=5, **options).token_ids == plain
+
+
+def test_a_stop_string_ends_the_guarded_answer_like_the_bare_one(guard):
+    plain = guard.unguarded(QUESTION, max_new_tokens=60, do_sample=False, stop_strings=["tea"])
+    answer = guard.generate(QUESTION, max_new_tokens=60, do_sample=False, stop_strings=["tea"])
+    assert answer.text == plain and plain.count("tea") == 1
+    assert answer.finish_reason == "stop"
+
+
+def test_packed_scan_and_forks_agree_with_the_guard_itself(guard):
+    answer = guard.with_options(release="monitor").generate(QUESTION, max_new_tokens=60, do_sample=False)
+    assert answer.finish_reason == "length", "the answer ended by itself; ask for fewer tokens"
+    scan = guard.scan(QUESTION, answer.text)
+    assert scan.method == "packed"
+    by_depth = {check.depth: check.score for check in answer.checks}
+    assert scan.checks[0].depth == 0 and scan.checks[-1].depth == 60
+    for check in scan.checks:
+        assert by_depth[check.depth] == pytest.approx(check.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["look-ahead", "score"])
+def test_rethink_answers_and_scans_without_a_probe(demo_model_dir, mode):
+    guard = Guard.from_pretrained(demo_model_dir, detector=Rethink(mode=mode), policy=Threshold(0.9), dtype="float32")
+    answer = guard.generate(QUESTION, max_new_tokens=8, do_sample=False)
+    assert all(check.error is None and 0 <= check.score <= 1 for check in answer.checks)
+    scan = guard.with_options(schedule=Every(8, doubling=False)).scan(QUESTION, "Boil water and wait.")
+    assert scan.method == "forks" and scan.notes
+
+
+def test_nan_in_a_hidden_state_halts_the_answer(guard):
+    module = find_module(guard.backend.model, guard.detector.site)
+    handle = module.register_forward_hook(lambda _module, _args, output: output * math.nan)
+    try:
+        events = list(guard.stream(QUESTION, max_new_tokens=20, do_sample=False))
+        opened = guard.with_options(on_error="open").generate(QUESTION, max_new_tokens=4, do_sample=False)
+    finally:
+        handle.remove()
+    assert isinstance(events[-2], Halted)
+    assert events[-1].answer.verdict.reason == "error" and events[-1].answer.token_ids == ()
+    assert "not finite" in events[-1].answer.checks[0].error
+    assert opened.finish_reason == "length" and opened.verdict.errors == len(opened.checks)
+
+
+def test_a_probe_of_another_model_is_refused(tmp_path, guard):
+    model, tokenizer = tiny.tiny_model("Llama"), tiny.tiny_tokenizer()
+    with pytest.raises(ProbeMismatch, match="does not belong to this model"):
+        Guard(model, tokenizer, guard.detector)
+    with pytest.raises(ConfigError, match="no probe is shipped for"):
+        folder = tmp_path / "other"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        Guard.from_pretrained(folder)
+
+
+def test_a_truncated_probe_is_refused(tmp_path, guard):
+    whole = tmp_path / "probe.safetensors"
+    guard.detector.save(whole)
+    assert LinearProbe.load(whole).policy == guard.detector.policy
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(ProbeError, match="cut short"):
+        Guard.from_pretrained("never-loaded", probe=cut)
+
+
+def test_an_unknown_model_and_one_without_a_template_are_refused(tmp_path):
+    with pytest.raises(ModelError, match="'no/such-model' cannot be loaded"):
+        load("no/such-model")
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    tiny.tiny_model("Llama").save_pretrained(tmp_path)
+    with pytest.raises(TemplateError, match="chat template"):
+        load(tmp_path)
+    with pytest.raises(ModelError, match="dtype is 'int3'"):
+        load(tmp_path, dtype="int3")
+
+
+@pytest.mark.parametrize("messages", ["", [], [{"role": "user"}], [{"content": "hi"}], ["hi", 3]])
+def test_messages_that_cannot_be_answered_are_refused(guard, messages):
+    with pytest.raises(PromptError):
+        guard.generate(messages)
+
+
+def test_a_prefill_longer_than_the_context_is_refused(guard):
+    with pytest.raises(PromptError, match="context of 8192"):
+        guard.generate("Go on.", prefill="tea " * 9000)
+
+
+def test_scan_on_the_command_line_reports_broken_lines_and_goes_on(tmp_path, demo_model_dir):
+    source, out = tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl"
+    with gzip.open(source, "wt", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "a", "prompt": QUESTION, "response": "Boil water. Add the leaves."}) + "\n")
+        file.write("this is not JSON\n")
+        file.write(json.dumps({"id": "b", "messages": [{"role": "user", "content": "Hi"}], "response": "Hello!"}) + "\n")
+    command = ["scan", str(demo_model_dir), str(source), "-o", str(out), "--dtype", "float32"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 1
+    assert "line 2" in result.output.replace("\n", " ")
+    records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [record["id"] for record in records] == ["a", "b"]
+    for record in records:
+        assert set(record) == {"id", "checks", "verdict"}
+        assert set(record["verdict"]) == {"halt", "depth", "score"}
+        assert record["checks"][0]["depth"] == 0
+        assert all(set(check) == {"depth", "score"} for check in record["checks"])
+
+

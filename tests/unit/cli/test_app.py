@@ -1,0 +1,114 @@
+"""The command line as a whole: help, errors, exit codes, what it imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anydepth.cli import load, main
+from anydepth.errors import AnydepthError, CheckError, ModelError
+from tests.unit.cli.conftest import Run, ScriptedGuard
+
+COMMANDS = ["demo", "generate", "scan", "inspect", "bench"]
+
+
+def test_help_names_every_command(run: Run) -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(command in result.stdout for command in COMMANDS)
+    assert "Exit codes" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "given", [["frobnicate"], ["generate"], ["scan", "m", "f"], ["generate", "m", "--release", "x"]]
+)
+def test_wrong_usage_is_exit_2(run: Run, given: list[str]) -> None:
+    assert run(*given).exit_code == 2
+
+
+def failing(error: Exception) -> object:
+    def open_guard(*_: object) -> None:
+        raise error
+
+    return open_guard
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ModelError("model 'org/m' cannot be loaded:\n[red]no such[/] model"), 2), (CheckError("no score"), 1)],
+)
+def test_an_error_is_one_red_line_without_traceback(
+    error: AnydepthError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(load, "open_guard", failing(error))
+    with pytest.raises(SystemExit) as left:
+        main(["generate", "org/m", "x"])
+    assert left.value.code == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.rstrip().splitlines()[-1] == f"error: {' '.join(str(error).split())}"
+    assert "Traceback" not in captured.err
+
+
+def test_debug_keeps_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ModelError("broken")
+    monkeypatch.setattr(load, "open_guard", failing(error))
+    assert run("--debug", "generate", "org/m", "x").exception is error
+
+
+def test_a_bug_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ZeroDivisionError()
+    monkeypatch.setattr(load, "open_guard", failing(error))
+    assert run("generate", "org/m", "x").exception is error
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["demo", "--help"], ["generate", "m", "x", "--interval", "0"]]
+)
+def test_imports_no_model_library_before_it_must(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom anydepth.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'sklearn', 'joblib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "anydepth", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("anydepth ")
+
+
+def test_control_characters_of_a_model_do_not_reach_a_terminal(guard: ScriptedGuard) -> None:
+    from anydepth.cli.output import printable
+
+    assert printable("a\x1b[2Jb\tc\nd\u200dé\x9b") == "a[2Jb\tc\nd\u200dé"
+
+
+def test_every_option_is_documented() -> None:
+    from typer.main import get_command
+
+    from anydepth.cli import app
+
+    page = (Path(__file__).parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
+    group = get_command(app)
+    assert hasattr(group, "commands")
+    missing = [
+        f"{name} {option}"
+        for name, command in group.commands.items()
+        for parameter in command.params
+        for option in parameter.opts
+        if option.startswith("--") and f"`{option}" not in page
+    ]
+    assert not missing

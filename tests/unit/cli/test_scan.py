@@ -1,0 +1,197 @@
+"""`anydepth scan` on a scripted guard."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anydepth.records import RecordWriter
+from tests.unit.cli.conftest import Run, ScriptedGuard
+
+
+def lines(*records: dict[str, Any]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def record(key: object, response: str = "fine") -> dict[str, Any]:
+    return {"id": key, "prompt": "Hi", "response": response}
+
+
+def results(path: Path) -> list[dict[str, Any]]:
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text(lines(*(record(f"r{i}") for i in range(5))))
+    return path
+
+
+@pytest.fixture(params=["out.jsonl", "out.jsonl.gz"])
+def out(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    return tmp_path / request.param
+
+
+def test_one_record_out_for_one_in(run: Run, guard: ScriptedGuard, tmp_path: Path, out: Path) -> None:
+    file = tmp_path / "in.jsonl.gz"
+    chat = {"id": 7, "messages": [{"role": "user", "content": "Hi"}], "response": "Hey"}
+    file.write_bytes(gzip.compress(lines(record("a"), chat).encode()))
+    result = run("scan", "org/m", file, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert results(out) == [
+        {
+            "id": key,
+            "checks": [{"depth": 0, "score": 0.1}, {"depth": 10, "score": 0.2}],
+            "verdict": {"halt": False, "depth": 10, "score": 0.2},
+        }
+        for key in ("a", 7)
+    ]
+    assert guard.scanned[1] == ([{"role": "user", "content": "Hi"}], "Hey")
+    assert "2 answers scanned" in result.stderr
+
+
+def test_goes_on_after_an_interruption(run: Run, guard: ScriptedGuard, file: Path, out: Path) -> None:
+    guard.die_after = 2
+    assert run("scan", "org/m", file, "-o", out).exit_code != 0
+    assert len(results(out)) == 2
+    guard.die_after = None
+    result = run("scan", "org/m", file, "-o", out)
+    assert result.exit_code == 0
+    assert [r["id"] for r in results(out)] == ["r0", "r1", "r2", "r3", "r4"]
+    assert len(guard.scanned) == 5, "a record was scanned twice"
+    assert "3 answers scanned" in result.stderr
+    assert "2 skipped" in result.stderr
+    before = out.read_bytes()
+    run("scan", "org/m", file, "-o", out)
+    assert results(out) == [json.loads(s) for s in lines(*results(out)).splitlines()]
+    assert out.suffix == ".gz" or out.read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40, 90])
+def test_repairs_a_half_written_end(run: Run, guard: ScriptedGuard, file: Path, out: Path, cut: int) -> None:
+    run("scan", "org/m", file, "-o", out)
+    whole = results(out)
+    data = out.read_bytes()
+    out.write_bytes(data[:-cut])
+    assert run("scan", "org/m", file, "-o", out).exit_code == 0
+    assert results(out) == whole
+
+
+def test_repairs_at_every_byte(run: Run, guard: ScriptedGuard, file: Path, out: Path) -> None:
+    run("scan", "org/m", file, "-o", out, "--limit", 2)
+    run("scan", "org/m", file, "-o", out)  # a gzip file has two streams now
+    whole, data = results(out), out.read_bytes()
+    for size in range(len(data)):
+        out.write_bytes(data[:size])
+        with RecordWriter(out) as writer:
+            for item in whole:
+                if item["id"] not in writer.done:
+                    writer.write(item)
+        assert results(out) == whole, f"cut at byte {size}"
+
+
+def test_bad_lines_are_reported_with_their_number_and_the_rest_goes_on(
+    run: Run, guard: ScriptedGuard, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    bad = [
+        "{not json",
+        "[1]",
+        '{"prompt": "Hi", "response": "x"}',
+        '{"id": true, "prompt": "Hi", "response": "x"}',
+        '{"id": "b", "prompt": "Hi"}',
+        '{"id": "b", "prompt": "Hi", "messages": [], "response": "x"}',
+        '{"id": "b", "response": "x"}',
+        '{"id": "b", "messages": [], "response": "x"}',
+        '{"id": "b", "prompt": 3, "response": "x"}',
+        '{"id": "a", "prompt": "Hi", "response": "again"}',
+        r'{"id": "b", "prompt": "Hi", "response": "\ud800"}',
+        '{"id": "b", "prompt": "Hi", "response": "too long"}',
+    ]
+    file.write_text(lines(record("a")) + "\n" + "\n".join(bad) + "\n" + lines(record("z")))
+    result = run("scan", "org/m", file, "-o", out)
+    assert result.exit_code == 1
+    assert [r["id"] for r in results(out)] == ["a", "z"]
+    reported = [line for line in result.stderr.splitlines() if line.startswith("line ")]
+    assert [int(line.split()[1].rstrip(":")) for line in reported] == list(range(3, 3 + len(bad)))
+    assert "used on line 1 already" in reported[9]
+    assert "9000 tokens" in reported[-1]
+    assert "12 lines failed" in result.stderr
+
+
+def test_a_line_that_is_not_utf8_is_reported(run: Run, guard: ScriptedGuard, tmp_path: Path) -> None:
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_bytes(b'{"id": "a", "prompt": "\xff"}\n' + lines(record("z")).encode())
+    result = run("scan", "org/m", file, "-o", out)
+    assert result.exit_code == 1
+    assert "line 1: not UTF-8" in result.stderr
+    assert [r["id"] for r in results(out)] == ["z"]
+
+
+def test_a_score_that_is_not_a_number_is_null_with_an_error(run: Run, guard: ScriptedGuard, tmp_path: Path) -> None:
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text(lines(record("a", "nan"), record("b")))
+    result = run("scan", "org/m", file, "-o", out)
+    assert result.exit_code == 1
+    assert results(out)[0] == {
+        "id": "a",
+        "checks": [{"depth": 0, "score": None, "error": "NaN in the hidden state"}],
+        "verdict": {"halt": True, "depth": 0, "score": None},
+    }
+    assert "line 1: id 'a': 1 check failed" in result.stderr
+
+
+def test_limit_looks_at_the_first_records_only(run: Run, guard: ScriptedGuard, file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    for _ in range(2):
+        assert run("scan", "org/m", file, "-o", out, "--limit", 2).exit_code == 0
+    assert [r["id"] for r in results(out)] == ["r0", "r1"]
+
+
+@pytest.mark.parametrize("content", ['{"mine": 1}\n', '{"mine": 1}', "notes\n", "notes"])
+def test_a_file_of_something_else_is_left_alone(
+    run: Run, guard: ScriptedGuard, file: Path, tmp_path: Path, content: str
+) -> None:
+    out = tmp_path / "mine.jsonl"
+    out.write_text(content)
+    result = run("scan", "org/m", file, "-o", out)
+    assert result.exit_code == 2
+    assert "not a record of an earlier scan" in result.stderr
+    assert out.read_text() == content
+
+
+def test_input_and_output_must_differ(run: Run, guard: ScriptedGuard, file: Path) -> None:
+    before = file.read_text()
+    result = run("scan", "org/m", file, "-o", file)
+    assert result.exit_code == 2
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("nowhere.jsonl", None, "No such file"),
+        ("x.jsonl.gz", b"not gzip", "is not a whole gzip file"),
+        ("x.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 99)[:-9], "is not a whole gzip file"),
+    ],
+)
+def test_an_unreadable_file_is_exit_2(
+    run: Run, guard: ScriptedGuard, tmp_path: Path, name: str, data: bytes | None, says: str
+) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    result = run("scan", "org/m", tmp_path / name, "-o", tmp_path / "out.jsonl")
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert not guard.opened
+
+
+def test_an_empty_file_is_no_error(run: Run, guard: ScriptedGuard, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("")
+    result = run("scan", "org/m", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")
+    assert result.exit_code == 0
+    assert "0 answers scanned" in result.stderr
