@@ -123,21 +123,36 @@ def _qwen3_next() -> dict[str, Any]:
     }
 
 
+def _gemma3() -> dict[str, Any]:
+    layers = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    return {**_SMALL, "head_dim": 8, "sliding_window": 24, "layer_types": layers}
+
+
+def _gpt_oss() -> dict[str, Any]:
+    return {**_SMALL, "head_dim": 8, "sliding_window": 24, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
 def _rwkv() -> dict[str, Any]:
-    return {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4, "context_length": 512, "attention_hidden_size": 32}
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "context_length": 512,
+        "attention_hidden_size": 32,
+    }
 
 
 FAMILIES: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "Llama": ("Llama", lambda: _SMALL),
     "Mistral (sliding window)": ("Mistral", lambda: {**_SMALL, "sliding_window": 24, "head_dim": 8}),
     "Gemma-2": ("Gemma2", lambda: {**_SMALL, "head_dim": 8, "sliding_window": 24}),
-    "Gemma-3": ("Gemma3", lambda: {**_SMALL, "head_dim": 8, "sliding_window": 24, "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]}),
+    "Gemma-3": ("Gemma3", _gemma3),
     "Qwen2": ("Qwen2", lambda: _SMALL),
     "Qwen3": ("Qwen3", lambda: {**_SMALL, "head_dim": 8}),
     "Qwen3-MoE": ("Qwen3Moe", lambda: {**_SMALL, **_EXPERTS, "head_dim": 8}),
     "Mixtral": ("Mixtral", lambda: {**_SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "Phi-3": ("Phi3", lambda: {**_SMALL, "sliding_window": None}),
-    "gpt-oss": ("GptOss", lambda: {**_SMALL, "head_dim": 8, "sliding_window": 24, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss": ("GptOss", _gpt_oss),
     "DeepSeek-V3 (MLA)": ("DeepseekV3", lambda: {**_SMALL, **_mla()}),
     "Mamba-2": ("Mamba2", _mamba2),
     "Falcon-H1 (hybrid)": ("FalconH1", _falcon_h1),
@@ -150,11 +165,10 @@ FAMILIES: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
 def tiny_model(family: str) -> Any:
     """A random model of `family` in float32, with a generation config that never ends a turn by itself."""
     name, options = FAMILIES[family]
-    kind = "ForCausalLM" if name not in ("Gemma3",) else "ForCausalLM"
     config_name = {"Gemma3": "Gemma3TextConfig"}.get(name, f"{name}Config")
     torch.manual_seed(0)
     config = getattr(transformers, config_name)(**options())
-    model = getattr(transformers, name + kind)(config).to(torch.float32).eval()
+    model = getattr(transformers, f"{name}ForCausalLM")(config).to(torch.float32).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(4)  # random models are nearly uniform; this spreads their next-token distribution

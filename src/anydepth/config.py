@@ -32,8 +32,12 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         check_modes(self.release, self.on_error)
-        if not self.refusal.strip():
-            raise ConfigError("refusal is empty; a halted answer must say something")
+        for name, method in (("policy", "statistic"), ("schedule", "next_after")):
+            value = getattr(self, name)
+            if isinstance(value, type) or not callable(getattr(value, method, None)):
+                raise ConfigError(f"{name} is {value!r}, not a {name}; give e.g. Threshold(0.5) or Every(25)")
+        if not isinstance(self.refusal, str) or not self.refusal.strip():
+            raise ConfigError(f"refusal is {self.refusal!r}; a halted answer must say something")
 
     def plan(self, *, max_new_tokens: int, prefill: int) -> Plan:
         """The plan of one answer's flow."""

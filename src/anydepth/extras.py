@@ -11,6 +11,6 @@ def require(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name and not module.startswith(error.name):
+        if error.name and module != error.name and not module.startswith(error.name + "."):
             raise  # the module is there, one of its own imports is not: that is another problem
         raise MissingExtra(f"{module} is not installed; run: pip install 'anydepth[{extra}]'") from error

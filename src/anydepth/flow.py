@@ -14,12 +14,14 @@ and returns an `Outcome`. Drivers (sync, async, batch, server) carry the command
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from numbers import Real
 
 from anydepth.backends.base import Decoded
 from anydepth.errors import CheckError, ConfigError
 from anydepth.policy import Policy
-from anydepth.schedule import Schedule
+from anydepth.schedule import Schedule, next_check
 from anydepth.types import CheckResult, FinishReason, OnError, ReleaseMode, Score, Verdict, Window
+
 
 @dataclass(frozen=True, slots=True)
 class Decode:
@@ -136,6 +138,10 @@ class _Trail:
                 self._trip(math.nan, depth, "error")
             return CheckResult(depth, math.nan, math.nan, error=failure)
         assert isinstance(reply, Score)
+        # An end-of-turn token alone after a check is checked again at the same depth: one reading, not two, for the
+        # policy.
+        if self.checks and self.checks[-1].depth == depth and self.checks[-1].error is None:
+            self.scores.pop()
         self.scores.append(reply.value)
         statistic = self.plan.policy.statistic(self.scores)[-1]
         if statistic >= self.plan.policy.threshold:
@@ -168,7 +174,7 @@ def _failure(reply: Reply) -> str | None:
         return f"{type(reply).__name__}: {reply}"
     if not isinstance(reply, Score):
         return f"the detector gave {reply!r}, not a Score"
-    if not math.isfinite(reply.value) or not 0 <= reply.value <= 1:
+    if not isinstance(reply.value, Real) or not 0 <= reply.value <= 1:  # no comparison with NaN holds
         return f"{CheckError.__name__}: the score is {reply.value!r}, not a number in [0, 1]"
     return None
 
@@ -207,13 +213,15 @@ def guarded(plan: Plan) -> Flow:
             return outcome("content_filter")
     while finish is None:
         window: tuple[int, ...] = ()
-        goal = min(plan.schedule.next_after(generated, trail.scores), plan.max_new_tokens)
+        goal = min(next_check(plan.schedule, generated, trail.scores), plan.max_new_tokens)
         while generated < goal and finish is None:
             room = goal - generated
             reply = yield Decode(min(room, plan.chunk or room))
             assert isinstance(reply, Decoded)
             if not reply.token_ids and reply.finish_reason is None:
-                raise RuntimeError(f"the backend decoded nothing at depth {plan.prefill + generated} and did not finish")
+                raise RuntimeError(
+                    f"the backend decoded nothing at depth {plan.prefill + generated} and did not finish"
+                )
             window += reply.token_ids
             generated += len(reply.token_ids)
             finish, end_tokens = reply.finish_reason, reply.end_tokens

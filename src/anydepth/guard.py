@@ -1,7 +1,8 @@
 """Guard the answers of one model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -122,11 +123,11 @@ class Guard:
         return self.config.schedule
 
     def with_options(self, **options: Any) -> "Guard":
-        """The same model and detector with other options of `GuardConfig`."""
+        """The same model and detector with other options of `GuardConfig`; None leaves an option as it is."""
         guard = type(self).__new__(type(self))
         guard.backend, guard.detector = self.backend, self.detector
         try:
-            guard.config = replace(self.config, **options)
+            guard.config = replace(self.config, **{name: value for name, value in options.items() if value is not None})
         except TypeError as error:
             raise ConfigError(f"{error}; the options of a guard are the fields of GuardConfig") from error
         return guard
@@ -159,17 +160,23 @@ class Guard:
 
     async def astream(self, messages: Messages, **options: Any) -> AsyncIterator[Event]:
         """`stream` for asyncio: the model runs in a thread, one step at a time."""
-        events = self.stream(messages, **options)
+        events, turn = self.stream(messages, **options), threading.Lock()
+
+        def step(act: Callable[..., Any], *arguments: Any) -> Any:
+            with turn:  # a step whose await was cancelled goes on in its thread; the session is closed after it
+                return act(*arguments)
+
         try:
-            while (event := await asyncio.to_thread(next, events, None)) is not None:
+            while (event := await asyncio.to_thread(step, next, events, None)) is not None:
                 yield event
         finally:
-            await asyncio.to_thread(events.close)  # pyright: ignore[reportAttributeAccessIssue]
+            close = events.close  # pyright: ignore[reportAttributeAccessIssue]
+            await asyncio.shield(asyncio.to_thread(step, close))
 
+    @overload  # a str is a sequence of str as well; the first overload wins
+    def generate(self, messages: Messages, **options: Any) -> Answer: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
-    def generate(self, messages: str | Sequence[Message], **options: Any) -> Answer: ...
-    @overload
-    def generate(self, messages: Sequence[str] | Sequence[Sequence[Message]], **options: Any) -> list[Answer]: ...
+    def generate(self, messages: Sequence[Messages], **options: Any) -> list[Answer]: ...
     def generate(
         self,
         messages: Any,
@@ -185,12 +192,10 @@ class Guard:
         `messages` is one user message, one conversation, or a list of either. `prefill` is one text for all, or one a
         conversation. The other arguments are those of `stream`.
         """
-        single = isinstance(messages, str) or (len(messages) > 0 and isinstance(messages[0], Mapping))
-        if single:
-            batch, prefills = [messages], [prefill]
-        else:
-            batch = list(messages)
-            prefills = [prefill] * len(batch) if prefill is None or isinstance(prefill, str) else list(prefill)
+        several = isinstance(messages, Sequence) and not isinstance(messages, str)
+        single = not several or (len(messages) > 0 and isinstance(messages[0], Mapping))
+        batch = [messages] if single else list(messages)
+        prefills = [prefill] * len(batch) if prefill is None or isinstance(prefill, str) else list(prefill)
         if len(prefills) != len(batch):
             raise ConfigError(f"{len(prefills)} prefills were given for {len(batch)} conversations; give one for each")
         prompts = [self.template.prompt(m, tools=tools, prefill=p) for m, p in zip(batch, prefills, strict=True)]

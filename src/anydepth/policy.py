@@ -4,6 +4,7 @@ Every policy is a statistic over the scores so far and a threshold on it: that o
 is what calibration works on.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -24,6 +25,10 @@ class Policy(Protocol):
         ...
 
 
+def _within(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and low <= value <= high  # NaN is in no range
+
+
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
     if not condition:
         raise ConfigError(f"{name} is {value!r}; it must be {rule}")
@@ -36,7 +41,7 @@ class Threshold:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(0 <= self.threshold <= 1, "threshold", self.threshold, "in [0, 1]")
+        _require(_within(self.threshold, 0, 1), "threshold", self.threshold, "in [0, 1]")
 
     def statistic(self, scores: Sequence[float]) -> list[float]:
         """The scores themselves."""
@@ -52,9 +57,9 @@ class KofN:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(0 <= self.threshold <= 1, "threshold", self.threshold, "in [0, 1]")
-        _require(self.k >= 1, "k", self.k, "at least 1")
-        _require(self.n >= self.k, "n", self.n, f"at least k ({self.k})")
+        _require(_within(self.threshold, 0, 1), "threshold", self.threshold, "in [0, 1]")
+        _require(isinstance(self.k, int) and self.k >= 1, "k", self.k, "a whole number of at least 1")
+        _require(isinstance(self.n, int) and self.n >= self.k, "n", self.n, f"a whole number of at least k ({self.k})")
 
     def statistic(self, scores: Sequence[float]) -> list[float]:
         """The k-th largest of the last n scores (0 while there are fewer than k)."""
@@ -76,8 +81,8 @@ class Ewma:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(0 <= self.threshold <= 1, "threshold", self.threshold, "in [0, 1]")
-        _require(0 < self.alpha <= 1, "alpha", self.alpha, "in (0, 1]")
+        _require(_within(self.threshold, 0, 1), "threshold", self.threshold, "in [0, 1]")
+        _require(_within(self.alpha, 0, 1) and self.alpha > 0, "alpha", self.alpha, "in (0, 1]")
 
     def statistic(self, scores: Sequence[float]) -> list[float]:
         """The moving average after each score."""
@@ -95,8 +100,13 @@ class Cusum:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(0 <= self.drift < 1, "drift", self.drift, "in [0, 1)")
-        _require(self.threshold > 0, "threshold", self.threshold, "above 0")
+        _require(_within(self.drift, 0, 1) and self.drift < 1, "drift", self.drift, "in [0, 1)")
+        _require(
+            _within(self.threshold, 0, math.inf) and 0 < self.threshold < math.inf,
+            "threshold",
+            self.threshold,
+            "above 0 and finite",
+        )
 
     def statistic(self, scores: Sequence[float]) -> list[float]:
         """max(0, S + score - drift) after each score."""

@@ -20,16 +20,18 @@ def scan_answer(
 ) -> ScanResult:
     """Check the answer that is the prefill of `prompt`, as the guard would have while it was generated.
 
-    A probe reads all depths in one packed pass; where the model cannot take it, and for look-ahead detectors, the answer is
-    replayed and forked at each depth, which the result's `method` and `notes` say. Every depth is scored, also after the
-    one at which the answer would have halted. `packed=False` forks in any case.
+    A probe reads all depths in one packed pass; where the model cannot take it, and for look-ahead detectors, the
+    answer is replayed and forked at each depth, which the result's `method` and `notes` say. Every depth is scored,
+    also after the one at which the answer would have halted. `packed=False` forks in any case.
     """
     if not prompt.prefill:
         raise PromptError("the answer to scan is empty; give its text")
     question = Prompt(prompt.ids[: prompt.start])
     answer_ids = prompt.ids[prompt.start :]
     plan = Plan(config.schedule, config.policy, len(answer_ids), release="monitor", on_error=config.on_error)
-    if packed and isinstance(detector, LinearProbe):
+    if not isinstance(detector, LinearProbe):
+        return _by_forks(backend, detector, plan, question, answer_ids, f"{detector.name} reads each depth on a fork")
+    if packed and getattr(config.schedule, "fixed", False):
         depths = scheduled_depths(config.schedule, len(answer_ids))
         try:
             scores = _packed_scores(backend, detector, question, answer_ids, depths)
@@ -37,7 +39,8 @@ def scan_answer(
             return _by_forks(backend, detector, plan, question, answer_ids, str(reason))
         fixed = replace(plan, schedule=Listed(tuple(depths[1:])))
         return _result(_settle(guarded(fixed), dict(zip(depths, scores, strict=True))), "packed")
-    return _by_forks(backend, detector, plan, question, answer_ids, f"{detector.name} was asked to fork at each depth")
+    why = "the schedule looks at the scores" if packed else "forks were asked for"
+    return _by_forks(backend, detector, plan, question, answer_ids, why)
 
 
 def _packed_scores(

@@ -38,9 +38,10 @@ grow with depth. The last column says what the family cannot do, or does at a hi
 
 FOOT = """
 A family that is not listed works if its cache layers are of a kind in
-`anydepth/backends/transformers/fork.py`; an unknown kind is refused by name, never guessed. `anydepth inspect MODEL` shows
-all of this for a real model. Caches of other kinds (static, quantised) are covered by `tests/contract/test_cache_kinds.py`:
-a static cache is forked in place behind the parent's end, a quantised one is shared.
+`anydepth/backends/transformers/fork.py`; an unknown kind is refused by name, never guessed. `anydepth inspect MODEL`
+shows all of this for a real model. Caches of other kinds (static, quantised) are covered by
+`tests/contract/test_cache_kinds.py`: a static cache is forked in place behind the parent's end, a quantised one is
+shared.
 """
 
 
@@ -87,7 +88,6 @@ def main() -> None:
             if not keeps_both(backend, options):
                 raise SystemExit(f"{family} breaks the contract with {options}; mend it before writing the page")
         rows.append(row(family, backend))
-        print(rows[-1])
     PAGE.write_text(HEAD.format(version=transformers.__version__) + "\n".join(rows) + "\n" + FOOT, encoding="utf-8")
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tests import tiny
 import torch
 
 from anydepth.backends.base import CheckPoint, Session, Site
@@ -18,6 +17,7 @@ from anydepth.policy import Threshold
 from anydepth.schedule import Every
 from anydepth.template import Prompt
 from anydepth.types import Score
+from tests import tiny
 
 TOLERANCE = 1e-4
 GREEDY = {"do_sample": False}
@@ -89,9 +89,7 @@ def recomputed(
 def largest_difference(backend: TransformersBackend, prompt: Prompt, answer: Sequence[int], watcher: Watcher) -> float:
     """Largest difference between what the watcher read through forks and a full recompute."""
     return max(
-        float(
-            np.abs(state - recomputed(backend, prompt, answer, point.depth, watcher.site, watcher.read_index)).max()
-        )
+        float(np.abs(state - recomputed(backend, prompt, answer, point.depth, watcher.site, watcher.read_index)).max())
         for point, state in watcher.seen
     )
 

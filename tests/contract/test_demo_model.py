@@ -102,11 +102,10 @@ def test_a_probe_of_another_model_is_refused(tmp_path, guard):
     model, tokenizer = tiny.tiny_model("Llama"), tiny.tiny_tokenizer()
     with pytest.raises(ProbeMismatch, match="does not belong to this model"):
         Guard(model, tokenizer, guard.detector)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="no probe is shipped for"):
-        folder = tmp_path / "other"
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        Guard.from_pretrained(folder)
+        Guard.from_pretrained(tmp_path)
 
 
 def test_a_truncated_probe_is_refused(tmp_path, guard):
@@ -148,7 +147,9 @@ def test_scan_on_the_command_line_reports_broken_lines_and_goes_on(tmp_path, dem
     with gzip.open(source, "wt", encoding="utf-8") as file:
         file.write(json.dumps({"id": "a", "prompt": QUESTION, "response": "Boil water. Add the leaves."}) + "\n")
         file.write("this is not JSON\n")
-        file.write(json.dumps({"id": "b", "messages": [{"role": "user", "content": "Hi"}], "response": "Hello!"}) + "\n")
+        file.write(
+            json.dumps({"id": "b", "messages": [{"role": "user", "content": "Hi"}], "response": "Hello!"}) + "\n"
+        )
     command = ["scan", str(demo_model_dir), str(source), "-o", str(out), "--dtype", "float32"]
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 1
@@ -160,5 +161,3 @@ def test_scan_on_the_command_line_reports_broken_lines_and_goes_on(tmp_path, dem
         assert set(record["verdict"]) == {"halt", "depth", "score"}
         assert record["checks"][0]["depth"] == 0
         assert all(set(check) == {"depth", "score"} for check in record["checks"])
-
-

@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
-from tests import tiny
 import torch
+
+from anydepth.backends.base import CheckPoint
+from anydepth.errors import UnsupportedModel
+from anydepth.template import Prompt
+from tests import tiny
 from tests.contract.architectures import PAGE, refused_row, row
 from tests.contract.contract import (
     GREEDY,
@@ -16,10 +20,6 @@ from tests.contract.contract import (
     run,
     watcher_for,
 )
-
-from anydepth.backends.base import CheckPoint
-from anydepth.errors import UnsupportedModel
-from anydepth.template import Prompt
 
 REFUSED = {"RWKV": "keeps its state outside of a Transformers Cache"}
 KEPT = [family for family in tiny.FAMILIES if family not in REFUSED]
@@ -64,10 +64,10 @@ def test_states_of_a_padded_batch_are_those_of_each_row_alone(backend):
     prompts = [prompt_of(backend, words=3, prefill=None), prompt_of(backend, words=12)]
     watcher = watcher_for(backend)
     released, _ = run(backend, prompts, watcher, **GREEDY)
-    for row, prompt in enumerate(prompts):
+    for number, prompt in enumerate(prompts):
         own = watcher_for(backend)
-        own.seen = [(point, state) for point, state in watcher.seen if point.row == row]
-        assert largest_difference(backend, prompt, released[row], own) < TOLERANCE
+        own.seen = [(point, state) for point, state in watcher.seen if point.row == number]
+        assert largest_difference(backend, prompt, released[number], own) < TOLERANCE
 
 
 @pytest.mark.parametrize("depth", [0, 3, 10])

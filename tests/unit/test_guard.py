@@ -1,21 +1,19 @@
 """The guard over a scripted backend: events, text, batches and what it refuses to be built from."""
 
+import asyncio
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anydepth import Guard, GuardConfig
-from anydepth.backends.base import Capability, Site
+from anydepth import Guard
 from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector
-from anydepth.detectors import Cascade, LinearProbe, ProbeCard, Rethink
-from anydepth.errors import CapabilityError, ConfigError, ProbeMismatch, PromptError
-from anydepth.policy import Ewma, KofN, Threshold
+from anydepth.errors import ConfigError, PromptError
 from anydepth.schedule import Every
 from anydepth.types import Answer, Checked, Event, Finished, Halted, Released, Score, Window
 
@@ -33,12 +31,6 @@ def kinds(events: Sequence[Event]) -> list[str]:
 
 def text_of(events: Sequence[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Released))
-
-
-def card_for(backend: ScriptedBackend, **changes: Any) -> ProbeCard:
-    header = backend.header
-    card = ProbeCard(backend.identity, header.ids, header.read_index, Site(2), template_digest=backend.template.digest)
-    return dataclasses.replace(card, **changes)
 
 
 # -- one answer --------------------------------------------------------------------------------------------------------
@@ -129,6 +121,8 @@ def test_a_prefill_is_counted_and_not_released() -> None:
     answer = guard.generate("hi", prefill="Sure")
     assert [check.depth for check in answer.checks] == [0, 4, 5, 6]
     assert (answer.text, answer.leak) == ("a\n\nI can't help with that.", 1)
+    events = guard.stream("hi", prefill="Sure")
+    assert [event.depth for event in events if isinstance(event, Released)] == [5]
     as_message = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Sure"}]
     assert guard.generate(as_message) == answer
 
@@ -144,6 +138,7 @@ texts = st.text(
 )
 
 
+@settings(deadline=None)
 @given(texts, st.lists(st.integers(1, 5), max_size=4), st.sampled_from(["hold", "eager", "monitor"]), st.integers(1, 9))
 def test_characters_of_several_tokens_are_never_broken(
     text: str, at_most: list[int], release: str, interval: int
@@ -154,6 +149,7 @@ def test_characters_of_several_tokens_are_never_broken(
     assert text_of(events) == text == finished(events).text == guard.unguarded("hi")
 
 
+@settings(deadline=None)
 @given(texts, st.integers(1, 40), st.sampled_from(["hold", "eager"]))
 def test_a_halted_answer_is_a_beginning_and_one_refusal(text: str, depth: int, release: str) -> None:
     guard = guard_of(text, scores={0: 0.0, depth: 1.0}, release=release, refusal="Je préfère pas.")
@@ -199,7 +195,8 @@ def test_a_batch_of_answers() -> None:
         return float(row == 1 and depth >= 2)
 
     guard = guard_of("abcdef", "abcdef", "né", scores=score)
-    answers = guard.generate(["one", "two", [{"role": "user", "content": "three"}]], prefill=["", None, "Sure"])
+    conversations: Any = ["one", "two", [{"role": "user", "content": "three"}]]
+    answers: Any = guard.generate(conversations, prefill=["", None, "Sure"])
     assert [answer.text for answer in answers] == ["abcdef", "a\n\nI can't help with that.", "né"]
     assert [answer.finish_reason for answer in answers] == ["stop", "content_filter", "stop"]
     assert [answer.prefill_tokens for answer in answers] == [0, 0, 4]
@@ -281,91 +278,42 @@ def test_an_error_of_the_backend_is_raised_and_closes_the_session(monkeypatch: p
     assert guard.backend.sessions[0].closed  # type: ignore[attr-defined]
 
 
-# -- construction ------------------------------------------------------------------------------------------------------
+async def test_astream_gives_the_events_of_stream() -> None:
+    guard = guard_of("abcdef", scores={0: 0.0, 4: 1.0})
+    assert [event async for event in guard.astream("hi", prefill="é")] == list(guard.stream("hi", prefill="é"))
+    assert all(session.closed for session in guard.backend.sessions)  # type: ignore[attr-defined]
 
 
-def probe_for(backend: ScriptedBackend, **changes: Any) -> LinearProbe:
-    return LinearProbe(np.array([4.0, 0, 0, 0]), -2.0, card_for(backend, **changes))
+async def test_closing_an_astream_early_closes_its_session() -> None:
+    guard = guard_of("abcdef")
+    stream: Any = guard.astream("hi")
+    async for event in stream:
+        if isinstance(event, Released):
+            break
+    await stream.aclose()
+    assert guard.backend.sessions[0].closed  # type: ignore[attr-defined]
 
 
-def test_a_probe_guards_and_its_calibrated_policy_is_the_default() -> None:
-    backend = ScriptedBackend(["abcdefgh"], states={0: [0.0] * 4, 4: [2.0, 0, 0, 0]})
-    probe = probe_for(backend, policy={"name": "k_of_n", "k": 2, "n": 2, "threshold": 0.75})
-    guard = Guard.from_backend(backend, probe)
-    assert guard.policy == KofN(2, 2, 0.75)
-    assert guard.schedule == Every()
-    answer = guard.generate("hi")
-    assert (answer.verdict.depth, answer.text) == (8, "abcd\n\nI can't help with that.")
-    own = Guard.from_backend(backend, probe, policy=Threshold(0.75)).generate("hi")
-    assert (own.verdict.depth, own.text) == (4, "ab\n\nI can't help with that.")
-    assert Guard.from_backend(backend, probe_for(backend)).policy == Threshold()
+async def test_cancelling_an_astream_within_a_step_closes_its_session_after_the_step() -> None:
+    checking, go_on = threading.Event(), threading.Event()
 
+    def score(row: int, depth: int) -> float:
+        checking.set()
+        assert go_on.wait(30)
+        assert not guard.backend.sessions[0].closed, "closed under a step that was still running"  # type: ignore[attr-defined]
+        return 0.0
 
-@pytest.mark.parametrize(
-    ("capabilities", "detector"),
-    [
-        (frozenset({Capability.HIDDEN_STATES}), lambda backend: Rethink()),
-        (frozenset({Capability.LOOK_AHEAD}), lambda backend: Rethink("score")),
-        (frozenset({Capability.LOOK_AHEAD}), probe_for),
-        (frozenset({Capability.LOOK_AHEAD}), lambda backend: Cascade(probe_for(backend), Rethink())),
-        (frozenset[Capability](), lambda backend: ScriptedDetector({}, needs=frozenset({Capability.NEXT_TOKEN}))),
-    ],
-)
-def test_what_the_backend_cannot_do_is_found_at_construction(
-    capabilities: frozenset[Capability], detector: Callable[[ScriptedBackend], Any]
-) -> None:
-    backend = ScriptedBackend(["abc"], capabilities=capabilities)
-    with pytest.raises(CapabilityError, match="needs"):
-        Guard.from_backend(backend, detector(backend))
-    Guard.from_backend(ScriptedBackend(["abc"]), detector(backend))
+    async def consume() -> None:
+        async for _ in guard.astream("hi"):
+            pass
 
-
-def test_a_probe_of_another_model_is_found_at_construction() -> None:
-    backend = ScriptedBackend(["abc"])
-    for change in ({"template_digest": "0" * 64}, {"site": Site(9)}, {"header_ids": (1, 2)}):
-        with pytest.raises(ProbeMismatch):
-            Guard.from_backend(backend, probe_for(backend, **change))
-
-
-def test_rethink_and_cascade_guard_a_scripted_answer() -> None:
-    backend = ScriptedBackend(
-        ["abcdefgh"], look_aheads={0: "Sure, here it is", 2: "I'm sorry, but I can't help with that"}
-    )
-    answer = Guard.from_backend(backend, Rethink()).generate("hi")
-    assert (answer.verdict.depth, answer.text) == (2, "a\n\nI can't help with that.")
-    cascade = Cascade(ScriptedDetector({0: 0.1, 4: 0.5}), Rethink())
-    assert Guard.from_backend(backend, cascade).generate("hi").verdict.depth == 4
-
-
-def test_probe_and_detector_together_are_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(ConfigError, match="both probe and detector"):
-        Guard.from_pretrained("no/such-model", probe="no-such-file", detector=CALM)
-
-
-BAD_OPTIONS = [
-    ({"polcy": Threshold()}, "polcy"),
-    ({"release": "late"}, "release"),
-    ({"on_error": "shut"}, "on_error"),
-    ({"refusal": " "}, "refusal"),
-    ({"policy": 0.5}, "policy"),
-    ({"policy": "threshold"}, "policy"),
-    ({"schedule": 25}, "schedule"),
-    ({"refusal": 5}, "refusal"),
-]
-
-
-@pytest.mark.parametrize(("options", "name"), BAD_OPTIONS)
-def test_bad_options_are_named_at_construction(options: dict[str, Any], name: str) -> None:
-    with pytest.raises(ConfigError, match=name):
-        guard_of("abc", **options)
-    with pytest.raises(ConfigError, match=name):
-        guard_of("abc").with_options(**options)
-
-
-def test_with_options_changes_a_copy() -> None:
-    guard = guard_of("abc", refusal="No.", policy=Ewma(0.5, 0.9))
-    other = guard.with_options(release="monitor", policy=None)
-    assert guard.config == GuardConfig(refusal="No.", policy=Ewma(0.5, 0.9))
-    assert other.config == GuardConfig(refusal="No.", policy=Ewma(0.5, 0.9), release="monitor")
-    assert (other.backend, other.detector, other.template) == (guard.backend, guard.detector, guard.template)
-    assert isinstance(other.stream("hi"), Iterator)
+    guard = guard_of("abcdef", scores=score)
+    task = asyncio.create_task(consume())
+    assert await asyncio.to_thread(checking.wait, 30)
+    task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)  # the task learns of it, and asks a thread to close the stream
+    await asyncio.to_thread(go_on.set)  # queued behind that
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert guard.backend.sessions[0].closed  # type: ignore[attr-defined]

@@ -82,7 +82,8 @@ class Decoded:
     Attributes:
         token_ids: New tokens, an end-of-turn token included.
         finish_reason: `stop` if the model ended its turn or a stop string matched, `length` if the context is full,
-            None if it can go on. Fewer tokens than asked for with None: another row of the batch ended first; ask again.
+            None if it can go on. Fewer tokens than asked for with None: another row of the batch ended first; ask
+            again.
         end_tokens: How many trailing tokens are end-of-turn tokens (0 or 1); they do not count as depth.
     """
 
@@ -94,7 +95,10 @@ class Decoded:
 class Session(Protocol):
     """A batch of answers under way. A row's depth is its prefill at first, and grows as it decodes."""
 
-    rows: int
+    @property
+    def rows(self) -> int:
+        """How many answers the session holds."""
+        ...
 
     def decode(self, n: int) -> list[Decoded]:
         """Decode up to `n` more tokens for every live row; finished and dropped rows get an empty `Decoded`."""
@@ -160,13 +164,25 @@ class Backend(Protocol):
         """Open a session that "decodes" the given answer instead of sampling: the fork-by-fork scan."""
         ...
 
-    def read_depths(
-        self, prompt: "Prompt", answer_ids: Sequence[int], depths: Sequence[int], sites: Sequence[Site]
-    ) -> Mapping[Site, "np.ndarray"]:
-        """Hidden states of every header token at all `depths` in one packed pass.
+    def unguarded(
+        self, prompts: Sequence["Prompt"], *, max_new_tokens: int, seed: int | None = None, **options: Any
+    ) -> list[tuple[int, ...]]:
+        """Tokens of the bare engine, no guard anywhere: what guarded answers are compared with."""
+        ...
 
-        Returns one float32 array `[len(depths), len(header.ids), hidden_size]` a site. Raises UnsupportedModel where the
-        architecture cannot take the packed mask; use `replay` there.
+    def read_depths(
+        self,
+        prompt: "Prompt",
+        answer_ids: Sequence[int],
+        depths: Sequence[int],
+        sites: Sequence[Site],
+        *,
+        upto: int | None = None,
+    ) -> Mapping[Site, "np.ndarray"]:
+        """Hidden states of the first `upto` header tokens (all of them by default) at all `depths` in one packed pass.
+
+        Returns one float32 array `[len(depths), upto or len(header.ids), hidden_size]` a site. Raises UnsupportedModel
+        where the architecture cannot take the packed mask; use `replay` there.
         """
         ...
 

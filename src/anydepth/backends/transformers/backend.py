@@ -32,14 +32,20 @@ class TransformersBackend:
         model: A Transformers model with a generation head, or a PEFT model around one.
         tokenizer: Its tokenizer, with the chat template.
         template_kwargs: Extra arguments of the chat template, e.g. `{"enable_thinking": False}`.
-        base_weights: With a PEFT adapter: read hidden states through the base weights, on a cache kept by them. The answer
+        base_weights: With a PEFT adapter: read hidden states through the base weights, on a cache kept by them. The
+        answer
             itself is still the adapter's (paper, section 5: a probe that fine-tuning cannot erode).
     """
 
     capabilities = frozenset(Capability)
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, template_kwargs: Mapping[str, Any] | None = None, base_weights: bool = False
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        template_kwargs: Mapping[str, Any] | None = None,
+        base_weights: bool = False,
     ) -> None:
         self._peft = model if hasattr(model, "disable_adapter") and hasattr(model, "get_base_model") else None
         if base_weights and self._peft is None:
@@ -79,7 +85,7 @@ class TransformersBackend:
     def open(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
     ) -> TransformersSession:
-        """Start answers to `prompts`; `options` are those of `generate`, e.g. `do_sample`, `temperature`, `stop_strings`."""
+        """Start answers to `prompts`; `options` are those of `generate`, e.g. `do_sample`, `stop_strings`."""
         if not prompts:
             raise PromptError("there is no prompt to answer; give at least one")
         options = vet_options(self.model.generation_config, options, sees_history=self.inputs.slices_history)
@@ -98,7 +104,7 @@ class TransformersBackend:
     def unguarded(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
     ) -> list[tuple[int, ...]]:
-        """Tokens of one plain `model.generate` call a prompt, no guard anywhere: what guarded answers are compared with."""
+        """Tokens of one plain `model.generate` call a prompt, no guard anywhere: what guarded ones are compared to."""
         answers = []
         for prompt in prompts:
             ids = torch.tensor([prompt.ids], device=self.model.device)
@@ -121,8 +127,8 @@ class TransformersBackend:
         room = self.context_length - length - len(self.header.ids) - len(self.header.answer_ids)
         if room < needed:
             raise PromptError(
-                f"prompt and prefill have {length} tokens, and {needed} more with a check of {len(self.header.ids)} do not fit "
-                f"the model's context of {self.context_length}; shorten them"
+                f"prompt and prefill have {length} tokens, and {needed} more with a check of {len(self.header.ids)} "
+                f"do not fit the model's context of {self.context_length}; shorten them"
             )
         return min(wanted, room)
 
@@ -171,7 +177,7 @@ class TransformersBackend:
         return self.read_tokens(branch.tail, self._cache_of(branch), branch.whole_mask, site)
 
     def read_tokens(self, ids: torch.Tensor, cache: Any, mask: torch.Tensor, site: Site) -> torch.Tensor:
-        """Run the new tokens `ids` `[b, t]` over `cache` up to `site`; the state of the last one, `[b, hidden_size]`."""
+        """Run the new tokens `ids` `[b, t]` over `cache` up to `site`; state of the last one, `[b, hidden_size]`."""
         states = torch.empty(0)
         with self._reading_weights():
             for inputs in self.inputs.steps(ids, cache, mask):
@@ -234,7 +240,7 @@ class TransformersBackend:
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Text of `token_ids`, special tokens left out."""
-        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def describe(self) -> dict[str, Any]:
         """Facts for `anydepth inspect`: blocks, default site, how each cache layer is forked, whether packing works."""
@@ -277,4 +283,3 @@ _GREEDY: Mapping[str, Any] = {
     "begin_suppress_tokens": None,
     "cache_implementation": None,
 }
-

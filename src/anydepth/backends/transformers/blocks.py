@@ -1,6 +1,7 @@
 """Find a model's transformer blocks and the modules that a site names, without knowing the model's name."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -9,9 +10,19 @@ from anydepth.errors import UnsupportedModel
 
 DEFAULT_MODULE = "input_layernorm"
 
+# Every check asks for the blocks, and walking a model of many modules would cost a good part of a small one's decode
+# step.
+_FOUND: WeakKeyDictionary[nn.Module, nn.ModuleList] = WeakKeyDictionary()
+
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The list of transformer blocks: the outermost ModuleList with one entry a hidden layer."""
+    if model not in _FOUND:
+        _FOUND[model] = _search(model)
+    return _FOUND[model]
+
+
+def _search(model: nn.Module) -> nn.ModuleList:
     count = text_config(model).num_hidden_layers
     lists = [
         (name.count("."), name, module)

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from transformers.cache_utils import DynamicCache, QuantizedCache, StaticCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, QuantizedCache, StaticCache
 
 from anydepth.backends.transformers.blocks import text_config
+from anydepth.backends.transformers.growing import GrowingLayer
 from anydepth.errors import ConfigError
 
 LOOK_AHEAD_ROOM = 64
@@ -22,10 +23,12 @@ def new_cache(model: Any, length: int, options: dict[str, Any]) -> Any:
     settings = dict(options.pop("cache_config", None) or {})
     if defaults.cache_implementation is not None:
         options["cache_implementation"] = None  # `generate` refuses a default of its own beside the cache it is given
-    if kind in (None, "dynamic", "hybrid", "dynamic_full"):
-        return DynamicCache() if kind == "dynamic_full" else DynamicCache(config=config)
+    if kind in (None, "dynamic", "hybrid"):
+        cache = DynamicCache(config=config)
+        cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        return cache
     if kind == "static":
         return StaticCache(config=config, max_cache_len=length + LOOK_AHEAD_ROOM)
     if kind == "quantized":
         return QuantizedCache(settings.pop("backend", "quanto"), config, **settings)
-    raise ConfigError(f"cache_implementation is {kind!r}; choose dynamic, dynamic_full, static or quantized")
+    raise ConfigError(f"cache_implementation is {kind!r}; choose dynamic, static or quantized")

@@ -3,8 +3,8 @@
 Each kind of cache layer of Transformers 5 needs its own way, because what `update` does in place differs:
 
     shared    `update` rebinds the tensors (torch.cat): a shallow copy of the layer that shares them is a correct fork.
-    slots     `update` writes past the end of a fixed buffer: the fork shares the buffer and owns its length counter. Slots
-              beyond the parent's end are hidden by the mask, and the parent overwrites them as it goes on.
+    slots     `update` writes past the end of a buffer: the fork shares the buffer and owns its length. Slots beyond the
+              parent's end are not seen by the parent, which overwrites them as it goes on; one fork at a time.
     cloned    `update` rewrites the state in place (rolling windows, recurrent states): the small state is cloned.
     empty     nothing is stored.
 
@@ -20,6 +20,7 @@ import torch
 from transformers import cache_utils
 from transformers.cache_utils import Cache
 
+from anydepth.backends.transformers.growing import GrowingLayer
 from anydepth.errors import UnsupportedCache
 
 
@@ -73,6 +74,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "DummyLayer": ("empty", _shared),
 }
 _BY_CLASS = {getattr(cache_utils, name): kind for name, kind in _KINDS.items() if hasattr(cache_utils, name)}
+_BY_CLASS[GrowingLayer] = ("slots", _shared)  # its length is that of its own views
 
 
 def _kind(layer: Any, index: int) -> tuple[str, Callable[[Any], Any]]:
@@ -94,7 +96,9 @@ def fork(cache: Cache) -> Cache:
     if not isinstance(getattr(cache, "layers", None), list):
         raise UnsupportedCache(f"a {type(cache).__name__} is not a list of cache layers and cannot be forked")
     if getattr(cache, "offloading", False):
-        raise UnsupportedCache("an offloaded cache moves layers while it is read and cannot be forked; keep it on device")
+        raise UnsupportedCache(
+            "an offloaded cache moves layers while it is read and cannot be forked; keep it on device"
+        )
     twin = copy.copy(cache)
     twin.layers = [_kind(layer, index)[1](layer) for index, layer in enumerate(cache.layers)]
     return twin
@@ -109,8 +113,7 @@ def fork_kinds(cache: Cache) -> list[tuple[str, str, int]]:
 def select_rows(cache: Cache, rows: list[int]) -> Cache:
     """A fork that keeps only these rows of the batch (copies their states)."""
     twin = fork(cache)
-    device = next((layer.keys.device for layer in twin.layers if getattr(layer, "keys", None) is not None), None)
-    twin.reorder_cache(torch.tensor(rows, device=device))
+    twin.reorder_cache(torch.tensor(rows))  # pyright: ignore[reportArgumentType] each layer moves it to its device
     return twin
 
 
@@ -119,8 +122,9 @@ def can_rewind(cache: Cache) -> bool:
 
     A sliding layer that has passed its window has forgotten them, and recurrent layers never could.
     """
-    for layer in cache.layers:
-        if _kind(layer, 0)[0] != "shared" or not layer.is_croppable or isinstance(layer, _QUANTIZED):
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        if _kind(layer, 0)[1] is not _shared or not layer.is_croppable or isinstance(layer, _QUANTIZED):
             return False
         if getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window:
             return False

@@ -12,8 +12,8 @@ from anydepth.backends.transformers.blocks import find_blocks, text_config
 def identify(model: Any) -> ModelIdentity:
     """Describe `model`; the fingerprint is a digest over its norm weights and biases in bf16.
 
-    Those vectors are small, are stored unquantised (8-bit and 4-bit loading leave them alone), come out of float32 and bf16
-    loading the same, are not touched by LoRA, and differ between checkpoints that were trained apart.
+    Those vectors are small, are stored unquantised (8-bit and 4-bit loading leave them alone), come out of float32 and
+    bf16 loading the same, are not touched by LoRA, and differ between checkpoints that were trained apart.
     """
     config = text_config(model)
     shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)

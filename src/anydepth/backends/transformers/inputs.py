@@ -57,8 +57,8 @@ class ForwardInputs:
     def takes_chunks(self) -> bool:
         """True if several tokens can be fed at once over a cache that is not empty.
 
-        Some recurrent layers (Jamba's Mamba in Transformers 5) start such a chunk from an empty state and say nothing, so
-        recurrent models are tried once on eight tokens.
+        Some recurrent layers (Jamba's Mamba in Transformers 5) start such a chunk from an empty state and say nothing,
+        so recurrent models are tried once on eight tokens.
         """
         config = text_config(self._model)
         layers = DynamicCache(config=config).layers

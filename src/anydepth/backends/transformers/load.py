@@ -44,9 +44,11 @@ def load(
         raise ModelError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-        loaded = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype, **model_kwargs)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype, **model_kwargs)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {str(model)!r} cannot be loaded: {_first_line(error)}; give a hub id or a folder") from error
+        raise ModelError(
+            f"model {str(model)!r} cannot be loaded: {_first_line(error)}; give a hub id or a folder"
+        ) from error
     if device is not None:
         try:
             loaded = loaded.to(device)

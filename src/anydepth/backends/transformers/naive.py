@@ -13,7 +13,7 @@ from anydepth.backends.transformers.session import TransformersSession
 
 
 def naive_state(session: TransformersSession, site: Site) -> torch.Tensor:
-    """State of the header's read token at the input of block `site.block`, `[1, hidden_size]`, for a session of one row."""
+    """State of the header's read token at the input of block `site.block`, `[1, hidden_size]`, of a one-row session."""
     backend = session._backend
     (branch,) = session._branches([session.current(0)], [0], session._cache)
     cache = copy.copy(branch.cache)

@@ -50,7 +50,9 @@ _HISTORY = {
 
 
 def vet_options(defaults: GenerationConfig, options: Mapping[str, Any], *, sees_history: bool) -> dict[str, Any]:
-    """Return the options to pass to every call of `generate`; ConfigError or UnsupportedModel names the one that cannot be.
+    """Return the options to pass to every call of `generate`.
+
+    Raises ConfigError or UnsupportedModel, with its name and the reason, for one that cannot be guarded.
 
     Args:
         defaults: The model's own generation config, whose values count where an option is not given.
@@ -73,7 +75,8 @@ def vet_options(defaults: GenerationConfig, options: Mapping[str, Any], *, sees_
             value = _effective(name, options, defaults)
             if value not in neutral:
                 raise UnsupportedModel(
-                    f"{name}={value!r} looks at earlier tokens, which a purely recurrent model is not fed again; leave it out"
+                    f"{name}={value!r} looks at earlier tokens, which a purely recurrent model is not fed again; "
+                    "leave it out"
                 )
     return {name: value for name, value in options.items() if name not in _REFUSED}
 

@@ -1,8 +1,8 @@
 """Read the header at every depth of a finished answer in one packed pass.
 
 The text is run once. Then one copy of the header per depth is run over its cache, all copies in one forward: copy k has
-the positions that follow depth d_k, and a mask that lets it see the text up to d_k and itself. Every state is what a fork at
-that depth would have given, and nothing is computed twice.
+the positions that follow depth d_k, and a mask that lets it see the text up to d_k and itself. Every state is what a
+fork at that depth would have given, and nothing is computed twice.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
 
 from anydepth.backends.base import Site
 from anydepth.backends.transformers.blocks import text_config
 from anydepth.backends.transformers.caches import new_cache
 from anydepth.backends.transformers.fork import fork
+from anydepth.backends.transformers.growing import GrowingLayer
 from anydepth.backends.transformers.read import read
 from anydepth.errors import PromptError, UnsupportedModel
 from anydepth.template import Prompt
@@ -30,7 +31,7 @@ _TOKENS_A_PASS = 1024
 def refusal(backend: "TransformersBackend") -> str | None:
     """Why this model cannot take the packed pass, or None if it can."""
     kinds = {type(layer) for layer in new_cache(backend.model, 1, {}).layers}
-    other = kinds - {DynamicLayer, DynamicSlidingWindowLayer}
+    other = kinds - {GrowingLayer, DynamicSlidingWindowLayer}
     if other:
         return f"its cache has {', '.join(sorted(kind.__name__ for kind in other))}, which no attention mask can rewind"
     attention = backend.model.config._attn_implementation
@@ -78,7 +79,7 @@ def read_depths(
 
 
 def _copies(
-    backend: "TransformersBackend", cache: DynamicCache, ends: list[int], header: tuple[int, ...], length: int
+    backend: "TransformersBackend", cache: Cache, ends: list[int], header: tuple[int, ...], length: int
 ) -> dict[str, Any]:
     """Arguments of the pass that runs one copy of the header per entry of `ends` over a text of `length` tokens."""
     device = backend.model.device
@@ -127,7 +128,7 @@ def _from_prompt(
     at_text: dict[Site, torch.Tensor],
     out: dict[Site, np.ndarray],
 ) -> None:
-    """At depth 0 the header is the generation prompt itself: take those of its tokens that the prompt has from there."""
+    """At depth 0 the header is the generation prompt itself: take the states of its tokens from there."""
     places = [place for place, depth in enumerate(depths) if depth == 0]
     for index in range(next(iter(out.values())).shape[1]) if places else ():
         position = backend.template.start_index(prompt, index)

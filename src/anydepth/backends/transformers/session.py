@@ -33,13 +33,19 @@ class _Row:
 class TransformersSession:
     """A batch of answers under way; implements `anydepth.backends.base.Session`.
 
-    The prompts are padded on the left. `generate` samples the first token in the same forward pass that fills the cache,
-    exactly as an unguarded call does; that token is kept back (`_ahead`) until it is asked for, so that the checks of
-    depth 0 and of the prefill come before it and cost no pass of their own.
+    The prompts are padded on the left. `generate` samples the first token in the same forward pass that fills the
+    cache, exactly as an unguarded call does; that token is kept back (`_ahead`) until it is asked for, so that the
+    checks of depth 0 and of the prefill come before it and cost no pass of their own.
     """
 
     def __init__(
-        self, backend: "TransformersBackend", prompts: Sequence[Prompt], *, budget: int, seed: int | None, options: dict[str, Any]
+        self,
+        backend: "TransformersBackend",
+        prompts: Sequence[Prompt],
+        *,
+        budget: int,
+        seed: int | None,
+        options: dict[str, Any],
     ) -> None:
         self._backend, self._model, self._options = backend, backend.model, options
         self._rows = [_Row(prompt, prompt.prefill) for prompt in prompts]
@@ -138,7 +144,7 @@ class TransformersSession:
 
     def _stop_criteria(self) -> list[Any]:
         strings = self._options.pop("stop_strings", None) or self._model.generation_config.stop_strings
-        criteria = list(self._options.pop("stopping_criteria", None) or ())
+        criteria: list[Any] = list(self._options.pop("stopping_criteria", None) or ())
         if strings:
             criteria.append(StopStringCriteria(self._backend.tokenizer, strings))
         return criteria
@@ -180,7 +186,9 @@ class TransformersSession:
         self._prefill(())
         texts = [""] * len(points)
         for branch in self._header_branches(points):
-            for place, text in zip(branch.places, self._backend.continue_branch(branch, max_new_tokens, decided), strict=True):
+            for place, text in zip(
+                branch.places, self._backend.continue_branch(branch, max_new_tokens, decided), strict=True
+            ):
                 texts[place] = text
         return texts
 
@@ -218,7 +226,7 @@ class TransformersSession:
             yield Branch(group, cache, tail, self._mask[rows, history], self._ids[rows, history])
 
     def _reading_cache(self, site: Site) -> Any:
-        """The cache that hidden states are read from: the decoding one, or one kept by the base weights of an adapter."""
+        """The cache that hidden states are read from: the decoding one, or one kept by an adapter's base weights."""
         if not self._backend.reads_base_weights:
             return self._cache
         if self._base_cache is None:
@@ -243,10 +251,11 @@ class TransformersSession:
         return Branch([place], None, tail, tail[:, :0], tail[:, :0])
 
     def _states_at_start(self, site: Site, read_index: int) -> np.ndarray:
-        """States at depth 0, float32 `[rows, hidden_size]`: the prompt's own header, seen while the cache was filled."""
+        """States at depth 0, float32 `[rows, hidden_size]`: the prompt's header, seen while the cache was filled."""
         key = (site, read_index)
         if key not in self._start_states:
-            # Through the base weights the prompt is read in a pass of its own: the adapter is on while the cache is filled.
+            # Through the base weights the prompt is read in a pass of its own: the adapter is on while the cache is
+            # filled.
             states = self._prefill(() if self._backend.reads_base_weights else (site,)).get(site)
             found = [self._state_at_start(row, states, site, read_index) for row in range(self.rows)]
             self._start_states[key] = np.stack(found)
@@ -278,7 +287,7 @@ def _numpy(states: torch.Tensor) -> np.ndarray:
 
 @contextmanager
 def seeded(seed: int | None, device: Any) -> Iterator[None]:
-    """Run with the random state that `torch.manual_seed(seed)` gives, then put the old one back; None changes nothing."""
+    """Run with the random state of `torch.manual_seed(seed)`, then put the old one back; None changes nothing."""
     if seed is None:
         yield
         return

@@ -1,0 +1,59 @@
+"""A cache layer that appends and forks without copying what it holds."""
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+RESERVE = 64
+"""Slots kept free behind the end: room for the header and look-ahead of a fork."""
+
+
+class GrowingLayer(DynamicLayer):
+    """A `DynamicLayer` whose keys and values are views into buffers with room at the end.
+
+    `DynamicLayer.update` concatenates: every decode step and every check copies the whole layer once. Here new states
+    are written behind the end, `[batch, heads, length, head_dim]` as before, and the buffers grow by a quarter when
+    full. A fork shares the buffers: what it writes lies behind its parent's end, and the parent overwrites it as it
+    goes on. So of several forks of one parent only one may be in use at a time.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the new states; all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        buffers = self._room(start, stop, key_states, value_states)
+        for buffer, states in zip(buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:stop] = states
+        self.keys, self.values = (buffer[:, :, :stop] for buffer in buffers)
+        return self.keys, self.values
+
+    def _room(
+        self, start: int, stop: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Buffers with room up to `stop` that hold the first `start` states."""
+        if self._buffers is not None and self._owns(start) and stop <= self._buffers[0].shape[-2]:
+            return self._buffers
+        size = stop + stop // 4 + RESERVE
+        grown = tuple(states.new_empty(*states.shape[:2], size, states.shape[-1]) for states in (keys, values))
+        if start:
+            assert self.keys is not None and self.values is not None
+            for buffer, states in zip(grown, (self.keys, self.values), strict=True):
+                buffer[:, :, :start] = states
+        self._buffers = grown[0], grown[1]
+        return self._buffers
+
+    def _owns(self, start: int) -> bool:
+        """False once the library has rebound the keys to other memory, e.g. to select rows."""
+        if start == 0:
+            return False
+        assert self.keys is not None and self._buffers is not None
+        return self.keys.data_ptr() == self._buffers[0].data_ptr()
