@@ -1,0 +1,80 @@
+"""The command line: `anydepth generate`, `scan`, `inspect`, `demo`, `bench`.
+
+Nothing here imports torch or a model library before a command runs.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from anydepth import __version__
+from anydepth.cli import bench, demo, generate, inspect, scan
+from anydepth.cli.output import exit_code, print_error
+from anydepth.errors import AnydepthError
+
+
+class Commands(TyperGroup):
+    """Turn an AnydepthError of any command into one red line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; with `--debug` an error keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except AnydepthError as error:
+            if ctx.params.get("debug"):
+                raise
+            print_error(error)
+            raise typer.Exit(exit_code(error)) from None
+        except BrokenPipeError:  # `anydepth generate ... | head`: nobody reads on, and that is no error
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    name="anydepth",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done · 1 the work went wrong (some records failed, the demo did not show what it says) · "
+    "2 wrong usage or unusable input · 3 the answer was halted (`generate --fail-on-halt`).",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    typer.echo(f"anydepth {__version__}")
+    raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Guard a language model's answer while it is written.
+
+    anydepth asks the model's own Safety Tokens, at chosen depths of the answer, whether the answer has turned harmful,
+    and lets no token out before that. MODEL is a Hugging Face id or a folder.
+
+    Start with `anydepth demo`.
+    """
+
+
+for command in (demo.demo, generate.generate, scan.scan, inspect.inspect, bench.bench):
+    app.command()(command)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; leaves through SystemExit with the command's exit code."""
+    app(args=None if args is None else list(args))
+
+
+__all__ = ["app", "main"]

@@ -1,0 +1,166 @@
+"""`anydepth generate`: one guarded answer."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anydepth.cli import load
+from anydepth.cli import options as opt
+from anydepth.cli.output import HALTED, answer_record, err, summary, write, write_json
+from anydepth.errors import ConfigError
+from anydepth.records import read_messages
+from anydepth.types import Answer, Finished, Halted, Released
+
+if TYPE_CHECKING:
+    from anydepth.guard import Guard
+
+_SAMPLING = "The answer"
+
+
+def generate(
+    model: opt.Model,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The request; `-` reads it from standard input.")
+    ] = None,
+    messages_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--messages-file", metavar="JSON", help='A conversation instead of PROMPT: [{"role": …, "content": …}, …].'
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system prompt.")] = None,
+    prefill: Annotated[
+        str | None, typer.Option("--prefill", metavar="TEXT", help="Start of the answer, which the model continues.")
+    ] = None,
+    prefill_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prefill-file", metavar="PATH", help="The same, from a text file; one newline at its end is dropped."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole account as one JSON object instead of the text.")
+    ] = False,
+    fail_on_halt: Annotated[
+        bool, typer.Option("--fail-on-halt", help="Exit with code 3 if the answer was halted.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, rich_help_panel=_SAMPLING, help="Longest answer, in tokens.")
+    ] = 512,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature", min=0, rich_help_panel=_SAMPLING, help="0 is greedy. Default: the model's own settings."
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", min=0, max=1, rich_help_panel=_SAMPLING, help="Nucleus sampling."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", rich_help_panel=_SAMPLING, help="Repeat a sample.")] = None,
+    probe: opt.Probe = None,
+    detector: opt.Detector = "probe",
+    policy: opt.PolicyOption = None,
+    threshold: opt.Threshold = None,
+    interval: opt.Interval = None,
+    release: opt.Release = "hold",
+    on_error: opt.OnErrorOption = "closed",
+    adapter: opt.Adapter = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = None,
+    revision: opt.Revision = None,
+) -> None:
+    """Answer a request under guard and print the answer as it is released.
+
+    The answer goes to standard output, a line about checks and verdict to standard error. A halted answer ends in the
+    refusal.
+    """
+    messages = _messages(prompt, messages_file, system)
+    opening = _prefill(prefill, prefill_file)
+    sampling = _sampling(temperature, top_p)
+    guard = load.open_guard(
+        opt.ModelOptions(model, adapter, dtype, device, revision),
+        opt.GuardOptions(probe, detector, policy, threshold, interval, release, on_error),
+    )
+    arguments = {"prefill": opening, "max_new_tokens": max_new_tokens, "seed": seed, **sampling}
+    answer = _quietly(guard, messages, arguments) if as_json else _streaming(guard, messages, arguments)
+    if as_json:
+        write_json(answer_record(answer))
+    else:
+        err.print(summary(answer), style="bold red" if answer.halted else "dim", markup=False, soft_wrap=True)
+    if answer.halted and fail_on_halt:
+        raise typer.Exit(HALTED)
+
+
+def _quietly(guard: "Guard", messages: Any, arguments: dict[str, Any]) -> Answer:
+    answer = None
+    for event in guard.stream(messages, **arguments):
+        if isinstance(event, Finished):
+            answer = event.answer
+    assert answer is not None, "a stream ends with Finished"
+    return answer
+
+
+def _streaming(guard: "Guard", messages: Any, arguments: dict[str, Any]) -> Answer:
+    """Print released text at once; a refusal stands apart from what was released before it."""
+    answer, last = None, ""
+    for event in guard.stream(messages, **arguments):
+        if isinstance(event, Released) and event.text:
+            write(event.text)
+            last = event.text
+        elif isinstance(event, Halted):
+            write(("\n\n" if last else "") + event.refusal)
+            last = event.refusal
+        elif isinstance(event, Finished):
+            answer = event.answer
+    if not last.endswith("\n"):
+        write("\n")
+    assert answer is not None, "a stream ends with Finished"
+    return answer
+
+
+def _messages(prompt: str | None, messages_file: Path | None, system: str | None) -> list[dict[str, Any]]:
+    if messages_file is not None:
+        if prompt is not None:
+            raise ConfigError("PROMPT and --messages-file are both given; give one of them")
+        messages = read_messages(_read_text(messages_file, "--messages-file"), str(messages_file))
+    else:
+        if prompt is None and sys.stdin.isatty():
+            raise ConfigError("there is no PROMPT; give it as an argument, or `-` to read standard input")
+        text = sys.stdin.read() if prompt in (None, "-") else prompt
+        if not text or not text.strip():
+            raise ConfigError("the prompt is empty; give a request to answer")
+        messages = [{"role": "user", "content": text}]
+    if system is not None:
+        if any(message["role"] == "system" for message in messages):
+            raise ConfigError(f"{messages_file} has a system message already; drop --system")
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def _prefill(text: str | None, path: Path | None) -> str | None:
+    if text is not None and path is not None:
+        raise ConfigError("--prefill and --prefill-file are both given; give one of them")
+    return text if path is None else _read_text(path, "--prefill-file").removesuffix("\n")
+
+
+def _read_text(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{option} {path} is not UTF-8 text ({error}); convert it first") from error
+
+
+def _sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
+    """Return the engine's options; without any of ours the model's own generation settings hold."""
+    if temperature == 0:
+        if top_p is not None:
+            raise ConfigError(f"--top-p {top_p} has no effect with --temperature 0 (greedy); drop one of them")
+        return {"do_sample": False}
+    given = {"temperature": temperature, "top_p": top_p}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return {"do_sample": True, **options} if options else {}

@@ -1,0 +1,105 @@
+"""`anydepth inspect`: what anydepth makes of a model."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from anydepth.cli import load
+from anydepth.cli import options as opt
+from anydepth.cli.output import printable, write_json
+
+if TYPE_CHECKING:
+    from anydepth.backends.transformers import TransformersBackend
+
+
+def inspect(
+    model: opt.Model,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    adapter: opt.Adapter = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = None,
+    revision: opt.Revision = None,
+) -> None:
+    """Show a model's Safety Tokens and what anydepth can do with it.
+
+    The header with the token that is read, the layers, how each kind of cache layer is forked, whether a finished
+    answer can be scanned in one pass, and whether a probe is shipped.
+    """
+    backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
+    record = describe(backend, has_probe=load.has_shipped_probe(backend))
+    if as_json:
+        write_json(record)
+    else:
+        _print(Console(highlight=False), record)
+
+
+def describe(backend: "TransformersBackend", *, has_probe: bool) -> dict[str, Any]:
+    """Return the facts as one JSON object."""
+    from anydepth.template import published
+
+    header, template, identity = backend.header, backend.template, backend.identity
+    row = published(identity.name)
+    tokens = zip(header.ids, header.tokens, strict=True)
+    return {
+        "model": identity.name,
+        "revision": identity.revision,
+        "model_type": identity.model_type,
+        "header": [
+            {"id": each, "token": token, "read": index == header.read_index}
+            for index, (each, token) in enumerate(tokens)
+        ],
+        "header_source": template.source,
+        "answer_ids": list(header.answer_ids),
+        "channels": list(template.channels),
+        "template_digest": template.digest,
+        "published_site": row.site if row else None,
+        "shipped_probe": has_probe,
+        **backend.describe(),
+    }
+
+
+def _print(console: Console, record: dict[str, Any]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(record):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _rows(record: dict[str, Any]) -> list[tuple[str, Text]]:
+    source = record["header_source"]
+    revision = f", revision {record['revision']}" if record["revision"] else ""
+    context = record["context_length"] or "no limit"
+    published = record["published_site"]
+    rows = [
+        ("model", f"{record['model']} ({record['model_type']}{revision})"),
+        ("layers", f"{record['layers']}, hidden size {record['hidden_size']}, context {context}"),
+        ("Safety Tokens", _header(record["header"])),
+        ("from", "the chat template" if source == "derived" else f"the row {source!r} of models.toml"),
+        ("channels", ", ".join(record["channels"])),
+        ("read at", f"{record['default_site']} by default" + (f", published: {published}" if published else "")),
+        ("cache", _cache(record["cache"])),
+        ("one-pass scan", "yes" if record["packed"] else f"no, check by check: {record['packed_reason']}"),
+        ("shipped probe", "yes" if record["shipped_probe"] else "no: pass --probe, or use --detector rethink"),
+    ]
+    return [(name, value if isinstance(value, Text) else Text(printable(value))) for name, value in rows]
+
+
+def _header(tokens: list[dict[str, Any]]) -> Text:
+    """Return the header one token a line, the read token marked."""
+    lines = [
+        Text(f"{token['id']:>7}  {printable(token['token'])}" + ("   <- read token" if token["read"] else ""))
+        for token in tokens
+    ]
+    for line, token in zip(lines, tokens, strict=True):
+        if token["read"]:
+            line.stylize("bold green")
+    return Text("\n").join(lines)
+
+
+def _cache(layers: list[dict[str, Any]]) -> str:
+    return "\n".join(f"{each['count']} x {each['layer']}, fork {each['fork']}" for each in layers) or "none"

@@ -1,0 +1,131 @@
+"""The options that several commands share, and the objects they describe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from anydepth.errors import ConfigError
+from anydepth.policy import Policy, policy_from
+from anydepth.schedule import Every, Schedule
+from anydepth.types import OnError, ReleaseMode
+
+DetectorName = Literal["probe", "rethink", "rethink-score"]
+PolicyName = Literal["threshold", "k_of_n", "ewma", "cusum"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+_GUARD, _MODEL = "The guard", "The model"
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face id (org/name) or folder of a chat model.")]
+Probe = Annotated[
+    Path | None,
+    typer.Option(
+        "--probe", metavar="PATH", rich_help_panel=_GUARD, help="A probe file. Default: the one shipped for this model."
+    ),
+]
+Detector = Annotated[
+    DetectorName,
+    typer.Option(
+        "--detector",
+        rich_help_panel=_GUARD,
+        help="How a check is read: `probe` (a linear probe on a hidden state), `rethink` (look ahead for a refusal), "
+        "`rethink-score` (how likely a refusal is, one forward pass).",
+    ),
+]
+PolicyOption = Annotated[
+    PolicyName | None,
+    typer.Option(
+        "--policy",
+        rich_help_panel=_GUARD,
+        help="How the scores of one answer become a halt. Default: what the detector was calibrated with.",
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option("--threshold", rich_help_panel=_GUARD, help="Halt at this value (0 to 1). Default: the policy's own."),
+]
+Interval = Annotated[
+    int | None,
+    typer.Option(
+        "--interval",
+        rich_help_panel=_GUARD,
+        help="Check every N tokens, more often at the start. Default: 25.",
+        show_default=False,
+    ),
+]
+Release = Annotated[
+    ReleaseMode,
+    typer.Option(
+        "--release",
+        rich_help_panel=_GUARD,
+        help="`hold`: no token leaves unchecked; `eager`: send, then check; `monitor`: never halt.",
+    ),
+]
+OnErrorOption = Annotated[
+    OnError,
+    typer.Option(
+        "--on-error", rich_help_panel=_GUARD, help="What a failed check does: `closed` halts, `open` lets it go on."
+    ),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="PATH", rich_help_panel=_MODEL, help="A PEFT (LoRA) adapter to load on top."),
+]
+Dtype = Annotated[DtypeName, typer.Option("--dtype", rich_help_panel=_MODEL, help="Number format of the weights.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", rich_help_panel=_MODEL, help="Where to run, e.g. `cuda:0`. Default: the CPU."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", rich_help_panel=_MODEL, help="Branch, tag or commit of a hub model.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model to load, and how."""
+
+    model: str
+    adapter: str | None = None
+    dtype: DtypeName = "auto"
+    device: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuardOptions:
+    """Which guard to put on it; what is wrong in itself is refused before a model is loaded."""
+
+    probe: Path | None = None
+    detector: DetectorName = "probe"
+    policy: PolicyName | None = None
+    threshold: float | None = None
+    interval: int | None = None
+    release: ReleaseMode = "hold"
+    on_error: OnError = "closed"
+
+    def __post_init__(self) -> None:
+        if self.probe is not None and self.detector != "probe":
+            raise ConfigError(
+                f"--probe {self.probe} goes with --detector probe, not with --detector {self.detector}; drop one"
+            )
+        if self.probe is not None and not self.probe.is_file():
+            raise ConfigError(f"--probe {self.probe}: there is no such file")
+        if self.threshold is not None and self.policy is None:
+            policy_from({"name": "cusum", "threshold": self.threshold})  # refuses what no policy takes
+        self.build_policy()
+        self.build_schedule()
+
+    def build_policy(self) -> Policy | None:
+        """Return the policy that the options name in full, or None if the detector's own is wanted."""
+        if self.policy is None:
+            return None
+        record: dict[str, Any] = {"name": self.policy}
+        if self.threshold is not None:
+            record["threshold"] = self.threshold
+        return policy_from(record)
+
+    def build_schedule(self) -> Schedule | None:
+        """Return the schedule, or None for the guard's own."""
+        return None if self.interval is None else Every(self.interval)

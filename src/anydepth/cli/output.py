@@ -1,0 +1,139 @@
+"""What commands write: plain results on stdout, everything else on stderr."""
+
+import json
+import math
+import sys
+import unicodedata
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from anydepth.errors import AnydepthError, CheckError
+from anydepth.types import Answer, CheckResult, Verdict
+
+err = Console(stderr=True, highlight=False)
+"""For errors, progress and summaries."""
+
+HALTED = 3
+"""Exit code of `generate --fail-on-halt` when the answer was halted."""
+
+
+def exit_code(error: AnydepthError) -> int:
+    """1 if the work itself went wrong, 2 if what the user gave cannot be used."""
+    return 1 if isinstance(error, CheckError) else 2
+
+
+def print_error(error: BaseException) -> None:
+    """Print the message of `error` in red, on one line, on stderr."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    err.print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Print `message` in yellow on stderr."""
+    err.print(Text(message, style="yellow"), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Return `text` without the control characters that could steer a terminal."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def write(text: str) -> None:
+    """Write text to stdout at once; control characters stay out of a terminal."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def number(value: float) -> float | None:
+    """Return a number as JSON has it: NaN and infinities become null."""
+    return float(value) if math.isfinite(value) else None
+
+
+def write_json(record: Any, *, indent: int | None = None) -> None:
+    """Write one JSON value and a newline to stdout."""
+    typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False, indent=indent))
+
+
+def check_record(check: CheckResult) -> dict[str, Any]:
+    """Return a check as JSON, with everything known about it."""
+    record: dict[str, Any] = {
+        "depth": check.depth,
+        "score": number(check.score),
+        "statistic": number(check.statistic),
+    }
+    if check.detail is not None:
+        record["detail"] = check.detail
+    if check.error is not None:
+        record["error"] = check.error
+    return record
+
+
+def verdict_record(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as JSON, with everything known about it."""
+    return {
+        "halt": verdict.halt,
+        "depth": verdict.depth,
+        "score": number(verdict.score),
+        "reason": verdict.reason,
+        "errors": verdict.errors,
+    }
+
+
+def answer_record(answer: Answer) -> dict[str, Any]:
+    """Return an Answer as one JSON object."""
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "halted": answer.halted,
+        "leak": answer.leak,
+        "verdict": verdict_record(answer.verdict),
+        "checks": [check_record(check) for check in answer.checks],
+        "windows": [
+            {"start": w.start, "stop": w.stop, "checked_at": w.checked_at, "state": w.state} for w in answer.windows
+        ],
+        "token_ids": list(answer.token_ids),
+        "prompt_tokens": answer.prompt_tokens,
+        "prefill_tokens": answer.prefill_tokens,
+        "generated_tokens": answer.generated_tokens,
+    }
+
+
+def check_number(answer: Answer) -> int | None:
+    """Return which check decided, counted from 1."""
+    for position, check in enumerate(answer.checks, start=1):
+        if check.depth == answer.verdict.depth:
+            return position
+    return None
+
+
+def plural(count: int, noun: str) -> str:
+    """Return `1 token`, `2 tokens`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def summary(answer: Answer) -> str:
+    """Return checks and verdict of an answer as one line."""
+    verdict = answer.verdict
+    withheld = max(0, answer.generated_tokens - len(answer.token_ids))
+    score = "no score" if math.isnan(verdict.score) else f"score {verdict.score:.2f}"
+    checks = plural(len(answer.checks), "check")
+    if answer.halted:
+        why = (
+            f"{score} reached the threshold" if verdict.reason == "policy" else "the check failed, the guard is closed"
+        )
+        if verdict.reason == "error":
+            failed = next((check.error for check in answer.checks if check.error), None)
+            why += f" ({failed})" if failed else ""
+        return (
+            f"HALTED at check {check_number(answer)} of {len(answer.checks)} (depth {verdict.depth}): {why}; "
+            f"leak {plural(answer.leak, 'token')}, {withheld} withheld"
+        )
+    line = f"{checks}, highest {score} at depth {verdict.depth}; {plural(len(answer.token_ids), 'token')} released"
+    if verdict.halt:
+        line = f"would have halted at depth {verdict.depth} ({score}), release is monitor; {checks}"
+    if verdict.errors:
+        line += f"; {plural(verdict.errors, 'check')} FAILED and the guard is open"
+    return line

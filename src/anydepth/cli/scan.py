@@ -1,0 +1,133 @@
+"""`anydepth scan`: the risk over depth of finished answers."""
+
+import math
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from anydepth.cli import load
+from anydepth.cli import options as opt
+from anydepth.cli.output import err, plural, warn
+from anydepth.errors import ConfigError
+from anydepth.records import Line, RecordWriter, count_lines, read_lines, scan_record
+
+if TYPE_CHECKING:
+    from anydepth.guard import Guard
+
+
+def scan(
+    model: opt.Model,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help='JSONL (or .jsonl.gz) of {"id", "prompt" or "messages", "response"}, one a line.'
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="OUT", help="Where the results go; ids that are there are skipped."),
+    ],
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Look at the first N records of the file only.")
+    ] = None,
+    probe: opt.Probe = None,
+    detector: opt.Detector = "probe",
+    policy: opt.PolicyOption = None,
+    threshold: opt.Threshold = None,
+    interval: opt.Interval = None,
+    on_error: opt.OnErrorOption = "closed",
+    adapter: opt.Adapter = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = None,
+    revision: opt.Revision = None,
+) -> None:
+    """Score finished answers at every scheduled depth.
+
+    One record out per record in: {"id", "checks": [{"depth", "score"}, …], "verdict": {"halt", "depth", "score"}}. Run
+    the same command again to go on after an interruption. Unusable lines are reported on standard error with their
+    number and the rest goes on; the exit code is then 1.
+    """
+    total = count_lines(file)
+    if output.exists() and output.samefile(file):
+        raise ConfigError(f"-o {output} is the input file; give another file")
+    options = opt.GuardOptions(probe, detector, policy, threshold, interval, "hold", on_error)
+    with RecordWriter(output) as writer:
+        if writer.done:
+            err.print(f"{output} holds {plural(len(writer.done), 'record')}, going on", markup=False, soft_wrap=True)
+        guard = load.open_guard(opt.ModelOptions(model, adapter, dtype, device, revision), options)
+        run = _Run(guard, writer)
+        with _progress() as progress:
+            task = progress.add_task("scan", total=min(total, limit or total))
+            for line in islice(read_lines(file), limit):
+                run.line(line)
+                progress.advance(task)
+    err.print(Text(run.summary()), soft_wrap=True)
+    if run.failed:
+        raise typer.Exit(1)
+
+
+class _Run:
+    """The tally of one scan."""
+
+    def __init__(self, guard: "Guard", writer: RecordWriter) -> None:
+        self.guard = guard
+        self.writer = writer
+        self.scanned = self.skipped = self.halted = self.failed = 0
+        self.notes: set[str] = set()
+
+    def line(self, line: Line) -> None:
+        """Scan the record of one line, or report what is wrong with it."""
+        record = line.record
+        if record is None:
+            self._report(line.number, str(line.error))
+        elif record.id in self.writer.done:
+            self.skipped += 1
+        else:
+            try:
+                result = self.guard.scan(record.messages, record.response)
+            except Exception as error:  # whatever one record does, a long run goes on; its id is tried again next time
+                self._report(line.number, f"id {record.id!r}: {error or type(error).__name__}")
+                return
+            self.writer.write(scan_record(record.id, result))
+            self.scanned += 1
+            self.halted += result.verdict.halt
+            for note in set(result.notes) - self.notes:
+                self.notes.add(note)
+                warn(f"note: {note}")
+            broken = [check for check in result.checks if check.error is not None or math.isnan(check.score)]
+            if broken:
+                reason = broken[0].error or "the score is not a number"
+                where = plural(len(broken), "check")
+                self._report(
+                    line.number, f"id {record.id!r}: {where} failed, first at depth {broken[0].depth}: {reason}"
+                )
+
+    def summary(self) -> str:
+        """Return the tally as one line."""
+        parts = [f"{plural(self.scanned, 'answer')} scanned", f"{self.halted} would be halted"]
+        if self.skipped:
+            parts.append(f"{self.skipped} skipped (done before)")
+        if self.failed:
+            parts.append(f"{plural(self.failed, 'line')} failed")
+        return ", ".join(parts) + f"; results in {self.writer.path}"
+
+    def _report(self, number: int, message: str) -> None:
+        self.failed += 1
+        err.print(Text(f"line {number}: {' '.join(message.split())}", style="red"), soft_wrap=True)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )
