@@ -1,0 +1,71 @@
+# make demo          see an attack halted on a small chat model (fetched once; offline afterwards)
+# make demo MODEL=org/name     the same on another model
+# make test          all tests           make check    lint, types, import order, file lengths
+# make docs          the documentation in site/
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=path the virtual environment. pip installs the pinned versions of
+# constraints.txt. To use a torch of your own (CUDA, ROCm), make the venv and install torch there first.
+
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.anydepth
+INSTALL = $(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt
+FAILED = { echo "make: pip could not install anydepth; its message is above. It needs a package index that has the \
+versions of constraints.txt (the first run needs a network)." >&2; exit 1; }
+
+export TOKENIZERS_PARALLELISM ?= false
+
+.DELETE_ON_ERROR:
+.PHONY: help demo venv test check docs clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: $(PYTHON) is older than Python 3.11; try make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps keep a second run from installing again. `demo` installs what it needs, `dev` everything but the docs.
+$(STAMPS)/demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (torch is large: this takes a few minutes once)"
+	@$(INSTALL) --editable '.[transformers,gguf]' || $(FAILED)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (torch is large: this takes a few minutes once)"
+	@$(INSTALL) --editable '.[transformers,gguf,peft,fit,test,check]' || $(FAILED)
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo
+
+$(STAMPS)/docs: pyproject.toml constraints.txt | $(BIN)/python
+	@$(INSTALL) --editable '.[docs]' || $(FAILED)
+	@mkdir -p $(STAMPS) && touch $@
+
+venv: $(STAMPS)/dev
+
+demo: $(STAMPS)/demo
+ifeq ($(MODEL),)
+	@model="$$($(BIN)/python scripts/fetch_demo_model.py)" && HF_HUB_OFFLINE=1 $(BIN)/anydepth demo "$$model"
+else
+	@$(BIN)/anydepth demo '$(MODEL)'
+endif
+
+test: $(STAMPS)/dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+docs: $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis
