@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from anydepth.backends.base import CheckPoint
+from anydepth.backends.base import CheckPoint, Site
+from anydepth.backends.transformers.naive import naive_scan, naive_state
 from anydepth.errors import UnsupportedModel
 from anydepth.template import Prompt
 from tests import tiny
@@ -17,6 +18,7 @@ from tests.contract.contract import (
     backend_of,
     largest_difference,
     prompt_of,
+    recomputed,
     run,
     watcher_for,
 )
@@ -137,3 +139,15 @@ def test_replaying_an_answer_reads_what_generating_it_read(backend):
 def test_what_a_family_cannot_do_is_refused_by_name(family):
     with pytest.raises(UnsupportedModel, match=REFUSED[family]):
         backend_of(family)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma-3"])
+def test_the_baselines_of_the_bench_read_what_they_should(family):
+    backend = backend_of(family)
+    prompt, answer, depths = prompt_of(backend, prefill=None), tuple(range(20, 60)), [7, 25, 40]
+    site, index = Site(1, "output"), backend.header.read_index  # the output of block 1 is the input of block 2
+    expected = [recomputed(backend, prompt, answer, depth, site, index) for depth in depths]
+    np.testing.assert_allclose(naive_scan(backend, prompt, answer, depths, Site(2)), expected, atol=TOLERANCE)
+    session = backend.replay(prompt, answer)
+    session.decode(25)
+    np.testing.assert_allclose(naive_state(session, Site(2))[0].numpy(), expected[1], atol=TOLERANCE)

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from anydepth.cli import load
+from anydepth.cli import options as opt
 from anydepth.cli.demo import settings
 from anydepth.cli.output import err
 from anydepth.errors import ConfigError
@@ -26,6 +27,7 @@ def bench(
     probe: Annotated[
         Path | None, typer.Option("--probe", metavar="PATH", help="A probe file. Default: the one shipped, if any.")
     ] = None,
+    dtype: opt.Dtype = "float32",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: a first impression.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to a file as well.")
@@ -51,6 +53,7 @@ def bench(
             intervals=steps,
             probe=None if probe is None else str(probe),
             quick=quick,
+            dtype=dtype,
             progress=status.update if err.is_terminal else err.print,
         )
     if json_file is not None:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
+from anydepth.cli.manifest import check_manifest
 from anydepth.cli.output import err, plural, warn
 from anydepth.errors import ConfigError
 from anydepth.records import Line, RecordWriter, count_lines, read_lines, scan_record
@@ -55,10 +56,12 @@ def scan(
     if output.exists() and output.samefile(file):
         raise ConfigError(f"-o {output} is the input file; give another file")
     options = opt.GuardOptions(probe, detector, policy, threshold, interval, "hold", on_error)
+    loaded = opt.ModelOptions(model, adapter, dtype, device, revision)
+    check_manifest(output, loaded, options)
     with RecordWriter(output) as writer:
         if writer.done:
             err.print(f"{output} holds {plural(len(writer.done), 'record')}, going on", markup=False, soft_wrap=True)
-        guard = load.open_guard(opt.ModelOptions(model, adapter, dtype, device, revision), options)
+        guard = load.open_guard(loaded, options)
         run = _Run(guard, writer)
         with _progress() as progress:
             task = progress.add_task("scan", total=min(total, limit or total))

@@ -30,7 +30,8 @@ def test_measures_prints_and_writes(run: Run, calls: list[dict[str, Any]], tmp_p
     file = tmp_path / "figures.json"
     result = run("bench", "org/m", "--contexts", "128, 512", "--intervals", "25", "--quick", "--json", file)
     assert result.exit_code == 0, result.stderr
-    assert calls == [{"model": "org/m", "contexts": [128, 512], "intervals": [25], "probe": None, "quick": True}]
+    expected = {"contexts": [128, 512], "intervals": [25], "probe": None, "quick": True, "dtype": "float32"}
+    assert calls == [{"model": "org/m", **expected}]
     assert "figures" in result.stdout
     assert json.loads(file.read_text()) == {"check_ratio": {"128": 0.5}}
 
@@ -43,6 +44,7 @@ def test_defaults_are_those_of_the_issue(run: Run, calls: list[dict[str, Any]]) 
         "intervals": [10, 25, 50, 100],
         "probe": None,
         "quick": False,
+        "dtype": "float32",
     }
 
 

@@ -71,6 +71,17 @@ def test_goes_on_after_an_interruption(run: Run, guard: ScriptedGuard, file: Pat
     assert out.suffix == ".gz" or out.read_bytes() == before
 
 
+def test_going_on_with_another_model_or_guard_is_refused(run: Run, guard: ScriptedGuard, file: Path, out: Path) -> None:
+    assert run("scan", "org/m", file, "-o", out).exit_code == 0
+    before = out.read_bytes()
+    for changed, what in ((["org/other"], "model"), (["org/m", "--interval", 5], "interval")):
+        result = run("scan", changed[0], file, "-o", out, *changed[1:])
+        assert result.exit_code == 2
+        assert f"was begun with {what}" in " ".join(result.stderr.split())
+    assert out.read_bytes() == before
+    assert run("scan", "org/m", file, "-o", out, "--device", "cpu").exit_code == 0, "where it runs changes no score"
+
+
 @pytest.mark.parametrize("cut", [1, 5, 40, 90])
 def test_repairs_a_half_written_end(run: Run, guard: ScriptedGuard, file: Path, out: Path, cut: int) -> None:
     run("scan", "org/m", file, "-o", out)

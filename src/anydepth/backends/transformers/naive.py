@@ -1,30 +1,75 @@
-"""Check the naive way, to measure against: copy the whole cache, run the whole model, keep every hidden state.
+"""Check and scan the straightforward way, to measure against.
 
-This is what a check costs without forking, early exit and a trimmed header, and what the paper's published server does.
-Nothing but `anydepth bench` uses it.
+No early exit, no trimmed header, no packing: what the ideas of this package save. Only `anydepth bench` uses it.
 """
 
 import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from transformers.cache_utils import Cache, DynamicCache
 
 from anydepth.backends.base import Site
 from anydepth.backends.transformers.session import TransformersSession
+from anydepth.template import Prompt
+
+if TYPE_CHECKING:
+    from anydepth.backends.transformers.backend import TransformersBackend
 
 
 def naive_state(session: TransformersSession, site: Site) -> torch.Tensor:
-    """State of the header's read token at the input of block `site.block`, `[1, hidden_size]`, of a one-row session."""
+    """State of the header's read token at the input of block `site.block`, `[1, hidden_size]`, of a one-row session.
+
+    Copies the whole cache, runs the whole model over the whole header and keeps every hidden state, as the paper's
+    published server does at every check.
+    """
     backend = session._backend
     (branch,) = session._branches([session.current(0)], [0], session._cache)
+    assert branch.cache is not None
     cache = copy.copy(branch.cache)
-    assert cache is not None
-    cache.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in cache.layers:
-        for name, value in vars(layer).items():
-            if isinstance(value, torch.Tensor):
-                setattr(layer, name, value.clone())
+    cache.layers = [_copied(layer) for layer in cache.layers]
     branch = branch.append(backend.header.ids)
-    inputs = backend.inputs.build(branch.tail, cache, branch.whole_mask)
+    return _last_header_state(backend, branch.tail, cache, branch.whole_mask, site)
+
+
+def naive_scan(
+    backend: "TransformersBackend", prompt: Prompt, answer_ids: Sequence[int], depths: Sequence[int], site: Site
+) -> np.ndarray:
+    """The same states of a finished answer, `[len(depths), hidden_size]`: advance a cache and fork it at each depth."""
+    text = torch.tensor([[*prompt.ids, *answer_ids]], device=backend.model.device)
+    header = torch.tensor([backend.header.ids], device=backend.model.device)
+    cache, done, states = DynamicCache(config=backend.model.config), 0, []
+    for depth in depths:
+        stop = len(prompt.ids) + depth
+        if stop > done:
+            mask = torch.ones_like(text[:, :stop])
+            with torch.no_grad():
+                backend.model(**backend.inputs.build(text[:, done:stop], cache, mask))
+            done = stop
+        twin = copy.copy(cache)
+        twin.layers = [copy.copy(layer) for layer in cache.layers]
+        mask = torch.ones(1, stop + header.shape[1], dtype=torch.long, device=text.device)
+        states.append(_last_header_state(backend, header, twin, mask, site)[0].float().cpu().numpy())
+    return np.stack(states)
+
+
+def _last_header_state(
+    backend: "TransformersBackend", ids: torch.Tensor, cache: Cache, mask: torch.Tensor, site: Site
+) -> torch.Tensor:
+    """Input of block `site.block` at the read token of the header that ends `ids`."""
     with torch.no_grad():
-        states = backend.model(**inputs, output_hidden_states=True).hidden_states
-    return states[site.block][:, branch.tail.shape[1] - len(backend.header.ids) + backend.header.read_index]
+        output = backend.model(**backend.inputs.build(ids, cache, mask), output_hidden_states=True)
+    header = backend.header
+    return output.hidden_states[site.block][:, ids.shape[1] - len(header.ids) + header.read_index]
+
+
+def _copied(layer: Any) -> Any:
+    twin = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, torch.Tensor):
+            setattr(twin, name, value.clone())
+        elif isinstance(value, tuple) and all(isinstance(part, torch.Tensor) for part in value):
+            setattr(twin, name, tuple(part.clone() for part in value))
+    return twin
