@@ -43,7 +43,7 @@ class Effort:
     tokens: int
 
 
-FULL, QUICK = Effort(samples=9, rounds=3, tokens=512), Effort(samples=3, rounds=1, tokens=100)
+FULL, QUICK = Effort(samples=7, rounds=2, tokens=512), Effort(samples=3, rounds=1, tokens=128)
 
 
 def run(

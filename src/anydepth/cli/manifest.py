@@ -28,8 +28,8 @@ def check_manifest(output: Path, model: ModelOptions, guard: GuardOptions) -> No
         for name, value in now.items():
             if before.get(name) != value:
                 raise ConfigError(
-                    f"{output} was begun with {name} {before.get(name)!r}, now it is {value!r}; give another -o, or the "
-                    "options it was begun with"
+                    f"{output} was begun with {name} {before.get(name)!r}, now it is {value!r}; give another -o, or "
+                    "the options it was begun with"
                 )
         return
     if not path.parent.is_dir():

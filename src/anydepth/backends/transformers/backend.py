@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ class TransformersBackend:
         self.identity: ModelIdentity = identify(self.model)
         self.template = ChatTemplate(tokenizer, name=self.identity.name, template_kwargs=template_kwargs)
         self.inputs = ForwardInputs(self.model)
+        self.lock = RLock()
+        """Held for one window or check at a time: there is one random state, and hooks are the model's."""
 
     @property
     def header(self) -> Header:
@@ -92,7 +95,8 @@ class TransformersBackend:
         length = max(len(prompt.ids) for prompt in prompts)
         options = self._pin_minimum(options, length)
         budget = self._budget(length, max_new_tokens)
-        return TransformersSession(self, prompts, budget=budget, seed=seed, options=options)
+        with self.lock:  # seeding it passes through the random state that a window of another thread may be using
+            return TransformersSession(self, prompts, budget=budget, seed=seed, options=options)
 
     def replay(self, prompt: Prompt, answer_ids: Sequence[int]) -> ReplaySession:
         """Open a session that is fed the given answer instead of sampling one."""
@@ -108,7 +112,7 @@ class TransformersBackend:
         answers = []
         for prompt in prompts:
             ids = torch.tensor([prompt.ids], device=self.model.device)
-            with seeded(seed, self.model.device), torch.no_grad():
+            with self.lock, seeded(seed, self.model.device), torch.no_grad():
                 out = self.model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
@@ -226,7 +230,7 @@ class TransformersBackend:
         upto: int | None = None,
     ) -> Mapping[Site, np.ndarray]:
         """Header states at all `depths` in one packed pass; see `Backend.read_depths`."""
-        with self._reading_weights():
+        with self.lock, self._reading_weights():
             return packed.read_depths(self, prompt, answer_ids, depths, tuple(sites), upto=upto)
 
     def _reading_weights(self) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.overrides import TorchFunctionMode
 from anydepth.backends.base import Site
 from anydepth.backends.transformers.blocks import find_module
 from anydepth.errors import UnsupportedModel
+
+LONG_CONTEXT = 1024
+"""Tokens from which repeating key and value heads costs more than intercepting the attention calls."""
 
 
 class _LastSiteSeen(Exception):
@@ -26,9 +30,12 @@ def captured(model: nn.Module, sites: tuple[Site, ...], *, stop: bool) -> Iterat
     With `stop` the pass ends once every site has been seen: blocks above the highest one, and the LM head, never run.
     """
     seen: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
+    mine = get_ident()
 
     def hook_for(site: Site) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if get_ident() != mine:
+                return  # another thread's pass over the same model: neither its states nor its end are ours
             seen[site].append(output[0] if isinstance(output, tuple) else output)
             if stop and all(seen.values()):
                 raise _LastSiteSeen
@@ -47,7 +54,7 @@ def read(model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]) -
     """Run `model` on `inputs` up to the last of `sites`; states `[batch, tokens, hidden_size]` in the model's dtype."""
     with captured(model, sites, stop=True) as seen:
         try:
-            with torch.no_grad(), _grouped_heads(inputs["input_ids"].device):
+            with torch.no_grad(), _grouped_heads(inputs):
                 model(**inputs)
         except _LastSiteSeen:
             pass
@@ -58,15 +65,17 @@ def read(model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]) -
 
 
 @contextmanager
-def _grouped_heads(device: torch.device) -> Iterator[None]:
-    """On a CPU, let masked attention share key and value heads instead of repeating them over the whole context.
+def _grouped_heads(inputs: Mapping[str, Any]) -> Iterator[None]:
+    """On a CPU and over a long context, let masked attention share key and value heads.
 
-    A header is several tokens over a cache, which needs a mask, and Transformers then repeats the heads; at 8,000
-    tokens that takes longer than the rest of the check. The variable is read at each call; on a GPU the repeated form
-    is faster.
+    A header is several tokens over a cache, which needs a mask, and Transformers then repeats the heads over the whole
+    context; at 8,000 tokens that takes longer than the rest of the check. The variable is read at each call; on a GPU
+    the repeated form is faster.
     """
     name = "TRANSFORMERS_SDPA_FORCE_GQA"
-    if device.type != "cpu" or name in os.environ:
+    positions = inputs.get("position_ids")
+    long = positions is not None and int(positions.max()) >= LONG_CONTEXT
+    if not long or inputs["input_ids"].device.type != "cpu" or name in os.environ:
         yield
         return
     os.environ[name] = "1"

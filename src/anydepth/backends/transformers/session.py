@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,20 @@ class _Row:
     depth: int
     end_tokens: int = 0
     live: bool = True
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _alone(method: Method) -> Method:
+    """Run a step of a session while no other thread runs one on the same model."""
+
+    @wraps(method)
+    def step(self: "TransformersSession", *args: Any, **kwargs: Any) -> Any:
+        with self._backend.lock:
+            return method(self, *args, **kwargs)
+
+    return step  # pyright: ignore[reportReturnType]
 
 
 class TransformersSession:
@@ -70,6 +85,7 @@ class TransformersSession:
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
+    @_alone
     def decode(self, n: int) -> list[Decoded]:
         """Decode up to `n` more tokens for every live row; see `Session.decode`."""
         if n < 1:
@@ -165,6 +181,7 @@ class TransformersSession:
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
+    @_alone
     def hidden_states(self, points: Sequence[CheckPoint], site: Site, read_index: int) -> np.ndarray:
         """Read the header token `read_index` at `site`; see `Session.hidden_states`."""
         out = np.empty((len(points), self._backend.identity.hidden_size), np.float32)
@@ -179,6 +196,7 @@ class TransformersSession:
                 out[branch.places] = _numpy(states)
         return out
 
+    @_alone
     def look_ahead(
         self, points: Sequence[CheckPoint], max_new_tokens: int, decided: Callable[[str], bool]
     ) -> list[str]:
@@ -192,6 +210,7 @@ class TransformersSession:
                 texts[place] = text
         return texts
 
+    @_alone
     def next_token_logprobs(self, points: Sequence[CheckPoint]) -> np.ndarray:
         """Log-probabilities after the whole header; see `Session.next_token_logprobs`."""
         self._prefill(())
