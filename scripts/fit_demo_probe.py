@@ -34,9 +34,7 @@ from anydepth.template import Prompt
 TRAIN = {
     "aisafetylab": "MIT",
     "dolly-safety-subset": "CC-BY-SA-3.0",
-    "gptfuzz": "MIT",
 }
-CLEAN_HARMFUL = {"aisafetylab"}  # harmful gptfuzz answers often refuse first, so their early depths are mislabelled
 DEPTHS = (12, 25, 50, 75, 100, 150)
 LONGEST = 200
 
@@ -49,11 +47,7 @@ def records(data: Path, name: str) -> list[dict]:
 
 def chosen(data: Path, limit: int) -> list[dict]:
     """Training answers, at most `limit` a source and label, and a fifth as many validation answers."""
-    train = [
-        record
-        for record in records(data, "probe_train")
-        if record["source"] in TRAIN and (record["label"] == "benign" or record["source"] in CLEAN_HARMFUL)
-    ]
+    train = [record for record in records(data, "probe_train") if record["source"] in TRAIN]
     held_out = [
         record | {"label": record.get("label", "benign" if "xstest" in name else "harmful")}
         for name in ("pairs_deep_validation", "pairs_benign_validation", "responses_xstest", "attacks_validation")
@@ -117,9 +111,9 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="hub id of the model, for the card")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="keep the collected states here")
-    parser.add_argument("--layers", type=int, nargs="+", default=[12, 15, 18])
+    parser.add_argument("--layers", type=int, nargs="+", default=[15], help="half of the model: the cheapest check")
     parser.add_argument("--limit", type=int, default=250, help="answers a source and label at most")
-    parser.add_argument("--target", type=float, default=0.01, help="response-level false-positive rate")
+    parser.add_argument("--target", type=float, default=0.02, help="response-level false-positive rate")
     args = parser.parse_args()
     if args.cache and args.cache.exists():
         table = dict(np.load(args.cache))
@@ -159,8 +153,8 @@ def report(args: argparse.Namespace, table: dict[str, np.ndarray]) -> None:
     _, layer, weight, bias, scores, strength = best
     benign = np.concatenate([rows(name, ~even) for name in ("pairs_benign_validation", "responses_xstest")])
     peaks = 1 / (1 + np.exp(-highest(table, scores, benign)))
-    threshold = float(np.quantile(peaks, 1 - args.target, method="higher"))
-    threshold = float(np.nextafter(threshold, 1)) if (peaks >= threshold).mean() > args.target else threshold
+    allowed = int(args.target * len(peaks))  # how many harmless answers may reach the threshold
+    threshold = float(np.nextafter(np.sort(peaks)[-1 - allowed], 2))
     evidence = {
         "target": args.target,
         "achieved": float((peaks >= threshold).mean()),

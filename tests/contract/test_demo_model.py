@@ -14,6 +14,8 @@ from anydepth import Every, Guard, LinearProbe, Rethink, Threshold
 from anydepth.backends.transformers import load
 from anydepth.backends.transformers.blocks import find_module
 from anydepth.errors import ConfigError, ModelError, ProbeError, ProbeMismatch, PromptError, TemplateError
+from anydepth.scan import scan_answer
+from anydepth.template import Prompt
 from anydepth.types import Checked, Finished, Halted, Released
 from tests import tiny
 
@@ -67,8 +69,11 @@ def test_a_stop_string_ends_the_guarded_answer_like_the_bare_one(guard):
 def test_packed_scan_and_forks_agree_with_the_guard_itself(guard):
     answer = guard.with_options(release="monitor").generate(QUESTION, max_new_tokens=60, do_sample=False)
     assert answer.finish_reason == "length", "the answer ended by itself; ask for fewer tokens"
-    scan = guard.scan(QUESTION, answer.text)
+    question = guard.template.prompt(QUESTION)
+    finished = Prompt(question.ids + answer.token_ids, prefill=60)  # its text may be tokenised otherwise
+    scan = scan_answer(guard.backend, guard.detector, guard.config, finished)
     assert scan.method == "packed"
+    assert scan_answer(guard.backend, guard.detector, guard.config, finished, packed=False).method == "forks"
     by_depth = {check.depth: check.score for check in answer.checks}
     assert scan.checks[0].depth == 0 and scan.checks[-1].depth == 60
     for check in scan.checks:
