@@ -104,7 +104,7 @@ def _blank_probe(backend: "TransformersBackend") -> LinearProbe:
 def _check_cost(
     backend: "TransformersBackend", probe: LinearProbe, context: int, effort: Effort, progress: Callable[[str], None]
 ) -> dict[str, float]:
-    """Median seconds of a decode step, a check and a naive check at about `context` tokens, measured in turn."""
+    """Median seconds of a decode step and a check, measured in turn, and then of a naive check, at about `context`."""
     from anydepth.backends.transformers.naive import naive_state
 
     spare = STEPS_A_SAMPLE * (effort.samples + 1) + 8
@@ -116,6 +116,8 @@ def _check_cost(
     for _ in range(effort.samples):
         times["step"].append(_seconds(lambda: session.decode(STEPS_A_SAMPLE)) / STEPS_A_SAMPLE)
         times["check"].append(_seconds(lambda: probe.check(session, [session.current(0)])))
+    # Afterwards: a naive check copies and frees the whole cache, which slows down whatever comes next.
+    for _ in range(effort.samples):
         times["naive"].append(_seconds(lambda: naive_state(session, probe.site)))
     session.close()
     return {"tokens": len(prompt.ids), **{name: median(values) for name, values in times.items()}}
@@ -135,8 +137,8 @@ def _throughput(
     found: dict[str, list[float]] = {str(interval): [] for interval in intervals}
     for number in range(rounds):
         progress(f"throughput with {detector.name}, round {number + 1} of {rounds}")
-        plain = _seconds(lambda: backend.unguarded([prompt], max_new_tokens=effort.tokens, **_endless(backend)))
         for interval in intervals:
+            plain = _seconds(lambda: backend.unguarded([prompt], max_new_tokens=effort.tokens, **_endless(backend)))
             guard = Guard.from_backend(backend, detector, policy=never, schedule=Every(interval))
             found[str(interval)].append(plain / _seconds(lambda g=guard: _answer(g, prompt, effort.tokens)))
     return {interval: median(ratios) for interval, ratios in found.items()}

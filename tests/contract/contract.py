@@ -45,6 +45,24 @@ class Watcher:
         return [Score(0.1) for _ in points]
 
 
+@dataclass
+class LooksAhead:
+    """A detector that uses every kind of fork but reading: look-ahead and next-token probabilities."""
+
+    name: str = "looks-ahead"
+    needs: frozenset = frozenset()
+
+    def bind(self, backend: Any) -> None:
+        """Nothing to verify."""
+
+    def check(self, session: Session, points: Sequence[CheckPoint]) -> list[Score]:
+        """Look ahead twice, and say that all is well."""
+        texts = session.look_ahead(points, 6, lambda text: False)
+        assert session.next_token_logprobs(points).shape[0] == len(texts) == len(points)
+        assert session.look_ahead(points, 6, lambda text: False) == texts
+        return [Score(0.1) for _ in points]
+
+
 def backend_of(family: str) -> TransformersBackend:
     """A tiny random model of `family` with its backend."""
     return TransformersBackend(tiny.tiny_model(family), tiny.tiny_tokenizer())

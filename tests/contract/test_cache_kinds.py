@@ -7,6 +7,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from anydepth.backends.base import CheckPoint
 from anydepth.backends.transformers.fork import can_rewind, fork, fork_kinds, select_rows
+from anydepth.backends.transformers.growing import GrowingLayer
 from anydepth.errors import ConfigError, UnsupportedCache
 from tests.contract.contract import (
     GREEDY,
@@ -95,6 +96,23 @@ def test_a_dynamic_fork_shares_its_tensors_and_leaves_the_parent_alone():
     assert twin.layers[0].keys.data_ptr() == cache.layers[0].keys.data_ptr()
     twin.update(states, states, 0)
     assert (twin.get_seq_length(), cache.get_seq_length()) == (6, 3)
+
+
+def test_a_cropped_fork_does_not_write_into_its_parent():
+    layer = GrowingLayer()
+    first = torch.arange(10.0)[None, None, :, None].expand(1, 2, 10, 4)
+    layer.update(first, first)
+    twin = layer.fork()
+    assert twin.keys.data_ptr() == layer.keys.data_ptr()
+    twin.crop(-6)
+    twin.update(first[:, :, :3] + 100, first[:, :, :3] + 100)
+    assert twin.keys[0, 0, :, 0].tolist() == [0, 1, 2, 3, 100, 101, 102]
+    assert layer.keys[0, 0, :, 0].tolist() == list(range(10))
+    behind = layer.fork()
+    behind.update(first[:, :, :2] + 50, first[:, :, :2] + 50)
+    assert behind.keys.data_ptr() == layer.keys.data_ptr(), "a fork at the end writes behind it and copies nothing"
+    layer.update(first[:, :, :1] + 7, first[:, :, :1] + 7)
+    assert layer.keys[0, 0, :, 0].tolist() == [*range(10), 7]
 
 
 def test_rows_are_selected_and_kinds_are_counted():

@@ -15,6 +15,7 @@ from tests.contract.contract import (
     MAX_NEW_TOKENS,
     SAMPLED,
     TOLERANCE,
+    LooksAhead,
     backend_of,
     largest_difference,
     prompt_of,
@@ -89,6 +90,19 @@ def test_look_ahead_and_next_token_follow_the_header(backend, depth):
     text = backend.decode_text(plain[0, ids.shape[1] :].tolist())
     assert session.look_ahead([point], 8, lambda text: False) == [text]
     assert len(session.look_ahead([point], 8, lambda text: True)[0].split()) <= 1
+
+
+@pytest.mark.parametrize("prefill", [None, "w11 w12 w13 w14 w15 w16"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_looking_ahead_does_not_disturb_the_answer(backend, prefill, rows):
+    prompts = [prompt_of(backend, prefill=prefill), prompt_of(backend, words=4, prefill=prefill)][:rows]
+    (looked, *_), outcomes = run(backend, prompts, LooksAhead(), **SAMPLED)
+    (watched, *_), _ = run(backend, prompts, watcher_for(backend), **SAMPLED)
+    assert looked == watched
+    assert all(len(outcome.checks) >= 5 for outcome in outcomes)
+    if rows == 1:
+        (plain,) = backend.unguarded(prompts, max_new_tokens=MAX_NEW_TOKENS, seed=3, **SAMPLED)
+        assert looked == plain
 
 
 def test_a_check_at_a_depth_that_is_past_is_refused(backend):

@@ -74,7 +74,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "DummyLayer": ("empty", _shared),
 }
 _BY_CLASS = {getattr(cache_utils, name): kind for name, kind in _KINDS.items() if hasattr(cache_utils, name)}
-_BY_CLASS[GrowingLayer] = ("slots", _shared)  # its length is that of its own views
+_BY_CLASS[GrowingLayer] = ("slots", GrowingLayer.fork)
 
 
 def _kind(layer: Any, index: int) -> tuple[str, Callable[[Any], Any]]:
@@ -124,7 +124,8 @@ def can_rewind(cache: Cache) -> bool:
     """
     layers: list[Any] = cache.layers
     for layer in layers:
-        if _kind(layer, 0)[1] is not _shared or not layer.is_croppable or isinstance(layer, _QUANTIZED):
+        rebinds = _kind(layer, 0)[1] in (_shared, GrowingLayer.fork)
+        if not rebinds or not layer.is_croppable or isinstance(layer, _QUANTIZED):
             return False
         if getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window:
             return False

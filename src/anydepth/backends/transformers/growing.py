@@ -1,5 +1,6 @@
 """A cache layer that appends and forks without copying what it holds."""
 
+import copy
 from typing import Any
 
 import torch
@@ -15,12 +16,20 @@ class GrowingLayer(DynamicLayer):
     `DynamicLayer.update` concatenates: every decode step and every check copies the whole layer once. Here new states
     are written behind the end, `[batch, heads, length, head_dim]` as before, and the buffers grow by a quarter when
     full. A fork shares the buffers: what it writes lies behind its parent's end, and the parent overwrites it as it
-    goes on. So of several forks of one parent only one may be in use at a time.
+    goes on. So of several forks of one parent only one may be in use at a time. A fork that was cropped below its
+    parent's end moves to buffers of its own before it writes.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._shared = 0
+
+    def fork(self) -> "GrowingLayer":
+        """A layer that can be advanced or cropped without disturbing this one."""
+        twin = copy.copy(self)
+        twin._shared = self.get_seq_length()
+        return twin
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -40,7 +49,10 @@ class GrowingLayer(DynamicLayer):
         self, start: int, stop: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Buffers with room up to `stop` that hold the first `start` states."""
-        if self._buffers is not None and self._owns(start) and stop <= self._buffers[0].shape[-2]:
+        fits = self._buffers is not None and stop <= self._buffers[0].shape[-2]
+        # Slots below `_shared` are the parent's: a cropped fork must not write there.
+        if fits and self._owns(start) and start >= self._shared:
+            assert self._buffers is not None
             return self._buffers
         size = stop + stop // 4 + RESERVE
         grown = tuple(states.new_empty(*states.shape[:2], size, states.shape[-1]) for states in (keys, values))
@@ -48,7 +60,7 @@ class GrowingLayer(DynamicLayer):
             assert self.keys is not None and self.values is not None
             for buffer, states in zip(grown, (self.keys, self.values), strict=True):
                 buffer[:, :, :start] = states
-        self._buffers = grown[0], grown[1]
+        self._buffers, self._shared = (grown[0], grown[1]), 0
         return self._buffers
 
     def _owns(self, start: int) -> bool:
