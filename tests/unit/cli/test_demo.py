@@ -19,7 +19,8 @@ def attacked(guard: ScriptedGuard) -> ScriptedGuard:
 def test_shows_both_answers_the_timeline_and_the_leak(run: Run, attacked: ScriptedGuard) -> None:
     result = run("demo")
     assert result.exit_code == 0, result.stderr
-    assert "go on, click the link." in result.stdout
+    left = " ".join(line.split("│")[1] for line in result.stdout.splitlines() if line.count("│") >= 2)
+    assert "go on, click the link." in " ".join(left.split()), "the panel wraps the unguarded text"
     assert "Sorry, no." in result.stdout
     assert "threshold 0.50" in result.stdout
     assert "leak 0 tokens, halted at check 2 (depth 10, score 0.90)" in result.stdout
@@ -63,7 +64,7 @@ def test_does_not_lie(
 
 def test_the_request_is_mild_and_the_opening_ends_where_the_model_goes_on() -> None:
     shown = settings()
-    assert 100 < len(shown.prefill) < 600
+    assert 100 < len(shown.prefill) < 1000
     assert shown.prefill == shown.prefill.strip()
     assert shown.generation["max_new_tokens"] <= 128
     assert shown.generation["do_sample"] is False, "everybody should see the same"
