@@ -144,7 +144,7 @@ class _Trail:
             self.scores.pop()
         self.scores.append(reply.value)
         statistic = self.plan.policy.statistic(self.scores)[-1]
-        if statistic >= self.plan.policy.threshold:
+        if not statistic < self.plan.policy.threshold:  # so written that a statistic that is NaN halts
             self._trip(reply.value, depth, "policy")
         return CheckResult(depth, reply.value, statistic, detail=reply.detail)
 

@@ -370,3 +370,18 @@ def test_a_backend_that_gives_nothing_is_an_error_and_not_an_endless_loop() -> N
     assert flow.send(None) == Decode(1)
     with pytest.raises(RuntimeError, match="decoded nothing at depth 0"):
         flow.send(Decoded(()))
+
+
+def test_a_statistic_that_is_nan_halts() -> None:
+    class Broken:
+        threshold = 0.5
+
+        def statistic(self, scores: Sequence[float]) -> list[float]:
+            return [math.nan for _ in scores]
+
+    flow = guarded(Plan(Every(4), Broken(), max_new_tokens=20))
+    assert next(flow) == Check(0)
+    flow.send(Score(0.1))
+    halt = flow.send(None)
+    assert isinstance(halt, Halt)
+    assert halt.verdict.halt

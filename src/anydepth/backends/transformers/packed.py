@@ -17,7 +17,7 @@ from anydepth.backends.transformers.blocks import text_config
 from anydepth.backends.transformers.caches import new_cache
 from anydepth.backends.transformers.fork import fork
 from anydepth.backends.transformers.growing import GrowingLayer
-from anydepth.backends.transformers.read import read
+from anydepth.backends.transformers.read import read, to_numpy
 from anydepth.errors import PromptError, UnsupportedModel
 from anydepth.template import Prompt
 
@@ -73,7 +73,7 @@ def read_depths(
         ends = [prompt.start + depth for depth in depths[begin : begin + size]]
         states = read(backend.model, sites, _copies(backend, fork(cache), ends, header, text.shape[1]))
         for site, found in states.items():
-            out[site][begin : begin + size] = _float(found[0]).reshape(len(ends), len(header), -1)
+            out[site][begin : begin + size] = to_numpy(found[0]).reshape(len(ends), len(header), -1)
     _from_prompt(backend, prompt, depths, at_text, out)
     return out
 
@@ -134,8 +134,4 @@ def _from_prompt(
         position = backend.template.start_index(prompt, index)
         if position is not None:
             for site, states in at_text.items():
-                out[site][places, index] = _float(states[0, position])
-
-
-def _float(states: torch.Tensor) -> np.ndarray:
-    return states.detach().to("cpu", torch.float32).numpy()
+                out[site][places, index] = to_numpy(states[0, position])

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -62,6 +63,11 @@ def read(model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]) -
         if not states:
             raise UnsupportedModel(f"site {site} did not run in a forward pass of {type(model).__name__}")
     return {site: states[0] for site, states in seen.items()}
+
+
+def to_numpy(states: torch.Tensor) -> np.ndarray:
+    """The same numbers as float32 on the host."""
+    return states.detach().to("cpu", torch.float32).numpy()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from anydepth.backends.base import CheckPoint, Decoded, Site
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.endings import Endings
 from anydepth.backends.transformers.fork import can_rewind, fork, select_rows
-from anydepth.backends.transformers.read import captured
+from anydepth.backends.transformers.read import captured, to_numpy
 from anydepth.template import Prompt
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class TransformersSession:
             probe_ids = self._backend.header.ids[: read_index + 1]
             for branch in self._branches(points, later, self._reading_cache(site)):
                 states = self._backend.read_branch(branch.append(probe_ids), site)
-                out[branch.places] = _numpy(states)
+                out[branch.places] = to_numpy(states)
         return out
 
     @_alone
@@ -216,7 +216,7 @@ class TransformersSession:
         self._prefill(())
         parts: dict[int, np.ndarray] = {}
         for branch in self._header_branches(points):
-            logprobs = _numpy(self._backend.next_logprobs(branch))
+            logprobs = to_numpy(self._backend.next_logprobs(branch))
             parts.update(zip(branch.places, logprobs, strict=True))
         return np.stack([parts[place] for place in range(len(points))])
 
@@ -284,13 +284,13 @@ class TransformersSession:
         prompt = self._rows[row].prompt
         index = self._backend.template.start_index(prompt, read_index)
         if states is not None and index is not None:
-            return _numpy(states[row, self._prompt_length - len(prompt.ids) + index])
+            return to_numpy(states[row, self._prompt_length - len(prompt.ids) + index])
         # The template's generation prompt lacks the read token, or another site was read first: a pass of its own.
         header_ids = () if index is not None else self._backend.header.ids[: read_index + 1]
         ids = prompt.ids[: prompt.start if index is None else index + 1]
         tail = torch.tensor([ids + header_ids], device=self._ids.device)
         branch = Branch([row], None, tail, tail[:, :0], tail[:, :0])
-        return _numpy(self._backend.read_branch(branch, site))[0]
+        return to_numpy(self._backend.read_branch(branch, site))[0]
 
 
 def _left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -298,10 +298,6 @@ def _left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[
     ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
-
-
-def _numpy(states: torch.Tensor) -> np.ndarray:
-    return states.detach().to("cpu", torch.float32).numpy()
 
 
 @contextmanager
