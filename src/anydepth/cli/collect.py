@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.text import Text
 
 from anydepth.backends.base import Site
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.output import err, plural, warn
+from anydepth.cli.output import err, plural, progress_bar, warn
 from anydepth.errors import ConfigError
 from anydepth.probes.collect import Collected, CollectPlan, dtype_of, manifest_for
 from anydepth.probes.collect import collect as read_states
@@ -299,16 +299,7 @@ class _Report:
 @contextmanager
 def _progress(what: str) -> Iterator[_Report]:
     """A bar with the time left and the tokens a second."""
-    columns = (
-        TextColumn("[progress.description]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[speed]}"),
-    )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+    with progress_bar("speed") as bar:
         yield _Report(bar, what)
 
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
-from anydepth.cli.output import err, plural, printable, warn
+from anydepth.cli.output import err, plural, printable, progress_bar, warn
 from anydepth.errors import ConfigError
 from anydepth.probes.figures import figures_of, limits_of
 from anydepth.probes.intervals import check_share, percent
@@ -187,16 +186,7 @@ def _show(probe: "LinearProbe", trained: Trained, output: Path) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Told]:
-    columns = (
-        TextColumn("[progress.description]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[speed]}"),
-    )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+    with progress_bar("speed") as bar:
         tasks: dict[str, tuple[Any, float]] = {}
 
         def told(what: str, done: int, total: int, tokens: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from anydepth.errors import AnydepthError, CheckError
@@ -18,6 +19,21 @@ err = Console(stderr=True, highlight=False)
 
 HALTED = 3
 """Exit code of `generate --fail-on-halt` when the answer was halted."""
+
+
+def progress_bar(*more: str) -> Progress:
+    """A bar on stderr with the time left, and a column for each field in `more`; nothing where nobody looks."""
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        *(TextColumn(f"{{task.fields[{name}]}}") for name in more),
+        console=err,
+        disable=not err.is_terminal,
+    )
 
 
 def exit_code(error: AnydepthError) -> int:

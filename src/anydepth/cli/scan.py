@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.manifest import check_manifest
-from anydepth.cli.output import err, plural, warn
+from anydepth.cli.output import err, plural, progress_bar, warn
 from anydepth.errors import ConfigError
 from anydepth.records import Line, RecordWriter, count_lines, read_lines, scan_record
 
@@ -63,7 +62,7 @@ def scan(
             err.print(f"{output} holds {plural(len(writer.done), 'record')}, going on", markup=False, soft_wrap=True)
         guard = load.open_guard(loaded, options)
         run = _Run(guard, writer)
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task("scan", total=min(total, limit or total))
             for line in islice(read_lines(file), limit):
                 run.line(line)
@@ -121,16 +120,3 @@ class _Run:
     def _report(self, number: int, message: str) -> None:
         self.failed += 1
         err.print(Text(f"line {number}: {' '.join(message.split())}", style="red"), soft_wrap=True)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("[progress.description]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-    )
