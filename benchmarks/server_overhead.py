@@ -139,7 +139,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "shares": shares,
         "tokens": tokens,
         "interval": arguments.interval,
-        "model": backend.identity.name,
+        "model": Path(backend.identity.name).name,
         "machine": {"platform": platform.platform(), "python": platform.python_version()},
     }
 

@@ -269,7 +269,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = asyncio.run(soak(arguments, Path(folder)))
     report["arguments"] = {
-        name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()
+        name: value.name if isinstance(value, Path) else value for name, value in vars(arguments).items()
     }
     text = json.dumps(report, indent=2)
     if arguments.out:

@@ -1,6 +1,7 @@
 """How a guard behaves, apart from its model and its detector."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from anydepth.errors import ConfigError
 from anydepth.flow import Plan, check_modes
@@ -22,6 +23,8 @@ class GuardConfig:
         release: `hold` (nothing leaves unchecked), `eager` (send, then check) or `monitor` (never halt).
         on_error: What a failed check does: `closed` halts the answer, `open` goes on and says so in the verdict.
         refusal: What the user reads instead of the rest of a halted answer.
+        prefill: Where a client's prefill is checked: `inside` (at the scheduled depths within it as well: one packed
+            pass more, for detectors that read hidden states) or `end` (at its end only).
     """
 
     policy: Policy = Threshold()
@@ -29,6 +32,7 @@ class GuardConfig:
     release: ReleaseMode = "hold"
     on_error: OnError = "closed"
     refusal: str = "I can't help with that."
+    prefill: Literal["inside", "end"] = "inside"
 
     def __post_init__(self) -> None:
         check_modes(self.release, self.on_error)
@@ -36,6 +40,8 @@ class GuardConfig:
             value = getattr(self, name)
             if isinstance(value, type) or not callable(getattr(value, method, None)):
                 raise ConfigError(f"{name} is {value!r}, not a {name}; give e.g. Threshold(0.5) or Every(25)")
+        if self.prefill not in ("inside", "end"):
+            raise ConfigError(f"prefill is {self.prefill!r}; choose inside (at the scheduled depths) or end")
         if not isinstance(self.refusal, str) or not self.refusal.strip():
             raise ConfigError(f"refusal is {self.refusal!r}; a halted answer must say something")
 

@@ -12,7 +12,7 @@ and returns an `Outcome`. Drivers (sync, async, batch, server) carry the command
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 
@@ -72,6 +72,7 @@ class Plan:
         policy: When to halt.
         max_new_tokens: Tokens to generate at most.
         prefill: Length in tokens of the client's prefill.
+        inside: Depths inside the prefill and what their checks, made beforehand in one packed pass, replied.
         release: `hold`, `eager` or `monitor`.
         on_error: What a failed check does: `closed` halts, `open` goes on and counts it in the verdict.
         chunk: Tokens to decode at a time at most; None is the whole way to the next check.
@@ -84,8 +85,11 @@ class Plan:
     release: ReleaseMode = "hold"
     on_error: OnError = "closed"
     chunk: int | None = None
+    inside: Mapping[int, Score | Exception] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.inside and not 0 < min(self.inside) <= max(self.inside) < self.prefill:
+            raise ConfigError(f"checks inside a prefill of {self.prefill} tokens are at {sorted(self.inside)}")
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens!r}; give a whole number of at least 1")
         check_modes(self.release, self.on_error)
@@ -128,7 +132,11 @@ class _Trail:
 
     def check(self, depth: int) -> Generator[Command, Reply, None]:
         """Make one check and note the verdict if it is the first to trip."""
-        self.checks.append(self._judge(depth, (yield Check(depth))))
+        yield from self.note(depth, (yield Check(depth)))
+
+    def note(self, depth: int, reply: Reply) -> Generator[Command, Reply, None]:
+        """Take the reply to a check into account."""
+        self.checks.append(self._judge(depth, reply))
         yield Noted(self.checks[-1])
 
     def _judge(self, depth: int, reply: Reply) -> CheckResult:
@@ -197,8 +205,9 @@ class _Ledger:
 def guarded(plan: Plan) -> Flow:
     """Run the guard over one answer; see the module's docstring for the commands.
 
-    Depth 0 and the end of the prefill are checked before the first token is asked for; then every scheduled depth, and
-    always the last window, however short, the end of turn included.
+    Depth 0 and the end of the prefill are checked before the first token is asked for, and what was read inside the
+    prefill is judged between them; then every scheduled depth, and always the last window, however short, the end of
+    turn included.
     """
     trail, ledger = _Trail(plan), _Ledger(plan.prefill)
     generated, end_tokens, finish = 0, 0, None
@@ -206,8 +215,8 @@ def guarded(plan: Plan) -> Flow:
     def outcome(reason: FinishReason) -> Outcome:
         return Outcome(reason, trail.verdict(), tuple(trail.checks), tuple(ledger.windows), generated)
 
-    for depth in dict.fromkeys((0, plan.prefill)):
-        yield from trail.check(depth)
+    for depth in sorted({0, *plan.inside, plan.prefill}):
+        yield from trail.note(depth, plan.inside[depth]) if depth in plan.inside else trail.check(depth)
         if trail.halting:
             yield Halt(trail.verdict(), 0)
             return outcome("content_filter")

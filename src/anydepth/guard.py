@@ -15,7 +15,7 @@ from anydepth.driver import drive_paced
 from anydepth.errors import ConfigError
 from anydepth.flow import Flow, Halt, Noted, Outcome, Release, guarded
 from anydepth.policy import Policy
-from anydepth.scan import scan_answer
+from anydepth.scan import inside_prefill, scan_answer
 from anydepth.schedule import Schedule
 from anydepth.template import ChatTemplate, Prompt
 from anydepth.text import TextStream
@@ -35,7 +35,7 @@ class Guard:
         tokenizer: Its tokenizer, with a chat template.
         detector: What turns a check into a score: a `LinearProbe`, a `Rethink` or a `Cascade`.
         **options: Fields of `GuardConfig`: `policy` (default: the probe's calibrated one), `schedule`, `release`,
-            `on_error`, `refusal`.
+            `on_error`, `refusal`, `prefill`.
 
     Raises:
         ProbeMismatch: The probe belongs to another model, template, header or site.
@@ -245,6 +245,11 @@ class Guard:
         plans = [self.config.plan(max_new_tokens=max_new_tokens, prefill=prompt.prefill) for prompt in prompts]
         session = self.backend.open(prompts, max_new_tokens=max_new_tokens, seed=seed, **generation)
         try:
+            for row, prompt in enumerate(prompts):
+                if prompt.prefill:
+                    yield None
+                    inside = inside_prefill(self.backend, self.detector, self.config, prompt)
+                    plans[row] = replace(plans[row], inside=inside)
             yield from self._events(prompts, [guarded(plan) for plan in plans], session)
         finally:
             session.close()

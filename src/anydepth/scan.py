@@ -10,11 +10,11 @@ from anydepth.backends.base import Backend, Decoded, FinishedAnswer
 from anydepth.config import GuardConfig
 from anydepth.detectors import Detector, LinearProbe
 from anydepth.driver import drive
-from anydepth.errors import PromptError, UnsupportedModel
+from anydepth.errors import CheckError, PromptError, UnsupportedModel
 from anydepth.flow import Check, Decode, Flow, Outcome, Plan, Reply, guarded
 from anydepth.schedule import Listed, scheduled_depths
 from anydepth.template import Prompt
-from anydepth.types import ScanResult, Score
+from anydepth.types import CheckResult, ScanResult, Score
 
 
 def scan_answer(
@@ -43,6 +43,37 @@ def scan_answer(
         return _result(_settle(guarded(fixed), dict(zip(depths, scores, strict=True))), "packed")
     why = "the schedule looks at the scores" if packed else "forks were asked for"
     return _by_forks(backend, detector, plan, question, answer_ids, why)
+
+
+def inside_prefill(
+    backend: Backend, detector: Detector, config: GuardConfig, prompt: Prompt
+) -> dict[int, Score | Exception]:
+    """Score the scheduled depths inside the prefill of `prompt`: neither depth 0 nor its end, which the flow checks.
+
+    One packed pass to the probe's layer; where the model cannot take it, one fork a depth. Empty where there is nothing
+    inside, where `config.prefill` is `end`, and for look-ahead detectors: they would have to write at every depth.
+    """
+    if config.prefill != "inside" or not isinstance(detector, LinearProbe):
+        return {}
+    depths = [depth for depth in scheduled_depths(config.schedule, prompt.prefill) if 0 < depth < prompt.prefill]
+    if not depths:
+        return {}
+    question, answer_ids = Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :]
+    try:
+        try:
+            scores = _packed_scores(backend, detector, question, answer_ids, depths)
+        except UnsupportedModel as reason:
+            plan = Plan(Listed(tuple(depths)), config.policy, len(answer_ids), release="monitor", on_error="open")
+            checks = _by_forks(backend, detector, plan, question, answer_ids, str(reason)).checks
+            by_depth = {check.depth: check for check in checks}
+            scores = [_reply(by_depth[depth]) for depth in depths]
+    except Exception as error:  # a failed check is the flow's to judge: it halts unless the operator chose otherwise
+        scores = [error] * len(depths)
+    return dict(zip(depths, scores, strict=True))
+
+
+def _reply(check: CheckResult) -> Score | Exception:
+    return Score(check.score, check.detail) if check.error is None else CheckError(check.error)
 
 
 def _packed_scores(

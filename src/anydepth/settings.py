@@ -48,6 +48,9 @@ class GuardTable(_Table):
     )
     release: ReleaseMode = Field("hold", description="hold: nothing leaves unchecked; eager; monitor: never halts.")
     on_error: OnError = Field("closed", description="A failed check halts the answer (closed) or not (open).")
+    prefill: Literal["inside", "end"] = Field(
+        "inside", description="Check a client's prefill at the depths inside it too (probes only), or at its end only."
+    )
     refusal: str = Field("I can't help with that.", min_length=1, description="Text in place of what is withheld.")
 
     @field_validator("policy")

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anydepth.backends.base import Decoded
-from anydepth.errors import CheckError
+from anydepth.errors import CheckError, ConfigError
 from anydepth.flow import Check, Command, Decode, Halt, Noted, Outcome, Plan, Release, guarded
 from anydepth.policy import Cusum, Ewma, KofN, Threshold
-from anydepth.schedule import Adaptive, Every
+from anydepth.schedule import Adaptive, Every, Listed
 from anydepth.types import CheckResult, Score, Verdict, Window
 
 settings.register_profile("no clock", deadline=None)  # a busy machine is no failure
@@ -361,6 +361,27 @@ def test_a_halt_accounts_for_the_windows_before_it() -> None:
         Window(4, 6, 6, "withheld"),
     )
     assert engine.halts == [Halt(Verdict(True, 1.0, 6, "policy"), 2)]
+
+
+def test_what_was_read_inside_a_prefill_is_judged_before_its_end() -> None:
+    inside: dict[int, Any] = {25: Score(0.1), 50: Score(0.9)}
+    plan = Plan(Listed(()), Threshold(0.5), 10, prefill=60, inside=inside)
+    engine = Engine(plan, 3, score=lambda depth: Score(0.0))
+    assert [check.depth for check in engine.checks] == [0, 25, 50]
+    assert engine.outcome.finish_reason == "content_filter" and engine.outcome.generated == 0
+    assert (engine.outcome.verdict.depth, engine.outcome.verdict.reason) == (50, "policy")
+    inside[50] = RuntimeError("broken")
+    assert Engine(plan, 3, score=lambda depth: Score(0.0)).outcome.verdict.reason == "error"
+    inside[50] = Score(0.2)
+    calm = Engine(plan, 3, score=lambda depth: Score(0.0))
+    assert [check.depth for check in calm.checks] == [0, 25, 50, 60, 62]
+    assert not calm.outcome.verdict.halt
+
+
+@pytest.mark.parametrize("depth", [0, 60, 61, -1])
+def test_what_is_inside_a_prefill_is_inside(depth: int) -> None:
+    with pytest.raises(ConfigError, match=rf"inside a prefill of 60 tokens are at \[{depth}\]"):
+        Plan(Listed(()), Threshold(), 10, prefill=60, inside={depth: Score(0.0)})
 
 
 def test_a_backend_that_gives_nothing_is_an_error_and_not_an_endless_loop() -> None:

@@ -113,6 +113,7 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
     own = None
     if policy is None and guard.policy is not None:
         own = policy_from(guard.policy if threshold is None else {**guard.policy, "threshold": threshold})
-    loaded = loaded.with_options(policy=own, schedule=guard.build_schedule(), refusal=guard.refusal)
+    schedule = guard.build_schedule()
+    loaded = loaded.with_options(policy=own, schedule=schedule, refusal=guard.refusal, prefill=guard.prefill)
     name = model.name or (Path(model.path).resolve().name if Path(model.path).exists() else model.path)
     return TransformersEngine(loaded, model=name, live=limits.live, queue=limits.queue, timeout=limits.timeout_seconds)

@@ -27,6 +27,9 @@ _TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SUFFIXES = (*_TEXT_SUFFIXES, *(suffix + ".gz" for suffix in _TEXT_SUFFIXES), ".parquet")
 """Endings of the files that can be read."""
 
+SHIPPED = "anydepth:"
+"""Before the name of data that comes with this package, e.g. `anydepth:benign_prompts`."""
+
 _HUB = re.compile(
     r"hf:(?P<repo>[^\s:@/]+/[^\s:@/]+)(?::(?P<config>[^\s:@]*))?(?::(?P<split>[^\s:@][^\s@]*))?(?:@(?P<revision>[^\s@]+))?"
 )
@@ -75,7 +78,8 @@ def load(ref: str | Path, *, data: Path | None = None, columns: Columns | None =
 
     Args:
         ref: The path of a file, or of a folder of them (a bare name is no path: write `./name`); a name, which is a
-            table of `data` or else a corpus of `corpora.toml`; or `hf:owner/name[:config][:split][@revision]`.
+            table of `data` or else a corpus of `corpora.toml`; `hf:owner/name[:config][:split][@revision]`; or
+            `anydepth:benign_prompts`, which comes with this package.
         data: Folder with local tables, among them local copies of corpora (`advbench.jsonl.gz`).
         columns: Which column is what; guessed if it is None.
 
@@ -86,6 +90,8 @@ def load(ref: str | Path, *, data: Path | None = None, columns: Columns | None =
     """
     if isinstance(ref, str) and ref.startswith("hf:"):
         return _from_hub(ref, columns)
+    if isinstance(ref, str) and ref.startswith(SHIPPED):
+        return _shipped(ref, columns)
     if isinstance(ref, Path) or re.search(r"[/\\]|^[.~]", ref) or ref.lower().endswith(SUFFIXES):
         return _from_path(Path(ref).expanduser(), columns)
     copies = _local(ref, data)
@@ -102,6 +108,14 @@ def load(ref: str | Path, *, data: Path | None = None, columns: Columns | None =
         f"{', '.join(corpora())}; {f'did you mean {chr(44).join(close)}? ' if close else ''}"
         f"For a file write its path (./{ref}), for the hub hf:owner/name"
     )
+
+
+def _shipped(ref: str, columns: Columns | None) -> list[Conversation]:
+    file = resources.files("anydepth") / "data" / f"{ref.removeprefix(SHIPPED)}.jsonl"
+    if not file.is_file():
+        raise ConfigError(f"this package has no data called {ref!r}; there is {SHIPPED}benign_prompts")
+    with resources.as_file(file) as path:
+        return _from_path(path, columns)
 
 
 def corpora() -> Mapping[str, Corpus]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anydepth.backends.base import Backend
+from anydepth.backends.batch import batches, write_batch
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError, PromptError
 from anydepth.probes.corpora import load
@@ -20,8 +21,6 @@ from anydepth.probes.journal import Journal
 from anydepth.probes.store import answer_key
 from anydepth.template import Prompt
 
-_ROWS = 48
-_TOKENS_A_BATCH = 16_384
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 _FIXED = ("id", "messages", "response", "label", "source", "licence")
 _TAKEN = {*_FIXED, "prompt", "license"}
@@ -134,7 +133,7 @@ def write_answers(
         done = report.present + len(journal.left_out.keys() & wanted)
         if progress is not None:
             progress(done, len(jobs), 0)
-        for batch in _batches(jobs, options):
+        for batch in batches(jobs, lambda job: job.prompt, options.max_new_tokens, lambda job: job.key):
             missing = [job for job in batch if job.key not in journal]
             if not missing:
                 continue
@@ -209,19 +208,6 @@ def _prompt(backend: Backend, conversation: Conversation, options: AnswerOptions
     return Prompt(whole.ids[: whole.start + prefix], prefill=prefix), prefix
 
 
-def _batches(jobs: Sequence[_Job], options: AnswerOptions) -> Iterator[list[_Job]]:
-    """Prompts of about the same length together; the same batches in every run."""
-    batch: list[_Job] = []
-    for job in sorted(jobs, key=lambda job: (len(job.prompt.ids), job.key)):
-        tokens = (len(batch) + 1) * (len(job.prompt.ids) + options.max_new_tokens)
-        if batch and (len(batch) == _ROWS or tokens > _TOKENS_A_BATCH):
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
-
-
 def _write(
     backend: Backend, batch: Sequence[_Job], options: AnswerOptions
 ) -> Iterator[tuple[str, dict[str, str], int]]:
@@ -229,20 +215,12 @@ def _write(
     content = "\0".join([str(options.seed), *(job.key for job in batch)])
     seed = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4])
     prompts = [job.prompt for job in batch]
-    session = backend.open(prompts, max_new_tokens=options.max_new_tokens, seed=seed, **options.sampling)
-    tokens: list[tuple[int, ...]] = [() for _ in batch]
-    finished: list[str | None] = [None] * len(batch)
-    try:
-        while None in finished:  # a decode ends with the first row that ends
-            for row, decoded in enumerate(session.decode(options.max_new_tokens)):
-                if finished[row] is None:
-                    tokens[row] += decoded.token_ids[: len(decoded.token_ids) - decoded.end_tokens]
-                    finished[row] = decoded.finish_reason
-    finally:
-        session.close()
-    for job, ids, reason in zip(batch, tokens, finished, strict=True):
-        tags = {"prefix_tokens": str(job.prefix), "finish_reason": str(reason)}
-        yield _text(backend, job, ids), tags, len(ids)
+    written = write_batch(
+        backend, prompts, max_new_tokens=options.max_new_tokens, seed=seed, sampling=options.sampling
+    )
+    for job, each in zip(batch, written, strict=True):
+        tags = {"prefix_tokens": str(job.prefix), "finish_reason": each.finish_reason}
+        yield _text(backend, job, each.token_ids), tags, len(each.token_ids)
 
 
 def _text(backend: Backend, job: _Job, ids: tuple[int, ...]) -> str:

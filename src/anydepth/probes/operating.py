@@ -68,8 +68,8 @@ class PrefillPoint:
 
     Attributes:
         depth: Length of the prefill in tokens; None for the whole answer.
-        halted: Share halted by the check at depth 0, the one at the prefill's end or a later one.
-        at_once: Share halted by the first two of these: not one token is generated.
+        halted: Share halted by the checks of depth 0 and of the prefill, or by a later one.
+        at_once: Share halted by the former: not one token is generated.
     """
 
     depth: int | None
@@ -99,12 +99,17 @@ def operating_point(policy: Policy, harmful: Sequence[Trail], *, confidence: flo
 
 
 def from_prefill(
-    policy: Policy, harmful: Sequence[Trail], depths: Sequence[int | None], *, confidence: float = 0.95
+    policy: Policy,
+    harmful: Sequence[Trail],
+    depths: Sequence[int | None],
+    *,
+    inside: bool = True,
+    confidence: float = 0.95,
 ) -> list[PrefillPoint]:
     """What `policy` does to answers that are forced on the model up to each of `depths`; None is the whole answer.
 
-    The scores are those that the guard's flow would give the policy: of depth 0, of the prefill's end, of the checks
-    behind it, nothing in between. The prefill's end is the first check of the trail at or behind the depth; an answer
+    The scores are those that the guard's flow would give the policy: of depth 0, of the scheduled depths inside the
+    prefill unless `inside` is False (`GuardConfig.prefill`), of its end and of the checks behind it. The prefill's end is the first check of the trail at or behind the depth; an answer
     that ends before is not counted at that depth. After it a guard would check more densely for some tokens, which the
     trail does not have: with the policy `threshold` the true share is therefore no smaller.
 
@@ -118,7 +123,7 @@ def from_prefill(
             raise ConfigError(f"answer {trail.id!r} has no check at depth 0, which a guard makes first; read it there")
     points = []
     for depth in depths:
-        seen = [found for trail in harmful if (found := _seen(trail, depth)) is not None]
+        seen = [found for trail in harmful if (found := _seen(trail, depth, inside)) is not None]
         halted = sum(first_halt(policy, scores) is not None for scores, _ in seen)
         at_once = sum(first_halt(policy, scores[:opening]) is not None for scores, opening in seen)
         points.append(
@@ -127,12 +132,12 @@ def from_prefill(
     return points
 
 
-def _seen(trail: Trail, depth: int | None) -> tuple[tuple[float, ...], int] | None:
+def _seen(trail: Trail, depth: int | None, inside: bool) -> tuple[tuple[float, ...], int] | None:
     """The scores that the policy is given, and how many of them before the first token is generated."""
     wanted = trail.depths[-1] if depth is None else depth
     end = next((place for place, each in enumerate(trail.depths) if each >= wanted), None)
     if end is None:
         return None
-    if end == 0:  # depth 0 is the prefill's end: one check, not two
-        return trail.scores, 1
+    if inside or end == 0:  # at depth 0 the prefill's end is one check with it, not two
+        return trail.scores, end + 1
     return (trail.scores[0], *trail.scores[end:]), 2

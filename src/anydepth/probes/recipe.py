@@ -11,12 +11,11 @@ from typing import Any
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
 from anydepth.probes.augment import swap, wrap
-from anydepth.probes.corpora import load
+from anydepth.probes.corpora import SHIPPED, load
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.part import TRAIN, Part
 from anydepth.probes.splits import Selection, balance, drop_near_duplicates, permissive, split_by_prompt
 
-_SHIPPED = "anydepth:"
 _DEPTHS = (0, 1, 4, 16, 25, 50, 75, 100, 150, 200, 250, 300, 400, 500)
 
 
@@ -120,7 +119,7 @@ def gather(recipe: Recipe, *, data: Path | None = None, permissive_only: bool = 
         rows = list(candidates[part.like]) if part.like else []
         for ref in part.data:
             if ref not in loaded:
-                loaded[ref] = _load(ref, data)
+                loaded[ref] = load(ref, data=data)
             rows += loaded[ref]
         rows = _candidates(part, rows, permissive_only, notes[part.name])
         if part.hold_out:
@@ -177,7 +176,7 @@ def recipe_for(refs: Sequence[str]) -> Recipe:
             Part("own wrapped", like=own, augment="wrap", limit=120, depths=depths, longest=150),
             Part(
                 "harmless prompts",
-                data=(_SHIPPED + "benign_prompts",),
+                data=(SHIPPED + "benign_prompts",),
                 labelled="benign",
                 written=True,
                 limit=110,
@@ -190,16 +189,6 @@ def recipe_for(refs: Sequence[str]) -> Recipe:
         calibrate={"benign": [held_out_of(own)], "target": 0.005},
         source="the conversations given by --data",
     )
-
-
-def _load(ref: str, data: Path | None) -> list[Conversation]:
-    if not ref.startswith(_SHIPPED):
-        return load(ref, data=data)
-    file = resources.files("anydepth") / "data" / f"{ref.removeprefix(_SHIPPED)}.jsonl"
-    if not file.is_file():
-        raise ConfigError(f"this package has no data called {ref!r}; there is {_SHIPPED}benign_prompts")
-    with resources.as_file(file) as path:
-        return load(path)
 
 
 def _divided(rows: list[Conversation], part: Part) -> tuple[list[Conversation], list[Conversation]]:

@@ -365,7 +365,7 @@ def test_an_operating_point_counts_answers_depths_and_tokens() -> None:
 
 def test_a_prefill_hides_the_checks_inside_it() -> None:
     answer = trail(0.1, 0.9, 0.2, 0.8, 0.3)  # depths 0, 25, 50, 75, 100
-    points = from_prefill(Threshold(0.5), [answer], [0, 10, 25, 26, 60, 100, 101, None])
+    points = from_prefill(Threshold(0.5), [answer], [0, 10, 25, 26, 60, 100, 101, None], inside=False)
     assert [(p.halted.halted, p.at_once.halted, p.halted.answers) for p in points] == [
         (1, 0, 1),
         (1, 1, 1),
@@ -385,28 +385,35 @@ def test_a_prefill_needs_depth_0() -> None:
         from_prefill(Threshold(), [Trail("x", "s", (25, 50), (0.1, 0.2))], [25])
 
 
-@given(policies, score_lists, st.integers(0, 11))
-def test_a_prefill_is_what_the_flow_makes_of_it(policy: Policy, scores: list[float], place: int) -> None:
+def test_what_is_read_inside_a_prefill_counts() -> None:
+    answer = trail(0.1, 0.9, 0.2, 0.2, 0.3)
+    points = from_prefill(Threshold(0.5), [answer], [0, 25, 60, None])
+    assert [(p.halted.halted, p.at_once.halted) for p in points] == [(1, 0), (1, 1), (1, 1), (1, 1)]
+
+
+@given(policies, score_lists, st.integers(0, 11), st.booleans())
+def test_a_prefill_is_what_the_flow_makes_of_it(policy: Policy, scores: list[float], place: int, inside: bool) -> None:
     answer = trail(*scores)
     end = answer.depths[min(place, len(scores) - 1)]
-    (point,) = from_prefill(policy, [answer], [end])
-    verdict, first_asked = by_flow(policy, answer, end)
+    (point,) = from_prefill(policy, [answer], [end], inside=inside)
+    verdict, first_asked = by_flow(policy, answer, end, inside)
     assert point.halted.halted == verdict.verdict.halt
     assert point.at_once.halted == (verdict.verdict.halt and verdict.verdict.depth in first_asked)
 
 
-def by_flow(policy: Policy, answer: Trail, prefill: int) -> tuple[Outcome, set[int]]:
+def by_flow(policy: Policy, answer: Trail, prefill: int, inside: bool) -> tuple[Outcome, set[int]]:
     """Let the guard's own flow go over the scores of a trail, whose beginning is a prefill."""
     known = dict(zip(answer.depths, answer.scores, strict=True))
     length = answer.depths[-1] - prefill
     later = tuple(depth - prefill for depth in answer.depths if depth > prefill)
-    flow = guarded(Plan(Listed(later), policy, max(1, length), prefill=prefill))
+    read = {depth: Score(score) for depth, score in known.items() if 0 < depth < prefill and inside}
+    flow = guarded(Plan(Listed(later), policy, max(1, length), prefill=prefill, inside=read))
     reply: Any = None
     while True:
         try:
             command = flow.send(reply)
         except StopIteration as done:
-            return done.value, {0, prefill}
+            return done.value, {0, *read, prefill}
         reply = None
         if isinstance(command, Check):
             reply = Score(known[command.depth])

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from anydepth.backends import batch
 from anydepth.backends.scripted import END, ScriptedBackend
 from anydepth.errors import ConfigError
-from anydepth.probes import onpolicy
 from anydepth.probes.corpora import load
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.onpolicy import AnswerOptions, Written, load_answers, write_answers
@@ -20,7 +20,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onpolicy, "_ROWS", 16)
+    monkeypatch.setattr(batch, "ROWS", 16)
 
 
 class Writer(ScriptedBackend):

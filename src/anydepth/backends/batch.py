@@ -1,0 +1,68 @@
+"""Let the bare model write answers to many prompts, in batches."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from anydepth.backends.base import Backend
+from anydepth.template import Prompt
+from anydepth.types import FinishReason
+
+ROWS = 48
+TOKENS_A_BATCH = 16_384
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What the model wrote after one prompt.
+
+    Attributes:
+        token_ids: New tokens, the end of turn left out.
+        finish_reason: `stop` or `length`.
+        end_tokens: How many end-of-turn tokens followed (0 or 1).
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    end_tokens: int = 0
+
+
+def batches(
+    items: Sequence[Item],
+    prompt_of: Callable[[Item], Prompt],
+    max_new_tokens: int,
+    key_of: Callable[[Item], str],
+    *,
+    rows: int | None = None,
+) -> Iterator[list[Item]]:
+    """Put items with prompts of about the same length together, at most `rows` (or `ROWS`); the same in every run."""
+    batch: list[Item] = []
+    for item in sorted(items, key=lambda item: (len(prompt_of(item).ids), key_of(item))):
+        tokens = (len(batch) + 1) * (len(prompt_of(item).ids) + max_new_tokens)
+        if batch and (len(batch) == (rows or ROWS) or tokens > TOKENS_A_BATCH):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def write_batch(
+    backend: Backend, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int, sampling: Mapping[str, Any]
+) -> list[Continuation]:
+    """Continue all prompts in one session, unguarded; `sampling` are options of the engine."""
+    session = backend.open(prompts, max_new_tokens=max_new_tokens, seed=seed, **sampling)
+    tokens: list[tuple[int, ...]] = [() for _ in prompts]
+    ends = [0] * len(prompts)
+    finished: list[FinishReason | None] = [None] * len(prompts)
+    try:
+        while None in finished:  # a decode ends with the first row that ends
+            for row, decoded in enumerate(session.decode(max_new_tokens)):
+                if finished[row] is None:
+                    tokens[row] += decoded.token_ids[: len(decoded.token_ids) - decoded.end_tokens]
+                    finished[row], ends[row] = decoded.finish_reason, decoded.end_tokens
+    finally:
+        session.close()
+    return [Continuation(ids, reason or "length", end) for ids, reason, end in zip(tokens, finished, ends, strict=True)]
