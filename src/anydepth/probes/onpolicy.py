@@ -215,9 +215,7 @@ def _write(
     content = "\0".join([str(options.seed), *(job.key for job in batch)])
     seed = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4])
     prompts = [job.prompt for job in batch]
-    written = write_batch(
-        backend, prompts, max_new_tokens=options.max_new_tokens, seed=seed, sampling=options.sampling
-    )
+    written = write_batch(backend, prompts, max_new_tokens=options.max_new_tokens, seed=seed, sampling=options.sampling)
     for job, each in zip(batch, written, strict=True):
         tags = {"prefix_tokens": str(job.prefix), "finish_reason": each.finish_reason}
         yield _text(backend, job, each.token_ids), tags, len(each.token_ids)

@@ -109,9 +109,10 @@ def from_prefill(
     """What `policy` does to answers that are forced on the model up to each of `depths`; None is the whole answer.
 
     The scores are those that the guard's flow would give the policy: of depth 0, of the scheduled depths inside the
-    prefill unless `inside` is False (`GuardConfig.prefill`), of its end and of the checks behind it. The prefill's end is the first check of the trail at or behind the depth; an answer
-    that ends before is not counted at that depth. After it a guard would check more densely for some tokens, which the
-    trail does not have: with the policy `threshold` the true share is therefore no smaller.
+    prefill unless `inside` is False (`GuardConfig.prefill`), of its end and of the checks behind it. The prefill's end
+    is the first check of the trail at or behind the depth; an answer that ends before is not counted at that depth.
+    After it a guard would check more densely for some tokens, which the trail does not have: with the policy
+    `threshold` the true share is therefore no smaller.
 
     Raises:
         ConfigError: There are no answers, or one has no check at depth 0.
