@@ -38,7 +38,7 @@ $(STAMPS)/demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(STAMPS)/dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (torch is large: this takes a few minutes once)"
-	@$(INSTALL) --editable '.[transformers,gguf,peft,fit,server,test,check]' || $(FAILED)
+	@$(INSTALL) --editable '.[transformers,gguf,peft,fit,server,eval,judge,report,test,check]' || $(FAILED)
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo
 
 $(STAMPS)/docs: pyproject.toml constraints.txt | $(BIN)/python

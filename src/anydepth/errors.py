@@ -14,6 +14,7 @@
       +- CheckError              a check was made and gave no usable score (the guard fails closed)
       +- StoreError              a store of hidden states cannot be read, written or used for this
       +- RecordError             one record of an input file is unusable
+      +- JudgeError              a judge gave no usable judgement of an answer
 
 Every message names the thing, the value it has and what to do about it.
 """
@@ -73,3 +74,7 @@ class StoreError(AnydepthError):
 
 class RecordError(AnydepthError, ValueError):
     """One record of an input file is unusable."""
+
+
+class JudgeError(AnydepthError):
+    """A judge gave no usable judgement of an answer."""

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from anydepth import __version__
-from anydepth.cli import bench, calibrate, collect, demo, fit, generate, inspect, probe, scan, serve
+from anydepth.cli import bench, calibrate, collect, demo, evaluate, fit, generate, inspect, probe, report, scan, serve
 from anydepth.cli.config import config
 from anydepth.cli.output import exit_code, print_error
 from anydepth.errors import AnydepthError
@@ -81,6 +81,8 @@ for command in (
     bench.bench,
 ):
     app.command()(command)
+app.command("eval")(evaluate.evaluation)
+app.command()(report.report)
 app.add_typer(probe.app, name="probe")
 app.add_typer(config, name="config")
 

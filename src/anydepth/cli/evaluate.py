@@ -1,0 +1,166 @@
+"""`anydepth eval`: measure what the guard does, one suite a claim of the paper."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from anydepth.cli import load
+from anydepth.cli import options as opt
+from anydepth.cli.output import err, printable, progress_bar
+from anydepth.cli.report import report
+from anydepth.config import GuardConfig
+from anydepth.detectors import LinearProbe
+from anydepth.errors import ConfigError
+from anydepth.evals.figure import Figure, Summary
+from anydepth.evals.run import Evaluation, Told, evaluate
+from anydepth.evals.suite import QUICK, SUITES, EvalOptions, load_suite
+from anydepth.extras import require
+from anydepth.schedule import Every
+
+_SHOWN = 12
+
+
+def evaluation(
+    model: opt.Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run: records, summary, manifest.")
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite", metavar="NAME", help=f"What to measure; may be given again. One of {', '.join(SUITES)}."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"Small samples; without --suite: {', '.join(QUICK)}.")
+    ] = False,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder with local copies of the named tables.")
+    ] = None,
+    probe: opt.Probe = None,
+    interval: opt.Interval = None,
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", metavar="NAME", help="Compare only these defences; may be given again.")
+    ] = None,
+    judge: Annotated[
+        str,
+        typer.Option(
+            "--judge",
+            metavar="SPEC",
+            help="`refusal`, `text`, `classifier:PATH` or `openai:MODEL@URL`; written beside every figure it decides.",
+        ),
+    ] = "text",
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="At most so many answers a set.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SUITE.NAME=VALUE", help="An option of a single suite.")
+    ] = None,
+    guard_model: Annotated[
+        str | None, typer.Option("--guard-model", metavar="MODEL", help="A model to ask as an external guard.")
+    ] = None,
+    attacker: Annotated[
+        str | None, typer.Option("--attacker", metavar="MODEL", help="A model that writes attacks. Default: MODEL.")
+    ] = None,
+    draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw RUN/report/index.html at the end.")] = True,
+    seed: Annotated[int, typer.Option("--seed", help="Of every choice that is drawn.")] = 0,
+    adapter: opt.Adapter = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = None,
+    revision: opt.Revision = None,
+) -> None:
+    """Measure the guard on a model: separability, deep prefills, attacks, false alarms, cost.
+
+    Writes RUN/records, RUN/summary.json, RUN/manifest.json and the page RUN/report/index.html, which
+    `anydepth report RUN` draws again. What models wrote stays in RUN/texts. The same command goes on where it was
+    stopped.
+    """
+    if not suite and not quick:
+        raise ConfigError(f"say what to measure: --suite NAME (one of {', '.join(SUITES)}), or --quick")
+    names = tuple(dict.fromkeys(suite or QUICK))
+    for name in names:
+        load_suite(name)
+    if draw:  # before the work, not after it
+        require("jinja2", extra="report")
+        require("matplotlib", extra="report")
+    options = EvalOptions(
+        data_dir=data_dir,
+        seed=seed,
+        quick=quick,
+        limit=limit,
+        arms=tuple(arm or ()),
+        settings=dict(map(_setting, setting or ())),
+        guard_model=guard_model,
+        attacker=attacker,
+    )
+    given = None if probe is None else LinearProbe.load(probe)
+    config = GuardConfig() if interval is None else GuardConfig(schedule=Every(interval))
+    backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
+    with _progress() as told:
+        found = evaluate(Evaluation(backend, output, options, judge, given, config, _command()), names, told)
+    for summary in found.values():
+        _show(summary)
+    err.print(Text(f"records and summary in {output}"), soft_wrap=True)
+    if draw:
+        report([output])
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    suite, dot, _ = name.partition(".")
+    if not equals or not dot or suite not in SUITES:
+        raise ConfigError(f"--set {text!r}: write SUITE.NAME=VALUE, with a suite of {', '.join(SUITES)}")
+    return name, value
+
+
+def _command() -> str:
+    """The command line, without the folders of this machine."""
+    return shlex.join(["anydepth", *map(_without_folder, sys.argv[1:])])
+
+
+def _without_folder(part: str) -> str:
+    before, equals, value = part.rpartition("=")
+    is_path = value.startswith(("/", "~", ".")) or Path(value).exists()
+    return before + equals + (Path(value).name if is_path else value)
+
+
+def _show(summary: Summary) -> None:
+    out = Console(highlight=False)
+    table = Table(title=summary.title, title_justify="left")
+    for column in ("figure", "of", "value", "95 % interval", "answers"):
+        table.add_column(column)
+    for figure in summary.figures[:_SHOWN]:
+        group = ", ".join(f"{key} {value}" for key, value in figure.group.items())
+        table.add_row(
+            Text(printable(figure.name)), Text(printable(group)), _value(figure), _interval(figure), str(figure.answers)
+        )
+    out.print(table)
+    if (more := len(summary.figures) - _SHOWN) > 0:
+        out.print(Text(f"and {more} more figures in summary.json"))
+
+
+def _value(figure: Figure) -> str:
+    return "–" if figure.value is None else f"{figure.value:.3g} {figure.unit}"
+
+
+def _interval(figure: Figure) -> str:
+    return "" if figure.interval is None else f"{figure.interval[0]:.3g} to {figure.interval[1]:.3g}"
+
+
+@contextmanager
+def _progress() -> Iterator[Told]:
+    with progress_bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield told

@@ -1,0 +1,36 @@
+"""`anydepth report`: show people what evaluations found."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anydepth.cli.output import err, plural
+from anydepth.errors import ConfigError
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Folders that `anydepth eval MODEL -o RUN` wrote.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="Folder for the report. Default, for one run: RUN/report."),
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option("--title", metavar="TEXT", help="Headline. Default: the names of the models.")
+    ] = None,
+) -> None:
+    """Make one page for people from the figures of evaluations.
+
+    Several runs are set side by side. OUT/index.html needs no other file and no network; OUT/figures has each figure as
+    SVG and PNG, OUT/tables each table as CSV. Prints where the page is.
+    """
+    if output is None and len(runs) > 1:
+        raise ConfigError(f"{plural(len(runs), 'run')} and no folder for their report; give one with -o")
+    from anydepth.report import open_runs, render, write
+
+    opened = open_runs(runs)
+    with err.status("drawing"):
+        files = render(opened, title=title)
+    typer.echo(write(files, output or runs[0] / "report"))

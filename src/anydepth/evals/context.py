@@ -1,0 +1,231 @@
+"""What a suite is given to work with."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anydepth.backends.batch import batches, write_batch
+from anydepth.config import GuardConfig
+from anydepth.detectors import LinearProbe, find_shipped
+from anydepth.errors import ConfigError
+from anydepth.evals.judge import Judge, Judged, Judgement, open_judge
+from anydepth.evals.replay import Transcript
+from anydepth.evals.suite import EvalOptions
+from anydepth.probes.corpora import load
+from anydepth.probes.dataset import Conversation
+from anydepth.probes.journal import Journal
+from anydepth.probes.measure import half
+from anydepth.template import Prompt
+
+if TYPE_CHECKING:
+    from anydepth.backends.transformers import TransformersBackend
+
+Told = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass
+class Context:
+    """The model, the probe, the data and the files of one suite's run.
+
+    Attributes:
+        suite: Name of the suite.
+        backend: The model.
+        options: What the user set.
+        folder: The run's folder.
+        judge_spec: Which judge decides; see `open_judge`.
+        given_probe: The probe to use; by default the one shipped for the model.
+        config: Schedule and policy of the guard; the policy gives way to a detector's calibrated one.
+        told: Where progress is told.
+        used: Tables that were read: name -> rows and digest, for the manifest.
+    """
+
+    suite: str
+    backend: "TransformersBackend"
+    options: EvalOptions
+    folder: Path
+    judge_spec: str = "text"
+    given_probe: LinearProbe | None = None
+    config: GuardConfig = field(default_factory=GuardConfig)
+    told: Told = lambda what, done, total: None
+    used: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    # -- the model and its probe ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def probe(self) -> LinearProbe:
+        """The probe, bound to the model; ConfigError with the remedy if there is none."""
+        probe = self.given_probe or find_shipped(self.backend)
+        if probe is None:
+            raise ConfigError(
+                f"suite {self.suite} needs a probe and none is shipped for {self.backend.identity.name}; "
+                "give --probe (fit one with `anydepth fit`)"
+            )
+        probe.bind(self.backend)
+        return probe
+
+    def prompt(self, conversation: Conversation, prefill: str | None = None) -> Prompt:
+        """The prompt of a conversation; `prefill` is the beginning of the answer that is forced."""
+        return self.backend.template.prompt(list(conversation.messages), prefill=prefill)
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def table(
+        self, name: str, *, label: str | None = None, limit: int | None = None, unseen: bool = False
+    ) -> list[Conversation]:
+        """Rows of a named table, in an order drawn with the run's seed; with a `limit`, other prompts before others.
+
+        Args:
+            name: Name in the data folder, or of a corpus on the hub.
+            label: Keep only rows with this label.
+            limit: Keep this many, of different prompts as long as there are any.
+            unseen: Keep only prompts of the half that no choice of the shipped probes was made on.
+
+        Raises:
+            ConfigError: The table is not there or has no such rows; the message names the suite.
+        """
+        try:
+            rows = load(name, data=self.options.data_dir)
+        except ConfigError as error:
+            raise ConfigError(f"suite {self.suite} needs the table {name}: {error}") from error
+        keys = "\n".join(sorted(f"{row.id}\0{row.prompt}\0{row.response}" for row in rows))
+        self.used[name] = {"rows": len(rows), "sha256": hashlib.sha256(keys.encode()).hexdigest()}
+        found = [row for row in rows if label is None or row.label == label]
+        if unseen and found:
+            mask = half([row.prompt_key for row in found], 1)
+            found = [row for row, kept in zip(found, mask, strict=True) if kept]
+        found.sort(key=lambda row: self.digest(row.id))
+        if limit is not None:
+            first = {row.prompt_key: row for row in reversed(found)}
+            chosen = [row for row in found if first[row.prompt_key] is row]
+            rest = [row for row in found if first[row.prompt_key] is not row]
+            found = [*chosen, *rest][:limit]
+        if not found:
+            raise ConfigError(f"suite {self.suite}: the table {name} has no rows labelled {label}; give another table")
+        return found
+
+    def count(self, whole: int, quick: int) -> int:
+        """How many answers to take: the user's limit, or the suite's own number."""
+        return self.options.limit or (quick if self.options.quick else whole)
+
+    def digest(self, *parts: object) -> int:
+        """A number drawn with the run's seed, the same in every run."""
+        content = "\0".join(map(str, (self.options.seed, *parts)))
+        return int.from_bytes(hashlib.sha256(content.encode()).digest()[:4])
+
+    def setting(self, name: str, default: str) -> str:
+        """The user's `--set SUITE.NAME=VALUE`, or the default."""
+        return self.options.settings.get(f"{self.suite}.{name}", default)
+
+    def number(self, name: str, whole: int, quick: int) -> int:
+        """The user's `--set SUITE.NAME=N`, or the suite's own number; ConfigError unless it is whole and at least 1."""
+        text = self.setting(name, str(quick if self.options.quick else whole))
+        if not text.isdecimal() or int(text) < 1:
+            raise ConfigError(f"{self.suite}.{name} is {text!r}; give a whole number of at least 1")
+        return int(text)
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def records(self) -> Journal:
+        """The suite's records, ids and numbers only; `records.write(id, {...})`, `id in records`, `records.rows`."""
+        return Journal(self.folder / "records" / f"{self.suite}.jsonl", self._settings())
+
+    @cached_property
+    def texts(self) -> Journal:
+        """What models wrote; private, never in a report."""
+        return Journal(self.folder / "texts" / f"{self.suite}.jsonl", self._settings())
+
+    def record(self, key: str, make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The record `key`, made by `make` if it is not there yet."""
+        if key not in self.records:
+            self.records.write(key, {"id": key, **make()})
+        return self.records.rows[key]
+
+    def close(self) -> None:
+        """Close the files."""
+        for name in ("records", "texts"):
+            if name in self.__dict__:
+                self.__dict__[name].__exit__(None, None, None)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "suite": self.suite,
+            "fingerprint": self.backend.identity.fingerprint,
+            "template_digest": self.backend.template.digest,
+            "dtype": str(self.backend.model.dtype),
+            "probe": _digest_of(self.given_probe or find_shipped(self.backend)),
+            "guard": repr(self.config),
+            "judge": self.judge_spec,
+            **self.options.record(),
+        }
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        prompts: Mapping[str, Prompt],
+        max_new_tokens: int,
+        *,
+        sampling: Mapping[str, Any] | None = None,
+        backend: "TransformersBackend | None" = None,
+    ) -> dict[str, Transcript]:
+        """What the bare model writes after each prompt, greedily unless `sampling` says otherwise; kept in `texts`.
+
+        `backend` is another model than the one under test; its answers need ids of their own.
+        """
+        model = backend or self.backend
+        options = {"do_sample": False} if sampling is None else dict(sampling)
+        done = sum(key in self.texts for key in prompts)
+        for batch in batches(list(prompts), lambda key: prompts[key], max_new_tokens, str):
+            missing = [key for key in batch if key not in self.texts]
+            if missing:
+                seed = self.digest(max_new_tokens, json.dumps(options, sort_keys=True, default=str), *batch)
+                written = write_batch(
+                    model, [prompts[key] for key in batch], max_new_tokens=max_new_tokens, seed=seed, sampling=options
+                )
+                for key, each in zip(batch, written, strict=True):
+                    if key not in self.texts:
+                        self.texts.write(
+                            key,
+                            {
+                                "id": key,
+                                "ids": list(each.token_ids),
+                                "finish": each.finish_reason,
+                                "end": each.end_tokens,
+                                "text": model.decode_text(each.token_ids),
+                            },
+                        )
+            done += len(missing)
+            self.told("write", done, len(prompts))
+        return {key: self._transcript(key, prompt) for key, prompt in prompts.items()}
+
+    def _transcript(self, key: str, prompt: Prompt) -> Transcript:
+        row = self.texts.rows[key]
+        return Transcript(key, prompt, tuple(row["ids"]), row["finish"], row["end"])
+
+    def text(self, key: str) -> str:
+        """The text that was written for `key`."""
+        return self.texts.rows[key]["text"]
+
+    # -- judging -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The judge of this run."""
+        return open_judge(
+            self.judge_spec, tables=lambda name: self.table(name), folder=self.folder, seed=self.options.seed
+        )
+
+    def judged(self, items: Mapping[str, Judged]) -> dict[str, Judgement]:
+        """The judgement of each item."""
+        found = self.judge.judge(list(items.values()))
+        return dict(zip(items, found, strict=True))
+
+
+def _digest_of(probe: LinearProbe | None) -> str | None:
+    return None if probe is None else hashlib.sha256(probe.weight.tobytes()).hexdigest()[:16]

@@ -1,0 +1,171 @@
+"""What a suite finds out: figures with intervals, and how they want to be drawn."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from anydepth.errors import ConfigError
+
+Group = Mapping[str, str | int | float]
+"""What a figure is about, e.g. `{"arm": "probe", "depth": 100}`."""
+
+ChartKind = Literal["line", "bars", "heatmap", "scatter", "roc", "histogram", "table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of a suite.
+
+    Attributes:
+        name: What was measured, e.g. `halted`.
+        value: The number; None where there was nothing to measure.
+        interval: Low and high end of its 95 % interval, or None for a number that has none (a count, a setting).
+        answers: Over how many answers (or repetitions) it was measured.
+        unit: `share`, `tokens`, `seconds`, `ratio`, `auroc`, `MiB`, `count` ...
+        group: What it is about.
+        judge: Which judge decided, or None where nothing had to be judged.
+        note: A remark that belongs beside the number.
+    """
+
+    name: str
+    value: float | None
+    interval: tuple[float, float] | None = None
+    answers: int = 0
+    unit: str = "share"
+    group: Group = field(default_factory=dict)
+    judge: str | None = None
+    note: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "name": self.name,
+            "value": _number(self.value),
+            "interval": None if self.interval is None else [_number(end) for end in self.interval],
+            "answers": self.answers,
+            "unit": self.unit,
+            "group": dict(self.group),
+            "judge": self.judge,
+            "note": self.note,
+        }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Figure":
+        """Read the form that `record` gives; ConfigError if it is another."""
+        try:
+            interval = record["interval"]
+            return cls(**{**record, "interval": None if interval is None else tuple(interval)})
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"a figure is {record!r}, which `anydepth eval` did not write ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """How some figures of a suite want to be drawn.
+
+    Attributes:
+        kind: `line` (value over `x`, one line a `by`), `bars` (one bar an `x`, grouped by `by`), `heatmap` (value by
+            `x` and `by`), `table` (all figures of the names), `histogram` (the numbers in `points`), `scatter` and
+            `roc` (the pairs in `points`).
+        title: Headline.
+        figures: Names of the figures that it shows.
+        x: Key of the group along the horizontal axis.
+        by: Key of the group that tells the lines, bars or rows apart.
+        caption: What the reader should see, and how it was measured.
+        points: Series for `scatter`, `roc` and `histogram`: name -> numbers, or pairs of them. No text of answers.
+        marks: Single points to mark, such as the operating point on a ROC curve: label -> (x, y).
+        log_x: Draw the horizontal axis on a logarithmic scale.
+    """
+
+    kind: ChartKind
+    title: str
+    figures: tuple[str, ...] = ()
+    x: str | None = None
+    by: str | None = None
+    caption: str = ""
+    points: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    marks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    log_x: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "kind": self.kind,
+            "title": self.title,
+            "figures": list(self.figures),
+            "x": self.x,
+            "by": self.by,
+            "caption": self.caption,
+            "points": {name: list(map(_plain, series)) for name, series in self.points.items()},
+            "marks": {name: list(mark) for name, mark in self.marks.items()},
+            "log_x": self.log_x,
+        }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Chart":
+        """Read the form that `record` gives; ConfigError if it is another."""
+        try:
+            marks = {name: tuple(mark) for name, mark in record["marks"].items()}
+            return cls(**{**record, "figures": tuple(record["figures"]), "marks": marks})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"a chart is not of the form that `anydepth eval` writes ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything that one suite says.
+
+    Attributes:
+        suite: Name of the suite.
+        title: Headline.
+        paper: Which claim of the paper it tests, with section, table or figure.
+        figures: The numbers.
+        charts: How to draw them.
+        limits: Where it does not hold, sentence by sentence; they make the report's last section.
+        notes: How it was measured: samples, what was left out, what differs from the paper.
+    """
+
+    suite: str
+    title: str
+    paper: str
+    figures: tuple[Figure, ...]
+    charts: tuple[Chart, ...] = ()
+    limits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "suite": self.suite,
+            "title": self.title,
+            "paper": self.paper,
+            "figures": [figure.record() for figure in self.figures],
+            "charts": [chart.record() for chart in self.charts],
+            "limits": list(self.limits),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Summary":
+        """Read the form that `record` gives; ConfigError if it is another."""
+        try:
+            return cls(
+                suite=record["suite"],
+                title=record["title"],
+                paper=record["paper"],
+                figures=tuple(map(Figure.of, record["figures"])),
+                charts=tuple(map(Chart.of, record["charts"])),
+                limits=tuple(record["limits"]),
+                notes=tuple(record["notes"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"a summary is not of the form that `anydepth eval` writes ({error})") from error
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _plain(item: Any) -> Any:
+    return [float(number) for number in item] if isinstance(item, Sequence) else float(item)

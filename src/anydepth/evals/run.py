@@ -1,0 +1,185 @@
+"""Run suites into a folder: manifest, records, summary; a killed run goes on."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anydepth.config import GuardConfig
+from anydepth.detectors import LinearProbe, find_shipped
+from anydepth.errors import ConfigError
+from anydepth.evals.context import Context, Told
+from anydepth.evals.figure import Summary
+from anydepth.evals.suite import SUITES, EvalOptions, load_suite
+from anydepth.probes.collect import package_versions
+
+if TYPE_CHECKING:
+    from anydepth.backends.transformers import TransformersBackend
+
+MANIFEST, SUMMARY = "manifest.json", "summary.json"
+_FIXED = ("model", "probe", "guard", "options", "judge")
+_PACKAGES = ("anydepth", "numpy", "scikit-learn", "torch", "transformers", "peft", "lm_eval", "nanogcg")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What to measure, and into which folder.
+
+    Attributes:
+        backend: The model.
+        folder: Where records, texts, summary and manifest go.
+        options: What the user set.
+        judge: Which judge decides; see `open_judge`.
+        probe: The probe to use; by default the one shipped for the model.
+        config: Schedule and policy of the guard.
+        command: The command line, for the manifest.
+    """
+
+    backend: "TransformersBackend"
+    folder: Path
+    options: EvalOptions = field(default_factory=EvalOptions)
+    judge: str = "text"
+    probe: LinearProbe | None = None
+    config: GuardConfig = field(default_factory=GuardConfig)
+    command: str = ""
+
+
+def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Told) -> dict[str, Summary]:
+    """Run the suites, one after the other; what an earlier run of the same evaluation finished stays.
+
+    Each suite's summary is written as soon as it is there. Records are made once: after a kill the same call goes on
+    where it stopped.
+
+    Raises:
+        ConfigError: A suite is not known or lacks its data, judge or probe, or the folder was begun with another
+            model, probe or other options.
+    """
+    modules = {name: load_suite(name) for name in suites}
+    manifest = _begin(evaluation)
+    found = {}
+    for name, suite in modules.items():
+        context = _context(evaluation, name, told)
+        begun = time.monotonic()
+        try:
+            found[name] = suite.run(context)
+        finally:
+            context.close()
+        _finish(evaluation.folder, manifest, found[name], context, time.monotonic() - begun)
+    return found
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Summary]]:
+    """Manifest and summaries of a run; ConfigError if the folder has none."""
+    manifest, summary = _read(folder / MANIFEST), _read(folder / SUMMARY)
+    if manifest is None or summary is None:
+        raise ConfigError(f"{folder} is no run of `anydepth eval`: it has no {MANIFEST} and {SUMMARY}; run one with -o")
+    if not isinstance(summary.get("suites"), dict):
+        raise ConfigError(f"{folder / SUMMARY} has no suites; it was not written by `anydepth eval`")
+    order = [*SUITES, *sorted(set(summary["suites"]) - set(SUITES))]
+    return manifest, {name: Summary.of(summary["suites"][name]) for name in order if name in summary["suites"]}
+
+
+def _context(evaluation: Evaluation, suite: str, told: Told) -> Context:
+    return Context(
+        suite=suite,
+        backend=evaluation.backend,
+        options=evaluation.options,
+        folder=evaluation.folder,
+        judge_spec=evaluation.judge,
+        given_probe=evaluation.probe,
+        config=evaluation.config,
+        told=told,
+    )
+
+
+def _begin(evaluation: Evaluation) -> dict[str, Any]:
+    """The manifest of this folder, which must not be another evaluation's."""
+    path = evaluation.folder / MANIFEST
+    now = _manifest(evaluation)
+    before = _read(path)
+    if before is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write the run folder {path.parent}: {error.strerror or error}") from error
+        _write(path, now)
+        return now
+    for name in _FIXED:
+        if before.get(name) != now[name]:
+            raise ConfigError(
+                f"{evaluation.folder} was begun with {name} {before.get(name)!r}, now it is {now[name]!r}; give "
+                "another -o, or the options it was begun with"
+            )
+    return before
+
+
+def _manifest(evaluation: Evaluation) -> dict[str, Any]:
+    identity, probe = evaluation.backend.identity, evaluation.probe or find_shipped(evaluation.backend)
+    card = None if probe is None else probe.card
+    return {
+        "anydepth": package_versions("anydepth")["anydepth"],
+        "model": {
+            "name": _public(identity.name),
+            "revision": identity.revision,
+            "fingerprint": identity.fingerprint,
+            "layers": identity.num_layers,
+            "hidden_size": identity.hidden_size,
+            "dtype": str(evaluation.backend.model.dtype).removeprefix("torch."),
+        },
+        "guard": {"schedule": repr(evaluation.config.schedule), "prefill": evaluation.config.prefill},
+        "probe": card
+        and {
+            "reads": [str(read) for read in card.reads],
+            "policy": dict(card.policy) if card.policy else None,
+            "sources": [str(source) for source in card.sources],
+            "given": evaluation.probe is not None,
+        },
+        "options": evaluation.options.record(),
+        "judge": evaluation.judge,
+        "command": evaluation.command,
+        "versions": package_versions(*_PACKAGES),
+        "machine": {"platform": platform.platform(), "python": platform.python_version(), "cpus": os.cpu_count()},
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": {},
+        "suites": {},
+    }
+
+
+def _finish(folder: Path, manifest: dict[str, Any], summary: Summary, context: Context, seconds: float) -> None:
+    path = folder / SUMMARY
+    before = _read(path) or {"suites": {}}
+    suites = {**before["suites"], summary.suite: summary.record()}
+    _write(path, {"suites": {name: suites[name] for name in SUITES if name in suites}})
+    manifest["data"].update(context.used)
+    spent = manifest["suites"].get(summary.suite, {}).get("seconds", 0)
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest["suites"][summary.suite] = {"seconds": round(spent + seconds, 1), "finished": finished}
+    _write(folder / MANIFEST, manifest)
+
+
+def _public(name: str) -> str:
+    """A hub id as it is; of a folder only its last part, since the rest is of this machine."""
+    return Path(name).name if Path(name).exists() else name
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); remove it or give another folder") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} was not written by `anydepth eval`; give another folder")
+    return value
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

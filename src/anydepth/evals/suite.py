@@ -1,0 +1,101 @@
+"""What a suite is, and which there are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from anydepth.errors import ConfigError
+
+if TYPE_CHECKING:
+    from anydepth.evals.context import Context
+    from anydepth.evals.figure import Summary
+
+_MODULES: Mapping[str, str] = {
+    "deep-prefill": "deep_prefill",
+    "attacks": "attacks",
+    "adaptive": "adaptive",
+    "over-refusal": "over_refusal",
+    "utility": "utility",
+    "separability": "separability",
+    "interval": "interval",
+    "erosion": "erosion",
+    "multi-turn": "multi_turn",
+    "causal": "causal",
+    "latency": "latency",
+}
+SUITES: tuple[str, ...] = tuple(_MODULES)
+"""Names of the suites, in the order of the report."""
+
+QUICK: tuple[str, ...] = ("separability", "deep-prefill", "over-refusal", "latency")
+"""Suites of `--quick` without `--suite`: what to look at first on a new model."""
+
+
+class Suite(Protocol):
+    """One claim of the paper, measured. A suite is a module of this package with these names.
+
+    Attributes:
+        TITLE: Headline of the report's section.
+        PAPER: The claim and where the paper makes it.
+    """
+
+    TITLE: str
+    PAPER: str
+
+    def run(self, context: "Context") -> "Summary":
+        """Measure; records that are there already are not made again, so that a killed run goes on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """What a user may set of an evaluation.
+
+    Attributes:
+        data_dir: Folder with local copies of the named tables.
+        seed: Of every choice that is drawn.
+        quick: Small samples, minutes instead of hours.
+        limit: Harmful answers (and as many benign ones) a suite at most; None is the suite's own number.
+        arms: Defences to compare; empty is the suite's own choice.
+        settings: Options of single suites, `{"interval.tokens": "64"}`.
+        guard_model: Folder or hub id of a model that is asked as an external guard.
+        attacker: Folder or hub id of the model that writes the attacks of the PAIR-style loop.
+    """
+
+    data_dir: Path | None = None
+    seed: int = 0
+    quick: bool = False
+    limit: int | None = None
+    arms: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    guard_model: str | None = None
+    attacker: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}; give a whole number of at least 1")
+
+    def record(self) -> dict[str, Any]:
+        """What decides the records, JSON-ready; where the data lies does not."""
+        return {
+            "seed": self.seed,
+            "quick": self.quick,
+            "limit": self.limit,
+            "arms": list(self.arms),
+            "settings": {name: _public(value) for name, value in self.settings.items()},
+            "guard_model": self.guard_model and Path(self.guard_model).name,
+            "attacker": self.attacker and Path(self.attacker).name,
+        }
+
+
+def _public(value: str) -> str:
+    """A path's last part, since the rest is of this machine; anything else as it is."""
+    return Path(value).name if Path(value).expanduser().is_absolute() else value
+
+
+def load_suite(name: str) -> Suite:
+    """The suite called `name`; ConfigError lists those there are."""
+    if name not in _MODULES:
+        raise ConfigError(f"there is no suite {name!r}; choose from {', '.join(SUITES)}")
+    return import_module(f"anydepth.evals.{_MODULES[name]}")  # pyright: ignore[reportReturnType]
