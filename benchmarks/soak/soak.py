@@ -54,7 +54,7 @@ class Load:
     async def client(self, number: int) -> None:
         """One client: one kind of request after the other."""
         rng = random.Random(number)
-        async with httpx.AsyncClient(base_url=self.url, timeout=120) as http:
+        async with httpx.AsyncClient(base_url=self.url, timeout=400) as http:
             while time.monotonic() < self.until:
                 kind = KINDS[(number + self.done.total()) % len(KINDS)] if rng.random() < 0.5 else rng.choice(KINDS)
                 try:

@@ -1,0 +1,166 @@
+"""The pure parts of the guard inside vLLM, without vLLM."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from anydepth.backends.base import CONTENT, Read, Site
+from anydepth.backends.scripted import ScriptedTokenizer
+from anydepth.backends.vllm.identity import identify
+from anydepth.backends.vllm.inquiry import Inquiry
+from anydepth.backends.vllm.launch import ENVIRONMENT, fill_in, serve_arguments
+from anydepth.backends.vllm.launch import engine_options as launch_options
+from anydepth.backends.vllm.options import engine_options
+from anydepth.backends.vllm.outgoing import Outgoing
+from anydepth.backends.vllm.places import end_places, locate, start_places
+from anydepth.backends.vllm.versions import SUPPORTED, check_version
+from anydepth.errors import CheckError, ConfigError
+from anydepth.settings import Settings, parse_settings
+from anydepth.template import ChatTemplate, Prompt
+
+
+@pytest.fixture(scope="module")
+def template():
+    return ChatTemplate(ScriptedTokenizer())
+
+
+def test_an_unsupported_vllm_is_refused_with_the_remedy():
+    assert check_version(f"{SUPPORTED[0]}.1+cpu")
+    for version in ("0.11.0", "1.0.0", "0.33.1"):
+        with pytest.raises(ConfigError, match=r"pip install 'vllm==") as caught:
+            check_version(version)
+        assert version in str(caught.value)
+
+
+def test_the_prefill_is_what_follows_the_last_generation_prompt(template):
+    prompt = template.prompt("hello")
+    header = template.header
+    assert locate(template, prompt.ids, 1) == prompt
+    prefilled = (*prompt.ids, 65, 66)
+    assert locate(template, prefilled, 1).prefill == 2
+    twice = (*prompt.ids, 65, *header.ids, 66)
+    assert locate(template, twice, 1).prefill == 1
+    assert locate(template, (65, 66, 67), 1) == Prompt((65, 66, 67))
+
+
+def test_where_the_reads_of_a_check_stand(template):
+    reads = (Read(Site(1), 1), Read(Site(2), CONTENT), Read(Site(1), 0))
+    prompt = template.prompt("hello")
+    size = len(prompt.ids)
+    assert start_places(template, prompt, reads) == [(size - 1, 0), (size - 3, 1), (size - 2, 2)]
+    assert start_places(template, Prompt((65, 66)), reads) is None
+    assert end_places(10, reads) == [(11, 0), (9, 1), (10, 2)]
+
+
+def test_an_inquiry_collects_over_several_steps():
+    inquiry = Inquiry(0, [(9, 0), (4, 1), (8, 2)])
+    assert inquiry.missing == 4
+    assert list(inquiry.within(0, 8)) == [(4, 1)] and list(inquiry.within(8, 2)) == [(1, 0), (0, 2)]
+    assert isinstance(inquiry.score(0.0), CheckError)
+    inquiry.values.update({1: 1.0})
+    assert inquiry.missing == 8
+    inquiry.values.update({0: 1.0, 2: -2.0})
+    assert inquiry.missing is None and inquiry.score(0.0).value == 0.5
+    for extreme in (1e6, -1e6):
+        inquiry.values[0] = extreme
+        assert inquiry.score(0.0).value == (extreme > 0)
+    inquiry.values[0] = float("nan")
+    assert isinstance(inquiry.score(0.0), CheckError)
+
+
+class Logprobs(tuple):
+    def __new__(cls, *columns):
+        return super().__new__(cls, columns)
+
+    def slice_request(self, index, count):
+        return Logprobs(*(column[index : index + count] for column in self[:3]), None)
+
+
+def output(tokens, **fields):
+    names = ("new_logprobs", "events", "new_prompt_logprobs_tensors", "prompt_token_id_logprobs", "prefill_stats")
+    blank = dict.fromkeys((*names, "ec_transfer_params", "trace_headers"))
+    return SimpleNamespace(**{**blank, "new_token_ids": tokens, "num_nans_in_logits": 0, **fields})
+
+
+def test_what_is_held_back_leaves_with_its_tokens():
+    outgoing = Outgoing()
+    rows = [Logprobs(np.array([[n]]), np.array([[-n / 10]]), np.array([n]), None) for n in range(4)]
+    outgoing.hold(output([5], new_logprobs=rows[0], prefill_stats="stats", events=["queued"]))
+    for n in (1, 2, 3):
+        outgoing.hold(output([5 + n], new_logprobs=rows[n]))
+    fields = outgoing.take(3)
+    assert fields["prefill_stats"] == "stats" and fields["events"] == ["queued"]
+    assert fields["new_logprobs"][0].tolist() == [[0], [1], [2]]
+    assert set(outgoing.take(0)) == set() and outgoing.take(1)["new_logprobs"][2].tolist() == [3]
+
+
+def test_the_options_travel_in_additional_config(monkeypatch):
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    settings = parse_settings({"guard": {"interval": 10}, "audit": {"kind": "jsonl", "path": "/tmp/a.jsonl"}})
+    ours = launch_options(settings, allow_unguarded=True)
+    read = engine_options(ours["additional_config"])
+    assert read.settings == settings and read.allow_unguarded and not read.collects
+    arguments = serve_arguments(settings)
+    assert "--no-async-scheduling" in arguments and "--additional-config" in arguments
+    import os
+
+    assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == ENVIRONMENT["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    with pytest.raises(ConfigError, match="additional_config has no table"):
+        engine_options({})
+    with pytest.raises(ConfigError, match="it takes"):
+        engine_options({"anydepth": {"interval": 5}})
+    with pytest.raises(ConfigError, match="intervall"):
+        engine_options({"anydepth": {"settings": {"guard": {"intervall": 5}}}})
+
+
+def test_the_plugin_fills_in_what_is_asked_for_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    plain = SimpleNamespace(additional_config={}, scheduler_cls=None, worker_cls="auto", async_scheduling=None)
+    assert not fill_in(plain, {}) and plain.scheduler_cls is None
+    (tmp_path / "guard.toml").write_text("[guard]\ninterval = 7\n")
+    assert fill_in(plain, {"ANYDEPTH_GUARD": str(tmp_path / "guard.toml")})
+    assert plain.scheduler_cls.endswith("GuardedScheduler") and plain.async_scheduling is False
+    assert engine_options(plain.additional_config).settings.guard.interval == 7
+    table = {"anydepth": {"settings": {"guard": {"interval": 3}}}, "other": 1}
+    given = SimpleNamespace(additional_config=table, scheduler_cls=None, worker_cls="auto", async_scheduling=None)
+    assert fill_in(given, {}) and given.worker_cls.endswith("GuardedWorker")
+    assert given.additional_config["other"] == 1
+    assert engine_options(given.additional_config).settings.guard.interval == 3
+    with pytest.raises(ConfigError, match="no-such"):
+        fill_in(plain, {"ANYDEPTH_GUARD": str(tmp_path / "no-such.toml")})
+
+
+def test_a_guard_that_is_asked_for_twice_is_the_explicit_one(tmp_path):
+    (tmp_path / "guard.toml").write_text("[guard]\ninterval = 7\n")
+    given = SimpleNamespace(additional_config={"anydepth": {"settings": {"guard": {"interval": 3}}}})
+    assert fill_in(given, {"ANYDEPTH_GUARD": str(tmp_path / "guard.toml")})
+    assert engine_options(given.additional_config).settings.guard.interval == 3
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma-2", "Qwen3"])
+def test_the_fingerprint_from_the_files_is_that_of_the_loaded_model(tmp_path, family):
+    from anydepth.backends.transformers.identity import identify as from_model
+    from tests import tiny
+
+    model = tiny.tiny_model(family)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.uniform_(-1, 1)
+    model.save_pretrained(tmp_path)
+    found = identify(str(tmp_path), model.config)
+    assert found.fingerprint == from_model(model).fingerprint and found.name == str(tmp_path)
+    assert identify(str(tmp_path / "nowhere"), model.config).fingerprint == ""
+
+
+def test_the_defaults_are_a_guard():
+    assert engine_options({"anydepth": {}}).settings == Settings()
+
+
+def test_the_pure_parts_import_no_vllm_and_no_torch():
+    names = "watch ward desk board inquiry places outgoing report options launch versions spool facts setup readout"
+    code = "import sys\n" + "\n".join(f"import anydepth.backends.vllm.{name}" for name in names.split())
+    code += "\nassert not {'vllm', 'torch'} & set(sys.modules), 'imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)

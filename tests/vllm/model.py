@@ -1,0 +1,107 @@
+"""A tiny random model that vLLM's CPU attention takes, and a probe on several states of it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from anydepth import LinearProbe
+from anydepth.backends.base import Read, Site
+from anydepth.backends.vllm.identity import identify
+from anydepth.detectors import ProbeCard
+from anydepth.template import ChatTemplate
+from tests.tiny import VOCABULARY, tiny_tokenizer
+
+READS = ("2.input_layernorm@2", "1.output@content", "3.post_attention_layernorm@3", "2.input_layernorm@0")
+"""Several blocks, modules and tokens, the last one before the header among them."""
+
+WIDTH = 64
+PROMPTS = [[{"role": "user", "content": f"w{n} w{n + 7} w{3 * n}"}] for n in range(1, 33)]
+
+
+def build(folder: Path) -> Path:
+    """Write a random Llama with heads of 32 and its tokenizer; its next tokens are far from uniform."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=512, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).to(torch.float32).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(5)
+        else:
+            parameter.data.uniform_(0.5, 1.5)  # else all norms are ones and the fingerprint is every tiny model's
+    model.generation_config.do_sample = False
+    model.save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class Reference:
+    """The model in Transformers, read in the plainest way: one forward pass a depth, the header behind the text."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.template = ChatTemplate(transformers.AutoTokenizer.from_pretrained(folder))
+        self.identity = identify(str(folder), self.model.config)
+
+    def states(self, ids, depth, reads) -> np.ndarray:
+        """States at the end of `ids`, `[reads, hidden_size]`; at depth 0 `ids` end with the header themselves."""
+        header = self.template.header.ids
+        text = tuple(ids[: -len(header)]) if depth == 0 and tuple(ids[-len(header) :]) == header else tuple(ids)
+        seen: dict[Site, torch.Tensor] = {}
+
+        def hook(site):
+            def note(module, inputs, output):
+                seen[site] = (output[0] if isinstance(output, tuple) else output).detach().reshape(-1, WIDTH)
+
+            return note
+
+        hooks = [self._module(read.site).register_forward_hook(hook(read.site)) for read in reads]
+        with torch.no_grad():
+            self.model(torch.tensor([text + header]))
+        for each in hooks:
+            each.remove()
+        return np.stack([seen[read.site][len(text) + read.token].numpy() for read in reads])
+
+    def _module(self, site: Site) -> torch.nn.Module:
+        block = self.model.model.layers[site.block]
+        return block if site.module == "output" else getattr(block, site.module)
+
+    def scores(self, probe, prompt_ids, answer_ids, depths) -> dict[int, float]:
+        """Scores of a probe at depths of a finished answer."""
+        ids = tuple(prompt_ids) + tuple(answer_ids)
+        start = len(prompt_ids)
+        states = np.stack([self.states(ids[: start + depth], depth, probe.reads) for depth in depths])
+        return {depth: score.value for depth, score in zip(depths, probe.score_each(states), strict=True)}
+
+
+def planted_probe(path: Path, reference: Reference, reads: tuple[str, ...] = READS) -> Path:
+    """Write a probe whose scores over random answers lie around one half, and spread."""
+    return _plant(path, reference, tuple(map(Read.parse, reads)))
+
+
+def _plant(path: Path, reference: Reference, reads: tuple[Read, ...]) -> Path:
+    rng = np.random.default_rng(3)
+    states = []
+    for messages in PROMPTS:
+        ids = reference.template.prompt(messages).ids
+        answer = tuple(int(each) for each in rng.integers(9, VOCABULARY, 60))
+        states += [reference.states((*ids, *answer[:depth]), depth, reads) for depth in (0, 1, 16, 60)]
+    weight = rng.standard_normal((len(reads), WIDTH))
+    logits = (np.stack(states) * weight).sum((1, 2))
+    scale = 1.5 / logits.std()
+    card = ProbeCard(
+        model=reference.identity,
+        header_ids=reference.template.header.ids,
+        reads=reads,
+        template_digest=reference.template.digest,
+        policy={"name": "threshold", "threshold": 1.0},
+    )
+    LinearProbe((weight * scale).astype(np.float32), float(-np.median(logits) * scale), card).save(path)
+    return path

@@ -1,0 +1,178 @@
+"""Other detectors, other ways to read, other processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md says how to run these tests")
+
+from anydepth import LinearProbe, Rethink
+from anydepth.backends.base import CONTENT, FinishedAnswer, Read, Site
+from anydepth.backends.vllm.backend import VllmBackend
+from anydepth.errors import CapabilityError, UnsupportedModel
+from anydepth.template import Prompt
+from tests.vllm.engine import DEFAULTS, monitor
+from tests.vllm.model import PROMPTS, planted_probe
+
+OFF = {"guard": False}
+QUESTIONS = [[{"role": "user", "content": text}] for text in ("Name a colour.", "Why is the sky blue?", "Say hello.")]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def plain_probe(reference, tmp_path_factory):
+    """A probe of one read, at the paper's site: every way can read it."""
+    path = tmp_path_factory.mktemp("plain") / "probe.safetensors"
+    return planted_probe(path, reference, ("2.input_layernorm@2", "3.output@3", "3.output@content"))
+
+
+@pytest.mark.parametrize(
+    ("read_out", "eager", "name"),
+    [
+        ("auto", True, "forward hooks"),
+        ("aux", True, "auxiliary hidden states"),
+        pytest.param("auto", False, "auxiliary hidden states", marks=pytest.mark.slow),
+    ],
+)
+def test_all_ways_read_what_transformers_reads(engines, reference, plain_probe, read_out, eager, name):
+    settings = {"guard": {"probe": str(plain_probe)}}
+    engine = engines(settings=settings, extra={"read_out": read_out}, enforce_eager=eager)
+    (stats,) = engine.llm.collective_rpc("anydepth_stats")
+    assert stats["read_out"] == name
+    probe = LinearProbe.load(plain_probe)
+    told = engine.answers(PROMPTS[:8], guard=monitor(interval=6), max_tokens=20, ignore_eos=True)
+    plain = engine.answers(PROMPTS[:8], guard=OFF, max_tokens=20, ignore_eos=True)
+    assert [each.token_ids for each in told] == [each.token_ids for each in plain]
+    for answer, messages in zip(told, PROMPTS, strict=False):
+        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        wanted = reference.scores(probe, engine.ids(messages), answer.token_ids, list(checks))
+        assert checks == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_site_that_compiled_graphs_do_not_offer_is_refused(engines):
+    with pytest.raises(Exception, match="compiled graphs"):
+        engines(extra={"read_out": "aux"})
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("mode", ["rethink", "rethink-score"])
+def test_rethink_asks_on_the_prefix_cache(engines, demo_model_dir, mode):
+    engine = engines(folder=demo_model_dir, settings={"guard": {"detector": mode}}, max_num_seqs=4, max_logprobs=-1)
+    plain = engine.answers(QUESTIONS, guard=OFF, max_tokens=24, ignore_eos=True)
+    told = engine.answers(QUESTIONS, guard=monitor(interval=8), max_tokens=24, ignore_eos=True)
+    assert [each.token_ids for each in told] == [each.token_ids for each in plain]
+    setup = engine.scheduler.setup
+    header = setup.header_ids
+    for answer, messages in zip(told, QUESTIONS, strict=True):
+        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        assert list(checks) == [0, 1, 2, 4, 8, 16, 24] and answer.report["errors"] == 0
+        ids = engine.ids(messages)
+        for depth, score in checks.items():
+            text = ids + answer.token_ids[:depth] + (list(header) if depth else [])
+            assert score == pytest.approx(asked(engine, setup.detector, text), abs=1e-3)
+    engine.verified()
+    assert not engine.scheduler.requests
+
+
+def asked(engine, detector: Rethink, ids: list[int]) -> float:
+    """What an unguarded request with the header behind the text says."""
+    if detector.mode == "look-ahead":
+        ends = list(engine.scheduler.setup.model.end_token_ids)
+        answer = engine.answer(ids, guard=OFF, max_tokens=detector.max_new_tokens, stop_token_ids=ends)
+        return float(detector.matcher.is_refusal(engine.scheduler.setup.model.decode_text(answer.token_ids)))
+    answer = engine.answer(ids, guard=OFF, max_tokens=1, logprobs=-1)
+    return sum(np.exp(answer.logprobs[0][token].logprob) for token in detector.opener_ids)
+
+
+def test_rethink_checks_a_prefill_first(engines):
+    engine = engines(settings={"guard": {"detector": "rethink"}}, max_num_seqs=1)
+    ids = [*engine.ids(PROMPTS[0]), 30, 31, 32]
+    answer = engine.answer(ids, guard=monitor(interval=8), max_tokens=5, ignore_eos=True)
+    assert [each["depth"] for each in answer.report["checks"]] == [0, 3, 4, 5, 7, 8]
+    assert answer.token_ids == engine.answer(ids, guard=OFF, max_tokens=5, ignore_eos=True).token_ids
+
+
+@pytest.mark.model
+def test_a_real_model_with_its_shipped_probe(engines, demo_model_dir):
+    """The shipped probe is found by the checkpoint's fingerprint; structured output goes on under guard."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    engine = engines(folder=demo_model_dir, settings={"guard": {}})
+    told = engine.answers(QUESTIONS, guard=monitor(interval=5), max_tokens=30)
+    plain = engine.answers(QUESTIONS, guard=OFF, max_tokens=30)
+    assert [each.token_ids for each in told] == [each.token_ids for each in plain]
+    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "dark green"]}}, "required": ["colour"],
+              "additionalProperties": False}  # fmt: skip
+    for params in (StructuredOutputsParams(json=schema), StructuredOutputsParams(choice=["a red one", "a blue one"])):
+        sampling = {"structured_outputs": params, "max_tokens": 40}
+        plain = engine.answers(QUESTIONS, guard=OFF, **sampling)
+        told = engine.answers(QUESTIONS, guard=monitor(interval=3), **sampling)
+        assert [each.text for each in told] == [each.text for each in plain]
+        assert [each.finish_reason for each in told] == [each.finish_reason for each in plain] == ["stop"] * 3
+    engine.verified()
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_folder):
+    sites = [Site(2), Site(1, "output")]
+    made = VllmBackend(tiny_folder, sites=sites, **DEFAULTS)
+    yield made
+    del made
+
+
+def test_the_backend_reads_finished_answers(backend, reference):
+    rng = np.random.default_rng(5)
+    answers = [
+        FinishedAnswer(Prompt(tuple(reference.template.prompt(each).ids)), tuple(map(int, rng.integers(9, 250, 50))),
+                       (0, 1, 7, 25, 50)) for each in PROMPTS[:5]
+    ]  # fmt: skip
+    found = backend.read_batch(answers, [Site(2), Site(1, "output")], tokens=[CONTENT, 0, 2])
+    for answer, states in zip(answers, found, strict=True):
+        for index, depth in enumerate(answer.depths):
+            for place, token in enumerate((CONTENT, 0, 2)):
+                for site, values in states.items():
+                    ids = (*answer.prompt.ids, *answer.answer_ids[:depth])
+                    (wanted,) = reference.states(ids, depth, [Read(site, token)])
+                    np.testing.assert_allclose(values[index, place], wanted, atol=1e-3, rtol=1e-3)
+    control = backend.read_batch(answers[:1], [Site(2)], tokens=[1], suffix=[50, 60])
+    assert control[0][Site(2)].shape == (5, 1, 64) and np.isfinite(control[0][Site(2)]).all()
+    assert not list(Path(backend._spool.name).iterdir())
+
+
+def test_the_backend_says_what_it_cannot_do(backend):
+    answer = FinishedAnswer(Prompt((5, 6, 7)), (8,), (0,))
+    with pytest.raises(UnsupportedModel, match=r"started for 2\.input_layernorm"):
+        backend.read_batch([answer], [Site(0)], tokens=[0])
+    with pytest.raises(CapabilityError, match="finished answers"):
+        backend.replay(answer.prompt, answer.answer_ids)
+
+
+@pytest.mark.slow
+def test_an_engine_in_processes_of_its_own(tiny_folder, plain_probe, tmp_path):
+    """The plugin, by its environment variable alone, with vLLM's engine in another process."""
+    guard = tmp_path / "guard.toml"
+    guard.write_text(
+        f'[guard]\nprobe = "{plain_probe}"\ninterval = 4\n[overrides]\nchecks = true\n[overrides.threshold]\nmin = 0\n'
+        'max = 1\n[audit]\nkind = "jsonl"\npath = "audit.jsonl"\n'
+    )
+    environment = {
+        **os.environ, "ANYDEPTH_GUARD": str(guard), "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_PLUGINS": "",
+        "PYTHONPATH": f"{ROOT}/src:{ROOT}",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.vllm.other_process", str(tiny_folder)],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert told["tokens"] == 10 and told["halted"].startswith("anydepth:{")
+    assert [each["depth"] for each in told["report"]["checks"]] == [0, 1, 2, 4, 8, 10]
+    from anydepth.server.verify import verify_audit
+
+    report = verify_audit(tmp_path / "audit.jsonl")
+    assert report.ok and report.answers["finished"] == 2 and report.blocked == 1
