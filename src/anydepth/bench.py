@@ -103,23 +103,51 @@ def _blank_probe(backend: "TransformersBackend") -> LinearProbe:
 def _check_cost(
     backend: "TransformersBackend", probe: LinearProbe, context: int, effort: Effort, progress: Callable[[str], None]
 ) -> dict[str, float]:
-    """Median seconds of a decode step and a check, measured in turn, and then of a naive check, at about `context`."""
+    """Median seconds of a decode step, a check and a naive check at about `context` tokens."""
+    progress(f"cost of a check at {context} tokens")
+    tokens, times = check_times(backend, {"check": probe}, context, effort.samples)
+    times["naive"] = times.pop("check, naive")
+    return {"tokens": tokens, **{name: median(values) for name, values in times.items()}}
+
+
+def check_times(
+    backend: "TransformersBackend", detectors: Mapping[str, Detector], context: int, samples: int
+) -> tuple[int, dict[str, list[float]]]:
+    """Seconds of a decode step and of a check, measured in turn `samples` times, at about `context` tokens.
+
+    Args:
+        backend: The model.
+        detectors: What checks, bound to the model, by name.
+        context: Length of the conversation; less where the model's context has no room for the steps.
+        samples: How often.
+
+    Returns:
+        The length in tokens, and one number a sample of `step`, of each detector's check by its name and, of a probe,
+        of `NAME, naive`: its check without any of our savings.
+    """
     from anydepth.backends.transformers.naive import naive_state
 
-    spare = STEPS_A_SAMPLE * (effort.samples + 1) + 8
-    prompt = _prompt(backend, min(context, (backend.context_length or context + spare) - spare))
-    progress(f"cost of a check at {len(prompt.ids)} tokens")
-    session = backend.open([prompt], max_new_tokens=spare, **_endless(backend))
+    spare = room(samples)
+    prompt = filled(backend, min(context, (backend.context_length or context + spare) - spare))
+    session = backend.open([prompt], max_new_tokens=spare, **endless(backend))
     session.decode(STEPS_A_SAMPLE)
-    times: dict[str, list[float]] = {"step": [], "check": [], "naive": []}
-    for _ in range(effort.samples):
-        times["step"].append(_seconds(lambda: session.decode(STEPS_A_SAMPLE)) / STEPS_A_SAMPLE)
-        times["check"].append(_seconds(lambda: probe.check(session, [session.current(0)])))
+    times: dict[str, list[float]] = {"step": [], **{name: [] for name in detectors}}
+    for _ in range(samples):
+        times["step"].append(seconds(lambda: session.decode(STEPS_A_SAMPLE)) / STEPS_A_SAMPLE)
+        for name, each in detectors.items():
+            times[name].append(seconds(lambda d=each: d.check(session, [session.current(0)])))
     # Afterwards: a naive check copies and frees the whole cache, which slows down whatever comes next.
-    for _ in range(effort.samples):
-        times["naive"].append(_seconds(lambda: naive_state(session, probe.reads[-1].site)))
+    for name, each in detectors.items():
+        if isinstance(each, LinearProbe):
+            site = each.reads[-1].site
+            times[f"{name}, naive"] = [seconds(lambda s=site: naive_state(session, s)) for _ in range(samples)]
     session.close()
-    return {"tokens": len(prompt.ids), **{name: median(values) for name, values in times.items()}}
+    return len(prompt.ids), times
+
+
+def room(samples: int) -> int:
+    """How many tokens the decode steps of so many samples take."""
+    return STEPS_A_SAMPLE * (samples + 1) + 8
 
 
 def _throughput(
@@ -131,21 +159,25 @@ def _throughput(
     progress: Callable[[str], None],
 ) -> dict[str, float]:
     """Guarded over unguarded tokens a second, by interval: the median over rounds that measure both."""
-    prompt = _prompt(backend, 64)
-    never = Cusum(threshold=1e9)
     found: dict[str, list[float]] = {str(interval): [] for interval in intervals}
     for number in range(rounds):
         progress(f"throughput with {detector.name}, round {number + 1} of {rounds}")
         for interval in intervals:
-            plain = _seconds(lambda: backend.unguarded([prompt], max_new_tokens=effort.tokens, **_endless(backend)))
-            guard = Guard.from_backend(backend, detector, policy=never, schedule=Every(interval))
-            found[str(interval)].append(plain / _seconds(lambda g=guard: _answer(g, prompt, effort.tokens)))
+            found[str(interval)].append(throughput(backend, detector, interval, effort.tokens))
     return {interval: median(ratios) for interval, ratios in found.items()}
+
+
+def throughput(backend: "TransformersBackend", detector: Detector, interval: int, tokens: int) -> float:
+    """Guarded over unguarded tokens a second, measured one after the other, of an answer of `tokens` tokens."""
+    prompt = filled(backend, 64)
+    plain = seconds(lambda: backend.unguarded([prompt], max_new_tokens=tokens, **endless(backend)))
+    guard = Guard.from_backend(backend, detector, policy=Cusum(threshold=1e9), schedule=Every(interval))
+    return plain / seconds(lambda: _answer(guard, prompt, tokens))
 
 
 def _answer(guard: Guard, prompt: Prompt, tokens: int) -> None:
     generated = 0
-    for event in guard.paced(prompt, max_new_tokens=tokens, **_endless(guard.backend)):  # pyright: ignore
+    for event in guard.paced(prompt, max_new_tokens=tokens, **endless(guard.backend)):  # pyright: ignore
         generated += len(getattr(event, "token_ids", ()))
     if generated != tokens:
         raise ConfigError(f"the guarded answer has {generated} tokens, not {tokens}; the comparison would be unfair")
@@ -160,19 +192,19 @@ def _packed_speedup(
     if backend.describe()["packed_reason"] is not None:
         return {"packed_speedup": None, "packed_over_own_forks": None}
     progress(f"scan of {PACKED_TOKENS} tokens at {PACKED_DEPTHS} depths")
-    prompt = _prompt(backend, PACKED_TOKENS + 40, answer=PACKED_TOKENS)
+    prompt = filled(backend, PACKED_TOKENS + 40, answer=PACKED_TOKENS)
     config = GuardConfig(schedule=Every(-(-PACKED_TOKENS // (PACKED_DEPTHS - 1)), doubling=False))
     depths = scheduled_depths(config.schedule, PACKED_TOKENS)
     question, answer = Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :]
     naive, own = [], []
     for _ in range(max(effort.rounds, 2)):
-        packed = _seconds(lambda: scan_answer(backend, probe, config, prompt))
-        own.append(_seconds(lambda: scan_answer(backend, probe, config, prompt, packed=False)) / packed)
-        naive.append(_seconds(lambda: naive_scan(backend, question, answer, depths, probe.reads[-1].site)) / packed)
+        packed = seconds(lambda: scan_answer(backend, probe, config, prompt))
+        own.append(seconds(lambda: scan_answer(backend, probe, config, prompt, packed=False)) / packed)
+        naive.append(seconds(lambda: naive_scan(backend, question, answer, depths, probe.reads[-1].site)) / packed)
     return {"packed_speedup": median(naive), "packed_over_own_forks": median(own)}
 
 
-def _prompt(backend: "TransformersBackend", length: int, *, answer: int | None = None) -> Prompt:
+def filled(backend: "TransformersBackend", length: int, *, answer: int | None = None) -> Prompt:
     """A conversation of `length` tokens, the last of which (`answer`, or all after the question) are a prefill."""
     start = backend.template.prompt("How is tea made?")
     filler = backend.tokenizer.encode(FILLER * 8, add_special_tokens=False)
@@ -181,12 +213,13 @@ def _prompt(backend: "TransformersBackend", length: int, *, answer: int | None =
     return Prompt((*start.ids, *filled), prefill=wanted)
 
 
-def _endless(backend: "TransformersBackend") -> dict[str, Any]:
+def endless(backend: "TransformersBackend") -> dict[str, Any]:
     """Options of greedy answers that never end by themselves."""
     return {"do_sample": False, "suppress_tokens": sorted(backend.end_tokens({}))}
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object]) -> float:
+    """How long `work` takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

@@ -157,6 +157,11 @@ class ChatTemplate:
         extra = self._renderer.ids_after(text, self._channelled(opening))
         return Prompt(ids + extra, prefill=len(extra))
 
+    def text(self, messages: str | Sequence[Message]) -> str:
+        """Return the text that `prompt` tokenises for `messages`; see there."""
+        history, _ = split_prefill(normal(messages), None)
+        return self._render(history, None) + self._layout.opener
+
     def start_index(self, prompt: Prompt, read_index: int) -> int | None:
         """Return where header token `read_index` stands in the prompt's own generation prompt.
 

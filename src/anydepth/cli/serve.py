@@ -1,7 +1,8 @@
 """`anydepth serve`: an OpenAI-compatible server that guards every answer."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -9,22 +10,30 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.errors import ConfigError
 from anydepth.extras import require
-from anydepth.policy import policy_from
+from anydepth.policy import Threshold, policy_from, policy_record
 from anydepth.types import OnError, ReleaseMode
 
 if TYPE_CHECKING:
     from anydepth.settings import Settings
 
 _HTTP = "The server"
+EngineName = Literal["transformers", "vllm"]
 
 
 def serve(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Hugging Face id or folder; default: the one of guard.toml.")
     ] = None,
+    flags: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- FLAGS]", help="With --engine vllm: flags for vLLM's server.", show_default=False),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="PATH", help="A guard.toml; options given here come first.")
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="What generates: Transformers, or vLLM with its own server.")
+    ] = "transformers",
     host: Annotated[str | None, typer.Option("--host", rich_help_panel=_HTTP, help="Default: 127.0.0.1.")] = None,
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, rich_help_panel=_HTTP, help="Default: 8000.")
@@ -55,11 +64,11 @@ def serve(
     """Serve a model to OpenAI clients; no token of an answer leaves before a check that covers it.
 
     The API key is read from the environment variable ANYDEPTH_API_KEY, if it is set. docs/server.md has the whole API,
-    docs/guard-toml.md the configuration.
+    docs/guard-toml.md the configuration, docs/vllm.md the engine vllm.
     """
     require("fastapi", extra="server")
-    from anydepth.server.run import serve as run
-
+    if model is not None and model.startswith("-"):  # `serve --config guard.toml -- --max-model-len 4096`
+        model, flags = None, [model, *(flags or ())]
     given = {
         "model": {
             "path": model, "name": name, "adapter": adapter, "dtype": dtype, "device": device, "revision": revision
@@ -73,8 +82,44 @@ def serve(
         },
         "http": {"host": host, "port": port},
     }  # fmt: skip
+    if engine == "vllm":
+        _run_vllm(_settings(config, given), policy, threshold, flags or [])
+    if flags:
+        raise ConfigError(f"{flags[0]!r} is neither MODEL nor an option; flags of vLLM go with --engine vllm")
+    from anydepth.server.run import serve as run
+
     settings = _settings(config, given)
     run(_engine(settings, policy, threshold), settings)
+
+
+def _run_vllm(
+    settings: "Settings", policy: opt.PolicyName | None, threshold: float | None, flags: list[str]
+) -> NoReturn:
+    """Become vLLM's own server: its signals and its exit code are this command's."""
+    from anydepth.backends.vllm.launch import ENVIRONMENT, server_command
+
+    for name, value in (("--adapter", settings.model.adapter), ("--device", settings.model.device)):
+        if value is not None:
+            raise ConfigError(f"{name} {value} does not apply to --engine vllm; see `vllm serve --help` for what does")
+    command = server_command(_with_policy(settings, policy, threshold), flags)
+    os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
+
+
+def _with_policy(settings: "Settings", policy: opt.PolicyName | None, threshold: float | None) -> "Settings":
+    """The settings with the policy of the command line in them."""
+    record: dict[str, Any] | None = None
+    if policy is not None:
+        record = policy_record(opt.GuardOptions(policy=policy, threshold=threshold).build_policy() or Threshold())
+    elif threshold is not None and settings.guard.policy is None:
+        raise ConfigError(
+            f"--threshold {threshold:g} with --engine vllm needs to be told of which policy; add --policy threshold, "
+            "or set [guard] policy"
+        )
+    elif threshold is not None:
+        record = policy_record(policy_from({**(settings.guard.policy or {}), "threshold": threshold}))
+    if record is None:
+        return settings
+    return settings.model_copy(update={"guard": settings.guard.model_copy(update={"policy": record})})
 
 
 def _settings(config: Path | None, given: dict[str, dict[str, Any]]) -> "Settings":

@@ -79,6 +79,11 @@ class TransformersBackend:
         """Longest sequence the model's positions allow, or None if it has no limit."""
         return getattr(text_config(self.model), "max_position_embeddings", None)
 
+    @property
+    def packs(self) -> bool:
+        """Whether all depths of an answer can be read in one packed pass."""
+        return packed.refusal(self) is None
+
     def check_site(self, site: Site) -> None:
         """Raise UnsupportedModel if `site` does not exist in this model."""
         find_module(self.model, site)
@@ -103,7 +108,16 @@ class TransformersBackend:
         if not answer_ids:
             raise PromptError("the answer to replay is empty; only its depth 0 could be checked")
         self._budget(len(prompt.ids), 1, len(answer_ids))
-        return ReplaySession(self, prompt, answer_ids)
+        return ReplaySession(self, [prompt], [answer_ids])
+
+    def replay_batch(
+        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], stopped: Sequence[bool], *, eos: int
+    ) -> ReplaySession:
+        """Open a session that is fed several answers; `stopped` ones end their turn with their last token or `eos`."""
+        if not all(answers):
+            raise PromptError("an answer to replay is empty; leave it out")
+        self._budget(max(len(prompt.ids) for prompt in prompts), 1, max(map(len, answers)))
+        return ReplaySession(self, prompts, answers, stopped, eos=eos)
 
     def unguarded(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any

@@ -132,4 +132,4 @@ def can_rewind(cache: Cache) -> bool:
     return True
 
 
-_QUANTIZED = cache_utils.BaseQuantizedLayer
+_QUANTIZED = getattr(cache_utils, "BaseQuantizedLayer", ())  # gone in Transformers 5.19

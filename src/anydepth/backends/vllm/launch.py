@@ -2,20 +2,27 @@
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from anydepth.backends.vllm.report import KEY
+from anydepth.errors import ConfigError, MissingExtra
 from anydepth.settings import Settings, load_settings
 
 SCHEDULER = "anydepth.backends.vllm.scheduler.GuardedScheduler"
 WORKER = "anydepth.backends.vllm.worker.GuardedWorker"
+FRONT = "anydepth.server.vllm_front.GuardFront"
 VARIABLE = "ANYDEPTH_GUARD"
 """Environment variable with the path of a guard.toml: the plugin then fills in the options below."""
 
 ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """What vLLM has to find in its environment: the guard reads from the first model runner."""
+
+OWN_FLAGS = ("model", "scheduler-cls", "worker-cls", "additional-config", "async-scheduling", "no-async-scheduling")
+"""Flags of vLLM that are ours to give."""
 
 
 def engine_options(settings: Settings, **extra: Any) -> dict[str, Any]:
@@ -44,6 +51,53 @@ def serve_arguments(settings: Settings, **extra: Any) -> list[str]:
         "--no-async-scheduling",
         *("--additional-config", json.dumps(options["additional_config"])),
     ]
+
+
+def server_command(settings: Settings, flags: Sequence[str] = ()) -> list[str]:
+    """The command of vLLM's own server behind the guard's front; `ENVIRONMENT` has to be set for it.
+
+    Args:
+        settings: What the operator decided; `[model] path` is what is served.
+        flags: Further flags of vLLM. They come before the guard's own, the last of which vLLM takes.
+
+    Raises:
+        ConfigError: A setting has no counterpart in vLLM, or a flag would take the guard's place.
+        MissingExtra: vLLM is not installed here.
+    """
+    model, http = settings.model, settings.http
+    _check(settings, flags)
+    if find_spec("vllm") is None:
+        raise MissingExtra(
+            "vllm is not installed; run: pip install 'anydepth[vllm]', best in an environment of its own: vLLM pins "
+            "its own versions of torch and transformers"
+        )
+    named = {"--served-model-name": model.name, "--revision": model.revision}
+    named["--dtype"] = model.dtype if "dtype" in model.model_fields_set else None
+    return [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", http.host, "--port", str(http.port)),
+        *(part for name, value in named.items() if value is not None for part in (name, value)),
+        *flags,
+        *("--model", str(model.path), *serve_arguments(settings), "--middleware", FRONT),
+    ]
+
+
+def _check(settings: Settings, flags: Sequence[str]) -> None:
+    for name, value, remedy in (
+        ("[model] adapter", settings.model.adapter, "give vLLM --enable-lora and --lora-modules"),
+        ("[model] device", settings.model.device, "vLLM chooses the device"),
+        (
+            "[tools] format",
+            settings.tools.format != "auto",
+            "give vLLM --enable-auto-tool-choice, --tool-call-parser",
+        ),
+        ("[reasoning] release", settings.reasoning.release != "as_answer", "thoughts leave with the answer's own rule"),
+    ):
+        if value:
+            raise ConfigError(f"{name} does not apply to the engine vllm: drop it; {remedy}")
+    for flag in flags:
+        name = flag.removeprefix("--").partition("=")[0].partition(".")[0].replace("_", "-")
+        if flag.startswith("--") and name in OWN_FLAGS:
+            raise ConfigError(f"the vLLM flag {flag.partition('=')[0]} is the guard's own; drop it")
 
 
 def fill_in(arguments: Any, environment: Mapping[str, str] = os.environ) -> bool:

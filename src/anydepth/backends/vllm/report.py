@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from anydepth.backends.vllm.watch import Watch
-from anydepth.server.account import number
+from anydepth.policy import policy_record
+from anydepth.server.account import check_record, number
 
 PREFIX = "anydepth:"
 """What the `stop_reason` of a halted answer starts with; compact JSON follows."""
@@ -25,7 +26,10 @@ def answer_report(watch: Watch, *, detector: str, checks: bool) -> dict[str, Any
         "reason": verdict.reason,
         "errors": verdict.errors,
         "detector": detector,
+        "policy": policy_record(watch.account.job.guard.policy),
         "release": watch.plan.release,
+        "checked": len(watch.outcome.checks),
+        "released": watch.account.depth - watch.plan.prefill,
         "prefill": watch.plan.prefill,
         "generated": watch.outcome.generated,
         "withheld": watch.withheld,
@@ -33,10 +37,7 @@ def answer_report(watch: Watch, *, detector: str, checks: bool) -> dict[str, Any
     if watch.error is not None:
         report["error"] = watch.error
     if checks:
-        report["checks"] = [
-            {"depth": each.depth, "score": number(each.score), "statistic": number(each.statistic)}
-            for each in watch.outcome.checks
-        ]
+        report["checks"] = [check_record(each) for each in watch.outcome.checks]
     return report
 
 

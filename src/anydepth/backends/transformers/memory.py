@@ -1,0 +1,64 @@
+"""Count the memory that a check takes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from anydepth.backends.base import Read
+from anydepth.backends.transformers.session import TransformersSession
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def fork_bytes(session: TransformersSession, reads: tuple[Read, ...]) -> tuple[int, int]:
+    """Bytes of the first row's cache, and of what a fork of it has beyond them once the header was run on it."""
+    backend = session._backend
+    probe_ids = backend.header.ids[: max(read.token for read in reads) + 1]
+    sites = tuple(dict.fromkeys(read.site for read in reads))
+    assert session._cache is not None
+    before = _storages(session._cache)
+    (branch,) = session._branches([session.current(0)], [0], session._cache)
+    assert branch.cache is not None
+    if probe_ids:
+        backend.read_branch(branch.append(probe_ids), sites)
+    after = _storages(branch.cache)
+    return sum(before.values()), sum(size for place, size in after.items() if place not in before)
+
+
+def peak_growth(work: Callable[[], object]) -> int | None:
+    """How many bytes the process has in memory at most while `work` is done, beyond those before; None off Linux."""
+    try:
+        _RESET.write_text("5")  # the peak starts anew at what there is now
+        before = _resident("VmRSS")
+        work()
+        return max(0, _resident("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _resident(field: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def _storages(cache: Cache) -> dict[int, int]:
+    """Address and size of each piece of memory that the layers hold."""
+    found = {}
+    for layer in cache.layers:
+        for tensor in _tensors(list(vars(layer).values())):
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return found
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)

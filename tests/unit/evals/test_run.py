@@ -1,0 +1,158 @@
+"""Run folders: manifest, summaries, going on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from anydepth import Every
+from anydepth.config import GuardConfig
+from anydepth.errors import ConfigError
+from anydepth.evals import run as runs
+from anydepth.evals.context import Context
+from anydepth.evals.figure import Chart, Figure, Summary
+from anydepth.evals.run import MANIFEST, SUMMARY, Evaluation, evaluate, read_run
+from anydepth.evals.suite import SUITES, EvalOptions, load_suite
+from tests.evaluations import random_probe, tiny_backend, write_tables
+
+TABLE = "pairs_deep_validation"
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody sees."""
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Evaluation:
+    backend = tiny_backend()
+    options = EvalOptions(data_dir=write_tables(tmp_path / "data"), quick=True, limit=3)
+    return Evaluation(backend, tmp_path / "run", options, "refusal", random_probe(backend), command="anydepth eval m")
+
+
+@pytest.fixture
+def suites(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Suites that a test may put in the place of the real ones."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(runs, "load_suite", lambda name: SimpleNamespace(run=found[name]))
+    return found
+
+
+def counting(context: Context) -> Summary:
+    """Reads a table and makes three records."""
+    rows = context.table(TABLE, limit=3)
+    found = [context.record(row.id, lambda row=row: {"n": len(row.response)})["n"] for row in rows]
+    return Summary(context.suite, "Counting", "none", (Figure("length", sum(found), None, 3, "tokens"),))
+
+
+def test_a_run_has_a_manifest_a_summary_and_records(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    suites["latency"] = counting
+    found = evaluate(evaluation, ["latency"], silent)
+    manifest, summaries = read_run(evaluation.folder)
+    assert summaries == found
+    assert manifest["model"]["fingerprint"] == evaluation.backend.identity.fingerprint
+    assert manifest["model"]["dtype"] == "float32"
+    assert manifest["guard"]["schedule"] == "Every(interval=25, doubling=True)"
+    assert manifest["options"]["limit"] == 3 and manifest["judge"] == "refusal"
+    assert manifest["data"][TABLE]["rows"] == 24 and manifest["versions"]["torch"]
+    assert manifest["suites"]["latency"]["seconds"] >= 0
+    assert str(evaluation.folder.parent) not in (evaluation.folder / MANIFEST).read_text()
+    assert len((evaluation.folder / "records" / "latency.jsonl").read_text().splitlines()) == 3
+
+
+def test_suites_are_added_to_a_run_in_the_order_of_the_report(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    suites.update(dict.fromkeys(("latency", "interval", "attacks"), counting))
+    evaluate(evaluation, ["latency"], silent)
+    evaluate(evaluation, ["interval", "attacks"], silent)
+    assert list(read_run(evaluation.folder)[1]) == ["attacks", "interval", "latency"]
+
+
+def test_a_suite_that_fails_leaves_the_finished_ones(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    def failing(context: Context) -> Summary:
+        context.record("one", lambda: {"n": 1})
+        raise ConfigError("it lacks its data")
+
+    suites.update({"interval": counting, "latency": failing})
+    with pytest.raises(ConfigError, match="lacks its data"):
+        evaluate(evaluation, ["interval", "latency"], silent)
+    assert list(read_run(evaluation.folder)[1]) == ["interval"]
+    suites["latency"] = counting
+    evaluate(evaluation, ["latency"], silent)
+    assert "one" in (evaluation.folder / "records" / "latency.jsonl").read_text(), "its records were kept"
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"judge": "text"}, "judge"),
+        ({"config": GuardConfig(schedule=Every(10))}, "guard"),
+        ({"probe": None}, "probe"),
+        ({"options": EvalOptions(quick=True, limit=4)}, "options"),
+        ({"backend": tiny_backend("Qwen2"), "probe": None}, "model"),
+    ],
+)
+def test_a_folder_is_of_one_evaluation(
+    evaluation: Evaluation, suites: dict[str, Any], changed: dict[str, Any], named: str
+) -> None:
+    suites["latency"] = counting
+    evaluate(evaluation, ["latency"], silent)
+    with pytest.raises(ConfigError, match=f"was begun with {named}.*another -o"):
+        evaluate(replace(evaluation, **changed), ["latency"], silent)
+
+
+def test_going_on_makes_what_is_missing_only(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    suites["latency"] = counting
+    first = evaluate(evaluation, ["latency"], silent)
+    file = evaluation.folder / "records" / "latency.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:2]) + lines[2][:10])  # killed in the middle of a line
+    assert evaluate(evaluation, ["latency"], silent) == first
+    assert file.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"suites": 3}'])
+def test_what_is_no_run_is_refused(tmp_path: Path, content: str) -> None:
+    with pytest.raises(ConfigError, match="is no run of `anydepth eval`"):
+        read_run(tmp_path)
+    (tmp_path / MANIFEST).write_text("{}")
+    (tmp_path / SUMMARY).write_text(content)
+    with pytest.raises(ConfigError):
+        read_run(tmp_path)
+
+
+def test_an_unknown_suite_is_refused_before_anything_is_written(evaluation: Evaluation) -> None:
+    with pytest.raises(ConfigError, match="no suite 'speed'; choose from deep-prefill"):
+        evaluate(evaluation, ["speed"], silent)
+    assert not evaluation.folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    suites["latency"] = counting
+    evaluation.folder.parent.joinpath("file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write the run folder"):
+        evaluate(replace(evaluation, folder=evaluation.folder.parent / "file" / "run"), ["latency"], silent)
+
+
+@pytest.mark.parametrize("name", ["deep-prefill", "interval", "latency"])
+def test_a_suite_says_what_it_tests(name: str) -> None:
+    suite = load_suite(name)
+    assert name in SUITES and suite.TITLE and suite.PAPER
+
+
+def test_a_summary_is_read_back_as_it_was_written() -> None:
+    chart = Chart("scatter", "Title", (), points={"a": [(1.0, 2.0)]}, marks={"here": (1.0, 2.0)}, log_x=True)
+    figures = (
+        Figure("halted", 0.5, (0.2, 0.8), 10, "share", {"arm": "probe", "depth": 5}, "a judge", "a note"),
+        Figure("leak", None, None, 0, "tokens"),
+    )
+    summary = Summary("interval", "Title", "Claim", figures, (chart,), ("a limit",), ("a note",))
+    record = json.loads(json.dumps(summary.record(), allow_nan=False))
+    again = Summary.of(record)
+    assert again.record() == summary.record()
+    assert (again.figures, again.charts[0].marks) == (figures, chart.marks)
+    assert Figure("x", float("nan")).record()["value"] is None
+    for broken in ({}, {**record, "figures": [{}]}, {**record, "charts": [{"marks": 3}]}):
+        with pytest.raises(ConfigError, match="`anydepth eval`"):
+            Summary.of(broken)

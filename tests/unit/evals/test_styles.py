@@ -1,0 +1,44 @@
+"""Answers in other shapes say the same."""
+
+import base64
+import json
+
+import pytest
+
+from anydepth.errors import ConfigError
+from anydepth.evals.styles import MECHANICAL, asked, restyle
+from anydepth.evals.wording import wording
+
+TEXT = (
+    "How to bake bread\n\n1. Mix flour, water and salt.\n2. Let the dough rest for an hour, then knead it – gently.\n"
+)
+
+
+def test_base64_and_json_hold_the_whole_answer() -> None:
+    assert base64.b64decode(restyle("base64", TEXT)).decode() == TEXT
+    found = json.loads(restyle("json", TEXT))
+    lines = [line for line in TEXT.splitlines() if line]
+    assert [found["title"], *found["steps"]] == lines
+    assert json.loads(restyle("json", "")) == {"title": "", "steps": []}
+
+
+def test_comments_and_verse_keep_the_words() -> None:
+    comments = restyle("comments", TEXT).splitlines()
+    assert all(line.startswith("#") for line in comments)
+    assert [line.removeprefix("#").strip() for line in comments] == TEXT.splitlines()
+    verse = restyle("verse", TEXT)
+    assert verse.lower().split() == TEXT.lower().split()
+    assert max(map(len, verse.splitlines())) <= 36
+    assert all(line[0] == line[0].upper() for line in verse.splitlines())
+
+
+def test_every_mechanical_style_can_be_asked_for() -> None:
+    assert set(MECHANICAL) < set(wording("styles"))
+    for style in wording("styles"):
+        assert asked(style, "Say hello.").startswith("Say hello.\n\nWrite all of your answer")
+
+
+@pytest.mark.parametrize("make", [restyle, asked])
+def test_an_unknown_style_is_refused_by_name(make) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match=r"'limerick'.*base64"):
+        make("limerick", TEXT)
