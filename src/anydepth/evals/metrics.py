@@ -67,7 +67,7 @@ def difference(
     name: str, after: Sequence[float], before: Sequence[float], unit: str, group: Group | None = None
 ) -> Figure:
     """Mean of `after - before` over the same answers, with a paired bootstrap interval."""
-    return average(name, np.asarray(after, np.float64) - np.asarray(before, np.float64), unit, group)
+    return average(name, (np.asarray(after, np.float64) - np.asarray(before, np.float64)).tolist(), unit, group)
 
 
 def roc(harmful: Sequence[float], benign: Sequence[float]) -> list[tuple[float, float]]:
