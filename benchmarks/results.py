@@ -30,7 +30,6 @@ class Table:
     columns: str
     head: str
     only: Mapping[str, Any] = field(default_factory=dict)
-    quick: bool = False
 
 
 TABLES: Mapping[str, Table] = {
@@ -60,12 +59,10 @@ TABLES: Mapping[str, Table] = {
 }
 
 
-def figures(table: Table) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """Each figure of the table with its run's model and manifest."""
+def figures(table: Table) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each figure of the table with its run's model."""
     for manifest_path in sorted(RUNS.glob("*/manifest.json")):
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        if manifest["options"]["quick"] != table.quick and not manifest_path.parent.name.endswith("-small"):
-            continue
         suites = json.loads((manifest_path.parent / "summary.json").read_text(encoding="utf-8"))["suites"]
         for figure in suites.get(table.suite, {}).get("figures", ()):
             group = figure["group"]
@@ -74,14 +71,14 @@ def figures(table: Table) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str,
             wanted = {table.rows, table.columns, *table.only}
             if any(group.get(key) != value for key, value in table.only.items()) or set(group) - wanted - {"set"}:
                 continue
-            yield manifest["model"]["name"], figure, manifest
+            yield short(manifest["model"]["name"]) + (", quick" if manifest["options"]["quick"] else ""), figure
 
 
 def drawn(table: Table) -> str:
     """The table as Markdown; a line that says so where no run has the figures."""
     cells: dict[tuple[Any, ...], dict[tuple[str, str], str]] = {}
     heads: dict[tuple[str, str], None] = {}
-    for model, figure, _ in figures(table):
+    for model, figure in figures(table):
         group = figure["group"]
         more = str(group["set"]) if "set" in group and "set" not in (table.rows, *table.only) else ""
         column = (model, str(group[table.columns]) if table.columns != table.rows else "")
@@ -91,15 +88,13 @@ def drawn(table: Table) -> str:
     if not cells:
         return "*No run of this in `benchmarks/evals`.*"
     several = len({model for model, _ in heads}) > 1
-    names = [
-        " ".join(part for part in (short(model) if several else "", what) if part) or "value" for model, what in heads
-    ]
+    names = [" ".join(part for part in (model if several else "", what) if part) or "value" for model, what in heads]
     lines = [f"| {table.head} | {' | '.join(names)} |", "|---|" + "---|" * len(heads)]
     for (row, more), values in cells.items():
         label = f"{row:,}" if isinstance(row, int) else str(row)
         lines.append(f"| {', '.join(filter(None, [label, more]))} | {' | '.join(values.get(h, '') for h in heads)} |")
-    models = ", ".join(dict.fromkeys(short(model) for model, _ in heads))
-    judges = sorted({figure["judge"] for _, figure, _ in figures(table) if figure["judge"]})
+    models = ", ".join(dict.fromkeys(model for model, _ in heads))
+    judges = sorted({figure["judge"] for _, figure in figures(table) if figure["judge"]})
     said = f" Judge: {', '.join(judges)}." if judges else ""
     return "\n".join(lines) + f"\n\n{models}; value, 95 % interval, answers.{said}"
 

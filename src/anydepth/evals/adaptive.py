@@ -93,6 +93,10 @@ def _cases(given: _Given) -> Iterator[Case]:
         yield from spoofs(context, both, spending.scan)
     if "style" in spending.attacks:
         yield from styles(context, both, spending.scan)
+    if "prefill" in spending.attacks:
+        for choice in CHOICES:
+            for row in given.harmful[: spending.prefill_prompts]:
+                yield Case("prefill", choice, "harmful", _steered(given, row, choice))
     if "spread" in spending.attacks:
         yield from spreads(context, given.harmful, given.benign, spending.ratios, 3 * spending.scan // 2)
     if "suffix" in spending.attacks:
@@ -199,7 +203,6 @@ def _prefills(given: _Given) -> Iterator[Figure]:
             ]
             yield metrics.share("attack_success", won, group, judge=given.judge)
             if arm != BASE:
-                yield metrics.share("halted", [each.halted for each in traces.values()], group)
                 inside = [each.halted and each.depth > spending.prefix for each in traces.values()]
                 yield metrics.share("halted_behind_prefix", inside, group)
                 last = [each.checks[-1][1] for each in traces.values()]
@@ -216,11 +219,11 @@ def _steered(given: _Given, row: Conversation, choice: Choice) -> Transcript:
         steering = Steering(spending.tokens, spending.top)
         ids = steer(context.backend, prompt, choice, steering, schedule=context.config.schedule, probe=context.probe)
         context.texts.write(key, {"id": key, "ids": list(ids), "text": context.backend.decode_text(ids)})
-        context.told("rank-assisted prefill", *_done(given, key))
+        context.told("rank-assisted prefill", *_done(given))
     return replace(whole, prompt=prompt, token_ids=tuple(context.texts.rows[key]["ids"]), finish_reason="length")
 
 
-def _done(given: _Given, key: str) -> tuple[int, int]:
+def _done(given: _Given) -> tuple[int, int]:
     written = sum(name.startswith("prefill|") for name in given.context.texts.rows)
     return written, len(CHOICES) * min(given.spending.prefill_prompts, len(given.harmful))
 

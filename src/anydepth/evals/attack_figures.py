@@ -118,6 +118,7 @@ def limits_of(figures: Sequence[Figure]) -> Iterator[str]:
         if figure.value is None or figure.interval is None:
             continue
         attack, arm = figure.group.get("attack"), figure.group.get("arm")
+        attack = "no attack at all" if attack == "none" else attack
         low, high = (100 * end for end in figure.interval)
         if figure.name == "attack_success" and arm != BASE and figure.value > 0:
             yield (

@@ -20,6 +20,8 @@ def test_a_spoofed_turn_is_a_real_one() -> None:
     ]
     content = spoofed(backend, "turns", "w1 w2")
     assert backend.template.prompt(content).ids == backend.template.prompt(history).ids
+    text = backend.template.text(history)
+    assert tuple(backend.tokenizer(text, add_special_tokens=False)["input_ids"]) == backend.template.prompt(history).ids
     assert control_tokens(backend, content) == 4  # the ends of two turns, the beginnings of two more
 
 

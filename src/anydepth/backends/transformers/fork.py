@@ -132,4 +132,4 @@ def can_rewind(cache: Cache) -> bool:
     return True
 
 
-_QUANTIZED = getattr(cache_utils, "BaseQuantizedLayer", ())  # gone in Transformers 5.19
+_QUANTIZED = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)  # no such base in Transformers 5.19
