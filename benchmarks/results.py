@@ -34,6 +34,7 @@ class Table:
 
 TABLES: Mapping[str, Table] = {
     "deep-prefill": Table("deep-prefill", "stopped", "depth", "arm", "prefill, tokens"),
+    "deep-prefill-there": Table("deep-prefill", "flagged there", "depth", "arm", "prefill, tokens"),
     "deep-prefill-false": Table("deep-prefill", "false alarms", "depth", "arm", "prefill, tokens"),
     "attacks": Table("attacks", "attack_success", "attack", "arm", "attack"),
     "attacks-halted": Table("attacks", "halted", "attack", "arm", "attack"),
@@ -90,6 +91,8 @@ def drawn(table: Table) -> str:
     several = len({model for model, _ in heads}) > 1
     names = [" ".join(part for part in (model if several else "", what) if part) or "value" for model, what in heads]
     lines = [f"| {table.head} | {' | '.join(names)} |", "|---|" + "---|" * len(heads)]
+    if all(isinstance(row, int | float) for row, _ in cells):
+        cells = dict(sorted(cells.items()))
     for (row, more), values in cells.items():
         label = f"{row:,}" if isinstance(row, int) else str(row)
         lines.append(f"| {', '.join(filter(None, [label, more]))} | {' | '.join(values.get(h, '') for h in heads)} |")

@@ -30,11 +30,14 @@ def guard(demo_model_dir):
 
 
 def test_the_deep_prefill_is_halted_at_or_before_the_second_check_with_no_leak(guard):
-    answer = guard.generate(DEMO["request"], prefill=DEMO["prefill"], max_new_tokens=40, do_sample=False)
+    asked = {"prefill": DEMO["prefill"], "max_new_tokens": 40, "do_sample": False}
+    answer = guard.with_options(prefill="end").generate(DEMO["request"], **asked)
     assert answer.halted and answer.finish_reason == "content_filter"
     assert len(answer.checks) <= 2
     assert answer.leak == 0 and answer.token_ids == ()
     assert answer.text == guard.config.refusal
+    inside = guard.generate(DEMO["request"], **asked)  # as the guard does by default
+    assert inside.halted and inside.generated_tokens == 0 and inside.verdict.depth <= answer.verdict.depth
 
 
 def test_the_unguarded_model_goes_on_with_the_prefill(guard):

@@ -98,7 +98,8 @@ def demo(
     if probe is None and detector == "probe":  # the shipped one: with the demo's threshold, see demo.toml
         options = opt.GuardOptions(policy="threshold", threshold=shown.threshold)
     guard = load.open_guard(opt.ModelOptions(name, adapter, dtype, device, revision), options)
-    outcome = _run(guard, shown)
+    # at the end of the prefill only: what is shown is that the Safety Tokens speak up deep in an answer
+    outcome = _run(guard.with_options(prefill="end"), shown)
     if as_json:
         write_json(_record(name, shown, outcome))
     else:
