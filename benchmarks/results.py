@@ -38,7 +38,7 @@ TABLES: Mapping[str, Table] = {
     "deep-prefill-false": Table("deep-prefill", "false alarms", "depth", "arm", "prefill, tokens"),
     "attacks": Table("attacks", "attack_success", "attack", "arm", "attack"),
     "attacks-halted": Table("attacks", "halted", "attack", "arm", "attack"),
-    "stored": Table("attacks", "stored_halted", "table", "label", "stored answers"),
+    "stored": Table("attacks", "stored_halted", "table", "label", "stored answers", {"arm": "probe"}),
     "adaptive": Table("adaptive", "halted", "variant", "attack", "variant", {"arm": "probe"}),
     "over-refusal": Table("over-refusal", "false alarms", "set", "arm", "answers"),
     "over-refusal-model": Table("over-refusal", "refused", "set", "kind", "prompts", {"arm": "base"}),
