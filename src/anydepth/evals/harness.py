@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from anydepth.errors import ConfigError
 from anydepth.extras import require
 from anydepth.probes.dataset import Conversation
 
@@ -147,11 +148,11 @@ def _model(answers: Answers, shown: TextIO) -> Any:
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             """Not offered: a guard watches answers that are generated."""
-            raise NotImplementedError("a guard watches generated answers; use tasks of output type generate_until")
+            raise ConfigError("a guard watches generated answers; use tasks of output type generate_until")
 
         def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
             """Not offered either."""
-            raise NotImplementedError("a guard watches generated answers; use tasks of output type generate_until")
+            raise ConfigError("a guard watches generated answers; use tasks of output type generate_until")
 
     return Answering()
 
