@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from anydepth.evals.run import Evaluation, evaluate, read_run
 from anydepth.evals.suite import EvalOptions
@@ -72,7 +73,11 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("after", [5, 40, 70])
 def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path: Path, data: Path, whole: Path, after: int) -> None:
     folder = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(data), str(after), str(folder)], env=environment, cwd=ROOT, check=False
     )

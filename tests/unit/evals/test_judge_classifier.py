@@ -40,7 +40,7 @@ def saved(folder: Path, labels: dict[int, str], **facts: Any) -> str:
     of_labels = {"id2label": labels, "label2id": {name: n for n, name in labels.items()}}
     model = BertForSequenceClassification(config(**of_labels, **facts)).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(120):
+    for _ in range(1000):
         ids = torch.randint(4, 43, (32, 12))
         ids[ids == 11] = 12
         bad = torch.rand(32) < 0.5
@@ -55,6 +55,9 @@ def saved(folder: Path, labels: dict[int, str], **facts: Any) -> str:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        if loss.item() < 0.01:  # how many steps that takes depends on the machine's arithmetic
+            break
+    assert loss.item() < 0.1
     model.eval().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)
