@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument(
         "--blocks", type=int, default=60, help="KV blocks of 32 tokens: few, so that there is preemption"
     )
+    parser.add_argument(
+        "--thresholds", type=float, nargs="+", default=[0.5, 0.99, 1.0], help="each request takes one: verdicts differ"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

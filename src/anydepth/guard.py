@@ -15,7 +15,7 @@ from anydepth.driver import drive_paced
 from anydepth.errors import ConfigError
 from anydepth.flow import Flow, Halt, Noted, Outcome, Release, guarded
 from anydepth.policy import Policy
-from anydepth.scan import inside_prefill, scan_answer
+from anydepth.scan import inside_prefill, scan_answers
 from anydepth.schedule import Schedule
 from anydepth.template import ChatTemplate, Prompt
 from anydepth.text import TextStream
@@ -234,8 +234,12 @@ class Guard:
 
     def scan(self, messages: Messages, answer: str) -> ScanResult:
         """Check a finished answer at every scheduled depth; all depths in one packed pass where the model allows it."""
-        prompt = self.template.prompt(messages, prefill=answer)
-        return scan_answer(self.backend, self.detector, self.config, prompt)
+        return self.scan_many([(messages, answer)])[0]
+
+    def scan_many(self, conversations: Sequence[tuple[Messages, str]]) -> list[ScanResult]:
+        """The same for several conversations and their answers, read in one batch: of about one length, or on vLLM."""
+        prompts = [self.template.prompt(messages, prefill=answer) for messages, answer in conversations]
+        return scan_answers(self.backend, self.detector, self.config, prompts)
 
     # -- drivers -------------------------------------------------------------------------------------------------------
 

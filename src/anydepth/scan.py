@@ -26,23 +26,45 @@ def scan_answer(
     answer is replayed and forked at each depth, which the result's `method` and `notes` say. Every depth is scored,
     also after the one at which the answer would have halted. `packed=False` forks in any case.
     """
-    if not prompt.prefill:
+    return scan_answers(backend, detector, config, [prompt], packed=packed)[0]
+
+
+def scan_answers(
+    backend: Backend, detector: Detector, config: GuardConfig, prompts: Sequence[Prompt], *, packed: bool = True
+) -> list[ScanResult]:
+    """Scan several answers, each the prefill of its prompt, in one batch; see `scan_answer`."""
+    if not all(prompt.prefill for prompt in prompts):
         raise PromptError("the answer to scan is empty; give its text")
-    question = Prompt(prompt.ids[: prompt.start])
-    answer_ids = prompt.ids[prompt.start :]
-    plan = Plan(config.schedule, config.policy, len(answer_ids), release="monitor", on_error=config.on_error)
     if not isinstance(detector, LinearProbe):
-        return _by_forks(backend, detector, plan, question, answer_ids, f"{detector.name} reads each depth on a fork")
-    if packed and getattr(config.schedule, "fixed", False):
-        depths = scheduled_depths(config.schedule, len(answer_ids))
+        why = f"{detector.name} reads each depth on a fork"
+    elif not packed:
+        why = "forks were asked for"
+    elif not getattr(config.schedule, "fixed", False):
+        why = "the schedule looks at the scores"
+    else:
+        answers = [_finished(prompt, scheduled_depths(config.schedule, prompt.prefill)) for prompt in prompts]
         try:
-            scores = _packed_scores(backend, detector, question, answer_ids, depths)
+            scores = _packed_scores(backend, detector, answers)
         except UnsupportedModel as reason:
-            return _by_forks(backend, detector, plan, question, answer_ids, str(reason))
-        fixed = replace(plan, schedule=Listed(tuple(depths[1:])))
-        return _result(_settle(guarded(fixed), dict(zip(depths, scores, strict=True))), "packed")
-    why = "the schedule looks at the scores" if packed else "forks were asked for"
-    return _by_forks(backend, detector, plan, question, answer_ids, why)
+            why = str(reason)
+        else:
+            return [_from_scores(config, *each) for each in zip(answers, scores, strict=True)]
+    return [_by_forks(backend, detector, _plan(config, prompt.prefill), prompt, why) for prompt in prompts]
+
+
+def _plan(config: GuardConfig, tokens: int) -> Plan:
+    return Plan(config.schedule, config.policy, tokens, release="monitor", on_error=config.on_error)
+
+
+def _finished(prompt: Prompt, depths: Sequence[int]) -> FinishedAnswer:
+    """The prefill of a prompt as the answer to the rest of it."""
+    return FinishedAnswer(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :], tuple(depths))
+
+
+def _from_scores(config: GuardConfig, answer: FinishedAnswer, scores: Sequence[Score | Exception]) -> ScanResult:
+    """What the guard makes of the scores at all scheduled depths."""
+    fixed = replace(_plan(config, len(answer.answer_ids)), schedule=Listed(answer.depths[1:]))
+    return _result(_settle(guarded(fixed), dict(zip(answer.depths, scores, strict=True))), "packed")
 
 
 def inside_prefill(
@@ -58,13 +80,12 @@ def inside_prefill(
     depths = [depth for depth in scheduled_depths(config.schedule, prompt.prefill) if 0 < depth < prompt.prefill]
     if not depths:
         return {}
-    question, answer_ids = Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :]
     try:
         try:
-            scores = _packed_scores(backend, detector, question, answer_ids, depths)
+            (scores,) = _packed_scores(backend, detector, [_finished(prompt, depths)])
         except UnsupportedModel as reason:
-            plan = Plan(Listed(tuple(depths)), config.policy, len(answer_ids), release="monitor", on_error="open")
-            checks = _by_forks(backend, detector, plan, question, answer_ids, str(reason)).checks
+            plan = Plan(Listed(tuple(depths)), config.policy, prompt.prefill, release="monitor", on_error="open")
+            checks = _by_forks(backend, detector, plan, prompt, str(reason)).checks
             by_depth = {check.depth: check for check in checks}
             scores = [_reply(by_depth[depth]) for depth in depths]
     except Exception as error:  # a failed check is the flow's to judge: it halts unless the operator chose otherwise
@@ -77,14 +98,16 @@ def _reply(check: CheckResult) -> Score | Exception:
 
 
 def _packed_scores(
-    backend: Backend, probe: LinearProbe, prompt: Prompt, answer_ids: Sequence[int], depths: Sequence[int]
-) -> list[Score | Exception]:
-    answer = FinishedAnswer(prompt, tuple(answer_ids), tuple(depths))
+    backend: Backend, probe: LinearProbe, answers: Sequence[FinishedAnswer]
+) -> list[list[Score | Exception]]:
+    """The scores of each answer, one a depth."""
     sites = list(dict.fromkeys(read.site for read in probe.reads))
     tokens = sorted({read.token for read in probe.reads})
-    (states,) = backend.read_batch([answer], sites, tokens=tokens)
-    picked = [states[read.site][:, tokens.index(read.token)] for read in probe.reads]
-    return probe.score_each(np.stack(picked, axis=1))
+    found = []
+    for states in backend.read_batch(answers, sites, tokens=tokens):
+        picked = [states[read.site][:, tokens.index(read.token)] for read in probe.reads]
+        found.append(probe.score_each(np.stack(picked, axis=1)))
+    return found
 
 
 def _settle(flow: Flow, scores: dict[int, Score | Exception]) -> Outcome:
@@ -102,10 +125,9 @@ def _settle(flow: Flow, scores: dict[int, Score | Exception]) -> Outcome:
             reply = Decoded((0,) * command.n)
 
 
-def _by_forks(
-    backend: Backend, detector: Detector, plan: Plan, prompt: Prompt, answer_ids: Sequence[int], why: str
-) -> ScanResult:
-    session = backend.replay(prompt, answer_ids)
+def _by_forks(backend: Backend, detector: Detector, plan: Plan, prompt: Prompt, why: str) -> ScanResult:
+    """Replay the prefill of `prompt` and read each depth on a fork."""
+    session = backend.replay(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :])
     try:
         outcome = next(step for _, step in drive([guarded(plan)], session, detector) if isinstance(step, Outcome))
     finally:

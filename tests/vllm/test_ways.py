@@ -152,6 +152,58 @@ def test_the_backend_says_what_it_cannot_do(backend):
         backend.replay(answer.prompt, answer.answer_ids)
 
 
+@pytest.mark.parametrize("command", ["scan", "collect"])
+def test_the_command_line_reads_with_vllm_what_it_reads_with_transformers(tiny_folder, plain_probe, tmp_path, command):
+    """Several answers of different lengths, one of which does not fit, in one batch."""
+    rows = [
+        {"id": f"r{n}", "prompt": f"w{n} w{n + 1}", "response": " ".join(f"w{20 + n + i}" for i in range(8 * n + 1)),
+         "label": "benign", "licence": "MIT"} for n in range(6)
+    ]  # fmt: skip
+    rows.insert(3, {**rows[0], "id": "long", "response": "w9 " * 600})
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = {"transformers": [], "vllm": ["--engine", "vllm"]}
+    for name in ("enforce_eager=true", "max_model_len=512", "max_num_seqs=8", "block_size=32"):
+        flags["vllm"] += ["--engine-arg", name]
+    found = {}
+    for engine, more in flags.items():
+        out = tmp_path / engine
+        if command == "scan":
+            arguments = [str(tmp_path / "in.jsonl"), "--probe", str(plain_probe)]
+        else:
+            arguments = [
+                "--data",
+                str(tmp_path / "in.jsonl"),
+                "--sites",
+                "2.input_layernorm,3.output",
+                "--interval",
+                "5",
+            ]
+        done = subprocess.run(
+            [sys.executable, "-m", "anydepth", command, str(tiny_folder), *arguments, "-o", str(out),
+             "--dtype", "float32", *more], env={**os.environ, "PYTHONPATH": f"{ROOT}/src"}, capture_output=True, text=True, timeout=300,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == (1 if command == "scan" else 0), done.stderr[-3000:]
+        assert "long" in done.stderr
+        found[engine] = (_scores if command == "scan" else _states)(out)
+    assert found["vllm"].keys() == found["transformers"].keys() and len(found["vllm"]) > 12
+    for key, wanted in found["transformers"].items():
+        np.testing.assert_allclose(found["vllm"][key], wanted, atol=1e-3, rtol=1e-3)
+
+
+def _scores(path: Path) -> dict:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(each["id"], check["depth"]): check["score"] for each in records for check in each["checks"]}
+
+
+def _states(path: Path) -> dict:
+    from anydepth.probes.store import StateStore
+
+    store = StateStore(path)
+    checks = store.read([(site, token) for site in store.manifest.sites for token in store.manifest.tokens])
+    return {(key, depth): state for key, depth, state in zip(checks["id"], checks["depth"], checks.states, strict=True)}
+
+
 @pytest.mark.slow
 def test_an_engine_in_processes_of_its_own(tiny_folder, plain_probe, tmp_path):
     """The plugin, by its environment variable alone, with vLLM's engine in another process."""

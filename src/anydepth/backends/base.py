@@ -193,6 +193,8 @@ class Backend(Protocol):
 
     template: "ChatTemplate"
     capabilities: frozenset[Capability]
+    batches_itself: bool
+    """True if `read_batch` likes many answers of any length: the engine makes batches of its own."""
 
     @property
     def identity(self) -> ModelIdentity:

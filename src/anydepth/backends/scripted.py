@@ -110,6 +110,7 @@ class ScriptedBackend:
         self.finish: Literal["stop", "length"] = finish
         self.at_most, self.packed = tuple(at_most), packed
         self.capabilities = capabilities
+        self.batches_itself = False
         self.tokenizer = ScriptedTokenizer()
         self.template = ChatTemplate(self.tokenizer)
         self.identity = ModelIdentity("scripted", None, "scripted", width, blocks, fingerprint="scripted")

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -125,9 +125,15 @@ def collect(
         typer.Option("--part", metavar="I/N", rich_help_panel=_HOW, help="The I-th of N processes, counted from 0."),
     ] = "0/1",
     engine: Annotated[
-        Literal["transformers", "ray"],
-        typer.Option("--engine", rich_help_panel=_HOW, help="`ray`: several processes or machines (extra `ray`)."),
+        Literal["transformers", "vllm", "ray"],
+        typer.Option(
+            "--engine",
+            rich_help_panel=_HOW,
+            help="`vllm`: vLLM with continuous batching (extra `vllm`); `ray`: several processes or machines with "
+            "Transformers (extra `ray`).",
+        ),
     ] = "transformers",
+    engine_arg: opt.EngineArgs = None,
     workers: Annotated[
         int, typer.Option("--workers", min=1, rich_help_panel=_HOW, help="Processes of `--engine ray`.")
     ] = 2,
@@ -143,7 +149,10 @@ def collect(
     """
     wanted = _Reads(layers, sites, tokens, interval, depths, longest, suffix, split, view, _part(part))
     wanted.check()
-    loaded = opt.ModelOptions(model, adapter, dtype, device, revision)
+    runs = "vllm" if engine == "vllm" else "transformers"
+    loaded = opt.ModelOptions(model, adapter, dtype, device, revision, runs, tuple(engine_arg or ()))
+    if on_policy and engine == "vllm":
+        raise ConfigError("--on-policy has Transformers write the answers; drop --engine vllm")
     conversations = _conversations(data, data_dir)[:limit]
     if on_policy:
         conversations = _own_answers(loaded, conversations, output, wanted.part)
@@ -231,7 +240,10 @@ def _conversations(refs: Sequence[str], data_dir: Path | None) -> "list[Conversa
 def _in_process(
     model: opt.ModelOptions, conversations: "Sequence[Conversation]", output: Path, wanted: _Reads, report: Report
 ) -> Collected:
-    backend = load.open_backend(model)
+    if model.engine == "vllm":
+        backend: Backend = load.open_vllm(model, lambda facts: wanted.plan(facts).sites)
+    else:
+        backend = load.open_backend(model)
     plan = wanted.plan(backend)
     manifest = manifest_for(backend, plan, dtype=dtype_of(backend), adapter=model.adapter)
     return read_states(backend, conversations, StateStore.create(output, manifest), plan, progress=report)
@@ -246,10 +258,9 @@ def _with_ray(
     report: Report,
 ) -> Collected:
     name = str(Path(model.model).absolute()) if Path(model.model).exists() else model.model
-    options = {key: value for key, value in asdict(model).items() if key != "model"}
     each = Workers(workers, gpus=1 if (model.device or "").startswith("cuda") else 0)
     return collect_with_ray(
-        partial(load_backend, name, **options),
+        partial(load_backend, name, **load.model_arguments(model)),
         conversations,
         output,
         wanted.plan,

@@ -1,7 +1,7 @@
 """Open what a command works on; the one place where the command line reaches the heavy modules."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,14 @@ from rich.markup import escape
 
 from anydepth.cli.options import GuardOptions, ModelOptions
 from anydepth.cli.output import err, printable
+from anydepth.errors import ConfigError
 from anydepth.policy import policy_from, policy_record
 
 if TYPE_CHECKING:
+    from anydepth.backends.base import Backend, Site
     from anydepth.backends.transformers import TransformersBackend
+    from anydepth.backends.vllm.backend import VllmBackend
+    from anydepth.detectors import LinearProbe
     from anydepth.guard import Guard
 
 _QUIET = {
@@ -50,16 +54,19 @@ def open_guard(model: ModelOptions, options: GuardOptions) -> "Guard":
     with _loading(model.model):
         from anydepth import Guard
 
-        guard = Guard.from_pretrained(
-            model.model,
-            probe=options.probe,
-            detector=_rethink(options),
-            policy=options.build_policy(),
-            schedule=options.build_schedule(),
-            release=options.release,
-            on_error=options.on_error,
-            **_model_arguments(model),
-        )
+        given = {
+            "policy": options.build_policy(),
+            "schedule": options.build_schedule(),
+            "release": options.release,
+            "on_error": options.on_error,
+        }
+        if model.engine == "vllm":
+            guard = Guard.from_backend(*_open_vllm_with_probe(model, options), **given)
+        else:
+            arguments = model_arguments(model)
+            guard = Guard.from_pretrained(
+                model.model, probe=options.probe, detector=_rethink(options), **given, **arguments
+            )
         if options.threshold is not None and options.policy is None:
             record = {**policy_record(guard.policy), "threshold": options.threshold}
             guard = guard.with_options(policy=policy_from(record))
@@ -71,7 +78,40 @@ def open_backend(model: ModelOptions) -> "TransformersBackend":
     with _loading(model.model):
         from anydepth.backends.transformers import load
 
-        return load(model.model, template_kwargs=None, **_model_arguments(model))
+        return load(model.model, template_kwargs=None, **model_arguments(model))
+
+
+def open_vllm(model: ModelOptions, sites: "Callable[[Backend], Sequence[Site]]") -> "VllmBackend":
+    """Start vLLM to read the states of finished answers at the sites that `sites` gives for the model's facts."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    with _loading(model.model):
+        from anydepth.backends.vllm.backend import VllmBackend
+
+        options = {"dtype": model.dtype, "revision": model.revision, **model.engine_options()}
+        facts: Any = sites  # the facts are the part of a backend that needs no engine
+        return VllmBackend(model.model, sites=facts, **options)
+
+
+def _open_vllm_with_probe(model: ModelOptions, options: GuardOptions) -> "tuple[VllmBackend, LinearProbe]":
+    """The engine, and the probe that it was started for."""
+    from anydepth.detectors import LinearProbe
+    from anydepth.guard import shipped_probe
+
+    if options.detector != "probe":
+        raise ConfigError(
+            f"--detector {options.detector} looks ahead, which --engine vllm does for answers of its own "
+            "only; scan with --engine transformers"
+        )
+    given = None if options.probe is None else LinearProbe.load(options.probe)
+    bound: list[LinearProbe] = []
+
+    def sites(facts: "Backend") -> "list[Site]":
+        probe = given or shipped_probe(facts)
+        probe.bind(facts)
+        bound.append(probe)
+        return [read.site for read in probe.reads]
+
+    return open_vllm(model, sites), bound[0]
 
 
 def has_shipped_probe(backend: "TransformersBackend") -> bool:
@@ -81,7 +121,8 @@ def has_shipped_probe(backend: "TransformersBackend") -> bool:
     return find_shipped(backend) is not None
 
 
-def _model_arguments(model: ModelOptions) -> dict[str, Any]:
+def model_arguments(model: ModelOptions) -> dict[str, Any]:
+    """How Transformers is to load the model."""
     return {"adapter": model.adapter, "dtype": model.dtype, "device": model.device, "revision": model.revision}
 
 

@@ -45,7 +45,8 @@ def _settings(model: ModelOptions, guard: GuardOptions) -> dict[str, Any]:
     probe = guard.probe
     digest = hashlib.sha256(Path(probe).read_bytes()).hexdigest()[:16] if probe and Path(probe).is_file() else None
     found["probe"] = digest or (str(probe) if probe else None)
-    del found["device"]
+    for where in ("device", "engine", "engine_args"):  # where it runs decides no verdict
+        del found[where]
     return {
         name: value if isinstance(value, int | float | bool) else value and str(value) for name, value in found.items()
     }

@@ -1,5 +1,7 @@
 """The options that several commands share, and the objects they describe."""
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +16,7 @@ from anydepth.types import OnError, ReleaseMode
 DetectorName = Literal["probe", "rethink", "rethink-score"]
 PolicyName = Literal["threshold", "k_of_n", "ewma", "cusum"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+EngineName = Literal["transformers", "vllm"]
 
 _GUARD, _MODEL = "The guard", "The model"
 
@@ -83,17 +86,58 @@ Device = Annotated[
 Revision = Annotated[
     str | None, typer.Option("--revision", rich_help_panel=_MODEL, help="Branch, tag or commit of a hub model.")
 ]
+EngineArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-arg",
+        metavar="NAME=VALUE",
+        rich_help_panel=_MODEL,
+        help="An option of `vllm.LLM` for --engine vllm, e.g. `tensor_parallel_size=2`; may be given again.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model to load, and how."""
+    """Which model to load, and how; what the engine does not take is refused before a model is loaded.
+
+    Attributes:
+        model: Hub id or folder.
+        adapter: PEFT adapter.
+        dtype: Number format of the weights.
+        device: Where Transformers runs it.
+        revision: Of a hub model.
+        engine: What runs it.
+        engine_args: `NAME=VALUE`, options of `vllm.LLM`.
+    """
 
     model: str
     adapter: str | None = None
     dtype: DtypeName = "auto"
     device: str | None = None
     revision: str | None = None
+    engine: EngineName = "transformers"
+    engine_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (("--adapter", self.adapter), ("--device", self.device)):
+            if self.engine == "vllm" and value is not None:
+                raise ConfigError(f"{name} {value} does not apply to --engine vllm; drop it")
+        if self.engine_args and self.engine != "vllm":
+            raise ConfigError(f"--engine-arg {self.engine_args[0]} goes with --engine vllm")
+        self.engine_options()
+
+    def engine_options(self) -> dict[str, Any]:
+        """The options of `vllm.LLM`; a value that is JSON is read as such, any other is text."""
+        found: dict[str, Any] = {}
+        for each in self.engine_args:
+            name, equals, value = each.partition("=")
+            if not equals or not name.isidentifier():
+                raise ConfigError(f"--engine-arg is {each!r}; write NAME=VALUE, e.g. max_model_len=4096")
+            with suppress(ValueError):
+                value = json.loads(value)
+            found[name] = value
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """`anydepth scan`: the risk over depth of finished answers."""
 
 import math
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +14,14 @@ from anydepth.cli import options as opt
 from anydepth.cli.manifest import check_manifest
 from anydepth.cli.output import err, plural, progress_bar, warn
 from anydepth.errors import ConfigError
-from anydepth.records import Line, RecordWriter, count_lines, read_lines, scan_record
+from anydepth.records import Line, Record, RecordWriter, count_lines, read_lines, scan_record
+from anydepth.types import ScanResult
 
 if TYPE_CHECKING:
     from anydepth.guard import Guard
+
+_AT_ONCE = 32
+"""Answers that vLLM is given at once; each is a request for every depth."""
 
 
 def scan(
@@ -40,6 +45,10 @@ def scan(
     threshold: opt.Threshold = None,
     interval: opt.Interval = None,
     on_error: opt.OnErrorOption = "closed",
+    engine: Annotated[
+        opt.EngineName, typer.Option("--engine", help="What runs the model: Transformers, or vLLM with many at once.")
+    ] = "transformers",
+    engine_arg: opt.EngineArgs = None,
     adapter: opt.Adapter = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
@@ -55,7 +64,7 @@ def scan(
     if output.exists() and output.samefile(file):
         raise ConfigError(f"-o {output} is the input file; give another file")
     options = opt.GuardOptions(probe, detector, policy, threshold, interval, "hold", on_error)
-    loaded = opt.ModelOptions(model, adapter, dtype, device, revision)
+    loaded = opt.ModelOptions(model, adapter, dtype, device, revision, engine, tuple(engine_arg or ()))
     check_manifest(output, loaded, options)
     with RecordWriter(output) as writer:
         if writer.done:
@@ -64,9 +73,11 @@ def scan(
         run = _Run(guard, writer)
         with progress_bar() as progress:
             task = progress.add_task("scan", total=min(total, limit or total))
-            for line in islice(read_lines(file), limit):
-                run.line(line)
-                progress.advance(task)
+            lines = islice(read_lines(file), limit)
+            at_once = _AT_ONCE if engine == "vllm" else 1
+            while batch := list(islice(lines, at_once)):
+                run.lines(batch)
+                progress.advance(task, len(batch))
     err.print(Text(run.summary()), soft_wrap=True)
     if run.failed:
         raise typer.Exit(1)
@@ -81,32 +92,41 @@ class _Run:
         self.scanned = self.skipped = self.halted = self.failed = 0
         self.notes: set[str] = set()
 
-    def line(self, line: Line) -> None:
-        """Scan the record of one line, or report what is wrong with it."""
-        record = line.record
-        if record is None:
-            self._report(line.number, str(line.error))
-        elif record.id in self.writer.done:
-            self.skipped += 1
-        else:
-            try:
-                result = self.guard.scan(record.messages, record.response)
-            except Exception as error:  # whatever one record does, a long run goes on; its id is tried again next time
-                self._report(line.number, f"id {record.id!r}: {error or type(error).__name__}")
-                return
-            self.writer.write(scan_record(record.id, result))
-            self.scanned += 1
-            self.halted += result.verdict.halt
-            for note in set(result.notes) - self.notes:
-                self.notes.add(note)
-                warn(f"note: {note}")
-            broken = [check for check in result.checks if check.error is not None or math.isnan(check.score)]
-            if broken:
-                reason = broken[0].error or "the score is not a number"
-                where = plural(len(broken), "check")
-                self._report(
-                    line.number, f"id {record.id!r}: {where} failed, first at depth {broken[0].depth}: {reason}"
-                )
+    def lines(self, lines: Sequence[Line]) -> None:
+        """Scan the records of some lines in one batch, or report what is wrong with them."""
+        new: list[tuple[int, Record]] = []
+        for line in lines:
+            if line.record is None:
+                self._report(line.number, str(line.error))
+            elif line.record.id in self.writer.done:
+                self.skipped += 1
+            else:
+                new.append((line.number, line.record))
+        for (number, record), found in zip(new, self._scanned([record for _, record in new]), strict=True):
+            if isinstance(found, Exception):  # its id is tried again next time
+                self._report(number, f"id {record.id!r}: {found or type(found).__name__}")
+            else:
+                self._note(number, record, found)
+
+    def _scanned(self, records: Sequence[Record]) -> list[ScanResult | Exception]:
+        """Scan in one batch; if that fails, one by one: whatever one record does, the others go on."""
+        try:
+            return [*self.guard.scan_many([(record.messages, record.response) for record in records])]
+        except Exception as error:
+            return [error] if len(records) == 1 else [found for each in records for found in self._scanned([each])]
+
+    def _note(self, number: int, record: Record, result: ScanResult) -> None:
+        self.writer.write(scan_record(record.id, result))
+        self.scanned += 1
+        self.halted += result.verdict.halt
+        for note in set(result.notes) - self.notes:
+            self.notes.add(note)
+            warn(f"note: {note}")
+        broken = [check for check in result.checks if check.error is not None or math.isnan(check.score)]
+        if broken:
+            reason = broken[0].error or "the score is not a number"
+            where = plural(len(broken), "check")
+            self._report(number, f"id {record.id!r}: {where} failed, first at depth {broken[0].depth}: {reason}")
 
     def summary(self) -> str:
         """Return the tally as one line."""

@@ -143,14 +143,15 @@ def manifest_for(backend: Backend, plan: CollectPlan, *, dtype: str, adapter: st
         sites=plan.sites,
         tokens=tuple(tokens),
         dtype=dtype,
-        versions=package_versions("anydepth", "numpy", "torch", "transformers"),
+        versions=package_versions("anydepth", "numpy", "torch", "transformers", "vllm"),
         adapter=adapter,
     )
 
 
 def dtype_of(backend: Backend) -> str:
     """The type that a backend's model runs in, e.g. `bfloat16`: what a manifest is told."""
-    return str(getattr(getattr(backend, "model", None), "dtype", "")).removeprefix("torch.")
+    known = backend if hasattr(backend, "dtype") else getattr(backend, "model", None)
+    return str(getattr(known, "dtype", "")).removeprefix("torch.")
 
 
 def package_versions(*names: str) -> dict[str, str]:
@@ -227,7 +228,8 @@ def collect_group(
     report = Collected()
     rows: list[CheckRow] = []
     states: dict[Site, list[np.ndarray]] = {site: [] for site in plan.sites}
-    for batch in _batches(_prepared(backend, group, store.manifest, plan, report)):
+    prepared = _prepared(backend, group, store.manifest, plan, report)
+    for batch in [list(prepared)] if backend.batches_itself else _batches(prepared):
         for (row, finished), found in zip(batch, _read(backend, batch, store.manifest, report), strict=True):
             report.tokens += finished.prompt.start + finished.deepest
             report.tokens += len(finished.depths) * (max(store.manifest.tokens) + 1)

@@ -56,6 +56,7 @@ class ScriptedGuard:
     opened: list[tuple[ModelOptions, GuardOptions]] = field(default_factory=list)
     asked: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
     scanned: list[tuple[Any, str]] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
     die_after: int | None = None
 
     def with_options(self, **options: Any) -> "ScriptedGuard":
@@ -99,6 +100,10 @@ class ScriptedGuard:
     def unguarded(self, messages: Any, **arguments: Any) -> str:
         self.asked.append((messages, arguments))
         return self.continuation
+
+    def scan_many(self, conversations: Sequence[tuple[Any, str]]) -> list[ScanResult]:
+        self.batches.append(len(conversations))
+        return [self.scan(messages, answer) for messages, answer in conversations]
 
     def scan(self, messages: Any, answer: str) -> ScanResult:
         if self.die_after is not None and len(self.scanned) >= self.die_after:

@@ -213,3 +213,27 @@ def test_ray_is_asked_for_by_name_if_it_is_missing(
     monkeypatch.setitem(sys.modules, "ray", None)
     result = run("collect", "org/m", "--data", data, "-o", tmp_path / "store", "--engine", "ray")
     assert result.exit_code == 2 and "pip install 'anydepth[ray]'" in words(result.stderr)
+
+
+def test_vllm_is_started_for_the_sites_of_the_model(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted = ScriptedBackend(["mine"] * 32, states=lambda row, depth: [float(depth)] * 4, blocks=12)
+    scripted.batches_itself = True
+    started: list[Any] = []
+
+    def open_vllm(model: ModelOptions, sites: Any) -> ScriptedBackend:
+        started.append((model, sites(scripted)))
+        return scripted
+
+    monkeypatch.setattr(load, "open_vllm", open_vllm)
+    out = tmp_path / "store"
+    result = run("collect", "org/m", "--data", data, "-o", out, "--layers", "3,5", "--engine", "vllm")
+    assert result.exit_code == 0, result.stderr
+    assert started == [(ModelOptions("org/m", engine="vllm"), (Site(3), Site(5)))]
+    assert StateStore(out).manifest.sites == (Site(3), Site(5))
+
+
+def test_vllm_writes_no_answers_of_its_own(run: Run, data: Path, tmp_path: Path) -> None:
+    result = run("collect", "m", "--data", data, "-o", tmp_path / "store", "--engine", "vllm", "--on-policy")
+    assert result.exit_code == 2 and "drop --engine vllm" in words(result.stderr)

@@ -206,3 +206,45 @@ def test_an_empty_file_is_no_error(run: Run, guard: ScriptedGuard, tmp_path: Pat
     result = run("scan", "org/m", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")
     assert result.exit_code == 0
     assert "0 answers scanned" in result.stderr
+
+
+def test_vllm_is_given_many_at_once(run: Run, guard: ScriptedGuard, file: Path, out: Path) -> None:
+    result = run("scan", "org/m", file, "-o", out, "--engine", "vllm", "--engine-arg", "max_model_len=4096")
+    assert result.exit_code == 0, result.stderr
+    assert guard.batches == [5] and len(results(out)) == 5
+    (model, _) = guard.opened[0]
+    assert model.engine == "vllm" and model.engine_options() == {"max_model_len": 4096}
+
+
+def test_one_bad_record_in_a_batch_is_named_and_the_others_are_scanned_once(
+    run: Run, guard: ScriptedGuard, tmp_path: Path, out: Path
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(lines(record("a"), record("b", "too long"), record("c")))
+    result = run("scan", "org/m", file, "-o", out, "--engine", "vllm")
+    assert result.exit_code == 1
+    assert "line 2: id 'b'" in result.stderr and "2 answers scanned" in result.stderr
+    assert [each["id"] for each in results(out)] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--engine-arg", "max_model_len=4096"], "goes with --engine vllm"),
+        (["--engine", "vllm", "--engine-arg", "max_model_len"], "write NAME=VALUE"),
+        (["--engine", "vllm", "--adapter", "some"], "--adapter some does not apply to --engine vllm"),
+        (["--engine", "vllm", "--device", "cuda:0"], "--device cuda:0 does not apply to --engine vllm"),
+    ],
+)
+def test_what_the_engine_does_not_take_is_refused(
+    run: Run, guard: ScriptedGuard, file: Path, out: Path, options: list[str], said: str
+) -> None:
+    result = run("scan", "org/m", file, "-o", out, *options)
+    assert result.exit_code == 2 and not guard.opened
+    assert said in " ".join(result.stderr.split())
+
+
+def test_going_on_with_another_engine_is_allowed(run: Run, guard: ScriptedGuard, file: Path, out: Path) -> None:
+    run("scan", "org/m", file, "-o", out, "--limit", 2)
+    result = run("scan", "org/m", file, "-o", out, "--engine", "vllm")
+    assert result.exit_code == 0 and len(results(out)) == 5, "what runs the model decides no verdict"

@@ -39,6 +39,7 @@ class TransformersBackend:
     """
 
     capabilities = frozenset(Capability)
+    batches_itself = False
 
     def __init__(
         self,

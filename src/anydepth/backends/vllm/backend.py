@@ -1,7 +1,7 @@
 """Hidden states of finished answers, read by vLLM with continuous batching: for `anydepth scan` and `collect`."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +28,8 @@ class VllmBackend:
 
     Args:
         model: Hub id or folder.
-        sites: Where states can be read: the engine is started for them.
+        sites: Where states can be read: the engine is started for them. A function is told the facts of the model
+            (its identity, template and header) before the engine is started, and gives the sites.
         **options: Options of `vllm.LLM`, e.g. `dtype`, `tensor_parallel_size`, `max_model_len`.
 
     Raises:
@@ -37,9 +38,15 @@ class VllmBackend:
     """
 
     capabilities = frozenset({Capability.HIDDEN_STATES})
+    batches_itself = True
 
-    def __init__(self, model: str | Path, *, sites: Sequence[Site], **options: Any) -> None:
+    def __init__(
+        self, model: str | Path, *, sites: Sequence[Site] | Callable[[VllmModel], Sequence[Site]], **options: Any
+    ) -> None:
         vllm = require("vllm", extra="vllm")
+        if callable(sites):
+            arguments = require("vllm.engine.arg_utils", extra="vllm").EngineArgs(model=str(model), **options)
+            sites = sites(VllmModel(arguments.create_model_config()))
         self.sites = tuple(dict.fromkeys(sites))
         self._spool = tempfile.TemporaryDirectory(prefix="anydepth-states-")
         collect = {"sites": [str(site) for site in self.sites], "spool": self._spool.name}
@@ -55,14 +62,19 @@ class VllmBackend:
         return self._facts.identity
 
     @property
+    def dtype(self) -> str:
+        """The type that the model runs in, e.g. `bfloat16`."""
+        return str(self._llm.llm_engine.vllm_config.model_config.dtype).removeprefix("torch.")
+
+    @property
     def header(self) -> Header:
         """The Safety Tokens of the chat template."""
         return self._facts.header
 
     @property
     def context_length(self) -> int:
-        """Longest sequence that the engine runs."""
-        return self._llm.llm_engine.vllm_config.model_config.max_model_len
+        """Longest text with a header that can be read: the engine samples one token behind it."""
+        return self._llm.llm_engine.vllm_config.model_config.max_model_len - 1
 
     def check_site(self, site: Site) -> None:
         """Raise UnsupportedModel unless the engine was started for this site."""
@@ -116,10 +128,10 @@ class VllmBackend:
             if not 0 <= depth <= len(answer.answer_ids):
                 raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
             text = start + answer.answer_ids[:depth]
-            if len(text) + len(header) >= self.context_length:
+            if len(text) + len(header) > self.context_length:
                 raise PromptError(
-                    f"prompt and answer have {len(text)} tokens, which with a check of {len(header)} do not fit the "
-                    f"engine's context of {self.context_length}; shorten them, or raise max_model_len"
+                    f"prompt and answer have {len(text)} tokens, which with a check of {len(header)} and one more do not "
+                    f"fit the engine's context of {self.context_length + 1}; shorten them, or raise max_model_len"
                 )
             places = []
             for place, token in enumerate(tokens):
