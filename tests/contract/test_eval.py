@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from anydepth.evals.run import Evaluation, evaluate, read_run
+from anydepth.evals.run import Evaluation, evaluate
 from anydepth.evals.suite import EvalOptions
+from anydepth.report import open_runs
 from tests.evaluations import FEW, random_probe, tiny_backend, write_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +88,8 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path: Path, data: Pat
     assert begun > 0
     evaluated(data, folder)
     assert records(folder) == records(whole)
-    assert read_run(folder)[1]["deep-prefill"].record() == read_run(whole)[1]["deep-prefill"].record()
+    resumed, uninterrupted = (open_runs([each])[0].summaries["deep-prefill"] for each in (folder, whole))
+    assert resumed.record() == uninterrupted.record()
 
 
 def test_two_runs_with_one_seed_agree_and_another_seed_takes_other_answers(
@@ -110,7 +112,8 @@ def test_texts_stay_out_of_records_and_summary(data: Path, whole: Path) -> None:
 
 def test_suites_share_a_folder(tmp_path: Path, data: Path) -> None:
     found = evaluated(data, tmp_path / "run", suites=("interval", "deep-prefill"))
-    manifest, summaries = read_run(tmp_path / "run")
+    (run,) = open_runs([tmp_path / "run"])
+    manifest, summaries = run.manifest, run.summaries
     assert list(summaries) == ["deep-prefill", "interval"] and set(found) == set(summaries)
     assert set(manifest["suites"]) == set(summaries)
     assert set(manifest["data"]) == {"pairs_deep_validation", "pairs_benign_validation", "responses_xstest"}

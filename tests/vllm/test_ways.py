@@ -161,7 +161,7 @@ def test_the_command_line_reads_with_vllm_what_it_reads_with_transformers(tiny_f
     ]  # fmt: skip
     rows.insert(3, {**rows[0], "id": "long", "response": "w9 " * 600})
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = {"transformers": [], "vllm": ["--engine", "vllm"]}
+    flags = {"transformers": ["--dtype", "float32"], "vllm": ["--dtype", "float32", "--engine", "vllm"]}
     for name in ("enforce_eager=true", "max_model_len=512", "max_num_seqs=8", "block_size=32"):
         flags["vllm"] += ["--engine-arg", name]
     found = {}
@@ -178,11 +178,9 @@ def test_the_command_line_reads_with_vllm_what_it_reads_with_transformers(tiny_f
                 "--interval",
                 "5",
             ]
-        done = subprocess.run(
-            [sys.executable, "-m", "anydepth", command, str(tiny_folder), *arguments, "-o", str(out),
-             "--dtype", "float32", *more], env={**os.environ, "PYTHONPATH": f"{ROOT}/src"}, capture_output=True, text=True, timeout=300,
-            check=False,
-        )  # fmt: skip
+        command_line = [sys.executable, "-m", "anydepth", command, str(tiny_folder), *arguments, "-o", str(out), *more]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src"}
+        done = subprocess.run(command_line, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == (1 if command == "scan" else 0), done.stderr[-3000:]
         assert "long" in done.stderr
         found[engine] = (_scores if command == "scan" else _states)(out)

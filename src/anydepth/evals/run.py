@@ -63,28 +63,28 @@ def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Told) -> dict[
     manifest = _begin(evaluation)
     found = {}
     for name, suite in modules.items():
-        context = _context(evaluation, name, told)
+        context = _context(evaluation, name, told, manifest)
         begun = time.monotonic()
         try:
             found[name] = suite.run(context)
         finally:
             context.close()
-        _finish(evaluation.folder, manifest, found[name], context, time.monotonic() - begun)
+        _finish(evaluation.folder, manifest, found[name], time.monotonic() - begun)
     return found
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Summary]]:
-    """Manifest and summaries of a run; ConfigError if the folder has none."""
-    manifest, summary = _read(folder / MANIFEST), _read(folder / SUMMARY)
-    if manifest is None or summary is None:
-        raise ConfigError(f"{folder} is no run of `anydepth eval`: it has no {MANIFEST} and {SUMMARY}; run one with -o")
-    if not isinstance(summary.get("suites"), dict):
-        raise ConfigError(f"{folder / SUMMARY} has no suites; it was not written by `anydepth eval`")
-    order = [*SUITES, *sorted(set(summary["suites"]) - set(SUITES))]
-    return manifest, {name: Summary.of(summary["suites"][name]) for name in order if name in summary["suites"]}
+def _context(evaluation: Evaluation, suite: str, told: Told, manifest: dict[str, Any]) -> Context:
+    def note_table(name: str, facts: dict[str, Any]) -> None:
+        before = manifest["data"].get(name)
+        if before not in (None, facts):
+            raise ConfigError(
+                f"{evaluation.folder} was begun with a table {name} of other rows ({before['rows']}, now "
+                f"{facts['rows']}); give another -o, or the table it was begun with"
+            )
+        if before is None:
+            manifest["data"][name] = facts
+            _write(evaluation.folder / MANIFEST, manifest)
 
-
-def _context(evaluation: Evaluation, suite: str, told: Told) -> Context:
     return Context(
         suite=suite,
         backend=evaluation.backend,
@@ -94,6 +94,7 @@ def _context(evaluation: Evaluation, suite: str, told: Told) -> Context:
         given_probe=evaluation.probe,
         config=evaluation.config,
         told=told,
+        on_table=note_table,
     )
 
 
@@ -150,12 +151,11 @@ def _manifest(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _finish(folder: Path, manifest: dict[str, Any], summary: Summary, context: Context, seconds: float) -> None:
+def _finish(folder: Path, manifest: dict[str, Any], summary: Summary, seconds: float) -> None:
     path = folder / SUMMARY
     before = _read(path) or {"suites": {}}
     suites = {**before["suites"], summary.suite: summary.record()}
     _write(path, {"suites": {name: suites[name] for name in SUITES if name in suites}})
-    manifest["data"].update(context.used)
     spent = manifest["suites"].get(summary.suite, {}).get("seconds", 0)
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     manifest["suites"][summary.suite] = {"seconds": round(spent + seconds, 1), "finished": finished}

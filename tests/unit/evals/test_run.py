@@ -14,8 +14,9 @@ from anydepth.errors import ConfigError
 from anydepth.evals import run as runs
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Summary
-from anydepth.evals.run import MANIFEST, SUMMARY, Evaluation, evaluate, read_run
+from anydepth.evals.run import MANIFEST, Evaluation, evaluate
 from anydepth.evals.suite import SUITES, EvalOptions, load_suite
+from anydepth.report import open_runs
 from tests.evaluations import random_probe, tiny_backend, write_tables
 
 TABLE = "pairs_deep_validation"
@@ -50,8 +51,9 @@ def counting(context: Context) -> Summary:
 def test_a_run_has_a_manifest_a_summary_and_records(evaluation: Evaluation, suites: dict[str, Any]) -> None:
     suites["latency"] = counting
     found = evaluate(evaluation, ["latency"], silent)
-    manifest, summaries = read_run(evaluation.folder)
-    assert summaries == found
+    (run,) = open_runs([evaluation.folder])
+    assert run.summaries == found
+    manifest = run.manifest
     assert manifest["model"]["fingerprint"] == evaluation.backend.identity.fingerprint
     assert manifest["model"]["dtype"] == "float32"
     assert manifest["guard"]["schedule"] == "Every(interval=25, doubling=True)"
@@ -66,7 +68,7 @@ def test_suites_are_added_to_a_run_in_the_order_of_the_report(evaluation: Evalua
     suites.update(dict.fromkeys(("latency", "interval", "attacks"), counting))
     evaluate(evaluation, ["latency"], silent)
     evaluate(evaluation, ["interval", "attacks"], silent)
-    assert list(read_run(evaluation.folder)[1]) == ["attacks", "interval", "latency"]
+    assert list(open_runs([evaluation.folder])[0].summaries) == ["attacks", "interval", "latency"]
 
 
 def test_a_suite_that_fails_leaves_the_finished_ones(evaluation: Evaluation, suites: dict[str, Any]) -> None:
@@ -77,7 +79,7 @@ def test_a_suite_that_fails_leaves_the_finished_ones(evaluation: Evaluation, sui
     suites.update({"interval": counting, "latency": failing})
     with pytest.raises(ConfigError, match="lacks its data"):
         evaluate(evaluation, ["interval", "latency"], silent)
-    assert list(read_run(evaluation.folder)[1]) == ["interval"]
+    assert list(open_runs([evaluation.folder])[0].summaries) == ["interval"]
     suites["latency"] = counting
     evaluate(evaluation, ["latency"], silent)
     assert "one" in (evaluation.folder / "records" / "latency.jsonl").read_text(), "its records were kept"
@@ -112,14 +114,23 @@ def test_going_on_makes_what_is_missing_only(evaluation: Evaluation, suites: dic
     assert file.read_bytes() == b"".join(lines)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"suites": 3}'])
-def test_what_is_no_run_is_refused(tmp_path: Path, content: str) -> None:
-    with pytest.raises(ConfigError, match="is no run of `anydepth eval`"):
-        read_run(tmp_path)
-    (tmp_path / MANIFEST).write_text("{}")
-    (tmp_path / SUMMARY).write_text(content)
-    with pytest.raises(ConfigError):
-        read_run(tmp_path)
+def test_a_table_that_has_changed_is_noticed_even_after_a_kill(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    def killed(context: Context) -> Summary:
+        counting(context)
+        raise KeyboardInterrupt
+
+    suites["latency"] = killed
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(evaluation, ["latency"], silent)
+    assert evaluation.options.data_dir is not None
+    table = evaluation.options.data_dir / f"{TABLE}.jsonl"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(lines[:-1]) + "\n")
+    suites["latency"] = counting
+    with pytest.raises(ConfigError, match=f"table {TABLE} of other rows \\(24, now 23\\)"):
+        evaluate(evaluation, ["latency"], silent)
+    table.write_text("\n".join(reversed(lines)) + "\n")  # the order of the rows decides nothing
+    assert evaluate(evaluation, ["latency"], silent)["latency"].figures[0].answers == 3
 
 
 def test_an_unknown_suite_is_refused_before_anything_is_written(evaluation: Evaluation) -> None:

@@ -130,8 +130,8 @@ class VllmBackend:
             text = start + answer.answer_ids[:depth]
             if len(text) + len(header) > self.context_length:
                 raise PromptError(
-                    f"prompt and answer have {len(text)} tokens, which with a check of {len(header)} and one more do not "
-                    f"fit the engine's context of {self.context_length + 1}; shorten them, or raise max_model_len"
+                    f"prompt and answer have {len(text)} tokens, which with a check of {len(header)} and one more do "
+                    f"not fit the engine's context of {self.context_length + 1}; shorten them, or raise max_model_len"
                 )
             places = []
             for place, token in enumerate(tokens):
