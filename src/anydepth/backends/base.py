@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from anydepth.errors import ConfigError
+from anydepth.errors import ConfigError, UnsupportedModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,18 @@ class Site:
         if not block.isdecimal() or not module:
             raise ConfigError(f"site is {text!r}; write it as BLOCK.MODULE, e.g. 15.input_layernorm")
         return cls(int(block), module)
+
+    def within(self, block: Any) -> Any:
+        """The module of this site in its block, a `torch.nn.Module`; UnsupportedModel names what there is instead."""
+        if self.module == "output":
+            return block
+        children = dict(block.named_children())
+        if self.module not in children:
+            raise UnsupportedModel(
+                f"site {self} does not exist: block {self.block} ({type(block).__name__}) has "
+                f"{', '.join(children)} and output"
+            )
+        return children[self.module]
 
 
 CONTENT = -1

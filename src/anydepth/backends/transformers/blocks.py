@@ -46,16 +46,7 @@ def find_module(model: nn.Module, site: Site) -> nn.Module:
     blocks = find_blocks(model)
     if not 0 <= site.block < len(blocks):
         raise UnsupportedModel(f"site {site} is outside the model, which has blocks 0 to {len(blocks) - 1}")
-    block = blocks[site.block]
-    if site.module == "output":
-        return block
-    children = dict(block.named_children())
-    if site.module not in children:
-        raise UnsupportedModel(
-            f"site {site} does not exist: block {site.block} ({type(block).__name__}) has "
-            f"{', '.join(children)} and output"
-        )
-    return children[site.module]
+    return site.within(blocks[site.block])
 
 
 def default_site(model: nn.Module) -> Site:

@@ -131,16 +131,7 @@ def find_module(model: Any, layers: int, site: Site) -> Any:
     ]
     if not lists:
         raise UnsupportedModel(f"{type(model).__name__} has no list of {layers} blocks to read from")
-    block = min(lists, key=lambda found: found[:2])[2][site.block]
-    if site.module == "output":
-        return block
-    children = dict(block.named_children())
-    if site.module not in children:
-        raise UnsupportedModel(
-            f"site {site} does not exist: block {site.block} ({type(block).__name__}) has "
-            f"{', '.join(children)} and output"
-        )
-    return children[site.module]
+    return site.within(min(lists, key=lambda found: found[:2])[2][site.block])
 
 
 def _state(output: Any, rows: Any, *, whole: bool) -> Any:
