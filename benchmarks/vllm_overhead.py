@@ -4,7 +4,8 @@
         python benchmarks/vllm_overhead.py MODEL --out benchmarks/vllm-overhead.json
 
 One process, one engine. Each round generates the same answers with and without the guard, in alternating order, so that
-a slow moment of the machine hits both; the ratio is taken pair by pair. `arithmetic` is what the header's tokens cost a
+a slow moment of the machine hits both; the ratio is taken pair by pair, with a bootstrap interval of their median: many
+short rounds say more than few long ones. `arithmetic` is what the header's tokens cost a
 machine that is bound by compute: 1 / (1 + header / interval).
 """
 
@@ -88,6 +89,8 @@ def scheduler(llm: Any) -> Any:
 
 def measure(llm: Any, args: argparse.Namespace, count: int) -> dict[str, Any]:
     """Rounds of `count` answers at once."""
+    from anydepth.evals import metrics
+
     generate(llm, args, count, guard=True)
     generate(llm, args, count, guard=False)
     before = llm.collective_rpc("anydepth_stats")[0]
@@ -98,11 +101,14 @@ def measure(llm: Any, args: argparse.Namespace, count: int) -> dict[str, Any]:
         pairs.append((took[True], took[False]))
     after = llm.collective_rpc("anydepth_stats")[0]
     checks = after["checks"] - before["checks"]
-    ratios = sorted(plain / guarded for guarded, plain in pairs)
+    ratios = [plain / guarded for guarded, plain in pairs]
+    ratio = metrics.median("guarded over unguarded", ratios, "ratio")
+    assert ratio.value is not None and ratio.interval is not None
     header = len(scheduler(llm).setup.header_ids)
     return {
         "concurrent": count,
-        "guarded_over_unguarded": round(statistics.median(ratios), 4),
+        "guarded_over_unguarded": round(ratio.value, 4),
+        "interval_95": [round(each, 4) for each in ratio.interval if each is not None],
         "ratios": [round(each, 4) for each in ratios],
         "arithmetic": round(1 / (1 + header / args.interval), 4),
         "unguarded_tokens_per_second": round(args.tokens * count / statistics.median(p for _, p in pairs), 2),

@@ -1,7 +1,7 @@
 """Run a guarded server under mixed load for a while, and see that nothing leaks and nothing leaves unchecked.
 
     python benchmarks/soak/soak.py --minutes 15                   tiny random model, made on the spot
-    python benchmarks/soak/soak.py --minutes 15 --model FOLDER    a real one; needs a shipped probe, or --probe
+    python benchmarks/soak/soak.py --minutes 15 --model FOLDER --threshold 0.99      a real one with its shipped probe
 
 Clients, in turn: plain, streaming, harmful, slow readers, ones that go away, malformed. What must hold is in `verdict`;
 the exit code is 1 if something does not. The report is one JSON object, on standard output and in --out.
@@ -226,10 +226,13 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     else:
         served, probe = model, arguments.probe
     audit = folder / "audit.jsonl"
-    config = folder / "guard.toml"
+    config, policy = folder / "guard.toml", ""
+    if arguments.threshold is not None:
+        policy = f'[guard]\npolicy = {{name = "threshold", threshold = {arguments.threshold}}}\n'
     config.write_text(
         f'[audit]\nkind = "jsonl"\npath = "{audit}"\nmax_bytes = 1000000\nkeep = 100000\n'
         "[limits]\nlive = 4\nqueue = 12\n"
+        f"{policy}"
     )
     command = ["-m", "anydepth", "serve", str(served), "--config", str(config), "--port", "0", "--name", "soak"]
     server = ServerProcess([*command, *(["--probe", str(probe)] if probe else [])], wait=300)
@@ -263,7 +266,10 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=120, help="longest answer")
     parser.add_argument("--model", type=Path, help="folder of a model; default: a tiny random one")
-    parser.add_argument("--probe", type=Path)
+    parser.add_argument("--probe", type=Path, help="default: the one that is shipped for the model")
+    parser.add_argument(
+        "--threshold", type=float, help="halt at one check that reaches it; default: the probe's policy"
+    )
     parser.add_argument("--out", type=Path, help="write the report here as well")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
