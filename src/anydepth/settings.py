@@ -28,7 +28,7 @@ class ModelTable(_Table):
     path: str | None = Field(None, description="Hub id or folder of the model.")
     name: str | None = Field(None, description="Name that clients use; default: the hub id, or the folder's name.")
     adapter: str | None = Field(None, description="PEFT adapter to load on top.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = Field(None, description="Where to run, e.g. cuda:0; default: the CPU.")
     revision: str | None = Field(None, description="Commit, tag or branch of a hub model.")
 

@@ -7,11 +7,12 @@ import tomllib
 from importlib import resources
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import anydepth.cli as cli
 from anydepth import Every, Guard, LinearProbe, Rethink, Threshold
-from anydepth.backends.transformers import load
+from anydepth.backends.transformers import load, speed
 from anydepth.backends.transformers.blocks import find_module
 from anydepth.errors import ConfigError, ModelError, ProbeError, ProbeMismatch, PromptError, TemplateError
 from anydepth.scan import scan_answer
@@ -137,6 +138,23 @@ def test_an_unknown_model_and_one_without_a_template_are_refused(tmp_path):
         load(tmp_path)
     with pytest.raises(ModelError, match="dtype is 'int3'"):
         load(tmp_path, dtype="int3")
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_fast_is_float32_where_the_cpu_has_no_instructions_for_the_checkpoints_format(tmp_path, monkeypatch, slow):
+    tiny.tiny_tokenizer().save_pretrained(tmp_path)
+    tiny.tiny_model("Llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    monkeypatch.setattr(speed, "slow_on_this_cpu", lambda dtype: slow and dtype is torch.bfloat16)
+    assert load(tmp_path).model.dtype is torch.bfloat16, "auto is the checkpoint's"
+    fast = load(tmp_path, dtype="fast")
+    assert fast.model.dtype is (torch.float32 if slow else torch.bfloat16)
+    if slow:
+        named = load(tmp_path, dtype="float32").model.state_dict()
+        assert all(torch.equal(value, named[name]) for name, value in fast.model.state_dict().items())
+
+
+def test_float32_is_never_slow():
+    assert speed.slow_on_this_cpu(torch.float32) is False and speed.slow_on_this_cpu(torch.bfloat16) in (False, True)
 
 
 @pytest.mark.parametrize("messages", ["", [], [{"role": "user"}], [{"content": "hi"}], ["hi", 3]])

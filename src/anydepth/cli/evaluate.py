@@ -71,7 +71,7 @@ def evaluation(
     draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw RUN/report/index.html at the end.")] = True,
     seed: Annotated[int, typer.Option("--seed", help="Of every choice that is drawn.")] = 0,
     adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
+    dtype: opt.Dtype = "fast",
     device: opt.Device = None,
     revision: opt.Revision = None,
 ) -> None:

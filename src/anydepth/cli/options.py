@@ -15,7 +15,7 @@ from anydepth.types import OnError, ReleaseMode
 
 DetectorName = Literal["probe", "rethink", "rethink-score"]
 PolicyName = Literal["threshold", "k_of_n", "ewma", "cusum"]
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DtypeName = Literal["auto", "fast", "float32", "bfloat16", "float16"]
 EngineName = Literal["transformers", "vllm"]
 
 _GUARD, _MODEL = "The guard", "The model"
@@ -78,7 +78,14 @@ Adapter = Annotated[
     str | None,
     typer.Option("--adapter", metavar="PATH", rich_help_panel=_MODEL, help="A PEFT (LoRA) adapter to load on top."),
 ]
-Dtype = Annotated[DtypeName, typer.Option("--dtype", rich_help_panel=_MODEL, help="Number format of the weights.")]
+Dtype = Annotated[
+    DtypeName,
+    typer.Option(
+        "--dtype",
+        rich_help_panel=_MODEL,
+        help="Number format of the weights. `auto`: the checkpoint's; `fast`: float32 where the CPU is faster in it.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", rich_help_panel=_MODEL, help="Where to run, e.g. `cuda:0`. Default: the CPU."),
@@ -123,6 +130,8 @@ class ModelOptions:
         for name, value in (("--adapter", self.adapter), ("--device", self.device)):
             if self.engine == "vllm" and value is not None:
                 raise ConfigError(f"{name} {value} does not apply to --engine vllm; drop it")
+        if self.engine == "vllm" and self.dtype == "fast":
+            raise ConfigError("--dtype fast does not apply to --engine vllm; name a format, or leave it at auto")
         if self.engine_args and self.engine != "vllm":
             raise ConfigError(f"--engine-arg {self.engine_args[0]} goes with --engine vllm")
         self.engine_options()

@@ -502,6 +502,7 @@ def test_flags_that_are_the_guards_own(flag):
     [
         ({"model": {"path": "x", "adapter": "a"}}, r"\[model\] adapter"),
         ({"model": {"path": "x", "device": "cpu"}}, r"\[model\] device"),
+        ({"model": {"path": "x", "dtype": "fast"}}, r"\[model\] dtype fast"),
         ({"tools": {"format": "hermes"}}, r"\[tools\] format"),
         ({"reasoning": {"release": "hidden"}}, r"\[reasoning\] release"),
     ],

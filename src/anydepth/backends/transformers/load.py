@@ -6,11 +6,12 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from anydepth.backends.transformers import speed
 from anydepth.backends.transformers.backend import TransformersBackend
 from anydepth.errors import ModelError
 from anydepth.extras import require
 
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DTYPES = ("auto", "fast", "float32", "bfloat16", "float16")
 
 
 def load(
@@ -28,7 +29,8 @@ def load(
 
     Args:
         model: Hub id or folder, as for `from_pretrained`.
-        dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
+        dtype: `auto` (the checkpoint's), `fast` (the checkpoint's, or float32 on a CPU that computes faster in it),
+            `float32`, `bfloat16` or `float16`.
         device: Where to put it, e.g. `cuda:0`; None leaves it on the CPU, or where a `device_map` puts it.
         revision: Commit, tag or branch of the hub repository.
         adapter: Hub id or folder of a PEFT adapter (extra `peft`).
@@ -44,7 +46,8 @@ def load(
         raise ModelError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype, **model_kwargs)
+        stored = "auto" if dtype == "fast" else dtype
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=stored, **model_kwargs)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model {str(model)!r} cannot be loaded: {_first_line(error)}; give a hub id or a folder"
@@ -54,6 +57,8 @@ def load(
             loaded = loaded.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"device is {device!r}: {_first_line(error)}") from error
+    if dtype == "fast" and loaded.device.type == "cpu" and speed.slow_on_this_cpu(loaded.dtype):
+        loaded = loaded.float()
     if adapter is not None:
         peft = require("peft", extra="peft")
         try:

@@ -85,6 +85,7 @@ def _check(settings: Settings, flags: Sequence[str]) -> None:
     for name, value, remedy in (
         ("[model] adapter", settings.model.adapter, "give vLLM --enable-lora and --lora-modules"),
         ("[model] device", settings.model.device, "vLLM chooses the device"),
+        ("[model] dtype fast", settings.model.dtype == "fast", "name a format, or leave it at auto"),
         (
             "[tools] format",
             settings.tools.format != "auto",
