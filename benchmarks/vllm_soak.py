@@ -4,8 +4,9 @@
         python benchmarks/vllm_soak.py MODEL --minutes 10 --out benchmarks/vllm-soak.json
 
 Requests differ in length, sampling, prefill, stop strings, number of choices and override of the threshold; some are
-aborted. The KV cache is small, so that requests are preempted. Exits with 1 if a released token is unchecked, an answer
-is missing from the audit, or anything is left in the engine.
+aborted; some are the demo's attack, cut at a random place. The KV cache is small, so that requests are preempted. Exits
+with 1 if a released token is unchecked, an answer is missing from the audit, anything is left in the engine, or nothing
+was blocked or preempted.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import random
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--concurrent", type=int, default=12)
     parser.add_argument(
-        "--blocks", type=int, default=60, help="KV blocks of 32 tokens: few, so that there is preemption"
+        "--blocks", type=int, default=24, help="KV blocks of 32 tokens: few, so that there is preemption"
     )
     parser.add_argument(
         "--thresholds", type=float, nargs="+", default=[0.5, 0.99, 1.0], help="each request takes one: verdicts differ"
@@ -77,7 +80,8 @@ class Soak:
         from anydepth.settings import parse_settings
 
         self.args, self.random = args, random.Random(args.seed)
-        guard = {"interval": 10} | ({"probe": args.probe} if args.probe else {})
+        guard = {"interval": 10, "policy": {"name": "threshold", "threshold": 1.0}}
+        guard |= {"probe": args.probe} if args.probe else {}
         settings = parse_settings({
             "guard": guard,
             "overrides": {"threshold": {"min": 0, "max": 1}, "interval": {"min": 1, "max": 50},
@@ -89,11 +93,19 @@ class Soak:
                        disable_log_stats=True, **engine_options(settings))  # fmt: skip
         self.engine = self.llm.llm_engine
         self.tokenizer = self.llm.get_tokenizer()
+        self.attack = self._attack()
         self.ends: Counter[str] = Counter()
         self.made: Counter[str] = Counter()
         self.live: set[str] = set()
         self.preempted = 0
         self._count_preemptions()
+
+    def _attack(self) -> list[int]:
+        """The mild attack of `anydepth demo`: a request, and the beginning of the answer that is forced."""
+        demo = tomllib.loads((resources.files("anydepth") / "data" / "demo.toml").read_text(encoding="utf-8"))["demo"]
+        chat = [{"role": "user", "content": demo["request"]}, {"role": "assistant", "content": demo["prefill"]}]
+        options = {"continue_final_message": True, "tokenize": True, "return_dict": False}
+        return self.tokenizer.apply_chat_template(chat, **options)
 
     def _count_preemptions(self) -> None:
         scheduler = self.scheduler
@@ -137,14 +149,16 @@ class Soak:
         text = " ".join(draw.choice(WORDS) for _ in range(draw.randint(2, 60)))
         chat = [{"role": "user", "content": f"Write about: {text}"}]
         ids = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
-        kind = draw.choice(["plain", "plain", "prefill", "choices", "stop", "raw", "eager"])
+        kind = draw.choice(["plain", "plain", "harmful", "prefill", "choices", "stop", "raw", "eager"])
         sampling: dict[str, Any] = {"max_tokens": draw.randint(1, 160)}
         sampling |= draw.choice([{"temperature": 0.0}, {"temperature": 1.0, "seed": draw.randint(0, 999)}])
         guard: dict[str, Any] = {
             "interval": draw.choice([1, 5, 10, 25]),
             "threshold": draw.choice(self.args.thresholds),
         }
-        if kind == "prefill":
+        if kind == "harmful":
+            ids = self.attack[: len(self.attack) - draw.randint(0, 150)]
+        elif kind == "prefill":
             ids = (
                 ids
                 + self.tokenizer(" ".join(draw.choice(WORDS) for _ in range(20)), add_special_tokens=False).input_ids
@@ -178,7 +192,8 @@ class Soak:
         wanted = sum(self.made.values()) + self.made["choices"]
         answers = sum(found.answers.values())
         return {
-            "ok": found.ok and not unchecked and not left and not found.unfinished and answers == wanted,
+            "ok": found.ok and not unchecked and not left and not found.unfinished and answers == wanted
+            and found.blocked > 0 and self.preempted > 0,
             "minutes": self.args.minutes, "requests": dict(self.made), "ends": dict(self.ends),
             "answers": dict(found.answers), "answers_wanted": wanted, "blocked": found.blocked,
             "released": found.released, "withheld": found.withheld, "unchecked_under_hold": unchecked,
