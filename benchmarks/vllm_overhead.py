@@ -5,8 +5,8 @@
 
 One process, one engine. Each round generates the same answers with and without the guard, in alternating order, so that
 a slow moment of the machine hits both; the ratio is taken pair by pair, with a bootstrap interval of their median: many
-short rounds say more than few long ones. `arithmetic` is what the header's tokens cost a
-machine that is bound by compute: 1 / (1 + header / interval).
+short rounds say more than few long ones. The prefix cache is emptied before each, as if the prompts were new.
+`arithmetic` is what the header's tokens cost a machine that is bound by compute: 1 / (1 + header / interval).
 """
 
 import argparse
@@ -126,6 +126,7 @@ def generate(llm: Any, args: argparse.Namespace, count: int, *, guard: bool) -> 
     extra = None if guard else {"anydepth": {"guard": False}}
     params = SamplingParams(max_tokens=args.tokens, temperature=0.0, ignore_eos=True, extra_args=extra)
     chats = [[{"role": "user", "content": QUESTIONS[n % len(QUESTIONS)]}] for n in range(count)]
+    assert llm.reset_prefix_cache(), "the prefix cache is in use"
     begun = time.perf_counter()
     answers = llm.chat(chats, params, use_tqdm=False)
     seconds = time.perf_counter() - begun

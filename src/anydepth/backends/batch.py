@@ -37,13 +37,20 @@ def batches(
     *,
     rows: int | None = None,
 ) -> Iterator[list[Item]]:
-    """Put items with prompts of about the same length together, at most `rows` (or `ROWS`); the same in every run."""
+    """Put items with prompts of about the same length together, at most `rows` (or `ROWS`); the same in every run.
+
+    A batch is padded to its longest: none is more than twice as long, its answer counted, as the shortest.
+    """
     batch: list[Item] = []
+    shortest = 0
     for item in sorted(items, key=lambda item: (len(prompt_of(item).ids), key_of(item))):
-        tokens = (len(batch) + 1) * (len(prompt_of(item).ids) + max_new_tokens)
-        if batch and (len(batch) == (rows or ROWS) or tokens > TOKENS_A_BATCH):
+        length = len(prompt_of(item).ids) + max_new_tokens
+        full = len(batch) == (rows or ROWS) or (len(batch) + 1) * length > TOKENS_A_BATCH or length > 2 * shortest
+        if batch and full:
             yield batch
             batch = []
+        if not batch:
+            shortest = length
         batch.append(item)
     if batch:
         yield batch

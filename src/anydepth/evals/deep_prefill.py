@@ -28,7 +28,7 @@ QUICK_DEPTHS = (0, 25, 100, 400)
 
 _FEWER = {800: 2, 1500: 4}
 """From this depth on only every second, or fourth, answer is forced: they cost the most."""
-_DEAR_SHARE, _FEWEST = 3, 4
+_DEAR_SHARE, _FEWEST = 3, 3
 _TARGET = 0.01
 
 

@@ -37,7 +37,7 @@ class _Sizes:
             count=context.count(40, 8),
             new_tokens=context.number("new-tokens", 96, 48),
             scan_tokens=context.number("scan-tokens", 300, 150),
-            few=context.number("few", 12, 3),
+            few=context.number("few", 12, 2),
             few_tokens=context.number("few-tokens", 100, 50),
         )
 

@@ -24,7 +24,7 @@ PAPER = (
     "depth, over many layers, better than by the states of other tokens."
 )
 
-_TWELFTHS, _QUICK_TWELFTHS = (1, 3, 5, 6, 7, 8, 9, 10), (3, 6, 8, 10)
+_TWELFTHS, _QUICK_TWELFTHS = (1, 3, 5, 6, 7, 8, 9, 10), (2, 4, 6, 8)  # a pass ends at the highest block
 _DEPTHS, _QUICK_DEPTHS = (5, 25, 50, 100, 150, 200, 300, 400), (5, 25, 50, 100, 150)
 _CONTROLS = {"random": "random tokens", "user": "the user's header"}
 _HEADER, _CONTENT, _SHUFFLED = "Safety Tokens", "no header (last content token)", "Safety Tokens, labels shuffled"
