@@ -164,11 +164,11 @@ def test_what_the_model_cannot_write_is_named(tmp_path: Path) -> None:
 def test_batches_are_seeded_and_of_about_one_length(tmp_path: Path) -> None:
     talks = [talk(f"{n:02}", question=f"{n:02}" + "x" * (n % 2) * 300) for n in range(40)]
     _, first = write(tmp_path, talks, {}, seed=1, sampling={"do_sample": True}, max_new_tokens=9)
-    assert [len(texts) for texts, _ in first.opened] == [16, 16, 8]
+    assert [len(texts) for texts, _ in first.opened] == [16, 4, 16, 4]
     assert {options["max_new_tokens"] for _, options in first.opened} == {9}
     assert all(options["do_sample"] for _, options in first.opened)
     seeds = [options["seed"] for _, options in first.opened]
-    assert len(set(seeds)) == 3
+    assert len(set(seeds)) == 4
     _, again = write(tmp_path / "again", talks, {}, seed=1, sampling={"do_sample": True}, max_new_tokens=9)
     _, other = write(tmp_path / "other", talks, {}, seed=2, sampling={"do_sample": True}, max_new_tokens=9)
     assert [options["seed"] for _, options in again.opened] == seeds
