@@ -1,5 +1,6 @@
 """Benign questions with and without the guard, on a tiny model whose answers are the references."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,10 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def probe(data: Path) -> LinearProbe:
-    """A probe that halts about half of the answers, at different depths."""
+    """A probe that halts some of the answers, at different depths; no score is near its threshold."""
     guard = Guard.from_backend(tables.backend(), tables.probe(1.0), schedule=tables.CONFIG.schedule, release="monitor")
     peaks = sorted(answered(guard, words(13 * number, 4)).verdict.score for number in range(COUNT))
-    below, above = peaks[COUNT // 2 - 1 : COUNT // 2 + 1]
+    below, above = max(itertools.pairwise(peaks[1:-1]), key=lambda pair: pair[1] - pair[0])
     assert above - below > 1e-4, "a batch and a single row may differ in the last digits"
     return tables.probe((below + above) / 2)
 
