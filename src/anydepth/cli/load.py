@@ -81,15 +81,17 @@ def open_backend(model: ModelOptions) -> "TransformersBackend":
         return load(model.model, template_kwargs=None, **model_arguments(model))
 
 
-def open_vllm(model: ModelOptions, sites: "Callable[[Backend], Sequence[Site]]") -> "VllmBackend":
-    """Start vLLM to read the states of finished answers at the sites that `sites` gives for the model's facts."""
+def open_vllm(model: ModelOptions, sites: "Callable[[Any], Sequence[Site]]") -> "VllmBackend":
+    """Start vLLM to read the states of finished answers at the sites that `sites` gives for the model's facts.
+
+    The facts are the part of a backend that needs no engine.
+    """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     with _loading(model.model):
         from anydepth.backends.vllm.backend import VllmBackend
 
         options = {"dtype": model.dtype, "revision": model.revision, **model.engine_options()}
-        facts: Any = sites  # the facts are the part of a backend that needs no engine
-        return VllmBackend(model.model, sites=facts, **options)
+        return VllmBackend(model.model, sites=sites, **options)
 
 
 def _open_vllm_with_probe(model: ModelOptions, options: GuardOptions) -> "tuple[VllmBackend, LinearProbe]":

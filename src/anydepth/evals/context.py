@@ -41,8 +41,7 @@ class Context:
         given_probe: The probe to use; by default the one shipped for the model.
         config: Schedule and policy of the guard; the policy gives way to a detector's calibrated one.
         told: Where progress is told.
-        used: Tables that were read: name -> rows and digest.
-        on_table: Told each table that is read, before its rows are used.
+        on_table: Told the name, the number of rows and the digest of each table, before its rows are used.
     """
 
     suite: str
@@ -53,7 +52,6 @@ class Context:
     given_probe: LinearProbe | None = None
     config: GuardConfig = field(default_factory=GuardConfig)
     told: Told = lambda what, done, total: None
-    used: dict[str, dict[str, Any]] = field(default_factory=dict)
     on_table: Callable[[str, dict[str, Any]], None] = lambda name, facts: None
 
     # -- the model and its probe ---------------------------------------------------------------------------------------
@@ -95,8 +93,7 @@ class Context:
         except ConfigError as error:
             raise ConfigError(f"suite {self.suite} needs the table {name}: {error}") from error
         keys = "\n".join(sorted(f"{row.id}\0{row.prompt}\0{row.response}" for row in rows))
-        self.used[name] = {"rows": len(rows), "sha256": hashlib.sha256(keys.encode()).hexdigest()}
-        self.on_table(name, self.used[name])
+        self.on_table(name, {"rows": len(rows), "sha256": hashlib.sha256(keys.encode()).hexdigest()})
         found = [row for row in rows if label is None or row.label == label]
         if unseen and found:
             mask = half([row.prompt_key for row in found], 1)

@@ -17,13 +17,15 @@ DEEP = TABLES[0]
 
 
 def test_rows_come_in_an_order_of_the_seed_with_other_prompts_first(tmp_path: Path) -> None:
-    context = tiny_context(tmp_path, "deep-prefill")
+    used: dict[str, dict] = {}
+    context = tiny_context(tmp_path, "deep-prefill", on_table=used.__setitem__)
     rows = context.table(DEEP)
     assert {row.id for row in rows} == {f"{DEEP}-{n}" for n in range(24)}
     assert [row.id for row in context.table(DEEP, limit=5)] == [row.id for row in rows[:5]]
-    other = tiny_context(tmp_path, "deep-prefill", options={"seed": 1})
+    others: dict[str, dict] = {}
+    other = tiny_context(tmp_path, "deep-prefill", options={"seed": 1}, on_table=others.__setitem__)
     assert [row.id for row in other.table(DEEP)] != [row.id for row in rows]
-    assert context.used[DEEP]["rows"] == 24 and context.used == other.used
+    assert used[DEEP]["rows"] == 24 and used == others
 
 
 def test_a_limit_takes_a_second_row_of_a_prompt_last(tmp_path: Path) -> None:
