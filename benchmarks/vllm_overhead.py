@@ -40,20 +40,23 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=25)
     parser.add_argument("--doubling", action="store_true", help="check after 1, 2, 4, 8, 16 tokens as well")
     parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, nargs="+", default=[7], help="for all, or one for each of --concurrent")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--compiled", action="store_true", help="leave vLLM's compilation on")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    rounds = args.rounds * len(args.concurrent) if len(args.rounds) == 1 else args.rounds
+    if len(rounds) != len(args.concurrent):
+        parser.error(f"--rounds has {len(rounds)} numbers, --concurrent {len(args.concurrent)}; give one, or one for each")
     llm = start(args)
-    groups = [measure(llm, args, count) for count in args.concurrent]
+    groups = [measure(llm, args, count, number) for count, number in zip(args.concurrent, rounds, strict=True)]
     import vllm
 
     result = {
         "model": Path(args.model).name, "vllm": vllm.__version__, "machine": platform.machine(),
         "processors": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS"), "dtype": args.dtype,
-        "interval": args.interval, "doubling": args.doubling, "tokens": args.tokens, "rounds": args.rounds,
+        "interval": args.interval, "doubling": args.doubling, "tokens": args.tokens, "rounds": rounds,
         "header": len(scheduler(llm).setup.header_ids), "release": "hold",
         "load_average": os.getloadavg()[0], "groups": groups,
     }  # fmt: skip
@@ -87,15 +90,15 @@ def scheduler(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
-def measure(llm: Any, args: argparse.Namespace, count: int) -> dict[str, Any]:
-    """Rounds of `count` answers at once."""
+def measure(llm: Any, args: argparse.Namespace, count: int, rounds: int) -> dict[str, Any]:
+    """So many rounds of `count` answers at once."""
     from anydepth.evals import metrics
 
     generate(llm, args, count, guard=True)
     generate(llm, args, count, guard=False)
     before = llm.collective_rpc("anydepth_stats")[0]
     pairs: list[tuple[float, float]] = []
-    for number in range(args.rounds):
+    for number in range(rounds):
         order = (True, False) if number % 2 else (False, True)
         took = {guard: generate(llm, args, count, guard=guard) for guard in order}
         pairs.append((took[True], took[False]))
@@ -115,7 +118,7 @@ def measure(llm: Any, args: argparse.Namespace, count: int) -> dict[str, Any]:
         "guarded_tokens_per_second": round(args.tokens * count / statistics.median(g for g, _ in pairs), 2),
         "checks": checks,
         "bookkeeping_ms_per_check": round(1000 * (after["seconds"] - before["seconds"]) / max(1, checks), 4),
-        "read_out": after["read_out"],
+        "read_out": after["read_out"], "header_ends_at_block": after["header_ends_at"],
     }
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md say
 from anydepth import LinearProbe, Rethink
 from anydepth.backends.base import CONTENT, FinishedAnswer, Read, Site
 from anydepth.backends.vllm.backend import VllmBackend
+from anydepth.backends.vllm.curtail import Curtail
 from anydepth.errors import CapabilityError, UnsupportedModel
 from anydepth.template import Prompt
 from tests.vllm.engine import DEFAULTS, monitor
@@ -51,6 +52,26 @@ def test_all_ways_read_what_transformers_reads(engines, reference, plain_probe, 
     for answer, messages in zip(told, PROMPTS, strict=False):
         checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
         wanted = reference.scores(probe, engine.ids(messages), answer.token_ids, list(checks))
+        assert checks == pytest.approx(wanted, abs=1e-3)
+
+
+def test_the_header_goes_no_further_than_the_last_site(engines, reference, tmp_path, monkeypatch):
+    probe = planted_probe(tmp_path / "probe.safetensors", reference, ("1.input_layernorm@content", "2.input_layernorm@1"))
+    engine = engines(settings={"guard": {"probe": str(probe)}})
+    (stats,) = engine.llm.collective_rpc("anydepth_stats")
+    assert stats["header_ends_at"] == 2
+    cut, spread = [], Curtail._spread
+    monkeypatch.setattr(Curtail, "_spread", lambda self, kept: cut.append(self._rows - len(kept)) or spread(self, kept))
+    plain = engine.answers(PROMPTS[:6], guard=OFF, max_tokens=30, ignore_eos=True)
+    assert not cut
+    told = engine.answers(PROMPTS[:6], guard=monitor(interval=7), max_tokens=30, ignore_eos=True)
+    header = len(engine.scheduler.setup.header_ids)
+    assert len(cut) % 8 == 0 and min(cut) >= header and all(rows % header == 0 for rows in cut)
+    assert [each.token_ids for each in told] == [each.token_ids for each in plain]
+    for answer, messages in zip(told, PROMPTS, strict=False):
+        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        assert set(checks) >= {0, 7, 14, 21, 28}
+        wanted = reference.scores(LinearProbe.load(probe), engine.ids(messages), answer.token_ids, list(checks))
         assert checks == pytest.approx(wanted, abs=1e-3)
 
 

@@ -121,8 +121,8 @@ class AuxReadOut:
         return states
 
 
-def find_module(model: Any, layers: int, site: Site) -> Any:
-    """The module of a site; UnsupportedModel names what there is instead."""
+def find_blocks(model: Any, layers: int) -> Any:
+    """The model's list of blocks; UnsupportedModel if it has none."""
     nn = require("torch", extra="vllm").nn
     lists = [
         (name.count("."), name, module)
@@ -131,7 +131,12 @@ def find_module(model: Any, layers: int, site: Site) -> Any:
     ]
     if not lists:
         raise UnsupportedModel(f"{type(model).__name__} has no list of {layers} blocks to read from")
-    return site.within(min(lists, key=lambda found: found[:2])[2][site.block])
+    return min(lists, key=lambda found: found[:2])[2]
+
+
+def find_module(model: Any, layers: int, site: Site) -> Any:
+    """The module of a site; UnsupportedModel names what there is instead."""
+    return site.within(find_blocks(model, layers)[site.block])
 
 
 def _state(output: Any, rows: Any, *, whole: bool) -> Any:

@@ -1,5 +1,6 @@
 """Let vLLM's model runner read hidden states, and take no draft of ours for one to be verified."""
 
+import logging
 import time
 from dataclasses import replace
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from anydepth.backends.base import Site
-from anydepth.backends.vllm.readout import ReadOut, choose
+from anydepth.backends.vllm.curtail import Curtail
+from anydepth.backends.vllm.readout import ReadOut, choose, find_blocks
 from anydepth.backends.vllm.setup import Setup
 from anydepth.backends.vllm.wire import ATTRIBUTE, Findings, Orders
 from anydepth.detectors import LinearProbe, Rethink
 from anydepth.extras import require
+
+logger = logging.getLogger("vllm.anydepth")
 
 
 class GuardedRunner:
@@ -34,6 +38,9 @@ class GuardedRunner:
         compiled = not self.model_config.enforce_eager
         state.read_out = choose(self.get_model(), layers, state.setup.sites, choice=choice, compiled=compiled)
         self.use_aux_hidden_state_outputs = state.read_out.name == "auxiliary hidden states"
+        if self.device.type == "cpu" and not compiled:
+            state.curtail = Curtail(find_blocks(self.get_model(), layers), state.setup.sites)
+            logger.info("anydepth runs the header's tokens to block %d of %d", state.curtail.first, layers)
         state.load_weight(self.device)
 
     def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -56,6 +63,7 @@ class GuardedRunner:
             last = np.maximum(begins + num_scheduled_tokens - 1 - np.array(lengths), begins)
             torch = require("torch", extra="vllm")
             indices = torch.from_numpy(last).to(indices.device, indices.dtype)
+            self.anydepth.leave_out(last + 1, begins + num_scheduled_tokens)
         return indices, metadata, count
 
     def sample_tokens(self: Any, grammar_output: Any) -> Any:
@@ -79,6 +87,7 @@ class RunnerState:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.read_out: ReadOut | None = None
+        self.curtail: Curtail | None = None
         self.seconds, self.checks = 0.0, 0
         self._orders: Orders | None = None
         self._weight: Any = None
@@ -99,6 +108,8 @@ class RunnerState:
     def begin(self, orders: Orders | None) -> None:
         """Take the orders of a step; what is left of an earlier one is dropped."""
         self._orders, self._places = orders, {}
+        if self.curtail is not None:
+            self.curtail.end()
 
     def expect(self, rows: dict[str, int], device: Any) -> None:
         """Say which rows of the batch the orders mean; `rows` has the first row of each request."""
@@ -113,6 +124,16 @@ class RunnerState:
         self.read_out.expect({site: torch.tensor(each, device=device) for site, each in wanted.items()})
         self.seconds += time.perf_counter() - begun
 
+    def leave_out(self, begins: np.ndarray, ends: np.ndarray) -> None:
+        """Say which rows nothing reads behind the last site: ranges of the batch's rows, from begin to before end."""
+        if self.curtail is None or (self._orders is not None and self._orders.openers):
+            return
+        torch = require("torch", extra="vllm")
+        keep = np.ones(ends[-1], dtype=bool)
+        for begin, end in zip(begins, ends, strict=True):
+            keep[begin:end] = False
+        self.curtail.begin(torch.from_numpy(np.flatnonzero(keep)), len(keep))
+
     def _sited(self, orders: Orders) -> list[tuple[str, int, Site]]:
         """Reads and states as (request, offset, site), reads first."""
         reads = [(request, offset, self.setup.reads[read].site) for request, offset, read in orders.reads]
@@ -121,6 +142,8 @@ class RunnerState:
     def finish(self, aux: Any, logits: Any, index: dict[str, int]) -> Findings | None:
         """What was read; None if nothing was wanted."""
         orders, self._orders = self._orders, None
+        if self.curtail is not None:
+            self.curtail.end()
         if not orders:
             return None
         begun = time.perf_counter()

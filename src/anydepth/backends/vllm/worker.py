@@ -36,7 +36,8 @@ class GuardedWorker(_platform_worker()):
         runner.__class__ = type(f"Guarded{type(runner).__name__}", (GuardedRunner, type(runner)), {})
 
     def anydepth_stats(self) -> dict[str, Any]:
-        """Seconds spent on reading so far, values read, and how; for benchmarks, by `collective_rpc`."""
+        """Seconds spent on reading so far, values read, how, and how far; for benchmarks, by `collective_rpc`."""
         state = self.model_runner.anydepth
         name = None if state.read_out is None else state.read_out.name
-        return {"seconds": state.seconds, "checks": state.checks, "read_out": name}
+        ends = None if state.curtail is None else state.curtail.first
+        return {"seconds": state.seconds, "checks": state.checks, "read_out": name, "header_ends_at": ends}
