@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1 \
         python benchmarks/vllm_overhead.py MODEL --out benchmarks/vllm-overhead.json
 
-One process, one engine. Each round generates the same answers with and without the guard, in alternating order, so that
-a slow moment of the machine hits both; the ratio is taken pair by pair, with a bootstrap interval of their median: many
-short rounds say more than few long ones. The prefix cache is emptied before each, as if the prompts were new.
+One process, two engines: vLLM as it is (without asynchronous scheduling, which the guard does not allow) and vLLM with
+the guard. Each round gives both the same requests and lets them take one step each in turn, so that a slow moment of the
+machine, however short, hits both. Throughput is tokens over the sum of an engine's steps; the ratio is taken round by
+round, with a bootstrap interval of their median. The prefix cache is emptied before each, as if the prompts were new.
 `arithmetic` is what the header's tokens cost a machine that is bound by compute: 1 / (1 + header / interval).
 """
 
@@ -15,6 +16,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +51,17 @@ def main() -> None:
     rounds = args.rounds * len(args.concurrent) if len(args.rounds) == 1 else args.rounds
     if len(rounds) != len(args.concurrent):
         parser.error(f"--rounds has {len(rounds)} numbers, --concurrent {len(args.concurrent)}; give one, or one for each")
-    llm = start(args)
-    groups = [measure(llm, args, count, number) for count, number in zip(args.concurrent, rounds, strict=True)]
+    plain, guarded = start(args, guard=False), start(args, guard=True)
+    groups = [
+        measure(plain, guarded, args, count, number) for count, number in zip(args.concurrent, rounds, strict=True)
+    ]
     import vllm
 
     result = {
         "model": Path(args.model).name, "vllm": vllm.__version__, "machine": platform.machine(),
         "processors": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS"), "dtype": args.dtype,
         "interval": args.interval, "doubling": args.doubling, "tokens": args.tokens, "rounds": rounds,
-        "header": len(scheduler(llm).setup.header_ids), "release": "hold",
+        "header": len(scheduler(guarded).setup.header_ids), "release": "hold",
         "load_average": os.getloadavg()[0], "groups": groups,
     }  # fmt: skip
     text = json.dumps(result, indent=1)
@@ -66,19 +70,21 @@ def main() -> None:
         args.out.write_text(text + "\n")
 
 
-def start(args: argparse.Namespace) -> Any:
-    """An engine whose requests may go without their guard."""
+def start(args: argparse.Namespace, *, guard: bool) -> Any:
+    """An engine in this process."""
     from vllm import LLM
 
     from anydepth.backends.vllm.launch import engine_options
     from anydepth.settings import parse_settings
 
-    guard: dict[str, Any] = {
-        "interval": args.interval, "doubling": args.doubling, "policy": {"name": "threshold", "threshold": 1.0}
-    }  # fmt: skip
-    if args.probe:
-        guard["probe"] = args.probe
-    ours = engine_options(parse_settings({"guard": guard}), allow_unguarded=True)
+    ours: dict[str, Any] = {"async_scheduling": False}
+    if guard:
+        table: dict[str, Any] = {
+            "interval": args.interval, "doubling": args.doubling, "policy": {"name": "threshold", "threshold": 1.0}
+        }  # fmt: skip
+        if args.probe:
+            table["probe"] = args.probe
+        ours = engine_options(parse_settings({"guard": table}))
     return LLM(
         model=args.model, dtype=args.dtype, enforce_eager=not args.compiled, max_model_len=args.context,
         max_num_seqs=max(args.concurrent), block_size=32, disable_log_stats=True, **ours,
@@ -90,50 +96,56 @@ def scheduler(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
-def measure(llm: Any, args: argparse.Namespace, count: int, rounds: int) -> dict[str, Any]:
+def measure(plain: Any, guarded: Any, args: argparse.Namespace, count: int, rounds: int) -> dict[str, Any]:
     """So many rounds of `count` answers at once."""
     from anydepth.evals import metrics
 
-    generate(llm, args, count, guard=True)
-    generate(llm, args, count, guard=False)
-    before = llm.collective_rpc("anydepth_stats")[0]
-    pairs: list[tuple[float, float]] = []
-    for number in range(rounds):
-        order = (True, False) if number % 2 else (False, True)
-        took = {guard: generate(llm, args, count, guard=guard) for guard in order}
-        pairs.append((took[True], took[False]))
-    after = llm.collective_rpc("anydepth_stats")[0]
+    race([plain, guarded], args, count)
+    before = guarded.collective_rpc("anydepth_stats")[0]
+    pairs = [race([plain, guarded], args, count) for _ in range(rounds)]
+    after = guarded.collective_rpc("anydepth_stats")[0]
     checks = after["checks"] - before["checks"]
-    ratios = [plain / guarded for guarded, plain in pairs]
+    ratios = [without / with_guard for without, with_guard in pairs]
     ratio = metrics.median("guarded over unguarded", ratios, "ratio")
     assert ratio.value is not None and ratio.interval is not None
-    header = len(scheduler(llm).setup.header_ids)
+    header = len(scheduler(guarded).setup.header_ids)
+    tokens = args.tokens * count
     return {
         "concurrent": count,
         "guarded_over_unguarded": round(ratio.value, 4),
         "interval_95": [round(each, 4) for each in ratio.interval if each is not None],
         "ratios": [round(each, 4) for each in ratios],
         "arithmetic": round(1 / (1 + header / args.interval), 4),
-        "unguarded_tokens_per_second": round(args.tokens * count / statistics.median(p for _, p in pairs), 2),
-        "guarded_tokens_per_second": round(args.tokens * count / statistics.median(g for g, _ in pairs), 2),
+        "unguarded_tokens_per_second": round(tokens / statistics.median(without for without, _ in pairs), 2),
+        "guarded_tokens_per_second": round(tokens / statistics.median(with_guard for _, with_guard in pairs), 2),
         "checks": checks,
         "bookkeeping_ms_per_check": round(1000 * (after["seconds"] - before["seconds"]) / max(1, checks), 4),
-        "read_out": after["read_out"], "header_ends_at_block": after["header_ends_at"],
+        "read_out": after["read_out"],
+        "header_ends_at_block": after["header_ends_at"],
     }
 
 
-def generate(llm: Any, args: argparse.Namespace, count: int, *, guard: bool) -> float:
-    """Seconds for `count` answers of the same length."""
+def race(llms: Sequence[Any], args: argparse.Namespace, count: int) -> list[float]:
+    """Seconds that each engine's steps took for `count` answers of the same length, a step of each in turn."""
     from vllm import SamplingParams
 
-    extra = None if guard else {"anydepth": {"guard": False}}
-    params = SamplingParams(max_tokens=args.tokens, temperature=0.0, ignore_eos=True, extra_args=extra)
-    chats = [[{"role": "user", "content": QUESTIONS[n % len(QUESTIONS)]}] for n in range(count)]
-    assert llm.reset_prefix_cache(), "the prefix cache is in use"
-    begun = time.perf_counter()
-    answers = llm.chat(chats, params, use_tqdm=False)
-    seconds = time.perf_counter() - begun
-    assert all(len(each.outputs[0].token_ids) == args.tokens for each in answers), "an answer was cut short"
+    params = SamplingParams(max_tokens=args.tokens, temperature=0.0, ignore_eos=True)
+    engines, seconds, told = [llm.llm_engine for llm in llms], [0.0] * len(llms), [0] * len(llms)
+    for llm, engine in zip(llms, engines, strict=True):
+        assert llm.reset_prefix_cache(), "the prefix cache is in use"
+        tokenizer = llm.get_tokenizer()
+        for n in range(count):
+            chat = [{"role": "user", "content": QUESTIONS[n % len(QUESTIONS)]}]
+            ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+            engine.add_request(f"answer{n}", {"prompt_token_ids": ids}, params)
+    while any(engine.has_unfinished_requests() for engine in engines):
+        for place, engine in enumerate(engines):
+            if engine.has_unfinished_requests():
+                begun = time.perf_counter()
+                outputs = engine.step()
+                seconds[place] += time.perf_counter() - begun
+                told[place] += sum(len(each.outputs[0].token_ids) for each in outputs if each.finished)
+    assert told == [args.tokens * count] * len(llms), f"answers were cut short: {told}"
     return seconds
 
 
