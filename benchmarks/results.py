@@ -22,14 +22,24 @@ RUNS, PAGE = ROOT / "benchmarks" / "evals", ROOT / "docs" / "results.md"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table: some figures of a suite, a row a value of `rows`, a column a model × value of `columns`."""
+    """One table: some figures of a suite, a row a value of `rows` (or of several), a column a model × `columns`."""
 
     suite: str
     figure: str
-    rows: str
+    rows: str | tuple[str, str]
     columns: str
     head: str
     only: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What tells the rows apart."""
+        return (self.rows,) if isinstance(self.rows, str) else self.rows
+
+    def row(self, group: Mapping[str, Any]) -> Any:
+        """What stands at the left of a figure: a number or a text."""
+        values = [group[key] for key in self.keys]
+        return values[0] if len(values) == 1 else ": ".join(map(str, values))
 
 
 TABLES: Mapping[str, Table] = {
@@ -39,7 +49,7 @@ TABLES: Mapping[str, Table] = {
     "attacks": Table("attacks", "attack_success", "attack", "arm", "attack"),
     "attacks-halted": Table("attacks", "halted", "attack", "arm", "attack"),
     "stored": Table("attacks", "stored_halted", "table", "label", "stored answers", {"arm": "probe"}),
-    "adaptive": Table("adaptive", "halted", "variant", "attack", "variant", {"arm": "probe"}),
+    "adaptive": Table("adaptive", "halted", ("attack", "variant"), "arm", "attack", {"arm": "probe"}),
     "over-refusal": Table("over-refusal", "false alarms", "set", "arm", "answers"),
     "over-refusal-model": Table("over-refusal", "refused", "set", "kind", "prompts", {"arm": "base"}),
     "utility": Table("utility", "accuracy", "source", "arm", "benchmark"),
@@ -67,9 +77,9 @@ def figures(table: Table) -> Iterator[tuple[str, Mapping[str, Any]]]:
         suites = json.loads((manifest_path.parent / "summary.json").read_text(encoding="utf-8"))["suites"]
         for figure in suites.get(table.suite, {}).get("figures", ()):
             group = figure["group"]
-            if figure["name"] != table.figure or table.rows not in group or table.columns not in group:
+            if figure["name"] != table.figure or not {*table.keys, table.columns} <= set(group):
                 continue
-            wanted = {table.rows, table.columns, *table.only}
+            wanted = {*table.keys, table.columns, *table.only}
             if any(group.get(key) != value for key, value in table.only.items()) or set(group) - wanted - {"set"}:
                 continue
             yield short(manifest["model"]["name"]) + (", quick" if manifest["options"]["quick"] else ""), figure
@@ -81,9 +91,9 @@ def drawn(table: Table) -> str:
     heads: dict[tuple[str, str], None] = {}
     for model, figure in figures(table):
         group = figure["group"]
-        more = str(group["set"]) if "set" in group and "set" not in (table.rows, *table.only) else ""
-        column = (model, str(group[table.columns]) if table.columns != table.rows else "")
-        row = (group[table.rows], more)
+        more = str(group["set"]) if "set" in group and "set" not in (*table.keys, *table.only) else ""
+        column = (model, str(group[table.columns]) if table.columns not in table.keys else "")
+        row = (table.row(group), more)
         heads[column] = None
         cells.setdefault(row, {})[column] = cell(figure)
     if not cells:
