@@ -153,6 +153,35 @@ def test_fast_is_float32_where_the_cpu_has_no_instructions_for_the_checkpoints_f
         assert all(torch.equal(value, named[name]) for name, value in fast.model.state_dict().items())
 
 
+def test_fast_turns_products_of_a_few_rows_where_that_is_faster(tmp_path, monkeypatch):
+    tiny.tiny_tokenizer().save_pretrained(tmp_path)
+    tiny.tiny_model("Qwen2").save_pretrained(tmp_path)  # with biases
+    turned, product = [], speed._turned
+    monkeypatch.setattr(speed, "_turned", lambda rows, *rest: turned.append(len(rows)) or product(rows, *rest))
+    ids = torch.arange(12).reshape(2, 6)
+    for faster in (False, True):
+        monkeypatch.setattr(speed, "faster_turned", lambda faster=faster: faster)
+        plain, fast = load(tmp_path, dtype="float32").model, load(tmp_path, dtype="fast").model
+        with torch.no_grad():
+            torch.testing.assert_close(fast(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-5)
+            assert set(turned) == ({12} if faster else set())
+            turned.clear()
+            for few in (ids[:1, :1], torch.ones(2, 200, dtype=torch.long)):
+                assert torch.equal(fast(few).logits, plain(few).logits)
+            assert not turned, "one row, or many, are multiplied as ever"
+
+
+def test_a_turned_product_has_gradients():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3, bias=False)).eval()
+    rows = torch.randn(2, 5, 6, requires_grad=True)
+    (wanted,) = torch.autograd.grad(layers(rows).square().sum(), rows)
+    assert speed.turn(layers) == 2
+    (found,) = torch.autograd.grad(layers(rows).square().sum(), rows)
+    torch.testing.assert_close(found, wanted)
+    assert isinstance(speed.faster_turned(), bool)
+
+
 def test_float32_is_never_slow():
     assert speed.slow_on_this_cpu(torch.float32) is False and speed.slow_on_this_cpu(torch.bfloat16) in (False, True)
 

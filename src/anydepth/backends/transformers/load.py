@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anydepth.backends.transformers import speed
@@ -29,7 +30,8 @@ def load(
 
     Args:
         model: Hub id or folder, as for `from_pretrained`.
-        dtype: `auto` (the checkpoint's), `fast` (the checkpoint's, or float32 on a CPU that computes faster in it),
+        dtype: `auto` (the checkpoint's), `fast` (the checkpoint's, or float32 on a CPU that computes faster in it; there also the faster way
+            to multiply a few rows, which changes last digits),
             `float32`, `bfloat16` or `float16`.
         device: Where to put it, e.g. `cuda:0`; None leaves it on the CPU, or where a `device_map` puts it.
         revision: Commit, tag or branch of the hub repository.
@@ -57,8 +59,11 @@ def load(
             loaded = loaded.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"device is {device!r}: {_first_line(error)}") from error
-    if dtype == "fast" and loaded.device.type == "cpu" and speed.slow_on_this_cpu(loaded.dtype):
-        loaded = loaded.float()
+    if dtype == "fast" and loaded.device.type == "cpu":
+        if speed.slow_on_this_cpu(loaded.dtype):
+            loaded = loaded.float()
+        if loaded.dtype == torch.float32 and speed.faster_turned():
+            speed.turn(loaded)
     if adapter is not None:
         peft = require("peft", extra="peft")
         try:
