@@ -4,7 +4,7 @@
         python benchmarks/vllm_overhead.py MODEL --out benchmarks/vllm-overhead.json
 
 One process, two engines: vLLM as it is (without asynchronous scheduling, which the guard does not allow) and vLLM with
-the guard. Each round gives both the same requests and lets them take one step each in turn, so that a slow moment of the
+the guard. Each round gives both the same requests and lets them take a step each in turn, so that a slow moment of the
 machine, however short, hits both. Throughput is tokens over the sum of an engine's steps; the ratio is taken round by
 round, with a bootstrap interval of their median. The prefix cache is emptied before each, as if the prompts were new.
 `arithmetic` is what the header's tokens cost a machine that is bound by compute: 1 / (1 + header / interval).
@@ -50,7 +50,9 @@ def main() -> None:
     args = parser.parse_args()
     rounds = args.rounds * len(args.concurrent) if len(args.rounds) == 1 else args.rounds
     if len(rounds) != len(args.concurrent):
-        parser.error(f"--rounds has {len(rounds)} numbers, --concurrent {len(args.concurrent)}; give one, or one for each")
+        parser.error(
+            f"--rounds has {len(rounds)} numbers, --concurrent {len(args.concurrent)}; give one, or one for each"
+        )
     plain, guarded = start(args, guard=False), start(args, guard=True)
     groups = [
         measure(plain, guarded, args, count, number) for count, number in zip(args.concurrent, rounds, strict=True)

@@ -56,7 +56,9 @@ def test_all_ways_read_what_transformers_reads(engines, reference, plain_probe, 
 
 
 def test_the_header_goes_no_further_than_the_last_site(engines, reference, tmp_path, monkeypatch):
-    probe = planted_probe(tmp_path / "probe.safetensors", reference, ("1.input_layernorm@content", "2.input_layernorm@1"))
+    probe = planted_probe(
+        tmp_path / "probe.safetensors", reference, ("1.input_layernorm@content", "2.input_layernorm@1")
+    )
     engine = engines(settings={"guard": {"probe": str(probe)}})
     (stats,) = engine.llm.collective_rpc("anydepth_stats")
     assert stats["header_ends_at"] == 2

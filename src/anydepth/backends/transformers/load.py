@@ -30,9 +30,9 @@ def load(
 
     Args:
         model: Hub id or folder, as for `from_pretrained`.
-        dtype: `auto` (the checkpoint's), `fast` (the checkpoint's, or float32 on a CPU that computes faster in it; there also the faster way
-            to multiply a few rows, which changes last digits),
-            `float32`, `bfloat16` or `float16`.
+        dtype: `auto` (the checkpoint's), `float32`, `bfloat16`, `float16`, or `fast`: the checkpoint's, or float32 on a
+            CPU that computes faster in it, and there also the faster way to multiply a few rows, which changes last
+            digits.
         device: Where to put it, e.g. `cuda:0`; None leaves it on the CPU, or where a `device_map` puts it.
         revision: Commit, tag or branch of the hub repository.
         adapter: Hub id or folder of a PEFT adapter (extra `peft`).
