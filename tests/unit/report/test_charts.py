@@ -40,6 +40,16 @@ def test_lines_with_gaps_and_a_depth_of_zero(width: int) -> None:
     assert {"probe", "base", "0", "2,500", "100 %", "depth (tokens)", "share of answers"} <= set(texts)
 
 
+def test_whiskers_of_many_lines_stand_side_by_side() -> None:
+    found = [series(str(n), [(0, 0.5, 0.4, 0.6), (400, 0.5, 0.4, 0.6)], n) for n in range(5)]
+    (axes,) = draw(Drawing("line", "L", (panel(*found),))).axes
+    low, high = axes.get_xlim()
+    assert low < 0 and high > 400
+    at = [each.get_transform().transform(each.get_paths()[0].vertices)[0, 0] for each in axes.collections]
+    assert len(at) == 5 and min(np.diff(at)) > 2
+    assert np.median(at) == pytest.approx(axes.transData.transform((0, 0))[0])
+
+
 @both
 def test_lines_over_names_and_below_zero(width: int) -> None:
     found = series("change", [("before the change", -0.2, -0.3, -0.1), ("after the change", 0.1, 0.0, 0.2)])

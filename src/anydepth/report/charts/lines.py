@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_BANDS = 4
-"""Bands of more lines than this hide each other; whiskers are drawn instead."""
+"""Bands of more lines than this hide each other; whiskers are drawn instead, side by side."""
+
+APART = 3.0
+"""Points between the whiskers of neighbouring lines at one place."""
 
 
 def draw(drawing: Drawing, width: int) -> "Figure":
@@ -40,6 +43,8 @@ def draw(drawing: Drawing, width: int) -> "Figure":
 
 
 def _panel(axes: "Axes", drawing: Drawing, panel: Panel, room: float) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
     places = in_order(dot.x for series in panel.series for dot in series.dots)
     where = _positions(places)
     value_scale(axes.yaxis, axes.set_ylim, panel.unit, numbers_of(panel))
@@ -48,16 +53,19 @@ def _panel(axes: "Axes", drawing: Drawing, panel: Panel, room: float) -> None:
     if axes.get_ylim()[0] < 0 and min(numbers_of(panel), default=0) < 0:
         axes.axhline(0, color=AXIS.light, linewidth=1)
     bands = len(panel.series) <= MOST_BANDS
-    for series in panel.series:
+    for number, series in enumerate(panel.series):
         xs = [where[dot.x] for dot in series.dots]
-        axes.plot(xs, [_nan(dot.value) for dot in series.dots], **sign(series), zorder=3)
-        _intervals(axes, xs, series.dots, colour(series.look), bands=bands and len(xs) > 1)
+        axes.update_datalim([(x, dot.value) for x, dot in zip(xs, series.dots, strict=True) if dot.value is not None])
+        aside = 0.0 if bands else APART * (number - (len(panel.series) - 1) / 2)
+        moved: Any = axes.transData + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
+        axes.plot(xs, [_nan(dot.value) for dot in series.dots], **sign(series), zorder=3, transform=moved)
+        _intervals(axes, xs, series.dots, colour(series.look), moved, bands=bands and len(xs) > 1)
     _horizontal(axes, places, where, room, log=drawing.log_x)
     axes.set_xlabel(drawing.x)
     axes.set_ylabel(value_axis(panel, 32))
 
 
-def _intervals(axes: "Axes", xs: Sequence[float], dots: Sequence[Dot], paint: str, *, bands: bool) -> None:
+def _intervals(axes: "Axes", xs: Sequence[float], dots: Sequence[Dot], paint: str, moved: Any, *, bands: bool) -> None:
     lows = [_nan(dot.low) for dot in dots]
     highs = [_nan(dot.high) for dot in dots]
     if all(map(math.isnan, lows)):
@@ -65,7 +73,7 @@ def _intervals(axes: "Axes", xs: Sequence[float], dots: Sequence[Dot], paint: st
     if bands:
         axes.fill_between(xs, lows, highs, color=paint, alpha=0.16, linewidth=0)
     else:
-        axes.vlines(xs, lows, highs, color=paint, alpha=0.55, linewidth=1.4)
+        axes.vlines(xs, lows, highs, color=paint, alpha=0.55, linewidth=1.4, transform=moved)
 
 
 def _positions(places: Sequence[Place]) -> dict[Place, float]:
