@@ -10,7 +10,8 @@ from anydepth.backends.transformers import TransformersBackend
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe
 from anydepth.evals.context import Context
-from anydepth.evals.suite import EvalOptions
+from anydepth.evals.figure import Figure, Summary
+from anydepth.evals.suite import EvalOptions, load_suite
 from anydepth.policy import Threshold
 from anydepth.schedule import Every
 from tests import tiny
@@ -58,3 +59,18 @@ def context(suite: str, folder: Path, data: Path, *, probe: LinearProbe | None =
     options = {"data_dir": data, "quick": True, "arms": ("probe", "rethink"), "limit": None, **options}
     given = probe or random_probe(backend(), 3)
     return Context(suite, backend(), EvalOptions(**options), folder, "refusal", given_probe=given, config=CONFIG)
+
+
+def measured(context: Context) -> Summary:
+    """What the suite of the context makes of it; the context is closed."""
+    try:
+        return load_suite(context.suite).run(context)
+    finally:
+        context.close()
+
+
+def one(summary: Summary, name: str, **group: Any) -> Figure:
+    """The one figure of this name whose group has these values."""
+    found = [f for f in summary.figures if f.name == name and group.items() <= dict(f.group).items()]
+    assert len(found) == 1, [f.group for f in found]
+    return found[0]

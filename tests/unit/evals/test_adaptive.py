@@ -12,13 +12,14 @@ from anydepth.evals import adaptive
 from anydepth.evals.adaptive_figures import POLICIES, figures_of_policies, limits_of
 from anydepth.evals.context import Context
 from anydepth.evals.disguises import Case, as_stored, spreads, styles, suffixed
-from anydepth.evals.figure import Figure, Summary
+from anydepth.evals.figure import Figure
 from anydepth.evals.replay import Transcript
 from anydepth.evals.spread import Ratio
 from anydepth.evals.traces import Trace
 from anydepth.guard import Guard
 from anydepth.template import Prompt
 from tests.unit.evals import attacking, tables
+from tests.unit.evals.tables import measured, one
 
 SETTINGS = {
     "adaptive.tokens": "10",
@@ -31,19 +32,6 @@ SETTINGS = {
     "adaptive.gcg_prompts": "2",
     "adaptive.ratios": "8:0,8:8",
 }
-
-
-def measured(context: Context) -> Summary:
-    try:
-        return adaptive.run(context)
-    finally:
-        context.close()
-
-
-def one(summary: Summary, name: str, **group: Any) -> Figure:
-    found = [f for f in summary.figures if f.name == name and group.items() <= dict(f.group).items()]
-    assert len(found) == 1, [f.group for f in found]
-    return found[0]
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 
 from anydepth.errors import ConfigError
 from anydepth.evals import attacks, attempts
-from anydepth.evals.context import Context
-from anydepth.evals.figure import Figure, Summary
+from anydepth.evals.figure import Summary
 from anydepth.guard import Guard
 from tests.unit.evals import attacking, tables
+from tests.unit.evals.tables import measured, one
 
 SETTINGS = {
     "attacks.tokens": "10",
@@ -22,19 +22,6 @@ SETTINGS = {
     "attacks.pair_rounds": "2",
     "attacks.stored": "5",
 }
-
-
-def measured(context: Context) -> Summary:
-    try:
-        return attacks.run(context)
-    finally:
-        context.close()
-
-
-def one(summary: Summary, name: str, **group: Any) -> Figure:
-    found = [f for f in summary.figures if f.name == name and group.items() <= dict(f.group).items()]
-    assert len(found) == 1, [f.group for f in found]
-    return found[0]
 
 
 @pytest.fixture(scope="module")

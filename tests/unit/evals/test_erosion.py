@@ -14,7 +14,7 @@ from anydepth.evals import erosion
 from anydepth.evals.context import Context
 from anydepth.evals.erosion_figures import BASE, BELOW, BENIGN, PROBE, REQUESTS, Measured, summarise
 from anydepth.evals.erosion_sets import not_trained_on
-from anydepth.evals.figure import Figure, Summary
+from anydepth.evals.figure import Summary
 from anydepth.evals.suite import EvalOptions, load_suite
 from anydepth.policy import Threshold
 from anydepth.schedule import Every
@@ -22,7 +22,7 @@ from anydepth.types import Score
 from tests import tiny
 from tests.conversations import words
 from tests.evaluations import random_probe
-from tests.unit.evals.tables import pairs, table
+from tests.unit.evals.tables import measured, one, pairs, table
 
 SETTINGS = {"steps": "0,2,4", "new-tokens": "6", "benign-tokens": "20", "examples": "12", "few": "2"}
 SIZES = {"quick": True, "limit": 4, "settings": {f"erosion.{name}": value for name, value in SETTINGS.items()}}
@@ -56,21 +56,8 @@ def context(backend: TransformersBackend, data: Path, folder: Path, **changes: A
     return Context("erosion", backend, options, folder, judge_spec="refusal", config=config, **given)
 
 
-def measured(of: Context) -> Summary:
-    try:
-        return erosion.run(of)
-    finally:
-        of.close()
-
-
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "records" / "erosion.jsonl").read_text().splitlines()]
-
-
-def one(summary: Summary, name: str, **group: Any) -> Figure:
-    found = [each for each in summary.figures if each.name == name and group.items() <= each.group.items()]
-    assert len(found) == 1, [each.group for each in found]
-    return found[0]
 
 
 # -- the suite ---------------------------------------------------------------------------------------------------------

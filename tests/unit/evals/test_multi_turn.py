@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from anydepth.errors import ConfigError
-from anydepth.evals import multi_turn
 from anydepth.evals.context import Context
-from anydepth.evals.figure import Figure, Summary
 from anydepth.evals.turns import CASES, HARMFUL, TURNS, beginning, compose, exchange
 from anydepth.guard import Guard
 from anydepth.probes.dataset import Conversation
@@ -18,6 +16,7 @@ from anydepth.scan import scan_answer
 from anydepth.template import Prompt
 from tests.conversations import words
 from tests.unit.evals import tables
+from tests.unit.evals.tables import measured, one
 
 SCAN = 24
 SETTINGS = {"multi-turn.scan-tokens": str(SCAN), "multi-turn.few-tokens": "16", "multi-turn.few": "2"}
@@ -37,21 +36,8 @@ def context(folder: Path, data: Path, **changes: Any) -> Context:
     return tables.context("multi-turn", folder, data, **{"limit": COUNT, "settings": SETTINGS, **changes})
 
 
-def measured(given: Context) -> Summary:
-    try:
-        return multi_turn.run(given)
-    finally:
-        given.close()
-
-
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "records" / "multi-turn.jsonl").read_text().splitlines()]
-
-
-def one(summary: Summary, name: str, **group: Any) -> Figure:
-    found = [f for f in summary.figures if f.name == name and group.items() <= dict(f.group).items()]
-    assert len(found) == 1, [f.group for f in found]
-    return found[0]
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import pytest
 from anydepth.errors import ConfigError
 from anydepth.evals import over_refusal
 from anydepth.evals.answer_sets import SETS, family, gather, not_trained_on, spread
-from anydepth.evals.context import Context
-from anydepth.evals.figure import Figure, Summary
+from anydepth.evals.figure import Summary
 from anydepth.evals.judge import Judged, Judgement
 from anydepth.guard import Guard
 from anydepth.probes.corpora import load
@@ -18,6 +17,7 @@ from anydepth.probes.dataset import Conversation
 from anydepth.probes.recipe import read_recipe
 from anydepth.probes.splits import balance
 from tests.unit.evals import tables
+from tests.unit.evals.tables import measured, one
 
 TOKENS = {"over-refusal.new-tokens": "12", "over-refusal.scan-tokens": "24", "over-refusal.few-tokens": "16"}
 
@@ -48,19 +48,6 @@ class Strict:
     def judge(self, items: list[Judged]) -> list[Judgement]:
         """By place."""
         return [Judgement(n % 2 == 0, n % 2 == 1, 0.5) for n, _ in enumerate(items)]
-
-
-def measured(context: Context) -> Summary:
-    try:
-        return over_refusal.run(context)
-    finally:
-        context.close()
-
-
-def one(summary: Summary, name: str, **group: Any) -> Figure:
-    found = [f for f in summary.figures if f.name == name and group.items() <= dict(f.group).items()]
-    assert len(found) == 1, [f.group for f in found]
-    return found[0]
 
 
 def halting_probe(folder: Path, data: Path) -> Any:
