@@ -45,7 +45,7 @@ def turn(model: Any) -> int:
     return len(layers)
 
 
-def _forward(layer: torch.nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+def _forward(layer: torch.nn.Linear) -> Callable[..., torch.Tensor]:
     plain = layer.forward
 
     def forward(input: torch.Tensor) -> torch.Tensor:
