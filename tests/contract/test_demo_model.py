@@ -1,5 +1,6 @@
 """The real chat model of the demo, its shipped probe, and input that is wrong."""
 
+import copy
 import gzip
 import json
 import math
@@ -156,30 +157,42 @@ def test_fast_is_float32_where_the_cpu_has_no_instructions_for_the_checkpoints_f
 def test_fast_turns_products_of_a_few_rows_where_that_is_faster(tmp_path, monkeypatch):
     tiny.tiny_tokenizer().save_pretrained(tmp_path)
     tiny.tiny_model("Qwen2").save_pretrained(tmp_path)  # with biases
-    turned, product = [], speed._turned
-    monkeypatch.setattr(speed, "_turned", lambda rows, *rest: turned.append(len(rows)) or product(rows, *rest))
     ids = torch.arange(12).reshape(2, 6)
+    plain = load(tmp_path, dtype="float32").model
+    layers = sum(type(each) is torch.nn.Linear for each in plain.modules())
     for faster in (False, True):
         monkeypatch.setattr(speed, "faster_turned", lambda faster=faster: faster)
-        plain, fast = load(tmp_path, dtype="float32").model, load(tmp_path, dtype="fast").model
+        fast = load(tmp_path, dtype="fast").model
+        assert sum(type(each) is speed.Turned for each in fast.modules()) == (layers if faster else 0)
         with torch.no_grad():
             torch.testing.assert_close(fast(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-5)
-            assert set(turned) == ({12} if faster else set())
-            turned.clear()
-            for few in (ids[:1, :1], torch.ones(2, 200, dtype=torch.long)):
-                assert torch.equal(fast(few).logits, plain(few).logits)
-            assert not turned, "one row, or many, are multiplied as ever"
+            for as_ever in (ids[:1, :1], torch.ones(2, 200, dtype=torch.long)):
+                assert torch.equal(fast(as_ever).logits, plain(as_ever).logits)
 
 
-def test_a_turned_product_has_gradients():
+def test_a_turned_layer_multiplies_and_learns_as_a_plain_one(monkeypatch):
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3, bias=False)).eval()
     rows = torch.randn(2, 5, 6, requires_grad=True)
     (wanted,) = torch.autograd.grad(layers(rows).square().sum(), rows)
-    assert speed.turn(layers) == 2
+    assert speed.turn(layers) == 2 and speed.turn(layers) == 0
+    copied = copy.deepcopy(layers)
+    monkeypatch.setattr(torch.nn.Linear, "forward", None)  # not reached
     (found,) = torch.autograd.grad(layers(rows).square().sum(), rows)
     torch.testing.assert_close(found, wanted)
-    assert isinstance(speed.faster_turned(), bool)
+    with torch.no_grad():
+        copied[0].weight.zero_()
+        assert not torch.allclose(copied(rows), layers(rows)), "a copy has weights of its own"
+
+
+@pytest.mark.parametrize(
+    ("mkl", "maker", "turned"),
+    [(True, "AuthenticAMD", True), (True, "GenuineIntel", False), (False, "AuthenticAMD", False)],
+)
+def test_products_are_turned_where_the_library_is_not_the_makers(monkeypatch, mkl, maker, turned):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(speed, "_maker", lambda: f"vendor_id : {maker}")
+    assert speed.faster_turned.__wrapped__() is turned
 
 
 def test_float32_is_never_slow():

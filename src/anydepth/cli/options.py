@@ -83,7 +83,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         rich_help_panel=_MODEL,
-        help="Number format of the weights. `auto`: the checkpoint's; `fast`: float32 where the CPU is faster in it.",
+        help="Number format of the weights. `auto`: the checkpoint's; `fast`: what this CPU is fastest in.",
     ),
 ]
 Device = Annotated[

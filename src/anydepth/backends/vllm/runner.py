@@ -126,7 +126,7 @@ class RunnerState:
 
     def leave_out(self, begins: np.ndarray, ends: np.ndarray) -> None:
         """Say which rows nothing reads behind the last site: ranges of the batch's rows, from begin to before end."""
-        if self.curtail is None or (self._orders is not None and self._orders.openers):
+        if self.curtail is None:
             return
         torch = require("torch", extra="vllm")
         keep = np.ones(ends[-1], dtype=bool)
