@@ -131,7 +131,7 @@ def test_a_server_that_goes_away(open_page):
         page = open_page(going, expect=("ERR_", "Failed to load"))
         page.fill("#prompt", "slow: " + "a long calm answer " * 40)
         page.click("#send")
-        page.wait_for_selector("#guarded .tok")
+        page.wait_for_selector("#guarded .tok.released")
         going.process.kill()
         page.wait_for_selector("#guarded [data-kind=failed]")
         assert "The connection ended before the answer did" in page.locator("#guarded .problem").text_content()
