@@ -127,11 +127,12 @@ def test_a_server_that_is_busy(open_page):
 
 
 def test_a_server_that_goes_away(open_page):
-    with ServerProcess.scripted({"limits": {"grace_seconds": 0}}) as going:
+    many_windows = {"interval": 2}  # so that the answer takes seconds, and is not over when its server goes
+    with ServerProcess.scripted({"limits": {"grace_seconds": 0}, "guard": many_windows}) as going:
         page = open_page(going, expect=("ERR_", "Failed to load"))
         page.fill("#prompt", "slow: " + "a long calm answer " * 40)
         page.click("#send")
-        page.wait_for_selector("#guarded .tok.released")
+        page.wait_for_selector("#guarded .tok.plain")  # not the place-holder, which is there before the server answers
         going.process.kill()
         page.wait_for_selector("#guarded [data-kind=failed]")
         assert "The connection ended before the answer did" in page.locator("#guarded .problem").text_content()
