@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from anydepth.config import check_detector_name
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
@@ -36,7 +37,9 @@ class ModelTable(_Table):
 class GuardTable(_Table):
     """`[guard]`: how answers are guarded."""
 
-    detector: Literal["probe", "rethink", "rethink-score"] = "probe"
+    detector: str = Field(
+        "probe", description="probe, rethink, rethink-score, or package.module:class of a detector of your own."
+    )
     probe: str | None = Field(None, description="Probe file; default: the one shipped for the model.")
     policy: PolicyRecord | None = Field(
         None, description='E.g. {name = "ewma", alpha = 0.5, threshold = 0.7}; default: what the probe was fitted with.'
@@ -57,6 +60,11 @@ class GuardTable(_Table):
         """The options of the guard by their names in `GuardConfig`; no policy where the detector's own is wanted."""
         own = ("release", "on_error", "prefill", "refusal")
         return {"policy": self.build_policy(), "schedule": self.build_schedule()} | {n: getattr(self, n) for n in own}
+
+    @field_validator("detector")
+    @classmethod
+    def _detector_can_be_named(cls, value: str) -> str:
+        return check_detector_name(value)
 
     @field_validator("policy")
     @classmethod

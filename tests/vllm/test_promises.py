@@ -65,8 +65,8 @@ class Vllm:
     def failing_checks(self) -> Iterator[None]:
         whole = Inquiry.score
 
-        def broken(self: Inquiry, bias: float) -> Any:
-            return whole(self, bias) if self.depth == 0 else CheckError("no state")
+        def broken(self: Inquiry, judge: Any) -> Any:
+            return whole(self, judge) if self.depth == 0 else CheckError("no state")
 
         with patched(Inquiry, "score", broken):
             yield

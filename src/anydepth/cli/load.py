@@ -71,6 +71,7 @@ def open_guard(model: ModelOptions, choice: GuardChoice, threshold: float | None
     """Load a model with its guard on; `threshold` replaces the one of the detector's own policy."""
     with _loading(model.model):
         from anydepth import Guard
+        from anydepth.detectors import detector_named
 
         given = choice.guard_options()
         if model.engine == "vllm":
@@ -78,7 +79,7 @@ def open_guard(model: ModelOptions, choice: GuardChoice, threshold: float | None
         else:
             arguments = model_arguments(model)
             guard = Guard.from_pretrained(
-                model.model, probe=choice.probe, detector=_rethink(choice), **given, **arguments
+                model.model, probe=choice.probe, detector=detector_named(choice.detector), **given, **arguments
             )
         if threshold is None or given["policy"] is not None:
             return guard
@@ -138,11 +139,3 @@ def has_shipped_probe(backend: "TransformersBackend") -> bool:
 def model_arguments(model: ModelOptions) -> dict[str, Any]:
     """How Transformers is to load the model."""
     return {"adapter": model.adapter, "dtype": model.dtype, "device": model.device, "revision": model.revision}
-
-
-def _rethink(options: GuardChoice) -> Any:
-    if options.detector == "probe":
-        return None
-    from anydepth.detectors import Rethink
-
-    return Rethink(mode="score" if options.detector == "rethink-score" else "look-ahead")

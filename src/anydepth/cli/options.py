@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from anydepth.config import guard_config
+from anydepth.config import check_detector_name, guard_config
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Every
 from anydepth.types import OnError, ReleaseMode
 
-DetectorName = Literal["probe", "rethink", "rethink-score"]
 PolicyName = Literal["threshold", "k_of_n", "ewma", "cusum"]
 DtypeName = Literal["auto", "fast", "float32", "bfloat16", "float16"]
 CheckPrefillName = Literal["inside", "end"]
@@ -33,12 +32,12 @@ Probe = Annotated[
     ),
 ]
 Detector = Annotated[
-    DetectorName,
+    str,
     typer.Option(
         "--detector",
         rich_help_panel=_GUARD,
         help="How a check is read: `probe` (a linear probe on a hidden state), `rethink` (look ahead for a refusal), "
-        "`rethink-score` (how likely a refusal is, one forward pass).",
+        "`rethink-score` (how likely a refusal is, one forward pass), or `package.module:class` of your own.",
     ),
 ]
 PolicyOption = Annotated[
@@ -174,7 +173,7 @@ class GuardOptions:
     """Which guard to put on it; what is wrong in itself is refused before a model is loaded."""
 
     probe: Path | None = None
-    detector: DetectorName = "probe"
+    detector: str = "probe"
     policy: PolicyName | None = None
     threshold: float | None = None
     interval: int | None = None
@@ -184,6 +183,7 @@ class GuardOptions:
     check_prefill: CheckPrefillName | None = None
 
     def __post_init__(self) -> None:
+        check_detector_name(self.detector)
         if self.probe is not None and self.detector != "probe":
             raise ConfigError(
                 f"--probe {self.probe} goes with --detector probe, not with --detector {self.detector}; drop one"

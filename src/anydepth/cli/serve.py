@@ -43,7 +43,7 @@ def serve(
     ] = None,
     probe: opt.Probe = None,
     detector: Annotated[
-        opt.DetectorName | None, typer.Option("--detector", rich_help_panel="The guard", help="Default: probe.")
+        str | None, typer.Option("--detector", rich_help_panel="The guard", help="Default: probe.")
     ] = None,
     policy: opt.PolicyOption = None,
     threshold: opt.Threshold = None,
