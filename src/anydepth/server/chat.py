@@ -79,6 +79,7 @@ def _ask(body: ChatRequest, service: Service, headers: dict[str, str]) -> Ask:
         offered=offered,
         special=service.special,
         reasoning=settings.reasoning.release,
+        release=guard.release,
     )
     return Ask(
         "chat",

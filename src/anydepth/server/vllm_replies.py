@@ -7,6 +7,7 @@ from typing import Any
 
 from anydepth.backends.vllm.report import parse_stop_reason
 from anydepth.server.failures import BadRequest
+from anydepth.server.toolcalls import whole_arguments, whole_calls
 from anydepth.server.vllm_ledger import Page, Told
 
 Record = dict[str, Any]
@@ -29,6 +30,7 @@ class Asked:
         stops: Stop strings.
         refusal: Text in place of what is withheld.
         strict: Whether no token leaves before a check that did not fail covers it.
+        watched: Whether the guard only watches the answer and never halts it (`monitor`).
     """
 
     id: str
@@ -39,6 +41,7 @@ class Asked:
     stops: tuple[str, ...] = ()
     refusal: str = ""
     strict: bool = True
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +100,18 @@ def end_of(choice: Mapping[str, Any], told: Told | None, asked: Asked, *, called
         choice: What vLLM wrote of it.
         told: What the engine told of it.
         asked: What was asked.
-        called: Whether it has tool calls. They do not leave if a check may have failed to see them.
+        called: Whether it has tool calls. They do not leave if a check may have failed to see them, unless the guard
+            only watches.
     """
     reason = choice.get("stop_reason")
     told = told if told is not None else _parsed(reason)
     if told is not None:
-        halted = bool(told["halt"]) or (called and bool(told.get("errors")))
+        halted = bool(told["halt"]) or (called and bool(told.get("errors")) and not asked.watched)
         if halted and not told["halt"]:
             told = {**told, "halt": True, "reason": "error"}
         return End(halted, guard_report(told), told.get("withheld") or 0)
     finish = choice.get("finish_reason")
-    if (asked.strict or not called) and finish in ("stop", "tool_calls") and reason in asked.stops:
+    if (asked.strict or asked.watched or not called) and finish in ("stop", "tool_calls") and reason in asked.stops:
         return End(False, guard_report(_UNKNOWN))
     if finish == "abort" and not called:
         return End(False, guard_report(_UNKNOWN))
@@ -130,8 +134,32 @@ def whole_reply(body: Record, asked: Asked, page: Page) -> Record:
         withheld += end.withheld
         if end.halted:
             _halt(choice, end, asked)
+        elif called:
+            _keep_whole_calls(choice, asked)
         _sign(choice, end)
     return _finished(body, withheld)
+
+
+def _keep_whole_calls(choice: Record, asked: Asked) -> None:
+    """Leave half calls of a message out of its calls: they are text."""
+    message = choice["message"]
+    empty = not (message["tool_calls"][-1].get("function") or {}).get("arguments")
+    calls, text = whole_calls(message["tool_calls"], doubted=empty and _is_cut(choice, asked))
+    message["tool_calls"] = calls
+    if text:
+        message["content"] = (message.get("content") or "") + text
+    if not calls:
+        _has_no_calls(choice)
+
+
+def _has_no_calls(choice: Record) -> None:
+    if choice.get("finish_reason") == "tool_calls":
+        choice["finish_reason"] = "stop"
+
+
+def _is_cut(choice: Record, asked: Asked) -> bool:
+    """Whether an answer ended where its length or a stop string ended it, maybe in the middle of a call."""
+    return choice.get("finish_reason") == "length" or choice.get("stop_reason") in asked.stops
 
 
 def halted_reply(asked: Asked, page: Page) -> Record | None:
@@ -196,10 +224,18 @@ def _head(asked: Asked, kind: str) -> Record:
 
 @dataclass(slots=True)
 class _Voice:
-    """One answer of a stream: whether it has text, its calls so far, whether it has ended."""
+    """One answer of a stream.
+
+    Attributes:
+        wrote: Whether it has text.
+        calls: Its calls so far, by their `index`.
+        settled: Whether its last call was whole before the answer's last chunk. vLLM completes half JSON in that one.
+        ended: Whether it has ended.
+    """
 
     wrote: bool = False
     calls: dict[int, Record] = field(default_factory=dict)
+    settled: bool = False
     ended: bool = False
 
 
@@ -242,8 +278,12 @@ class StreamReply:
         voice = self._voices[choice["index"]]
         if voice.ended:
             return []
+        going_on = choice.get("finish_reason") is None
         called = self._take_calls(choice, voice)
-        if choice.get("finish_reason") is None:
+        if called:
+            arguments = voice.calls[max(voice.calls)]["function"]["arguments"]
+            voice.settled = going_on and bool(arguments) and whole_arguments(arguments) is not None
+        if going_on:
             voice.wrote = voice.wrote or bool(self._text(choice).strip())
             return [] if called and self._is_empty(choice) else [choice]
         voice.ended = True
@@ -268,8 +308,15 @@ class StreamReply:
     def _ended(self, choice: Record, end: End, voice: _Voice) -> list[Record]:
         out = []
         if voice.calls:
-            calls = [voice.calls[index] for index in sorted(voice.calls)]
-            delta = {**choice["delta"], "tool_calls": calls}
+            found = [voice.calls[index] for index in sorted(voice.calls)]
+            calls, text = whole_calls(found, doubted=_is_cut(choice, self._asked) and not voice.settled)
+            delta = dict(choice["delta"])
+            if text:
+                delta["content"] = self._text(choice) + text
+            if calls:
+                delta["tool_calls"] = [{**call, "index": index} for index, call in enumerate(calls)]
+            else:
+                _has_no_calls(choice)
             out.append({**choice, "delta": delta, "finish_reason": None, "stop_reason": None})
             choice = self._blank({**choice, "logprobs": None})
             choice.pop("token_ids", None)

@@ -60,6 +60,7 @@ def rewrite(body: dict[str, Any], settings: Settings, *, chat: bool) -> tuple[di
         stops=_stops(body.get("stop")),
         refusal=settings.guard.refusal,
         strict=release == "hold" and settings.guard.on_error == "closed",
+        watched=release == "monitor",
     )
     return body, asked
 

@@ -125,7 +125,8 @@ class Vllm:
             for part in rest.get("calls", ()):
                 yield chunk(index, {"tool_calls": [part]}, logprobs=None, finish_reason=None)
             end = {"finish_reason": "stop", "stop_reason": reason(told)} | rest.get("end", {})
-            yield chunk(index, {"content": text.split(" ")[-1]}, logprobs=None, **end)
+            said = {"content": text.split(" ")[-1]} | ({"tool_calls": rest["last"]} if "last" in rest else {})
+            yield chunk(index, said, logprobs=None, **end)
         if body.get("stream_options"):
             usage = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
             yield f"data: {json.dumps({**head, 'choices': [], 'usage': usage})}\n\n".encode()
@@ -255,6 +256,62 @@ def test_calls_leave_as_a_whole_once_their_answer_has_ended(vllm):
     assert calls == [[{"index": 0, **CALL}, PARTS[3]]]
     assert found[-2]["delta"]["tool_calls"] and found[-1]["finish_reason"] == "tool_calls"
     assert text_of(found) == "Let me look."
+
+
+def cut(vllm: Vllm, calls: list[Any], stream: bool, **end: Any) -> tuple[list[str], str, str]:
+    """Arguments of the calls that left, text and finish_reason of an answer that was cut."""
+    whole = [{key: value for key, value in call.items() if key != "index"} for call in calls]
+    vllm.answers = [("x", CLEAR, {"calls": calls, "message": {"tool_calls": whole}, "end": end})]
+    response = vllm.post({**ASK, "stream": stream, "stop": "END"})
+    if not stream:
+        choice = response.json()["choices"][0]
+        left, text = choice["message"]["tool_calls"], choice["message"]["content"]
+        return [call["function"]["arguments"] for call in left], text, choice["finish_reason"]
+    found = choices(streamed(response))
+    left = [call for each in found for call in each["delta"].get("tool_calls") or ()]
+    assert [call["index"] for call in left] == list(range(len(left)))
+    return [call["function"]["arguments"] for call in left], text_of(found), found[-1]["finish_reason"]
+
+
+def call(arguments: str, index: int = 0) -> dict[str, Any]:
+    return {"index": index, "id": "c", "type": "function", "function": {"name": "book", "arguments": arguments}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_call_is_text(vllm, stream):
+    """Agents would run it: `guests` may be the 1 of 12."""
+    half = call('{"city": "Ulm", "guests": 1', 1)
+    written = '{"name": "book", "arguments": {"city": "Ulm", "guests": 1'
+    left, text, finish = cut(vllm, [call('{"city": "Ulm"}'), half], stream, finish_reason="length")
+    assert left == ['{"city": "Ulm"}'] and text.endswith(written) and finish == "length"
+    left, text, finish = cut(vllm, [half], stream, finish_reason="tool_calls", stop_reason="END")
+    assert left == [] and text.endswith(written) and finish == "stop"
+    assert cut(vllm, [call("")], stream, finish_reason="length")[0] == []
+    assert cut(vllm, [call("")], stream, finish_reason="tool_calls")[0] == ["{}"]
+
+
+def test_a_call_that_vllm_completes_in_the_last_chunk_of_a_cut_answer_is_text(vllm):
+    """Its parsers close half JSON there: it looks whole and is not."""
+    parts = [call('{"guests": 1'), {"index": 0, "function": {"arguments": "}"}}]
+    assert cut(vllm, parts, True, finish_reason="length")[0] == ['{"guests": 1}']  # it was whole before the end
+    vllm.answers = [("x", CLEAR, {"calls": parts[:1], "last": parts[1:], "end": {"finish_reason": "length"}})]
+    found = choices(streamed(vllm.post({**ASK, "stream": True})))
+    assert not any(each["delta"].get("tool_calls") for each in found)
+    assert text_of(found) == 'x{"name": "book", "arguments": {"guests": 1}' and found[-1]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_only_watched_keeps_its_calls(stream):
+    """`monitor` halts nothing, whatever its checks say and where they fail."""
+    vllm = Vllm(guard={"refusal": REFUSAL, "release": "monitor"})
+    rest = {"calls": PARTS, "message": {"tool_calls": [CALL]}, "end": {"finish_reason": "tool_calls"}}
+    for told in (CLEAR | {"errors": 1}, CLEAR | {"reason": "policy"}):
+        vllm.answers = [("x", told, rest)]
+        response = vllm.post({**ASK, "stream": stream})
+        end = choices(streamed(response))[-1] if stream else response.json()["choices"][0]
+        assert end["finish_reason"] == "tool_calls" and '"weather"' in response.text
+    vllm.answers = [("x", None, rest | {"end": {"finish_reason": "tool_calls", "stop_reason": "END"}})]
+    assert '"weather"' in vllm.post({**ASK, "stream": stream, "stop": "END"}).text
 
 
 @pytest.mark.parametrize("stream", [False, True])
