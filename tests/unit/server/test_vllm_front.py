@@ -502,6 +502,21 @@ def test_what_generates_nothing_is_passed(vllm):
     assert vllm.client.get(CHAT).status_code == 405
 
 
+def test_pages_of_other_origins():
+    vllm = Vllm(http={"cors_origins": ["https://a.example"]})
+    ask = {"Access-Control-Request-Method": "POST"}
+    for origin, status in (("https://a.example", 200), ("https://b.example", 403)):
+        assert vllm.client.options(CHAT, headers={"Origin": origin, **ask}).status_code == status
+        allowed = vllm.post(ASK, Origin=origin).headers.get("access-control-allow-origin")
+        assert allowed == (origin if status == 200 else None)
+
+
+def test_a_body_has_to_say_that_it_is_json(vllm):
+    response = vllm.client.post(CHAT, content=json.dumps(ASK), headers={"content-type": "text/plain"})
+    assert response.status_code == 415 and "Content-Type is 'text/plain'" in response.json()["error"]["message"]
+    assert not vllm.bodies
+
+
 def test_websockets_are_closed(vllm):
     with pytest.raises(WebSocketDisconnect), vllm.client.websocket_connect("/v1/realtime"):
         pass
