@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from json import JSONDecodeError
 from pathlib import Path
@@ -115,11 +115,10 @@ def build_api(service: Service) -> FastAPI:
     return app
 
 
-def build_app(service: Service) -> Edge:
-    """The whole application."""
+def build_app(service: Service, keys: Sequence[str]) -> Edge:
+    """The whole application; `keys` are its API keys, without any everybody is let in."""
     settings = service.settings
     api = build_api(service)
-    keys = api_keys(settings.http)
     open_paths = OPEN_PATHS | ({"/metrics"} if settings.http.public_metrics else set())
     if settings.console.enabled:
         open_paths |= console_paths()  # a browser sends no key with a page; what the page then asks for needs it

@@ -609,7 +609,7 @@ def executed(monkeypatch) -> list[list[str]]:
 def test_the_command_line(executed, tmp_path, model):
     config = tmp_path / "guard.toml"
     config.write_text('[model]\npath = "org/model"\n[guard]\npolicy = {name = "ewma", alpha = 0.5, threshold = 0.7}\n')
-    options = ["--engine", "vllm", "--config", str(config), "--threshold", "0.4", "--dtype", "float32"]
+    options = ["--engine", "vllm", "--config", str(config), "--threshold", "0.4", "--dtype", "float32", "--port", "0"]
     result = CliRunner().invoke(app, ["serve", *options, *model, "--", "--max-num-seqs", "4"])
     assert result.exit_code == 0, result.output
     (command,) = executed
