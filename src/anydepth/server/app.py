@@ -136,17 +136,32 @@ def build_app(service: Service, keys: Sequence[str]) -> Edge:
 
 
 def api_keys(table: HttpTable) -> list[str]:
-    """The API keys: of the environment, and of the file; ConfigError if the file cannot be read or is empty."""
-    keys = [key] if (key := os.environ.get(table.api_key_env, "").strip()) else []
+    """The API keys: of the environment, and of the file.
+
+    Raises:
+        ConfigError: The variable is set and empty, or is named in guard.toml and not set, or the file cannot be read or
+            is empty: none of these must open the server to everybody.
+    """
+    found = os.environ.get(table.api_key_env)
+    if found is not None and not found.strip():
+        raise ConfigError(f"the environment variable {table.api_key_env} is set and empty; give a key, or unset it")
+    if found is None and "api_key_env" in table.model_fields_set and table.api_key_file is None:
+        raise ConfigError(
+            f"[http] api_key_env is {table.api_key_env}, which is not set; set it to a key, or leave api_key_env out"
+        )
+    keys = [] if found is None else [found.strip()]
     if table.api_key_file is not None:
         try:
             lines = Path(table.api_key_file).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"[http] api_key_file {table.api_key_file}: {error}") from error
-        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not found:  # an empty file must not open the server to everybody
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"[http] api_key_file {table.api_key_file} cannot be read ({reason}); give a file with one key a line"
+            ) from error
+        listed = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not listed:
             raise ConfigError(f"[http] api_key_file {table.api_key_file} has no key in it; write one a line")
-        keys += found
+        keys += listed
     return keys
 
 

@@ -65,8 +65,9 @@ class StreamReply:
         """The ends of answers that vLLM left out: it has no chunk for one that was halted before its first token."""
         out: list[Record] = []
         for index, voice in enumerate(self._voices):
-            if voice.ended or (self._failed and told_of(self._page, self._asked, index) is None):
-                continue
+            told = told_of(self._page, self._asked, index)
+            if voice.ended or (self._failed and not (told and told["halt"])):
+                continue  # after an error of vLLM's no answer ends as if it were whole, nor do its calls leave
             choice = self._blank({"index": index, "logprobs": None, "finish_reason": "stop"})
             out += [{**self._head, "choices": [new]} for new in self._rewrite(choice)]
         return out

@@ -57,7 +57,10 @@ def loaded(monkeypatch) -> list[Any]:
         ("[http]\nport = {busy}", "port {busy} of 127.0.0.1 is in use; stop what listens there, or choose another"),
         ('[http]\nhost = "no..host"', "host 'no..host' cannot be found"),
         ('[http]\nhost = "192.0.2.1"', "host '192.0.2.1' is no address of this machine"),
-        ('[http]\nport = 0\napi_key_file = "none"', "none: [Errno 2] No such file"),
+        ('[http]\nport = 0\napi_key_file = "none"', "none cannot be read (No such file or directory)"),
+        ('[http]\nport = 0\napi_key_file = "blank"', "blank has no key in it"),
+        ('[http]\nport = 0\napi_key_env = "NO_SUCH_KEY"', "[http] api_key_env is NO_SUCH_KEY, which is not set"),
+        ('[http]\nport = 0\napi_key_env = "EMPTY_KEY"', "the environment variable EMPTY_KEY is set and empty"),
         ('[http]\nport = 0\n[audit]\nkind = "jsonl"\npath = "file/audit.jsonl"', "[audit] path"),
         ('[http]\nport = 0\n[audit]\nkind = "sqlite"\npath = "."', "[audit] path"),
         ('[http]\nport = 0\n[guard]\nprobe = "none.safetensors"', "none.safetensors"),
@@ -70,6 +73,8 @@ def test_what_cannot_be_had_is_said_before_a_model_is_loaded(
 ):  # fmt: skip
     monkeypatch.setattr("anydepth.backends.vllm.launch.find_spec", lambda _: object())
     monkeypatch.setattr("os.execve", lambda *command: loaded.append(command))
+    monkeypatch.setenv("EMPTY_KEY", " ")
+    (tmp_path / "blank").write_text("# no key yet\n")
     (tmp_path / "file").write_text("this is neither a folder nor a probe")
     config = tmp_path / "guard.toml"
     config.write_text(toml.replace("{busy}", str(busy)))

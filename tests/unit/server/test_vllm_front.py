@@ -465,6 +465,22 @@ def test_a_halted_answer_that_vllm_failed_to_put_together(vllm, path):
     assert vllm.post({**ASK, "prompt": "x", "n": 2}, path).status_code == 500
 
 
+def test_calls_do_not_leave_where_the_stream_breaks(vllm):
+    """The engine has ended the answer unhalted; vLLM's front end failed over its last part."""
+    vllm.answers = [("x", CLEAR, {})]
+
+    def respond(name: str) -> Response:
+        head = {"id": name, "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        choice = {"index": 0, "delta": {"tool_calls": [PARTS[3] | {"index": 0}]}, "finish_reason": None}
+        records = [{**head, "choices": [choice]}, {"error": {"message": "it failed"}}]
+        raw = "".join(f"data: {json.dumps(record)}\n\n" for record in records) + "data: [DONE]\n\n"
+        return Response(raw, media_type="text/event-stream")
+
+    vllm.respond = respond
+    records = streamed(vllm.post({**ASK, "stream": True}))
+    assert records == [{"error": {"message": "it failed"}}]
+
+
 def test_an_error_in_a_stream_is_passed_on(vllm):
     def respond(name: str) -> Response:
         raw = b'data: {"error": {"message": "it failed"}}\n\ndata: [DONE]\n\n'
