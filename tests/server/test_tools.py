@@ -72,6 +72,12 @@ def test_a_call_comes_whole_and_last(client, release):
     assert max(each["check"]["depth"] for each in told if "check" in each) == len(text)
 
 
+@pytest.mark.parametrize(("parallel", "count"), [(False, 1), (True, 2), (None, 2)])
+def test_one_call_at_most_where_the_client_says_so(client, parallel, count):
+    extra = {} if parallel is None else {"parallel_tool_calls": parallel}
+    assert len(ask(client, f"say: {CALL} {CALL}", tools=TOOLS, **extra).choices[0].message.tool_calls) == count
+
+
 def test_under_monitor_a_harmful_call_leaves(client):
     """It never halts."""
     choice = ask(client, f"say: {HARMFUL}", tools=TOOLS, extra_body={"anydepth": {"release": "monitor"}}).choices[0]

@@ -48,6 +48,7 @@ class Reading:
         decode: Tokens to text, special tokens included.
         prefix: Tokens of the client's prefill.
         release: The guard's release mode for this answer.
+        one_call: Whether the client takes one call at most (`parallel_tool_calls: false`).
     """
 
     refusal: str
@@ -57,6 +58,7 @@ class Reading:
     decode: Callable[[Sequence[int]], str] | None = None
     prefix: tuple[int, ...] = ()
     release: ReleaseMode = "hold"
+    one_call: bool = False
 
 
 class Composer:
@@ -154,7 +156,8 @@ class Composer:
             verdict = Verdict(True, nan, answer.verdict.depth, "error", answer.verdict.errors)
             return [*self._refuse(), End("content_filter", replace(answer, verdict=verdict))]
         reason = "tool_calls" if answer.finish_reason == "stop" else answer.finish_reason
-        return [Delta(calls=tuple(self._calls)), End(reason, answer)]
+        calls = self._calls[:1] if self._reading.one_call else self._calls
+        return [Delta(calls=tuple(calls)), End(reason, answer)]
 
     def _rest(self) -> list[Delta]:
         """What the trimmer and the segmenter were keeping back."""

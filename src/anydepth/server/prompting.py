@@ -90,6 +90,7 @@ def reading_of(
     special: SpecialTokens | None = None,
     reasoning: ReasoningRelease = "as_answer",
     release: ReleaseMode = "hold",
+    one_call: bool = False,
 ) -> Reading:
     """How the answer to a prompt is read."""
     markers = Markers(
@@ -104,7 +105,7 @@ def reading_of(
         return template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     prefix = prompt.ids[prompt.start :]
-    return Reading(refusal, stops, markers, reasoning, decode if markers.needed else None, prefix, release)
+    return Reading(refusal, stops, markers, reasoning, decode if markers.needed else None, prefix, release, one_call)
 
 
 def _begins_thinking(template: ChatTemplate, prompt: Prompt) -> bool:
