@@ -53,6 +53,7 @@ def refused(server: ServerProcess, path: str, body: Any) -> dict[str, Any]:
         ({"n": 1.5}, "n", "n is 1.5; send a whole number"),
         ({"max_tokens": 100_000}, "max_tokens", "max_tokens is 100000; this server allows 1000 at most"),
         ({"max_completion_tokens": 100_000}, "max_completion_tokens", "max_completion_tokens is 100000; this server"),
+        ({"temperature": 10**90}, "temperature", "temperature is a number of 91 digits; send at most 2"),
         ({"max_completion_tokens": 0, "max_tokens": 5}, "max_completion_tokens", "is 0; send at least 1"),
         ({"temperature": 3}, "temperature", "temperature is 3; send at most 2"),
         ({"temperature": "hot"}, "temperature", 'temperature is "hot"; send a number'),

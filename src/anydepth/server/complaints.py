@@ -85,11 +85,8 @@ def shown(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, dict):
         return "an object"
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError):  # no JSON, or a whole number of thousands of digits
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 2 * _LONGEST else f"a {type(value).__name__} of {len(text)} characters"
+    text = json.dumps(value)
+    return text if len(text) <= 2 * _LONGEST else f"a number of {len(text)} digits"
 
 
 def unreadable(error: Exception) -> BadRequest:
