@@ -1,5 +1,6 @@
 """Read `guard.toml`: what an operator decides about a guarded engine."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
 from anydepth.types import OnError, ReleaseMode
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+")
+"""What browsers send as `Origin`: lower case, no path, no slash at the end."""
 
 Count = Annotated[int, Field(ge=1)]
 PolicyRecord = dict[str, str | int | float]
@@ -167,6 +171,17 @@ class HttpTable(_Table):
     api_key_env: str = Field("ANYDEPTH_API_KEY", description="Environment variable with the API key, if it is set.")
     api_key_file: str | None = Field(None, description="File with one API key a line.")
     public_metrics: bool = Field(False, description="/metrics needs no API key.")
+    cors_origins: list[str] = Field(
+        [], description='Origins whose pages may use the server from a browser, e.g. "https://chat.example.org".'
+    )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; write https://HOST or https://HOST:PORT with no path, or *")
+        return value
 
 
 class AuditTable(_Table):

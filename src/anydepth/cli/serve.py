@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from anydepth.settings import Settings
 
 _HTTP = "The server"
+_ADDRESS_FLAGS = ("--host", "--port", "--uds")
+"""Flags of vLLM by which it listens somewhere else than the settings say."""
 EngineName = Literal["transformers", "vllm"]
 
 
@@ -93,7 +95,7 @@ def serve(
     from anydepth.server.run import serve as run
 
     settings = _settings(config, given)
-    run(_engine(settings, policy, threshold), settings)
+    run(lambda: _engine(settings, policy, threshold), settings)
 
 
 def _run_vllm(
@@ -101,6 +103,7 @@ def _run_vllm(
 ) -> NoReturn:
     """Become vLLM's own server: its signals and its exit code are this command's."""
     from anydepth.backends.vllm.launch import ENVIRONMENT, server_command
+    from anydepth.server.opening import check_place
 
     for name, value in (("--adapter", settings.model.adapter), ("--device", settings.model.device)):
         if value is not None:
@@ -112,6 +115,7 @@ def _run_vllm(
             "or set [guard] policy"
         )
     command = server_command(settings, flags)
+    check_place(settings, address=not any(flag.startswith(_ADDRESS_FLAGS) for flag in flags))
     os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
 
 

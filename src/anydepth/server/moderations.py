@@ -48,18 +48,17 @@ def _prompts(body: ModerationRequest, service: Service) -> list[Prompt]:
     if isinstance(body.input, str):
         return [template.prompt(body.input)]
     if len(body.input) > limits.messages:
-        raise BadRequest(f"{len(body.input)} inputs; this server takes {limits.messages}", "input")
+        raise BadRequest(f"input has {len(body.input)} entries; this server takes {limits.messages}", "input")
     conversation: list[dict[str, Any]] = []
     texts: list[Prompt] = []
-    for item in body.input:
+    for place, item in enumerate(body.input):
         if isinstance(item, ScanMessage):
             conversation.append(item.model_dump(exclude_none=True))
-        elif isinstance(item, TextPart):
-            if item.type != "text" or item.text is None:
-                raise BadRequest(f"an input is of type {item.type!r}; only text can be scanned", "input")
-            texts.append(template.prompt(item.text))
-        else:
-            texts.append(template.prompt(item))
+            continue
+        text = item.text if isinstance(item, TextPart) else item
+        if not text.strip():
+            raise BadRequest(f"input[{place}] is an empty text; leave it out", f"input[{place}]", "invalid_prompt")
+        texts.append(template.prompt(text))
     if conversation and texts:
         raise BadRequest("input mixes messages and texts; send one conversation, or a list of texts", "input")
     return [template.prompt(conversation)] if conversation else texts

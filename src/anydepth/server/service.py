@@ -83,19 +83,19 @@ class Service:
             raise ModelNotFound(f"the model {name!r} is not served here; ask for {served!r}")
         return served
 
-    def max_tokens(self, wanted: int | None) -> int:
-        """Length of an answer; BadRequest if it is longer than the operator allows."""
+    def max_tokens(self, wanted: int | None, name: str = "max_tokens") -> int:
+        """Length of an answer; BadRequest, about the field `name`, if it is longer than the operator allows."""
         limits = self.settings.limits
         if wanted is None:
             return min(limits.default_max_tokens, limits.max_tokens)
         if wanted > limits.max_tokens:
-            raise BadRequest(f"max_tokens is {wanted}; this server allows {limits.max_tokens}", "max_tokens")
+            raise BadRequest(f"{name} is {wanted}; this server allows {limits.max_tokens} at most", name)
         return wanted
 
-    def choices(self, wanted: int) -> int:
-        """Number of answers; BadRequest if it is more than the operator allows."""
-        if wanted > self.settings.limits.choices:
-            raise BadRequest(f"{wanted} answers are asked for; this server allows {self.settings.limits.choices}", "n")
+    def choices(self, wanted: int, name: str = "n") -> int:
+        """Number of answers; BadRequest, about the field `name`, if it is more than the operator allows."""
+        if (limit := self.settings.limits.choices) < wanted:
+            raise BadRequest(f"{wanted} answers are asked for by {name}; this server allows {limit} at most", name)
         return wanted
 
     async def run(self, ask: Ask) -> AsyncGenerator[Piece, None]:

@@ -53,6 +53,11 @@ def test_an_empty_file_has_the_defaults():
     assert settings.http.host == "127.0.0.1"
 
 
+def test_origins():
+    origins = ["*", "http://localhost:3000", "https://chat.example.org", "http://[::1]:8080", "app://-"]
+    assert parse_settings({"http": {"cors_origins": origins}}).http.cors_origins == origins
+
+
 def test_adaptive():
     assert parse_settings({"guard": {"adaptive": {"widest": 30}}}).guard.build_schedule() == Adaptive(widest=30)
 
@@ -71,6 +76,10 @@ def test_adaptive():
         ({"overrides": {"interval": {"min": 9, "max": 3}}}, "min (9) is above max (3)"),
         ({"overrides": {"policies": {"a": {"name": "x"}}}}, "overrides.policies"),
         ({"limits": {"queue": -1}}, "limits.queue is -1"),
+        ({"http": {"cors_origins": ["https://a.example/"]}}, "'https://a.example/' is no origin; write https://HOST"),
+        ({"http": {"cors_origins": ["a.example"]}}, "'a.example' is no origin"),
+        ({"http": {"cors_origins": ["https://A.example"]}}, "'https://A.example' is no origin"),
+        ({"http": {"cors_origins": "*"}}, "http.cors_origins is '*'"),
         ({"http": {"port": 70000}, "audit": {"kind": "paper"}}, "audit.kind is 'paper'"),
     ],
 )
