@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from anydepth.server.verify import verify_audit
+from anydepth.audit.verify import verify_audit
 from tests.server.process import ServerProcess
 from tests.server.test_chat import HARM, ask, stream, text_of
 

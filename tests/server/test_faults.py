@@ -13,8 +13,8 @@ import httpx
 import openai
 import pytest
 
-from anydepth.server.audit import read_records
-from anydepth.server.verify import verify_audit
+from anydepth.audit.reading import read_records
+from anydepth.audit.verify import verify_audit
 from tests.server.process import ServerProcess
 from tests.server.test_chat import HARM, REFUSAL, ask, stream, text_of
 from tests.server.test_concurrency import LONG
@@ -77,11 +77,10 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "sqlite"])
-def test_a_full_disk_stops_the_answers(small_disk, kind):
+def test_a_full_disk_stops_the_answers(small_disk):
     folder, limit = small_disk
     path = folder / "audit"
-    settings = {"audit": {"kind": kind, "path": str(path), "max_bytes": 10_000_000}}
+    settings = {"audit": {"kind": "jsonl", "path": str(path), "max_bytes": 10_000_000}}
     with ServerProcess.scripted(settings) as server:
         if limit:
             resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
@@ -124,8 +123,8 @@ def test_a_full_disk_may_be_ignored(small_disk):
 
 @pytest.mark.parametrize("grace", [10, 0.3])
 def test_sigterm_under_load(tmp_path, grace):
-    path = tmp_path / "audit.sqlite"
-    settings = {"audit": {"kind": "sqlite", "path": str(path)}, "limits": {"grace_seconds": grace, "live": 3}}
+    path = tmp_path / "audit.jsonl"
+    settings = {"audit": {"kind": "jsonl", "path": str(path)}, "limits": {"grace_seconds": grace, "live": 3}}
     results: list[str] = []
     with ServerProcess.scripted(settings) as server:
 

@@ -9,8 +9,8 @@ import openai
 import pytest
 
 from anydepth import Guard, LinearProbe
+from anydepth.audit.verify import verify_audit
 from anydepth.backends.transformers import load
-from anydepth.server.verify import verify_audit
 from tests.server import tiny_model
 from tests.server.process import ServerProcess
 

@@ -94,10 +94,12 @@ def build_api(service: Service) -> FastAPI:
 
     @app.get("/readyz", response_model=Health, responses={503: {"model": Health}})
     async def _readyz() -> Response:
+        await service.audit.recover()
         return _health(service.ready)
 
     @app.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_only(401)})
     async def _metrics() -> Response:
+        await service.audit.recover()
         _ = service.ready  # keeps its gauge up to date
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 

@@ -7,8 +7,8 @@ from types import FrameType
 
 import uvicorn
 
+from anydepth.audit.trail import open_audit
 from anydepth.server.app import build_app
-from anydepth.server.audit import open_audit
 from anydepth.server.engine import Engine
 from anydepth.server.logs import set_up_logging
 from anydepth.server.service import Service
