@@ -171,6 +171,44 @@ def test_a_killed_server_leaves_an_account_of_what_left(tmp_path):
     report = verify_audit(path)
     assert report.ok, report.violations
     assert report.unfinished == 1 and report.released >= seen
+    with path.open("ab") as file:
+        file.write(b'{"kind": "window", "id": "half of i')
+    with ServerProcess.scripted({"audit": {"kind": "jsonl", "path": str(path)}}) as again:
+        ask(again.client(), "say: hello")
+        assert any("half a record" in record.get("message", "") for record in again.log)
+    report = verify_audit(path)
+    assert report.ok, report.violations
+    assert report.unfinished == report.torn == report.answers["finished"] == 1
+
+
+def test_a_second_server_on_the_same_trail_is_refused(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    settings = {"audit": {"kind": "jsonl", "path": str(path)}}
+    with ServerProcess.scripted(settings) as first:
+        with pytest.raises(RuntimeError, match=r"audit\.jsonl: another server writes it; give each server a path"):
+            ServerProcess.scripted(settings)
+        for _ in range(3):
+            assert ask(first.client(), "say: hello").choices[0].finish_reason == "stop"
+    with ServerProcess.scripted(settings) as second:
+        ask(second.client(), "say: hello")
+    report = verify_audit(path)
+    assert report.ok, report.violations
+    assert report.answers["finished"] == 4
+
+
+def test_logrotate_moves_the_file_while_the_server_runs(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    with ServerProcess.scripted({"audit": {"kind": "jsonl", "path": str(path)}}) as server:
+        client = server.client()
+        for number in range(4):
+            assert ask(client, "say: hello").choices[0].finish_reason == "stop"
+            path.rename(tmp_path / f"audit.jsonl.{4 - number}")
+        assert ask(client, "say: hello").choices[0].finish_reason == "stop"
+        assert sum("moved or deleted" in record.get("message", "") for record in server.log) == 4
+        assert server.get("/readyz").status_code == 200
+    report = verify_audit(path)
+    assert report.ok, report.violations
+    assert report.answers["finished"] == 5 and report.begins == 1
 
 
 def test_the_trail_is_private(audit_path, server, client):

@@ -125,6 +125,27 @@ def test_an_audit_that_cannot_be_written_halts_and_keeps_the_tokens(tmp_path):
     assert watch.halted and watch.released == [] and watch.error == "AuditError"
 
 
+def test_a_last_record_that_fails_once_is_written_as_what_it_came_to(tmp_path):
+    watch = make(tmp_path)
+    watch.begin({})
+    low(watch)
+    watch.push([20, 21, 22, 23])
+    low(watch)
+    sink = watch.account.audit._sink
+    whole = sink.write
+
+    def once(record):
+        sink.write = whole
+        _full()
+
+    sink.write = lambda record: once(record) if record["kind"] == "answer" else whole(record)
+    watch.push([END], "stop")
+    low(watch)
+    assert watch.halted and watch.error == "AuditError"
+    report = verify_audit(tmp_path / "audit.jsonl")
+    assert report.ok and report.answers == {"audit": 1} and report.lost == 1 and not report.unfinished
+
+
 def test_eager_sends_at_once_and_monitor_never_halts(tmp_path):
     eager = make(tmp_path, release="eager")
     eager.begin({})

@@ -108,7 +108,7 @@ class Engine:
         return [told[name] for name in names]
 
     def records(self, name: str) -> list[dict[str, Any]]:
-        return [each for each in read_records(self.audit) if each["id"] == name]
+        return [each for each in read_records(self.audit) if each.get("id") == name]
 
     def record(self, name: str) -> dict[str, Any]:
         return next(each for each in self.records(name) if each["kind"] == "answer")

@@ -25,6 +25,7 @@ async def relay(
     text: list[str] = []
     ids: list[int] = []
     answer: Answer | None = None
+    halted = False
     try:
         async with aclosing(engine.submit(job)) as events:
             async for event in events:
@@ -34,11 +35,14 @@ async def relay(
                 if isinstance(event, Released):
                     text.append(event.text)
                     ids.extend(event.token_ids)
+                halted = halted or isinstance(event, Halted)
                 see(event)
                 yield event
     except AuditError:
         await account.audit.settle(account.broken, "audit")
         for event in _stopped(job, account, answer, "".join(text), tuple(ids)):
+            if halted and isinstance(event, Halted):
+                continue  # the guard has refused already
             see(event)
             yield event
     except BaseException as error:  # cancelled by the client, timed out, or the engine failed: all are accounted for

@@ -343,7 +343,7 @@ def test_places_that_are_no_file_of_records(path):
         JsonlFile(path.parent, 4096, 3)
     (path.parent / "target").touch()
     path.symlink_to(path.parent / "target")
-    with pytest.raises(OSError, match="a symbolic link to '.*target'; give that path itself"):
+    with pytest.raises(OSError, match=r"a symbolic link to '.*target'; give that path itself"):
         JsonlFile(path, 4096, 3)
     os.mkfifo(path.parent / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
