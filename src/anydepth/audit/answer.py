@@ -186,8 +186,9 @@ class Account:
             "checks": self.checks,
             **self._texts(),
         }
-        self.audit.write(record)
-        self.closed = True  # not before: one that could not be stored is tried again when the answer is broken off
+        self.closed = broken = outcome != "finished"
+        self.audit.write(record, late=broken)
+        self.closed = True  # not before: a finished answer whose record is not stored is broken off, with another one
 
     def _texts(self) -> Mapping[str, Any]:
         return {} if self.messages is None else {"messages": self.messages, "text": "".join(self.text)}

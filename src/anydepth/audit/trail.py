@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,8 @@ TRIAL = 1.0
 """Seconds that whoever asks for the trail's health waits for a trial."""
 MOST_WAITING = 10_000
 """Works that may wait for a disk that hangs."""
+MOST_LATE = 1000
+"""Records that are kept in memory until the disk takes them."""
 
 
 class AuditError(AnydepthError):
@@ -53,7 +56,8 @@ class Audit:
 
     Args:
         sink: Where records go, or None for no audit.
-        on_error: `closed` raises AuditError, `open` goes on without the record and says so in the log.
+        on_error: `closed` raises AuditError. `open` goes on and says so in the log; the record is kept in memory until
+            it can be stored, unless `MOST_LATE` are kept already: then it is lost, and a `lost` record says so later.
         patience: Seconds that a record may take until it counts as not stored.
 
     Attributes:
@@ -67,6 +71,7 @@ class Audit:
         self.on_failure: Callable[[], None] = lambda: None
         self._lock, self._counting = threading.Lock(), threading.Lock()
         self._broken = self._closed = False
+        self._late: deque[Record] = deque()
         self._lost, self._lost_since = 0, 0.0
         self._thread = ThreadPoolExecutor(1, "anydepth-audit")
         self._waiting: set[Future[None]] = set()
@@ -90,8 +95,16 @@ class Audit:
         begun = self._busy_since
         return begun is not None and time.monotonic() - begun >= self._patience
 
-    def write(self, record: Record) -> None:
-        """Store a record; AuditError if it is not stored and the audit fails closed."""
+    def write(self, record: Record, *, late: bool = False) -> None:
+        """Store a record.
+
+        Args:
+            record: What JSON can have.
+            late: Whether it may be stored later, whatever `on_error` says: nothing leaves because of it.
+
+        Raises:
+            AuditError: The record is not stored, cannot be later, and the audit fails closed.
+        """
         if self._sink is None:
             return
         try:
@@ -100,22 +113,40 @@ class Audit:
             with self._lock:
                 self._store(self._sink, record)
         except (OSError, ValueError, TypeError) as error:
-            with self._counting:
-                self._lost_since = self._lost_since if self._lost else time.time()
-                self._lost += 1
             self._fail(error)
-            if self._on_error == "closed":
+            if late or self._on_error == "open":
+                self._keep(record, retry=isinstance(error, OSError))
+            else:
                 raise AuditError("the audit trail cannot be written; the answer was stopped") from error
 
     def _store(self, sink: Sink, record: Record) -> None:
         if self._broken:
             sink.probe()  # a short record may fit where the next one will not
+        self._store_late(sink)
+        sink.write(record)
+        self._broken = False
+
+    def _store_late(self, sink: Sink) -> None:
+        while self._late:
+            try:
+                sink.write(self._late[0])
+            except (ValueError, TypeError) as error:  # it would be in the way of all others for ever
+                self._fail(error)
+                self._keep(self._late[0], retry=False)
+            self._late.popleft()
         if lost := self._lost:
             sink.write({"kind": "lost", "time": time.time(), "records": lost, "since": self._lost_since})
             with self._counting:
                 self._lost -= lost
-        sink.write(record)
-        self._broken = False
+
+    def _keep(self, record: Record, *, retry: bool) -> None:
+        """Keep a record until it can be stored; one that never can be, or that there is no room for, is counted."""
+        with self._counting:
+            if retry and len(self._late) < MOST_LATE:
+                self._late.append(record)
+            else:
+                self._lost_since = self._lost_since if self._lost else time.time()
+                self._lost += 1
 
     def _fail(self, error: Exception) -> None:
         self.failures += 1
@@ -177,6 +208,7 @@ class Audit:
         try:
             with self._lock:
                 self._sink.probe()
+                self._store_late(self._sink)
             self._broken = False
         except (OSError, ValueError) as error:
             self._fail(error)
@@ -206,9 +238,14 @@ class Audit:
         """Store what waits, then let go of the file."""
         self._closed = True
         self._thread.shutdown()
-        if self._sink is not None:
-            with self._lock:
-                self._sink.close()
+        if self._sink is None:
+            return
+        with self._lock:
+            try:
+                self._store_late(self._sink)
+            except OSError as error:
+                logger.error("records are lost", extra={"records": len(self._late) + self._lost, "error": str(error)})
+            self._sink.close()
 
 
 async def _wait(task: "Future[None]", seconds: float) -> bool:

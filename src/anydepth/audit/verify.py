@@ -27,7 +27,7 @@ class AuditReport:
         unchecked: Tokens that left before a check, or after one that failed, where the operator allows it.
         unfinished: Answers with windows but without a record: the process ended in between.
         torn: Records that a process was killed over, or that a disk took in part; nothing left with them.
-        lost: Records that could not be stored. Under `closed` the answers were stopped.
+        lost: Records that are not here: where the audit fails open, the disk took none for too long.
         begins: Number of the oldest record; above 1 if older files were dropped, 0 for records without numbers.
         violations: What must not be, one sentence each.
     """

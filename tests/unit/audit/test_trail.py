@@ -73,30 +73,70 @@ def test_open_goes_on():
     assert audit.failures == 1 and not audit.healthy
 
 
-@pytest.mark.parametrize("on_error", ["closed", "open"])
-def test_how_many_records_were_lost_is_told_once_the_disk_takes_some(tmp_path, monkeypatch, on_error):
-    audit = open_audit(AuditTable(kind="jsonl", path=str(tmp_path / "trail"), on_error=on_error))
-    real = JsonlFile._try
-    monkeypatch.setattr(JsonlFile, "_try", full)
-    for _ in range(3):
-        if on_error == "closed":
-            with pytest.raises(AuditError):
-                audit.write(NOTE)
-        else:
-            audit.write(NOTE)
-    monkeypatch.setattr(JsonlFile, "_try", real)
-    audit.write({"kind": "note", "id": "b"})
-    audit.write({"kind": "note", "id": "c"})
-    audit.close()
-    records = list(read_records(tmp_path / "trail"))
-    assert [record["kind"] for record in records] == ["file", "lost", "note", "note"]
-    assert records[1]["records"] == 3 and records[1]["since"] <= records[1]["time"]
-    report = verify_audit(tmp_path / "trail")
-    assert report.ok and report.lost == 3
-
-
 def full(*args: Any) -> None:
     raise OSError(errno.ENOSPC, "no space left")
+
+
+def test_records_that_may_come_late_are_stored_in_their_order(tmp_path, monkeypatch):
+    audit = open_audit(AuditTable(kind="jsonl", path=str(tmp_path / "trail")))
+    with monkeypatch.context() as patch:
+        patch.setattr(JsonlFile, "_try", full)
+        audit.write({"kind": "first"}, late=True)
+        audit.write({"kind": "second"}, late=True)
+        with pytest.raises(AuditError):
+            audit.write(NOTE)
+    audit.write({"kind": "third"})
+    audit.close()
+    assert [record["kind"] for record in read_records(tmp_path / "trail")] == ["file", "first", "second", "third"]
+    assert audit.failures == 3
+
+
+def test_where_the_audit_fails_open_records_are_kept_in_memory_and_those_without_room_are_counted(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("anydepth.audit.trail.MOST_LATE", 3)
+    audit = open_audit(AuditTable(kind="jsonl", path=str(tmp_path / "trail"), on_error="open"))
+    with monkeypatch.context() as patch:
+        patch.setattr(JsonlFile, "_try", full)
+        for number in range(5):
+            audit.write({"kind": "note", "id": number})
+    audit.close()  # the disk takes records again
+    records = list(read_records(tmp_path / "trail"))
+    assert [record.get("id") for record in records] == [None, 0, 1, 2, None]
+    assert records[-1]["kind"] == "lost" and records[-1]["records"] == 2
+    assert records[-1]["since"] <= records[-1]["time"]
+    report = verify_audit(tmp_path / "trail")
+    assert report.ok and report.lost == 2
+
+
+async def test_records_that_are_late_are_stored_without_another_answer():
+    sink = Sink()
+    audit = Audit(sink)
+    sink.full = True
+    audit.write(NOTE, late=True)
+    sink.full = False
+    await audit.recover()
+    assert sink.kinds == ["note"]
+    audit.close()
+
+
+async def test_a_late_record_that_json_cannot_have_is_not_in_the_way_of_others(tmp_path, monkeypatch):
+    audit = open_audit(AuditTable(kind="jsonl", path=str(tmp_path / "trail")))
+    with monkeypatch.context() as patch:
+        patch.setattr(JsonlFile, "write", full)
+        audit.write({"kind": "note", "id": float("nan")}, late=True)
+        audit.write(NOTE, late=True)
+    audit.close()
+    assert [record["kind"] for record in read_records(tmp_path / "trail")] == ["file", "note", "lost"]
+
+
+def test_records_that_are_late_for_ever_are_told_in_the_log(caplog):
+    sink = Sink()
+    audit = Audit(sink)
+    sink.full = True
+    audit.write(NOTE, late=True)
+    audit.close()
+    assert sink.closed and any(getattr(each, "records", 0) == 1 for each in caplog.records)
 
 
 @pytest.mark.parametrize("value", [float("nan"), object()])
@@ -104,6 +144,7 @@ def test_a_record_that_json_cannot_have_stops_the_answer(tmp_path, value):
     audit = open_audit(AuditTable(kind="jsonl", path=str(tmp_path / "trail")))
     with pytest.raises(AuditError):
         audit.write({"kind": "note", "id": value})
+    audit.write({"kind": "note", "id": value}, late=True)
     audit.write(NOTE)
     audit.close()
     assert [record["kind"] for record in read_records(tmp_path / "trail")] == ["file", "lost", "note"]
@@ -124,8 +165,7 @@ async def test_a_disk_that_hangs_stops_answers_and_nothing_else():
     sink.goes.set()
     while not audit.healthy:
         await audit.recover()
-    assert sink.kinds == ["note", "lost", "last"]  # the one that hung, and the one that had to be kept
-    assert sink.records[1]["records"] == 1
+    assert sink.kinds == ["note", "last"]  # the one that hung, and the one that had to be kept
     await audit.run(audit.write, NOTE)
     audit.close()
 
@@ -134,11 +174,12 @@ async def test_a_disk_that_hangs_stops_no_answer_where_the_operator_says_so():
     sink = Sink()
     audit = Audit(sink, "open", patience=0.2)
     sink.goes.clear()
-    for _ in range(3):
-        await asyncio.wait_for(audit.run(audit.write, NOTE), 30)
-    assert audit.failures == 3
+    for number in range(3):
+        await asyncio.wait_for(audit.run(audit.write, {"kind": str(number)}), 30)
+    assert audit.failures == 3 and sink.kinds == []
     sink.goes.set()
     audit.close()
+    assert sink.kinds == ["0", "1", "2"]
 
 
 async def test_what_waits_behind_a_slow_record_fails_in_time():

@@ -44,6 +44,11 @@ class Disk(JsonlFile):
             raise OSError(errno.EIO, "Input/output error")
         super().write(record)
 
+    def probe(self) -> None:
+        if self.count + 1 in self.bad:
+            raise OSError(errno.EIO, "Input/output error")
+        super().probe()
+
 
 class House:
     """A server in this process."""
@@ -189,6 +194,21 @@ async def leave(server: House, n: int, after: int, *, closes: bool) -> None:
         await pieces.aclose()
 
 
+@pytest.mark.parametrize("on_error", ["closed", "open"])
+async def test_a_disk_that_is_full_for_a_while_costs_no_record(tmp_path, on_error):
+    """Answers that were stopped have theirs once there is room; answers that went on without have all of theirs."""
+    async with house(tmp_path, on_error=on_error) as server:
+        await server.chat("say: hello there")
+        server.disk.bad = set(range(server.disk.count + 3, 1000))  # in the middle of the next answer
+        endings = [(await server.chat("say: hello there")).json()["choices"][0]["finish_reason"] for _ in range(5)]
+        assert set(endings) == {"content_filter" if on_error == "closed" else "stop"}
+        assert (await server.client.get("/readyz")).status_code == 503
+        server.disk.bad = set()
+        assert (await server.client.get("/readyz")).status_code == 200
+        assert server.verified() == ({"finished": 1, "audit": 5} if on_error == "closed" else {"finished": 6})
+        assert verify_audit(server.path).unfinished == verify_audit(server.path).lost == 0
+
+
 @pytest.mark.parametrize("text", ["say: hello there, this is a calm answer", HARM, "harm: at once"])
 @pytest.mark.parametrize("bad", range(1, 9))
 async def test_a_record_that_fails_once(tmp_path, text, bad):
@@ -202,7 +222,7 @@ async def test_a_record_that_fails_once(tmp_path, text, bad):
     (record,) = server.answers
     if failed:
         assert choice["finish_reason"] == "content_filter" and choice["anydepth"]["reason"] == "error"
-        assert outcomes == {"audit": 1} and verify_audit(server.path).lost == 1
+        assert outcomes == {"audit": 1}
     left = sum(w["stop"] - w["start"] for w in record["windows"] if w["state"] == "released")
     assert choice["anydepth"]["released_tokens"] <= left
 
