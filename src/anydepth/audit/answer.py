@@ -90,13 +90,18 @@ class Account:
     text: list[str] = field(default_factory=list)
     depth: int = 0
     closed: bool = False
+    _zero: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.depth = self.prompt.prefill
 
+    def _now(self) -> float:
+        """The time of day, without corrections of the clock since the answer began: releases stay behind their checks."""
+        return self.begun + time.monotonic() - self._zero
+
     def checked(self, check: CheckResult) -> None:
         """Note a check."""
-        self.checks.append({**check_record(check), "time": time.time()})
+        self.checks.append({**check_record(check), "time": self._now()})
 
     def released(self, event: Released) -> None:
         """Write down that these tokens leave; AuditError if that cannot be, and then they must not."""
@@ -111,12 +116,12 @@ class Account:
             "stop": event.depth,
             "end_tokens": ends,
             "checked_at": covering if covers else None,
-            "released": time.time(),
+            "released": self._now(),
         }
         # Noted before it is written: where the disk hangs, the answer's record may have to be made meanwhile.
         self.depth = event.depth
         self.left.append(window)
-        now = {"kind": "window", "id": self.id, "choice": self.choice, "time": time.time()}
+        now = {"kind": "window", "id": self.id, "choice": self.choice, "time": self._now()}
         try:
             self.audit.write({**now, "release": self.guard.release, **window})
         except AuditError:
@@ -172,7 +177,7 @@ class Account:
             "version": VERSION,
             "id": self.id,
             "choice": self.choice,
-            "time": time.time(),
+            "time": self._now(),
             "begun": self.begun,
             "endpoint": self.endpoint,
             "model": self.model,

@@ -73,6 +73,12 @@ def verify_audit(path: str | Path) -> AuditReport:
             except (KeyError, TypeError, AttributeError) as error:
                 report.violations.append(f"{_place(line)} lacks what a record has ({error!r})")
     report.begins = chain.first
+    _leave_unfinished(report, windows)
+    return report
+
+
+def _leave_unfinished(report: AuditReport, windows: dict[tuple[str, int], list[Window]]) -> None:
+    """Count the answers whose process has ended, or goes on; forget their windows, since their ids may come again."""
     for key, left in windows.items():
         report.unfinished += 1
         report.released += sum(window["stop"] - window["start"] for window in left)
@@ -81,7 +87,7 @@ def verify_audit(path: str | Path) -> AuditReport:
             for w in left
             if w["checked_at"] is None and w["release"] == "hold"
         ]
-    return report
+    windows.clear()
 
 
 class _Chain:
@@ -132,6 +138,8 @@ def _take(report: AuditReport, record: Mapping[str, Any], windows: dict[tuple[st
         _count(report, record)
     elif kind == "scan":
         report.scans += 1
+    elif kind == "file" and record["reason"] == "start":
+        _leave_unfinished(report, windows)
     elif kind == "torn":
         report.torn += 1
     elif kind == "lost":

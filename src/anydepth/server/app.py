@@ -35,7 +35,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large",
         429: "Too many answers wait; see Retry-After",
         500: "The engine failed",
-        503: "The server is shutting down",
+        503: "The server is shutting down, or the audit trail cannot be written",
         504: "The answer took too long",
     }.items()
 }

@@ -51,6 +51,15 @@ def test_files_are_rotated_by_size_and_read_in_order(path):
     assert verify_audit(path).ok
 
 
+def test_a_name_may_have_any_characters(tmp_path):
+    path = tmp_path / "a[1]*?.jsonl"
+    (tmp_path / "a1xx.jsonl.1").write_text("somebody else's")
+    file = JsonlFile(path, 4096, 3)
+    write(file, "x" * 3000, "y" * 3000)
+    file.close()
+    assert told(path) == ["start", "x" * 3000, "rotated", "y" * 3000] and verify_audit(path).ok
+
+
 def test_a_number_that_is_free_is_used_before_a_file_is_dropped(path):
     """A process killed while it moved files up leaves a gap in their numbers."""
     file = JsonlFile(path, 4096, 3)

@@ -178,3 +178,16 @@ def test_what_is_no_trail_is_named(tmp_path):
     database.close()
     with pytest.raises(AuditError, match=r"sqlite3 .*old\.sqlite 'SELECT record"):
         verify_audit(tmp_path / "old.sqlite")
+
+
+def test_an_answer_of_an_earlier_process_is_not_mixed_with_a_later_one_of_the_same_id(tmp_path):
+    """vLLM counts its answers from 0 at each start."""
+    early = {"kind": "window", "id": "a", "choice": 0, "time": 4.0, "release": "hold", "checked_at": 9, "start": 3}
+    path = tmp_path / "trail"
+    for records in ([{**early, "stop": 9}], [changed(windows__0__state="withheld", windows__1__state="withheld")]):
+        file = JsonlFile(path, 10_000, 3)
+        for record in records:
+            file.write(record)
+        file.close()
+    report = verify_audit(path)
+    assert report.ok and report.unfinished == 1 and report.released == 6 and report.withheld == 10, report.violations
