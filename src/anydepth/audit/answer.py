@@ -96,7 +96,7 @@ class Account:
         self.depth = self.prompt.prefill
 
     def _now(self) -> float:
-        """The time of day as it was when the answer began, and the seconds since: setting the clock changes no order."""
+        """The time of day when the answer began, and the seconds since: setting the clock changes no order."""
         return self.begun + time.monotonic() - self._zero
 
     def checked(self, check: CheckResult) -> None:
