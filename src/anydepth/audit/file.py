@@ -39,8 +39,8 @@ class JsonlFile:
 
     The file is locked as long as it is open; the lock ends with the process, however that ends. Before each record the
     file is compared with what `path` names: if it was moved, deleted or replaced, a new file is begun there, and if it
-    has another length than it was left with, it is mended first. A `file` record says so, and that records were tied
-    to one another (`chain.Link`) without a break.
+    has another length than it was left with, it is mended first. A `file` record says so; the chain of the records
+    (`chain.Link`) goes on.
 
     Args:
         path: The file. Folders above it are made; a new file can be read and written by its owner only.
@@ -92,6 +92,8 @@ class JsonlFile:
 
     def _open(self) -> FileIO:
         """The file that `path` names, locked; made if there is none."""
+        if fcntl is None:
+            raise OSError("this system has no locks for files (flock), without which two servers could write one trail")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.is_symlink():
             raise OSError(f"it is a symbolic link to {str(self._path.readlink())!r}; give that path itself")
@@ -114,10 +116,10 @@ class JsonlFile:
         for note in torn:
             logger.warning("the audit trail had half a record", extra={"path": str(self._path), "bytes": note["bytes"]})
         self._size, self._doubtful = os.fstat(file).st_size, False
-        if self._sync:
-            _sync_folder(self._path.parent)
         head = {"kind": "file", "version": VERSION, "time": time.time(), "reason": reason}
         self._notes.extend([*torn, head])
+        if self._sync:
+            _sync_folder(self._path.parent)
 
     def _follow(self) -> None:
         """See to it that the open file is the one that `path` names, and is as it was left."""
@@ -135,7 +137,7 @@ class JsonlFile:
         """Go on in the file that `path` names now."""
         file = self._open()
         self._file.close()
-        self._file = file
+        self._file, self._doubtful = file, True
         self._adopt(reason)
 
     def _rotate(self) -> None:
@@ -197,10 +199,14 @@ def _literal(name: str) -> str:
 
 
 def _last_link(file: int, path: Path) -> Link:
-    """Where the trail stands: at the end of the file, or of the newest rotated one if the file is still empty."""
+    """Where the trail stands: at the end of the file, or of the newest rotated one if the file is still empty.
+
+    FileInUse if another server has that one: it was about to begin a new file itself.
+    """
     tail = Tail.of(file)
     if not tail.line and (older := older_files(path)):  # a process was killed between moving one and beginning the next
-        with older[0].open("rb") as opened:
+        with older[0].open("r+b") as opened:
+            _lock(opened.fileno())
             tail = Tail.of(opened.fileno())
     return Link.of(tail.line) if tail.line else Link()
 
@@ -218,8 +224,7 @@ def _check(file: int) -> None:
 
 def _lock(file: int) -> None:
     """Lock the file itself: a lock beside it would not outlive `rm audit*`, nor be that of another name of the file."""
-    if fcntl is None:
-        raise OSError("this system has no locks for files (flock), without which two servers could write one trail")
+    assert fcntl is not None  # `_open` has seen to it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

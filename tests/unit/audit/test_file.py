@@ -330,6 +330,24 @@ def test_a_trail_that_is_taken_over_stays_with_whom_has_it(path):
     assert told(path) == ["start", "b", "replaced", "c"]
 
 
+def test_a_server_that_is_about_to_begin_a_new_file_is_not_overtaken(path):
+    """It has moved the file, or somebody has, and has not written since."""
+    first = JsonlFile(path, 4096, 3)
+    write(first, "a")
+    path.rename(path.parent / "trail.1")
+    with pytest.raises(FileInUse):
+        JsonlFile(path, 4096, 3)
+    write(first, "b")
+    first.close()
+    assert told(path) == ["start", "a", "replaced", "b"] and verify_audit(path).ok
+
+
+def test_a_system_without_locks_is_refused_by_name(path, monkeypatch):
+    monkeypatch.setattr("anydepth.audit.file.fcntl", None)
+    with pytest.raises(OSError, match="no locks for files"):
+        JsonlFile(path, 4096, 3)
+
+
 def test_a_process_that_is_killed_lets_go_of_the_file(path):
     code = (
         "import os, sys; from pathlib import Path; from anydepth.audit.file import JsonlFile\n"
