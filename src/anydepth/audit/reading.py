@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,14 +33,15 @@ class Line:
 
 
 def read_lines(path: str | Path) -> Iterator[Line]:
-    """All lines of an audit trail that are not blank, rotated files first, the oldest first.
+    """All lines of an audit trail that are not blank, the oldest file first, whatever number it has.
 
     Raises:
         AuditError: There is no such trail, or one of its files cannot be read or is an SQLite database.
     """
     path = Path(path)
     with ExitStack() as stack:
-        for file, opened in reversed(_open_all(path, stack)):
+        files = reversed(_open_all(path, stack))
+        for file, opened in sorted(files, key=lambda each: _first_number(each[1])):
             for number, line in enumerate(opened, 1):
                 if data := line.removesuffix(b"\n"):
                     yield Line(file, number, data, line.endswith(b"\n"), parse(data))
@@ -51,20 +53,38 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def _open_all(path: Path, stack: ExitStack) -> list[tuple[Path, BinaryIO]]:
-    """The files of a trail, the newest first: one that a server rotates meanwhile is found again under its new name."""
+    """The files of a trail, by their names the newest first.
+
+    A server may move them up meanwhile: they are looked for until none is found that is not open yet.
+    """
     files: dict[tuple[int, int], tuple[Path, BinaryIO]] = {}
-    seen: set[Path] = set()
-    names = [path]
-    while names:
-        for name in names:
+    while True:
+        known = len(files)
+        for name in (path, *older_files(path)):
             if (opened := _open(name)) is not None:
-                found = os.fstat(stack.enter_context(opened).fileno())
-                files.setdefault((found.st_dev, found.st_ino), (name, opened))
-        seen.update(names)
-        names = [each for each in older_files(path) if each not in seen]
-    if not files:
-        raise AuditError(f"there is no audit trail at {path}; give the path of [audit]")
-    return list(files.values())
+                found = os.fstat(opened.fileno())
+                if (found.st_dev, found.st_ino) in files:
+                    opened.close()
+                else:
+                    files[found.st_dev, found.st_ino] = name, stack.enter_context(opened)
+        if not files:
+            raise AuditError(f"there is no audit trail at {path}; give the path of [audit]")
+        if len(files) == known:
+            return list(files.values())
+
+
+def _first_number(opened: BinaryIO) -> float:
+    """Number of a file's first record, by which files are put in order.
+
+    It is 0 in files of an older version, which had none and stay as their names say; a file whose first record is just
+    being written is the newest.
+    """
+    line = opened.readline()
+    opened.seek(0)
+    if not line.endswith(b"\n"):
+        return inf
+    number = (parse(line) or {}).get("seq", 0)
+    return number if isinstance(number, int) else 0
 
 
 def _open(file: Path) -> BinaryIO | None:

@@ -96,3 +96,44 @@ def test_processes_that_are_killed_at_any_moment_leave_one_trail(tmp_path):
     assert len(set(numbers)) == len(numbers)
     for each in acknowledged:
         assert set(each) <= set(numbers)
+
+
+TURNS = """
+import sys, time
+from pathlib import Path
+from anydepth.audit.file import FileInUse, JsonlFile
+
+stored = 0
+while stored < 80:
+    try:
+        file = JsonlFile(Path(sys.argv[1]), 4096, 500)
+    except FileInUse:
+        time.sleep(0.001)
+        continue
+    for _ in range(9):
+        try:
+            file.write({"kind": "note", "number": stored, "text": sys.argv[2] * 900})
+            stored += 1
+        except FileInUse:  # the other one had the new file first: this record is not stored
+            pass
+    file.close()
+print(stored)
+"""
+
+
+def test_two_processes_that_fight_over_a_file_leave_one_trail_that_can_be_read_at_any_time(tmp_path):
+    path = tmp_path / "trail"
+    JsonlFile(path, 4096, 500).close()
+    fighters = [
+        subprocess.Popen([sys.executable, "-c", TURNS, str(path), name], stdout=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    while any(each.poll() is None for each in fighters):
+        report = verify_audit(path)
+        assert report.ok, report.violations
+    said = sum(int(each.communicate()[0]) for each in fighters)
+    notes = [record for record in read_records(path) if record["kind"] == "note"]
+    assert verify_audit(path).ok and len(notes) == said
+    for name in "ab":
+        mine = [record["number"] for record in notes if record["text"][0] == name]
+        assert mine == list(range(len(mine))) and len(mine) >= 80

@@ -149,17 +149,20 @@ def test_half_a_line_at_the_end_is_told_and_not_raised(tmp_path):
     assert report.ok and report.torn == 1
 
 
-def test_a_file_that_a_server_rotates_meanwhile_is_read_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rotations", [1, 3])
+@pytest.mark.parametrize("before", [0, 1, 2, 4])
+def test_files_that_a_server_rotates_meanwhile_are_read_once(tmp_path, monkeypatch, rotations, before):
+    """After `before` files of it were opened and before the next one is."""
     path = tmp_path / "trail"
-    trail(path, *("x" * 2000 for _ in range(4)), max_bytes=4096, keep=5)
-    file = JsonlFile(path, 4096, 5)
-    real, rotations = Path.open, iter(range(2))
+    trail(path, *("x" * 2000 for _ in range(6)), max_bytes=4096, keep=50)
+    file = JsonlFile(path, 4096, 50)
+    real, opening = Path.open, iter(range(100))
 
     def opened(self: Path, *args: Any, **options: Any) -> Any:
-        found = real(self, *args, **options)
-        if next(rotations, None) is not None:  # after the first files were opened, and before the others are
-            file.write({"kind": "note", "text": "x" * 3000})
-        return found
+        if next(opening) == before:
+            for _ in range(rotations):
+                file.write({"kind": "note", "text": "x" * 3000})
+        return real(self, *args, **options)
 
     monkeypatch.setattr(Path, "open", opened)
     report = verify_audit(path)
