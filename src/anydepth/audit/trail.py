@@ -80,11 +80,6 @@ class Audit:
         self._trial: Future[None] | None = None
 
     @property
-    def on(self) -> bool:
-        """True if records are kept."""
-        return self._sink is not None
-
-    @property
     def healthy(self) -> bool:
         """True unless the last record could not be stored; `recover` finds out whether one can be now."""
         return not (self._broken or self.stuck)

@@ -60,7 +60,7 @@ def verify_audit(path: str | Path) -> AuditReport:
     Raises:
         AuditError: There is no such trail, or it cannot be read.
     """
-    report, chain = AuditReport(), _Chain()
+    report, chain = AuditReport(), _Chain(Path(path))
     windows: dict[tuple[str, int], list[Window]] = {}
     for line in read_lines(path):
         if line.record is None and not line.whole:
@@ -93,8 +93,8 @@ def _leave_unfinished(report: AuditReport, windows: dict[tuple[str, int], list[W
 class _Chain:
     """Follows the numbers and digests of a trail's records."""
 
-    def __init__(self) -> None:
-        self.first = 0
+    def __init__(self, path: Path) -> None:
+        self.first, self._path = 0, path
         self._last: Link | None = None
 
     def faults(self, line: Line) -> Iterator[str]:
@@ -110,10 +110,13 @@ class _Chain:
         last, self._last = self._last, Link.of(line.data)
         if last is None:
             self.first = number
-            if number > 1 and line.record.get("reason") in _MOVED:
+            moved = line.record.get("reason") in _MOVED
+            if (
+                number > 1 and moved and line.file == self._path
+            ):  # else the oldest of several files: others were dropped
                 yield (
                     f"records up to {number - 1} are not here: their file was moved, deleted or changed while the "
-                    f"server ran; put what was moved back as {line.file.name}.1"
+                    f"server ran; put what was moved back beside it, as {self._path.name}.N with a number N that is free"
                 )
         elif number > last.number + 1:
             yield f"{_place(line)}: {number - 1 - last.number} records are missing before it, from {last.number + 1} on"

@@ -248,6 +248,18 @@ def test_logrotate_with_our_own_numbers_and_a_copy(path):
     assert told(path) == ["start", "a", "replaced", "b", "changed", "c"] and verify_audit(path).ok
 
 
+def test_logrotate_may_drop_the_oldest_file(path):
+    file = JsonlFile(path, 10_000, 5)
+    for number in (3, 2, 1):
+        write(file, "a")
+        path.rename(path.parent / f"trail.{number}")
+    write(file, "b")
+    file.close()
+    (path.parent / "trail.3").unlink()
+    report = verify_audit(path)
+    assert report.ok and report.begins == 3
+
+
 def test_a_place_that_cannot_be_opened_again_is_an_error_until_it_can(path):
     file = JsonlFile(path, 10_000, 5)
     write(file, "a")

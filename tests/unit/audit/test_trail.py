@@ -243,7 +243,7 @@ async def test_without_an_audit_nothing_is_kept_and_no_thread_is_needed():
     await audit.run(done.append, 1)
     await audit.settle(done.append, 2)
     audit.write(NOTE)
-    assert done == [1, 2] and not audit.on and audit.healthy
+    assert done == [1, 2] and audit.healthy
     audit.close()
 
 
