@@ -116,7 +116,7 @@ class _Chain:
             ):  # else the oldest of several files: others were dropped
                 yield (
                     f"records up to {number - 1} are not here: their file was moved, deleted or changed while the "
-                    f"server ran; put what was moved back beside it, as {self._path.name}.N with a number N that is free"
+                    f"server ran; put what was moved back beside it, as {self._path.name}.N with a free number N"
                 )
         elif number > last.number + 1:
             yield f"{_place(line)}: {number - 1 - last.number} records are missing before it, from {last.number + 1} on"
