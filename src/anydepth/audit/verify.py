@@ -111,9 +111,8 @@ class _Chain:
         if last is None:
             self.first = number
             moved = line.record.get("reason") in _MOVED
-            if (
-                number > 1 and moved and line.file == self._path
-            ):  # else the oldest of several files: others were dropped
+            only = line.file == self._path  # else it is the oldest of several files, and older ones may be dropped
+            if number > 1 and moved and only:
                 yield (
                     f"records up to {number - 1} are not here: their file was moved, deleted or changed while the "
                     f"server ran; put what was moved back beside it, as {self._path.name}.N with a free number N"
