@@ -187,12 +187,27 @@ class HttpTable(_Table):
 class AuditTable(_Table):
     """`[audit]`: a record of every answer that accounts for every token."""
 
-    kind: Literal["none", "jsonl", "sqlite"] = "none"
-    path: str = "audit.jsonl"
+    kind: Literal["none", "jsonl"] = "none"
+    path: Annotated[str, Field(min_length=1)] = "audit.jsonl"
     max_bytes: Annotated[int, Field(ge=4096)] = Field(100_000_000, description="A file is rotated at this size.")
-    keep: Count = Field(10, description="Rotated files that are kept.")
+    keep: Annotated[int, Field(ge=1, le=999_999)] = Field(10, description="Rotated files that are kept.")
+    sync: bool = Field(False, description="Each record is on the disk before its tokens leave: it outlives the power.")
     on_error: OnError = Field("closed", description="If it cannot be written: closed stops the answers, open goes on.")
     text: bool = Field(False, description="Keep the messages and the released text as well.")
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _no_database(cls, value: Any) -> Any:
+        if value == "sqlite":
+            raise ValueError('databases are not written any more; take "jsonl" and a path that has no database yet')
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_file(cls, value: str) -> str:
+        if value.startswith("sqlite:") or Path(value).suffix in (".sqlite", ".sqlite3", ".db"):
+            raise ValueError("databases are not written any more; give a file of JSON lines, e.g. audit.jsonl")
+        return value
 
 
 class LoggingTable(_Table):

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from anydepth.audit.trail import AuditError
+from anydepth.audit.verify import verify_audit
 from anydepth.backends.base import CONTENT, Read, Site
 from anydepth.backends.scripted import ScriptedTokenizer
+from anydepth.backends.vllm.desk import Desk
 from anydepth.backends.vllm.identity import identify
 from anydepth.backends.vllm.inquiry import Inquiry
 from anydepth.backends.vllm.launch import ENVIRONMENT, fill_in, serve_arguments
@@ -204,3 +207,17 @@ def test_the_pure_parts_import_no_vllm_and_no_torch():
     code = "import sys\n" + "\n".join(f"import anydepth.backends.vllm.{name}" for name in names.split())
     code += "\nassert not {'vllm', 'torch'} & set(sys.modules), 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_each_engine_has_an_audit_trail_of_its_own(tmp_path):
+    settings = parse_settings({"audit": {"kind": "jsonl", "path": str(tmp_path / "audit.jsonl")}})
+    setup = SimpleNamespace(options=SimpleNamespace(settings=settings))
+    desks = [Desk(setup, 100, "m"), Desk(setup, 100, "m", rank=1)]
+    for desk in desks:
+        desk.audit.write({"kind": "note"})
+    with pytest.raises(AuditError, match="another server writes it"):
+        _ = Desk(setup, 100, "m").audit
+    for desk in desks:
+        desk.audit.close()
+    assert {each.name for each in tmp_path.iterdir()} == {"audit.jsonl", "audit.jsonl-rank1"}
+    assert verify_audit(tmp_path / "audit.jsonl").ok

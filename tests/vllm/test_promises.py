@@ -73,12 +73,12 @@ class Vllm:
 
     @contextlib.contextmanager
     def failing_audit(self) -> Iterator[None]:
-        from anydepth.server.audit import JsonlSink
+        from anydepth.audit.file import JsonlFile
 
         def full(*_: Any) -> None:
             raise OSError("no room")
 
-        with patched(JsonlSink, "write", full):
+        with patched(JsonlFile, "write", full):
             yield
 
 

@@ -246,7 +246,7 @@ def test_an_engine_in_processes_of_its_own(tiny_folder, plain_probe, tmp_path):
     told = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert told["tokens"] == 10 and told["halted"].startswith("anydepth:{")
     assert [each["depth"] for each in told["report"]["checks"]] == [0, 1, 2, 4, 8, 10]
-    from anydepth.server.verify import verify_audit
+    from anydepth.audit.verify import verify_audit
 
     report = verify_audit(tmp_path / "audit.jsonl")
     assert report.ok and report.answers["finished"] == 2 and report.blocked == 1

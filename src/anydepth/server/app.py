@@ -38,7 +38,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         415: "The header Content-Type does not say that the body is JSON",
         429: "Too many answers wait; see Retry-After",
         500: "The engine failed",
-        503: "The server is shutting down",
+        503: "The server is shutting down, or the audit trail cannot be written",
         504: "The answer took too long",
     }.items()
 }
@@ -101,10 +101,12 @@ def build_api(service: Service) -> FastAPI:
 
     @app.get("/readyz", response_model=Health, responses={503: {"model": Health}})
     async def _readyz() -> Response:
+        await service.audit.recover()
         return _health(service.ready)
 
     @app.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_only(401)})
     async def _metrics() -> Response:
+        await service.audit.recover()
         _ = service.ready  # keeps its gauge up to date
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 

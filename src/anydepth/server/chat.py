@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from anydepth.server.account import check_record
+from anydepth.audit.answer import check_record
 from anydepth.server.bounds import apply_overrides
 from anydepth.server.compose import Delta, End
 from anydepth.server.engine import Job, Sampling

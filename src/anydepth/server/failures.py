@@ -4,6 +4,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from anydepth.audit.trail import AuditError
 from anydepth.errors import AnydepthError, ConfigError, PromptError, UnsupportedModel
 from anydepth.server.engine import AnswerTimeout, Busy, EngineError, ShuttingDown
 
@@ -40,6 +41,7 @@ _KINDS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (Busy, 429, "rate_limit_error", "queue_full"),
     (ShuttingDown, 503, "server_error", "shutting_down"),
     (AnswerTimeout, 504, "timeout_error", "timeout"),
+    (AuditError, 503, "server_error", "audit_failed"),
     (EngineError, 500, "server_error", "engine_error"),
     (WrongContentType, 415, "invalid_request_error", "unsupported_media_type"),
     (PromptError, 400, "invalid_request_error", "invalid_prompt"),

@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from anydepth.audit.trail import Audit, open_audit
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
 from anydepth.server.app import api_keys
-from anydepth.server.audit import Audit, open_audit
 from anydepth.server.toolcalls import choose_format
 from anydepth.settings import Settings
 

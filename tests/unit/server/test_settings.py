@@ -28,8 +28,8 @@ release = ["hold"]
 [overrides.policies]
 strict = {name = "threshold", threshold = 0.3}
 [audit]
-kind = "sqlite"
-path = "trail/audit.sqlite"
+kind = "jsonl"
+path = "trail/audit.jsonl"
 """
 
 
@@ -41,7 +41,7 @@ def test_a_file(tmp_path: Path):
     assert settings.guard.build_policy() == KofN(2, 3, 0.6) and settings.guard.build_schedule() == Every(10)
     assert settings.model.path == str(tmp_path / "model")
     assert settings.guard.probe == str(tmp_path / "probes/p.safetensors")
-    assert settings.audit.path == str(tmp_path / "trail/audit.sqlite")
+    assert settings.audit.path == str(tmp_path / "trail/audit.jsonl")
 
 
 def test_an_empty_file_has_the_defaults():
@@ -81,6 +81,11 @@ def test_adaptive():
         ({"http": {"cors_origins": ["https://A.example"]}}, "'https://A.example' is no origin"),
         ({"http": {"cors_origins": "*"}}, "http.cors_origins is '*'"),
         ({"http": {"port": 70000}, "audit": {"kind": "paper"}}, "audit.kind is 'paper'"),
+        ({"audit": {"kind": "sqlite"}}, "audit.kind is 'sqlite': databases are not written any more; take \"jsonl\""),
+        ({"audit": {"path": "a.sqlite"}}, "audit.path is 'a.sqlite': databases are not written any more; give a file"),
+        ({"audit": {"path": "sqlite:///a"}}, "give a file of JSON lines"),
+        ({"audit": {"path": ""}}, "audit.path is ''"),
+        ({"audit": {"keep": 10_000_000}}, "audit.keep is 10000000"),
     ],
 )
 def test_what_is_wrong_is_named(table, words):
