@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from anydepth.cli.output import err, plural
+from anydepth.cli.output import write as say
 from anydepth.errors import ConfigError
+from anydepth.locks import hold
 
 
 def report(
@@ -33,4 +35,7 @@ def report(
     opened = open_runs(runs)
     with err.status("drawing"):
         files = render(opened, title=title)
-    typer.echo(write(files, output or runs[0] / "report"))
+    folder = output or runs[0] / "report"
+    with hold(folder):
+        page = write(files, folder)
+    say(f"{page}\n")
