@@ -123,6 +123,21 @@ def check_destination(path: Path, option: str) -> None:
         raise ConfigError(f"{option} {path} cannot be written; give another place")
 
 
+def check_folder(path: Path, option: str) -> None:
+    """Refuse a file, or a place below one, where a folder is to be, before the work whose result is to go there.
+
+    Args:
+        path: The folder; it need not be there.
+        option: What the user gave it with, e.g. `-o`.
+
+    Raises:
+        ConfigError: It is no folder, or cannot become one.
+    """
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise ConfigError(f"{option} {path}: {there} is no folder; give another place")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a UTF-8 file so that it is there whole or not at all; a pipe or device is written to as it is.
 

@@ -1,6 +1,5 @@
 """Read `guard.toml`: what an operator decides about a guarded engine."""
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anydepth.errors import ConfigError
+from anydepth.files import read_toml
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
 from anydepth.types import OnError, ReleaseMode
@@ -204,13 +204,7 @@ def load_settings(path: Path) -> Settings:
     Raises:
         ConfigError: The file cannot be read, or has a key or value that it cannot have; the message names each one.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-    settings = parse_settings(table, origin=str(path))
+    settings = parse_settings(read_toml(path), origin=str(path))
     return _anchored(settings, path.resolve().parent)
 
 

@@ -1,10 +1,7 @@
 """One way of reading text, of writing files, and of telling pipes from files."""
 
 import os
-import resource
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,17 +18,7 @@ from anydepth.files import (
     read_toml,
     write_whole,
 )
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """No file of this process can be longer than `size` bytes meanwhile."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.disk import full_disk
 
 
 def test_text_is_read_without_its_byte_order_mark_whatever_ends_its_lines(tmp_path: Path) -> None:

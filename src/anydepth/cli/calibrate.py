@@ -1,8 +1,6 @@
 """`anydepth calibrate`: set a probe's threshold on your own traffic."""
 
-import gzip
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +18,8 @@ from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, po
 from anydepth.cli.output import err, plural, warn, write_json
 from anydepth.detectors import ProbeCard
 from anydepth.errors import AnydepthError, ConfigError, RecordError
+from anydepth.fields import LABELS, label_of, text_of
+from anydepth.files import check_destination, is_stream
 from anydepth.policy import Policy, policy_from, policy_record
 from anydepth.probes.calibrate import Trail, recalibrated
 from anydepth.probes.calibrate import calibrate as set_threshold
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from anydepth.guard import Guard
 
 SHIPPED = "shipped"
-HARMLESS = ("benign", "safe", "harmless")
 MOST_FAILED = 0.1
 """Share of the records that may fail: the rest would no longer be your traffic."""
 
@@ -84,6 +83,9 @@ def calibrate(
     """
     check_share("--target", target)
     check_share("--confidence", confidence)
+    for path in benign:
+        if is_stream(path):
+            raise ConfigError(f"--benign {path} is a pipe or a device, which cannot be read twice; write it to a file")
     artefact = None if probe == SHIPPED else artefact_in(probe)
     if artefact is not None and not artefact.is_file():
         raise ConfigError(f"there is no probe at {artefact}; give a probe file or folder, or the word {SHIPPED!r}")
@@ -134,12 +136,10 @@ def calibrate(
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One line of a file, with what the file says beside prompt and answer."""
+    """One line of a file."""
 
     file: str
     line: Line
-    source: str
-    label: str | None
 
 
 class _Reading:
@@ -178,8 +178,8 @@ class _Reading:
         record = answer.line.record
         if record is None:
             raise RecordError(str(answer.line.error))
-        if answer.label is not None and answer.label.lower() not in HARMLESS:
-            raise RecordError(f"id {record.id!r} is labelled {answer.label!r}; give harmless answers only")
+        if label_of(record.row, "label", LABELS, None) == "harmful":
+            raise RecordError(f"id {record.id!r} is labelled {record.row['label']!r}; give harmless answers only")
         try:
             result = self.guard.scan(record.messages, record.response)
         except AnydepthError as error:
@@ -191,26 +191,13 @@ class _Reading:
             if check.error is not None:
                 raise RecordError(f"id {record.id!r}: the check at depth {check.depth} failed: {check.error}")
         depths, scores = zip(*((check.depth, check.score) for check in result.checks), strict=True)
-        return Trail(str(record.id), answer.source, depths, scores)
+        return Trail(str(record.id), text_of(record.row, "source") or answer.file, depths, scores)
 
 
 def _answers(files: list[Path]) -> Iterator[_Answer]:
     for path in files:
-        for line, tags in zip(read_lines(path), _tags(path), strict=True):
-            source, label = tags.get("source"), tags.get("label")
-            yield _Answer(path.name, line, str(source or path.name), None if label is None else str(label))
-
-
-def _tags(path: Path) -> Iterator[dict[str, Any]]:
-    """What each line that is not blank holds; {} of a line that is no object, which `read_lines` reports."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        for raw in file:
-            if raw.strip():
-                try:
-                    value = json.loads(raw)
-                except (ValueError, RecursionError):
-                    value = None
-                yield value if isinstance(value, dict) else {}
+        for line in read_lines(path):
+            yield _Answer(path.name, line)
 
 
 def _destination(output: Path | None, name: str | Path) -> Path:
@@ -224,8 +211,9 @@ def _destination(output: Path | None, name: str | Path) -> Path:
         out = artefact_in(output)
     if out.suffix != ".safetensors":
         raise ConfigError(f"-o {output} is neither a folder nor a name that ends in .safetensors; give one of these")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"-o {out}: the folder {out.absolute().parent} does not exist")
+    if is_stream(out):
+        raise ConfigError(f"-o {out} is a pipe or a device; give the name of a file")
+    check_destination(out, "-o")
     return out
 
 

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from anydepth import __version__
 from anydepth.errors import AnydepthError, ConfigError
+from anydepth.files import read_text
 from anydepth.server.chat import chat
 from anydepth.server.completions import complete
 from anydepth.server.console import console_paths, mount_console
@@ -125,10 +126,7 @@ def api_keys(table: HttpTable) -> list[str]:
     """The API keys: of the environment, and of the file; ConfigError if the file cannot be read or is empty."""
     keys = [key] if (key := os.environ.get(table.api_key_env, "").strip()) else []
     if table.api_key_file is not None:
-        try:
-            lines = Path(table.api_key_file).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"[http] api_key_file {table.api_key_file}: {error}") from error
+        lines = read_text(Path(table.api_key_file), f"[http] api_key_file {table.api_key_file}").split("\n")
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:  # an empty file must not open the server to everybody
             raise ConfigError(f"[http] api_key_file {table.api_key_file} has no key in it; write one a line")

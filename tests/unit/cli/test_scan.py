@@ -13,8 +13,8 @@ import pytest
 
 from anydepth.policy import Threshold
 from anydepth.records import RecordWriter
+from tests.disk import full_disk
 from tests.unit.cli.conftest import Run, ScriptedGuard
-from tests.unit.test_files import full_disk
 
 
 def lines(*records: dict[str, Any]) -> str:
