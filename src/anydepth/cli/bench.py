@@ -12,7 +12,6 @@ from anydepth.cli import options as opt
 from anydepth.cli.demo import settings
 from anydepth.cli.output import err
 from anydepth.errors import ConfigError
-from anydepth.files import check_destination, write_whole
 
 
 def bench(
@@ -38,8 +37,8 @@ def bench(
 
     Ratios within one run, so that they can be compared between machines. Leave the machine alone meanwhile.
     """
-    if json_file is not None:
-        check_destination(json_file, "--json")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ConfigError(f"--json {json_file}: the folder {json_file.absolute().parent} does not exist")
     if probe is not None and not probe.is_file():
         raise ConfigError(f"--probe {probe}: there is no such file")
     lengths, steps = _numbers("--contexts", contexts), _numbers("--intervals", intervals)
@@ -57,9 +56,9 @@ def bench(
             dtype=dtype,
             progress=status.update if err.is_terminal else err.print,
         )
-    Console().print(measure.table(result))  # before the file: what was measured is not lost with it
     if json_file is not None:
-        write_whole(json_file, json.dumps(result, indent=2) + "\n")
+        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    Console().print(measure.table(result))
 
 
 def _numbers(option: str, text: str) -> list[int]:

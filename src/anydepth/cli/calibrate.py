@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from anydepth.guard import Guard
 
 SHIPPED = "shipped"
+HARMLESS = ("benign", "safe", "harmless")
 MOST_FAILED = 0.1
 """Share of the records that may fail: the rest would no longer be your traffic."""
 
@@ -136,10 +137,12 @@ def calibrate(
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One line of a file."""
+    """One line of a file, with what the file says beside prompt and answer."""
 
     file: str
     line: Line
+    source: str
+    label: str | None
 
 
 class _Reading:
@@ -178,8 +181,8 @@ class _Reading:
         record = answer.line.record
         if record is None:
             raise RecordError(str(answer.line.error))
-        if label_of(record.row, "label", LABELS, None) == "harmful":
-            raise RecordError(f"id {record.id!r} is labelled {record.row['label']!r}; give harmless answers only")
+        if answer.label is not None and answer.label.lower() not in HARMLESS:
+            raise RecordError(f"id {record.id!r} is labelled {answer.label!r}; give harmless answers only")
         try:
             result = self.guard.scan(record.messages, record.response)
         except AnydepthError as error:
@@ -191,13 +194,22 @@ class _Reading:
             if check.error is not None:
                 raise RecordError(f"id {record.id!r}: the check at depth {check.depth} failed: {check.error}")
         depths, scores = zip(*((check.depth, check.score) for check in result.checks), strict=True)
-        return Trail(str(record.id), text_of(record.row, "source") or answer.file, depths, scores)
+        return Trail(str(record.id), answer.source, depths, scores)
 
 
 def _answers(files: list[Path]) -> Iterator[_Answer]:
     for path in files:
         for line in read_lines(path):
-            yield _Answer(path.name, line)
+            yield _answer(path.name, line)
+
+
+def _answer(file: str, line: Line) -> _Answer:
+    """The line with its source and label; one whose label cannot be read has an error in the place of its record."""
+    row = {} if line.record is None else line.record.row
+    try:
+        return _Answer(file, line, text_of(row, "source") or file, label_of(row, "label", LABELS, None))
+    except RecordError as error:
+        return _Answer(file, replace(line, record=None, error=str(error)), file, None)
 
 
 def _destination(output: Path | None, name: str | Path) -> Path:

@@ -23,7 +23,6 @@ from anydepth.locks import hold
 from anydepth.probes.collect import Collected, CollectPlan, dtype_of, manifest_for
 from anydepth.probes.collect import collect as read_states
 from anydepth.probes.corpora import load as load_data
-from anydepth.probes.dataset import check_labels
 from anydepth.probes.onpolicy import Written, load_answers, write_answers
 from anydepth.probes.scale import Workers, collect_with_ray, load_backend
 from anydepth.probes.sites import sites_for
@@ -232,7 +231,7 @@ def _conversations(refs: Sequence[str], data_dir: Path | None) -> "list[Conversa
     found = [each for ref in refs for each in load_data(ref, data=data_dir)]
     if not found:
         raise ConfigError(f"--data {', '.join(refs)} has no conversations; give one that is not empty")
-    return check_labels(found, f"--data {', '.join(refs)}")
+    return found
 
 
 def _in_process(

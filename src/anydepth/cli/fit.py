@@ -4,7 +4,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,6 @@ from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
 from anydepth.cli.output import err, plural, printable, progress_bar, warn
 from anydepth.errors import ConfigError
-from anydepth.files import check_folder, write_whole
 from anydepth.locks import hold
 from anydepth.probes.figures import figures_of, limits_of
 from anydepth.probes.intervals import check_share, percent
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def fit(
+    context: typer.Context,
     model: opt.Model,
     output: Annotated[
         Path,
@@ -82,11 +82,19 @@ def fit(
     so, fits every candidate of the recipe, chooses on one half of the held-out prompts, sets the threshold there and
     measures on the other half. It goes on where an earlier run was stopped.
     """
-    check_folder(output, "-o")
     wanted = _wanted(data, recipe, target)
     gathered = gather(wanted, data=data_dir, permissive_only=permissive)
     _tell_left_out(gathered)
+    for place in {output.resolve(), (work or output).resolve()}:
+        context.with_resource(hold(place))
+    begun = time.monotonic()
+    backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
     folder = work or output / "work"
+    with _progress() as told:
+        filled = fill(backend, gathered, wanted, folder, adapter=adapter, progress=told)
+        trained = train(backend, filled, wanted, progress=told)
+    _tell_left_out(filled.gathered, before=gathered)
+    probe = _signed(trained.probe, name, model, time.monotonic() - begun)
     options = {
         "--name": name,
         "--revision": revision,
@@ -99,17 +107,7 @@ def fit(
         "--target": target,
         "--licence": licence,
     }
-    begun = time.monotonic()
-    with ExitStack() as held:
-        for place in {output.resolve(), (work or output).resolve()}:
-            held.enter_context(hold(place))
-        backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
-        with _progress() as told:
-            filled = fill(backend, gathered, wanted, folder, adapter=adapter, progress=told)
-            trained = train(backend, filled, wanted, progress=told)
-        _tell_left_out(filled.gathered, before=gathered)
-        probe = _signed(trained.probe, name, model, time.monotonic() - begun)
-        _write(output, probe, trained, licence, _command(model, options))
+    _write(output, probe, trained, licence, _command(model, options))
     _show(probe, trained, output)
 
 
@@ -165,7 +163,7 @@ def _write(output: Path, probe: "LinearProbe", trained: Trained, licence: str, c
         "trials": [trial.record() for trial in trained.trials],
         "left_out": dict(trained.left_out),
     }
-    write_whole(output / "fit.json", json.dumps(record, indent=2) + "\n")
+    (output / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _show(probe: "LinearProbe", trained: Trained, output: Path) -> None:

@@ -173,7 +173,7 @@ def _from_path(path: Path, columns: Columns | None, corpus: Corpus | None = None
                 )
             found[conversation.id] = table, conversation
     rows = [conversation for _, conversation in found.values()]
-    return rows if corpus else check_labels(rows, str(path))
+    return rows if corpus or len(tables) == 1 else check_labels(rows, str(path))
 
 
 def _choose(

@@ -207,14 +207,6 @@ def test_a_second_writer_is_refused_and_parts_are_not(
         assert run(*arguments, "--part", "1/2").exit_code == 2
 
 
-def test_one_text_with_two_labels_in_two_tables_is_refused(
-    run: Run, backend: ScriptedBackend, data: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "more.jsonl").write_text(json.dumps({**record(0, "xxx"), "label": "harmful"}) + "\n")
-    result = run("collect", "m", "--data", data, "--data", tmp_path / "more.jsonl", "-o", tmp_path / "store")
-    assert result.exit_code == 2 and "are the same text, labelled benign and harmful" in words(result.stderr)
-
-
 @pytest.mark.parametrize("place", ["talks.jsonl", "talks.jsonl/store", "/dev/full"])
 def test_a_store_that_cannot_be_a_folder_is_refused_before_a_model_is_loaded(
     run: Run, backend: ScriptedBackend, data: Path, place: str

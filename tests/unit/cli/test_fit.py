@@ -197,15 +197,6 @@ def test_a_second_writer_is_refused_before_a_model_is_loaded(
         assert result.exit_code == 2 and "another process is writing to" in words(result.stderr)
 
 
-def test_a_probe_that_cannot_be_a_folder_is_refused_at_once(
-    run: Run, no_model: None, recipe: tuple[str, ...], tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    for place in ("file", "file/probe"):
-        result = run("fit", "org/m", *recipe, "-o", tmp_path / place)
-        assert result.exit_code == 2 and "is no folder; give another place" in words(result.stderr)
-
-
 def test_a_recipe_without_a_choice_is_refused_before_anything_is_read(
     run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path
 ) -> None:
