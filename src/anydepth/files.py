@@ -80,10 +80,11 @@ def parse_json(text: str, name: str) -> Any:
     """Return the value that `text` is the JSON of; ConfigError says what `name` holds instead."""
     try:
         value = json.loads(text)
+        again = json.dumps(value, ensure_ascii=False) if "\\u" in text else ""
     except (RecursionError, ValueError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"{name} is not JSON: {reason}") from error
-    check_text(json.dumps(value, ensure_ascii=False) if "\\u" in text else "", name)
+    check_text(again, name)
     return value
 
 

@@ -61,6 +61,7 @@ def read_value(text: str) -> Any:
     """Return the value of a JSON text; RecordError if it is none, or says one thing twice."""
     try:
         value = json.loads(text, object_pairs_hook=_once)
+        whole = "\\u" not in text or _encodable(value)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
         raise RecordError(f"not JSON: {error.msg} at {place}") from error
@@ -70,7 +71,7 @@ def read_value(text: str) -> Any:
         raise
     except ValueError as error:
         raise RecordError(f"not usable JSON: {error}") from error
-    if "\\u" in text and not _encodable(value):
+    if not whole:
         raise RecordError("holds half a surrogate pair, which is no text")
     return value
 

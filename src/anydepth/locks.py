@@ -24,11 +24,14 @@ def lock(path: Path, part: str = "") -> FileLock:
     place = path.resolve()
     if not place.name:
         raise ConfigError(f"{path} is the root of the file system; give another place")
-    held = FileLock(place.with_name(f".{place.name}{part and f'.{part}'}.lock"))
+    file = place.with_name(f".{place.name}{part and f'.{part}'}.lock")
+    held = FileLock(file)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=0)
     except Timeout:
+        if not file.exists():
+            raise ConfigError(f"cannot write {path}: {file} cannot be made; give another place") from None
         raise ConfigError(
             f"another process is writing to {path}; wait until it has ended, or give another place"
         ) from None

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from anydepth import __version__
 from anydepth.cli import bench, calibrate, collect, demo, evaluate, fit, generate, inspect, probe, report, scan, serve
 from anydepth.cli.config import config
-from anydepth.cli.output import drop_output, escape_unwritable, exit_code, print_error
+from anydepth.cli.output import escape_unwritable, exit_code, flush_output, print_error
 from anydepth.errors import AnydepthError, ConfigError
 
 
@@ -35,7 +35,7 @@ class Commands(TyperGroup):
         except OSError as error:  # a disk is full, or a file that a library opens is not there
             if ctx.params.get("debug"):
                 raise
-            drop_output()
+            flush_output()
             where = error.filename or "what was to be read or written"
             print_error(ConfigError(f"{where}: {error.strerror or error}; `anydepth --debug` shows where this was"))
             raise typer.Exit(2) from None

@@ -73,7 +73,7 @@ def write(text: str) -> None:
             sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
             sys.stdout.flush()
         except OSError:
-            drop_output()
+            _drop_output()
             raise
 
 
@@ -83,7 +83,16 @@ def escape_unwritable() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def drop_output() -> None:
+def flush_output() -> None:
+    """Hand to the system what stdout still holds, as far as it is taken."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
     """Send what stdout still holds nowhere: the interpreter would fail over it again when it ends."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

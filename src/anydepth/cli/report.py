@@ -32,7 +32,8 @@ def report(
     if output is None and len(runs) > 1:
         raise ConfigError(f"{plural(len(runs), 'run')} and no folder for their report; give one with -o")
     folder = output or runs[0] / "report"
-    check_folder(folder, "-o")
+    if output is not None:
+        check_folder(output, "-o")
     from anydepth.report import open_runs, render, write
 
     opened = open_runs(runs)
