@@ -35,9 +35,7 @@ class Commands(TyperGroup):
         except OSError as error:  # a disk is full, or a file that a library opens is not there
             if ctx.params.get("debug"):
                 raise
-            flush_output()
-            where = error.filename or "what was to be read or written"
-            print_error(ConfigError(f"{where}: {error.strerror or error}; `anydepth --debug` shows where this was"))
+            _tell_refused(error)
             raise typer.Exit(2) from None
 
 
@@ -97,7 +95,21 @@ app.add_typer(config, name="config")
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; leaves through SystemExit with the command's exit code."""
     escape_unwritable()
-    app(args=None if args is None else list(args))
+    given = sys.argv[1:] if args is None else list(args)
+    try:
+        app(args=given)
+    except OSError as error:  # of help and version, which are printed before a command runs
+        if "--debug" in given:
+            raise
+        _tell_refused(error)
+        raise SystemExit(2) from None
+
+
+def _tell_refused(error: OSError) -> None:
+    """Say in one line what the system refused; the traceback is for `--debug`."""
+    flush_output()
+    where = error.filename or "what was to be read or written"
+    print_error(ConfigError(f"{where}: {error.strerror or error}; `anydepth --debug` shows where this was"))
 
 
 __all__ = ["app", "main"]
