@@ -9,11 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from anydepth import Guard, LinearProbe
+from anydepth.backends.base import Read, Site
+from anydepth.backends.transformers import TransformersBackend
+from anydepth.cli import load
+from anydepth.detectors import ProbeCard
 from anydepth.policy import Threshold
 from anydepth.records import RecordWriter
 from tests.disk import full_disk
+from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.cli.conftest import Run, ScriptedGuard
 
 
@@ -426,3 +433,24 @@ def test_a_number_and_its_text_are_one_id(run: Run, guard: ScriptedGuard, tmp_pa
     result = run("scan", "org/m", file, "-o", tmp_path / "out.jsonl", "--limit", "9" * 30)
     assert "line 2: id '1' was used on line 1 already" in result.stderr
     assert 'line 3: "id" is missing' in result.stderr
+
+
+def test_a_real_guard_says_what_it_is(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    backend = TransformersBackend(tiny_model("Llama"), tiny_tokenizer())
+    reads = (Read(Site(2), backend.header.read_index),)
+    card = ProbeCard(backend.identity, backend.header.ids, reads, policy={"name": "threshold", "threshold": 0.9})
+
+    def scan(bias: float, *options: object) -> Any:
+        guard = Guard.from_backend(backend, LinearProbe(np.ones(32), bias, card))
+        monkeypatch.setattr(load, "open_guard", lambda model, options: guard)
+        return run("scan", "org/m", file, "-o", out, *options)
+
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text(lines(*({"id": n, "prompt": "w1 w2", "response": "w3 w4 w5"} for n in range(3))))
+    assert scan(-1.0, "--limit", 1).exit_code == 0
+    manifest = json.loads((tmp_path / "out.jsonl.run.json").read_text())
+    assert manifest["fingerprint"] == backend.identity.fingerprint
+    assert manifest["rule"] == {"name": "threshold", "threshold": 0.9}
+    assert manifest["schedule"] == "Every(interval=25, doubling=True)" and len(manifest["probe"]) == 16
+    assert "was begun with probe" in " ".join(scan(-1.5).stderr.split())
+    assert scan(-1.0).exit_code == 0 and len(results(out)) == 3
