@@ -1,7 +1,6 @@
 """Read `guard.toml`: what an operator decides about a guarded engine."""
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from anydepth.config import check_detector_name
 from anydepth.errors import ConfigError
+from anydepth.files import read_toml
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
 from anydepth.types import OnError, ReleaseMode
@@ -59,6 +59,11 @@ class GuardTable(_Table):
         "inside", description="Check a client's prefill at the depths inside it too (probes only), or at its end only."
     )
     refusal: str = Field("I can't help with that.", min_length=1, description="Text in place of what is withheld.")
+
+    @property
+    def threshold(self) -> float | None:
+        """None: in the file a threshold is part of a policy."""
+        return None
 
     def guard_options(self) -> dict[str, Any]:
         """The options of the guard by their names in `GuardConfig`; no policy where the detector's own is wanted."""
@@ -247,13 +252,7 @@ def load_settings(path: Path) -> Settings:
     Raises:
         ConfigError: The file cannot be read, or has a key or value that it cannot have; the message names each one.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-    settings = parse_settings(table, origin=str(path))
+    settings = parse_settings(read_toml(path), origin=str(path))
     return _anchored(settings, path.resolve().parent)
 
 

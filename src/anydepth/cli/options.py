@@ -213,3 +213,17 @@ class GuardOptions:
         if self.threshold is not None:
             record["threshold"] = self.threshold
         return policy_from(record)
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Return which part of how many `--part` means; ConfigError if it means none."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"--part is {text!r}; write 0/4 for the first of four parts, 3/4 for the last")
+    return int(index), int(count)
+
+
+def part_name(part: tuple[int, int]) -> str:
+    """Return what a part is called in the names of files; nothing for the whole."""
+    index, count = part
+    return "" if count == 1 else f"{index}-of-{count}"

@@ -10,7 +10,7 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.errors import ConfigError
 from anydepth.extras import require
-from anydepth.policy import Threshold, policy_from, policy_record
+from anydepth.policy import Threshold, policy_from, policy_record, with_threshold
 from anydepth.types import OnError, ReleaseMode
 
 if TYPE_CHECKING:
@@ -153,6 +153,8 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
     model, limits = settings.model, settings.limits
     assert model.path is not None
     options = opt.ModelOptions(model.path, model.adapter, model.dtype, model.device, model.revision)
-    guard = load.open_guard(options, settings.guard, threshold)
+    guard = load.open_guard(options, settings.guard)
+    if threshold is not None and settings.guard.policy is None:
+        guard = guard.with_options(policy=with_threshold(guard.policy, threshold))
     name = model.name or (Path(model.path).resolve().name if Path(model.path).exists() else model.path)
     return TransformersEngine(guard, model=name, live=limits.live, queue=limits.queue, timeout=limits.timeout_seconds)

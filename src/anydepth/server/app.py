@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from anydepth import __version__
 from anydepth.errors import AnydepthError, ConfigError
+from anydepth.files import read_text
 from anydepth.server.chat import chat
 from anydepth.server.complaints import complaint, unreadable
 from anydepth.server.completions import complete
@@ -153,13 +154,7 @@ def api_keys(table: HttpTable) -> list[str]:
         )
     keys = [] if found is None else [found.strip()]
     if table.api_key_file is not None:
-        try:
-            lines = Path(table.api_key_file).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(
-                f"[http] api_key_file {table.api_key_file} cannot be read ({reason}); give a file with one key a line"
-            ) from error
+        lines = read_text(Path(table.api_key_file), f"[http] api_key_file {table.api_key_file}").split("\n")
         listed = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not listed:
             raise ConfigError(f"[http] api_key_file {table.api_key_file} has no key in it; write one a line")

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from anydepth import Adaptive, Every, GuardConfig, KofN, Threshold
 from anydepth.cli import app
 from anydepth.errors import ConfigError
+from anydepth.server.app import api_keys
 from anydepth.server.bounds import apply_overrides
 from anydepth.server.failures import BadRequest
 from anydepth.server.schema import GuardOverrides
@@ -100,6 +101,18 @@ def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.toml").write_text("[guard\n")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_settings(tmp_path / "bad.toml")
+
+
+def test_a_file_and_its_keys_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfsecret\r\nother\r\n")
+    (tmp_path / "guard.toml").write_bytes(
+        b'\xef\xbb\xbf[http]\r\napi_key_file = "keys"\r\napi_key_env = "NO_SUCH_KEY"\r\n'
+    )
+    settings = load_settings(tmp_path / "guard.toml")
+    assert api_keys(settings.http) == ["secret", "other"]
+    (tmp_path / "keys").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"api_key_file .*keys is not UTF-8 text"):
+        api_keys(settings.http)
 
 
 def test_the_commands(tmp_path):
