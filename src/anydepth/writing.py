@@ -12,14 +12,18 @@ def write_whole(path: str | Path, content: bytes) -> None:
     """Write `content` to a temporary file beside `path`, then rename that: a reader sees the old file or the new one.
 
     A symbolic link is followed, so that it stays a link and the file that it leads to is replaced. That file keeps its
-    mode and, where this user may give it away, its owner. Folders that are missing are made.
+    mode and, where this user may give it away, its owner. Folders that are missing are made. A device or a pipe, which
+    has no content to replace, is written to.
 
     Raises:
-        OSError: The file is read-only (also to root, whom a mode does not stop), `path` is a folder, a device or a
-            pipe, or the system refuses to write; nothing has changed then.
+        OSError: The file is read-only (also to root, whom a mode does not stop), `path` is a folder, or the system
+            refuses to write; nothing has changed then.
     """
     target = Path(os.path.realpath(path))
-    there = _replaceable(target)
+    there = check_writable(target)
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        target.write_bytes(content)
+        return
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -38,18 +42,15 @@ def write_whole(path: str | Path, content: bytes) -> None:
         raise
 
 
-def _replaceable(target: Path) -> os.stat_result | None:
-    """What is at `target`, None if nothing; OSError if it is nothing that may be replaced."""
+def check_writable(path: str | Path) -> os.stat_result | None:
+    """What is at `path`, links followed, None if nothing; OSError if it is a folder or a read-only file."""
     try:
-        there = target.stat()
+        there = Path(path).stat()
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(there.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "it is a folder; give the path of a file", str(target))
-    if not stat.S_ISREG(there.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file; give the path of one", str(target))
-    if not there.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) or not os.access(target, os.W_OK):
-        raise PermissionError(
-            errno.EACCES, "the file is read-only; make it writable, or give another path", str(target)
-        )
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; give the path of a file", str(path))
+    if not there.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) or not os.access(path, os.W_OK):
+        said = "the file is read-only; make it writable, or give another path"
+        raise PermissionError(errno.EACCES, said, str(path))
     return there

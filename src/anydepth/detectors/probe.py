@@ -148,7 +148,7 @@ class LinearProbe:
         """Write the artefact whole or not at all; a link is followed, and a file that is there keeps its mode.
 
         Raises:
-            ProbeError: The file is read-only, no regular file, or cannot be written; or the card is not JSON.
+            ProbeError: The file is read-only or a folder, or cannot be written; or the card is not JSON.
         """
         content = self._artefact()
         try:

@@ -158,12 +158,13 @@ def test_save_does_not_replace_a_read_only_file(probe: LinearProbe, saved: Path,
     assert not list(saved.parent.glob("*.tmp"))
 
 
-def test_save_replaces_no_folder_and_no_pipe(probe: LinearProbe, tmp_path: Path) -> None:
+def test_save_replaces_no_folder_and_writes_into_a_pipe(probe: LinearProbe, tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="it is a folder"):
         probe.save(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ProbeError, match="no regular file"):
+    with (tmp_path / "pipe").open("rb+", buffering=0) as reader:
         probe.save(tmp_path / "pipe")
+        assert b"format_version" in reader.read(4096)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
