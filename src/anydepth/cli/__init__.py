@@ -15,10 +15,11 @@ from anydepth.cli import bench, calibrate, collect, demo, evaluate, fit, generat
 from anydepth.cli.config import config
 from anydepth.cli.output import exit_code, print_error
 from anydepth.errors import AnydepthError
+from anydepth.reasons import reason
 
 
 class Commands(TyperGroup):
-    """Turn an AnydepthError of any command into one red line and an exit code."""
+    """Turn an AnydepthError of any command, and what the system refuses, into one red line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; with `--debug` an error keeps its traceback."""
@@ -32,6 +33,11 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # `anydepth generate ... | head`: nobody reads on, and that is no error
             sys.stderr.close()
             raise typer.Exit(0) from None
+        except (OSError, MemoryError) as error:  # a full disk, a file that went away: the machine's fault, not a bug
+            if ctx.params.get("debug"):
+                raise
+            print_error(AnydepthError(f"{reason(error)} (`anydepth --debug …` shows where)"))
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(

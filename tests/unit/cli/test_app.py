@@ -76,6 +76,24 @@ def test_debug_keeps_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert run("--debug", "generate", "org/m", "x").exception is error
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/x/out.jsonl"), "No space left on device: '/x/out.jsonl'"),
+        (PermissionError(13, "Permission denied", "/x"), "Permission denied: '/x'"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_and_exit_1(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    monkeypatch.setattr(load, "open_guard", failing(error))
+    result = run("generate", "org/m", "x")
+    assert result.exit_code == 1 and said in result.stderr and "--debug" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert run("--debug", "generate", "org/m", "x").exception is error
+
+
 def test_a_bug_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     error = ZeroDivisionError()
     monkeypatch.setattr(load, "open_guard", failing(error))

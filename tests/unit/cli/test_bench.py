@@ -20,9 +20,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         progress, came = options.pop("progress"), options.pop("came")
         made.append({"model": model, **options})
         progress("1/2 cost of a [check]; about 40 s left")
-        came(
-            [Row("a check costs", "128 tokens", "0.50 decode steps")], {"check_ratio": {"128": 0.5}, "finished": False}
-        )
+        row = Row("a check costs", "128 tokens", "0.50 decode steps")
+        came([row], {"check_ratio": {"128": 0.5}, "finished": False})
         if model == "org/dies":
             raise KeyboardInterrupt
         result = {"check_ratio": {"128": 0.5}, "finished": True, "cut": ["the scan: left out, it takes about 9 min"]}
