@@ -343,6 +343,18 @@ def test_a_tied_head_is_in_no_file_and_not_missed(folder: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_a_tied_head_may_be_in_the_files(folder: Path) -> None:
+    config(tie_word_embeddings=True)(folder)
+    weights(lambda held: held | {"lm_head.weight": held["model.embed_tokens.weight"].clone()})(folder)
+    assert load(folder).identity.num_layers == 4
+
+
+def test_a_quantised_model_is_whole(folder: Path) -> None:
+    pytest.importorskip("optimum.quanto")
+    backend = load(folder, quantization_config=transformers.QuantoConfig(weights="int8"))
+    assert backend.identity.fingerprint == load(folder).identity.fingerprint
+
+
 def test_parts_that_the_model_has_not_are_left_out(folder: Path) -> None:
     """A head for another task, and a block that predicts further tokens: of its names some are those of a block."""
     further = {f"model.layers.4.{name}": torch.zeros(32) for name in ("eh_proj.weight", "input_layernorm.weight")}

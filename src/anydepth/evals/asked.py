@@ -61,10 +61,13 @@ class Asked:
         """Load an external guard by hub id or folder; ModelError if it cannot be."""
         from transformers import AutoModelForCausalLM
 
-        from anydepth.backends.transformers.opening import open_model, open_tokenizer
+        from anydepth.backends.transformers.opening import base_of, open_adapter, open_model, open_tokenizer
 
         tokenizer = open_tokenizer(model, what="guard model")
-        loaded = open_model(AutoModelForCausalLM, model, what="guard model", dtype=dtype)
+        base = base_of(model)
+        loaded = open_model(AutoModelForCausalLM, base or model, what="guard model", dtype=dtype)
+        if base is not None:
+            loaded = open_adapter(loaded, model)
         if not tokenizer.chat_template:
             raise ModelError(f"the tokenizer of the guard model {model!r} has no chat template; give a chat model")
         return cls(loaded.eval(), tokenizer, guard_wording(model))

@@ -40,7 +40,7 @@ def folder_of(place: str | Path, revision: str | None = None) -> Path | None:
         if Path(place).is_dir():
             return Path(place)
     for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
-        with suppress(ValueError):  # no repository has such a name
+        with suppress(OSError, ValueError):  # no repository has such a name, or the cache cannot be looked into
             found = huggingface_hub.try_to_load_from_cache(str(place), name, revision=revision)
             if isinstance(found, str):
                 return Path(found).parent
@@ -98,7 +98,7 @@ def _read(folder: Path) -> Iterator[Path]:
 def _json_fault(path: Path) -> str | None:
     try:
         held = json.loads(path.read_bytes())
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # a JSONDecodeError or UnicodeDecodeError; nested too deep
         return f"{path} is not valid JSON ({error}); mend it or fetch it again"
     if not isinstance(held, dict):
         return f"{path} holds {_json_kind(held)}, not an object; mend it or fetch it again"
@@ -141,8 +141,8 @@ def _safetensors_fault(path: Path) -> str | None:
     try:
         with safetensors.safe_open(path, framework="numpy"):
             return None
-    except (safetensors.SafetensorError, OSError) as error:
-        return f"{path} was cut short or is no safetensors file ({error}); fetch it again"
+    except Exception as error:
+        return f"{path} was cut short or is no safetensors file ({reason(error)}); fetch it again"
 
 
 def _json_kind(held: object) -> str:

@@ -50,7 +50,9 @@ def load(
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}")
-    if (base := base_of(model, revision=revision)) is not None and adapter is not None:
+    where = {name: model_kwargs[name] for name in ("token", "cache_dir") if name in model_kwargs}
+    base = base_of(model, revision=revision, **where)
+    if base is not None and adapter is not None:
         raise ModelError(f"model {str(model)!r} is an adapter itself, of {base!r}; give {base!r} and one adapter")
     tokenizer = open_tokenizer(model, revision=revision)
     arguments = {**model_kwargs, "dtype": "auto" if dtype == "fast" else dtype}

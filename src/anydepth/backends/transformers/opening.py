@@ -97,14 +97,19 @@ def _adapter_fault(config: Any, stored: set[str], wanted: set[str], elsewhere: s
     return None
 
 
-def base_of(place: Place, *, revision: str | None = None) -> str | None:
+def base_of(place: Place, *, revision: str | None = None, **where: Any) -> str | None:
     """The base model of an adapter that is given in a model's place; None if `place` is a model.
+
+    Args:
+        place: Hub id or folder.
+        revision: Commit, tag or branch of the hub repository.
+        **where: `token` and `cache_dir`, as the model is loaded with.
 
     Raises:
         ModelError: It is an adapter and a model at once, or the adapter does not name its base model.
     """
     with opening("model", place, revision):
-        found = find_adapter_config_file(str(place), revision=revision)
+        found = find_adapter_config_file(str(place), revision=revision, **where)
         if found is None:
             return None
         base = json.loads(Path(found).read_bytes()).get("base_model_name_or_path")
