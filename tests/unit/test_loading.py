@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import peft
 import pytest
 import torch
@@ -16,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from anydepth.backends.transformers import backend as backend_module
-from anydepth.backends.transformers import load
-from anydepth.backends.transformers.files import file_fault
+from anydepth.backends.transformers import load, speed
+from anydepth.backends.transformers.files import file_fault, folder_of
 from anydepth.backends.transformers.opening import open_adapter, open_model, open_tokenizer
 from anydepth.cli import app
 from anydepth.errors import ModelError
@@ -190,6 +191,28 @@ def test_a_folder_that_is_not_there_is_told_from_a_hub_id(name: str) -> None:
 def test_what_can_be_neither_a_folder_nor_a_hub_id_is_an_error(name: str) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(name)
+
+
+@pytest.fixture
+def cached(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of `org/tiny` in a cache of the hub."""
+    place = tmp_path / "hub" / "models--org--tiny"
+    commit = "0123456789" * 4
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return shutil.copytree(saved, place / "snapshots" / commit)
+
+
+def test_a_model_of_the_hub_is_looked_at_in_the_cache(cached: Path) -> None:
+    assert folder_of("org/tiny") == cached and folder_of("org/other") is None
+    assert load("org/tiny").identity.name == "org/tiny"
+    BROKEN["lfs pointer of a tokenizer"][0](cached)
+    with pytest.raises(ModelError, match=r"model 'org/tiny' cannot be loaded: /.*tokenizer\.json is a git-lfs pointer"):
+        load("org/tiny")
+    shutil.copy(cached / "config.json", cached / "tokenizer.json")
+    with pytest.raises(ModelError, match=r"tokenizer\.json holds no tokenizer"):
+        load("org/tiny")
 
 
 @pytest.fixture
@@ -441,6 +464,15 @@ def test_an_adapter_that_would_be_left_out_is_refused(saved: Path, tmp_path: Pat
 def test_adapters_of_other_kinds_are_whole(saved: Path, tmp_path: Path, kind: peft.PeftConfig) -> None:
     backend = load(saved, adapter=adapter(tmp_path / "adapter", kind=kind))
     assert backend.identity.fingerprint
+
+
+def test_an_adapter_is_put_on_layers_that_were_turned(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "faster_turned", lambda: True)
+    backend = load(saved, adapter=adapter(tmp_path / "adapter"), dtype="fast")
+    layer = backend.model.model.layers[0].self_attn.q_proj
+    assert type(layer.base_layer) is speed.Turned and "default" in layer.lora_A
 
 
 def test_a_refused_adapter_leaves_the_model_as_it_was(tmp_path: Path) -> None:
