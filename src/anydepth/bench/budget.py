@@ -97,8 +97,10 @@ def spend(
         waiting = measurements[place:]
         allowed = _share(waiting, left / pace)
         if allowed is None:
-            cheapest = each.estimate(each.levels[-1]) * pace
-            cuts.append(f"{each.name}: left out, it takes about {about(cheapest)} and {about(left)} were left")
+            cheapest, whose = each.estimate(each.levels[-1]) * pace, "left"
+            if cheapest <= left:
+                whose += " for this and others, which take less"
+            cuts.append(f"{each.name}: left out, it takes about {about(cheapest)} and there were {about(left)} {whose}")
             continue
         told(Progress(each.name, place + 1, len(measurements), expected(waiting, left / pace) * pace))
         level = next((level for level in each.levels if each.estimate(level) <= allowed), each.levels[-1])

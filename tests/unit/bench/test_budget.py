@@ -75,7 +75,7 @@ def test_the_dearest_is_left_out_first_and_said() -> None:
     dear = Scripted("dear", clock, levels=(Level(1, 500),))
     made = [Scripted("a", clock), dear, Scripted("b", clock)]
     cuts, _ = spent(made, 100)
-    assert cuts == ["dear: left out, it takes about 8 min and 60 s were left"]
+    assert cuts == ["dear: left out, it takes about 8 min and there were 60 s left"]
     assert dear.made == [] and made[2].made == [Level(4, 10)]
 
 
@@ -83,8 +83,11 @@ def test_something_dear_leaves_room_for_what_comes_after() -> None:
     clock = Clock()
     dear = Scripted("dear", clock, levels=(Level(1, 95),))
     later = Scripted("later", clock)
-    spent([dear, later], 100)
+    cuts, told = spent([dear, later], 100)
     assert not dear.made and later.made
+    said = "dear: left out, it takes about 2 min and there were 2 min left for this and others, which take less"
+    assert cuts == [said]
+    assert [each.name for each in told] == ["later"]
 
 
 def test_nothing_is_measured_without_time() -> None:
