@@ -5,12 +5,12 @@ import os
 import stat
 import sys
 import tomllib
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from anydepth import atomic
 from anydepth.errors import ConfigError
 
 _DESCRIPTORS = ("/dev/std", "/dev/fd/", "/proc/self/fd/")
@@ -146,18 +146,7 @@ def write_whole(path: Path, text: str) -> None:
         ConfigError: It cannot be written; what was there before is kept.
     """
     with writing(path):
-        if is_stream(path):
-            with path.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-            return
-        place = path.resolve()  # a link stays one
-        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(place)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        atomic.write_whole(path, text.encode("utf-8"))
 
 
 @contextmanager

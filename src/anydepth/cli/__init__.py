@@ -18,7 +18,7 @@ from anydepth.errors import AnydepthError, ConfigError
 
 
 class Commands(TyperGroup):
-    """Turn an AnydepthError of any command into one red line and an exit code."""
+    """Turn an AnydepthError of any command, and what the system refuses, into one red line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; with `--debug` an error keeps its traceback."""
@@ -32,7 +32,7 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # `anydepth generate ... | head`: nobody reads on, and that is no error
             sys.stderr.close()
             raise typer.Exit(0) from None
-        except OSError as error:  # a disk is full, or a file that a library opens is not there
+        except (OSError, MemoryError) as error:  # a full disk, a file that went away: the machine's fault, not a bug
             if ctx.params.get("debug"):
                 raise
             _tell_refused(error)
@@ -105,11 +105,14 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def _tell_refused(error: OSError) -> None:
+def _tell_refused(error: OSError | MemoryError) -> None:
     """Say in one line what the system refused; the traceback is for `--debug`."""
     flush_output()
-    where = error.filename or "what was to be read or written"
-    print_error(ConfigError(f"{where}: {error.strerror or error}; `anydepth --debug` shows where this was"))
+    if isinstance(error, MemoryError):
+        said = f"there is not enough memory{f' ({error})' if str(error) else ''}"
+    else:
+        said = f"{error.filename or 'what was to be read or written'}: {error.strerror or error}"
+    print_error(ConfigError(f"{said}; `anydepth --debug` shows where this was"))
 
 
 __all__ = ["app", "main"]

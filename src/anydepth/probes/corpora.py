@@ -17,6 +17,7 @@ from anydepth.errors import ConfigError, RecordError
 from anydepth.extras import require
 from anydepth.probes.dataset import Columns, Conversation, Origin, Row, check_labels, conversations
 from anydepth.probes.rows import SUFFIXES, read_rows
+from anydepth.reasons import reason
 
 logger = logging.getLogger(__name__)
 
@@ -229,8 +230,7 @@ def _hub_rows(corpus: Corpus, config: str | None, name: str) -> Iterator[Row]:
             corpus.repo, config, split=split, revision=corpus.revision, **dict(corpus.options)
         )
     except Exception as error:  # whatever the hub, the network and the builder of this data set raise
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ConfigError(f"{name} cannot be loaded: {reason}; {_remedy(corpus, error)}") from error
+        raise ConfigError(f"{name} cannot be loaded: {reason(error)}; {_remedy(corpus, error)}") from error
     splits = {split: found} if split else dict(found)
     if len(splits) > 1 and corpus.split != "*":
         raise ConfigError(f"{name} has the splits {', '.join(splits)}; write hf:{corpus.repo}:{config or ''}:SPLIT")

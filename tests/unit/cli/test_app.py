@@ -80,11 +80,12 @@ def test_debug_keeps_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     ("error", "says"),
     [
         (OSError(28, "No space left on device", "/tmp/x"), "error: /tmp/x: No space left on device"),
+        (MemoryError(), "error: there is not enough memory"),
         (OSError("gone"), "error: what was to be read or written: gone"),
     ],
 )
 def test_what_the_system_refuses_is_one_line(
-    run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
 ) -> None:
     monkeypatch.setattr(load, "open_guard", failing(error))
     result = run("generate", "org/m", "x")

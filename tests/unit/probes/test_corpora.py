@@ -273,7 +273,7 @@ def test_a_local_folder_does_not_stand_in_for_the_hub(tmp_path: Path, monkeypatc
 
 def test_what_the_hub_refuses_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     Hub(monkeypatch, RuntimeError("no such thing\nand more"))
-    with pytest.raises(ConfigError, match=r"no such thing; it is gated: accept .*datasets/LLM-Tuning-Safety/HEx-PHI"):
+    with pytest.raises(ConfigError, match=r"no such thing and more; it is gated: accept .*datasets/LLM-Tuning"):
         load("hex-phi")
     with pytest.raises(ConfigError, match=r"check the name, the split and the network, or load a local copy"):
         load("gsm8k")
