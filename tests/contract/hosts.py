@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ class Seen:
         prefill: Tokens of the client's prefill.
         reason: Why the verdict is what it is.
         left: For each piece of the stream in turn: tokens that have left by then, and the deepest check by then.
+        calls: The tool calls of each piece of the stream that had some, as the API writes them.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Seen:
     prefill: int
     reason: str | None
     left: list[tuple[int, int]] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def depths(self) -> list[int]:
@@ -170,7 +172,13 @@ class Server(Library):
         self._audits, self._count = audits, 0
 
     def answer(
-        self, request: str, *, prefill: str | None = None, tokens: int = 20, guard: Mapping[str, Any] | None = None
+        self,
+        request: str,
+        *,
+        prefill: str | None = None,
+        tokens: int = 20,
+        guard: Mapping[str, Any] | None = None,
+        tools: Sequence[str] = (),
     ) -> Seen:
         import json
 
@@ -191,7 +199,11 @@ class Server(Library):
         messages = [{"role": "user", "content": request}]
         messages += [{"role": "assistant", "content": prefill}] if prefill else []
         body = {"model": "tiny", "messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
+        if tools:
+            body["tools"] = [{"type": "function", "function": {"name": name}} for name in tools]
+            settings = settings.model_copy(update={"tools": settings.tools.model_copy(update={"format": "hermes"})})
         pieces: list[str] = []
+        calls: list[dict[str, Any]] = []
         left, deepest, finish = [], 0, ""
         service = Service(_engine(settings, None, None), settings, open_audit(settings.audit))
         with TestClient(build_app(service, [])) as http:
@@ -207,9 +219,10 @@ class Server(Library):
                 pieces.append(text)
                 if "depth" in told:
                     left.append((told["depth"] - self._prefill_tokens(request, prefill), deepest))
+            calls += choice["delta"].get("tool_calls") or []
             finish = choice["finish_reason"] or finish
         record = next((each for each in read_records(audit) if each["kind"] == "answer"), UNRECORDED)
-        return seen_of(record, "".join(pieces), finish, left)
+        return replace(seen_of(record, "".join(pieces), finish, left), calls=calls)
 
     def _prefill_tokens(self, request: str, prefill: str | None) -> int:
         return self._guard.template.prompt(request, prefill=prefill).prefill
