@@ -320,6 +320,10 @@ def _tell(found: Collected, output: Path, seconds: float) -> None:
         parts.append(f"{found.tokens / seconds:,.0f} tokens/s")
     if found.present:
         parts.append(f"{found.present} there before")
+    if found.corrected:
+        parts.append(f"{found.corrected} of these brought up to date: label, source or split is another one now")
+    if found.contradicted:
+        warn(f"note: {plural(found.contradicted, 'answer')} labelled both harmful and benign; kept without a label")
     if found.skipped:
         parts.append(f"{len(found.skipped)} skipped")
     _name_skipped("skipped", found.skipped)

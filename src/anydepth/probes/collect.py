@@ -1,8 +1,8 @@
 """Collect the hidden states of many finished answers, all depths of an answer in one packed pass."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from anydepth.backends.base import CONTENT, Backend, CheckPoint, FinishedAnswer, Read, Site
 from anydepth.errors import ConfigError, PromptError, UnsupportedModel
-from anydepth.probes.store import CheckRow, Manifest, StateStore, answer_key
+from anydepth.probes.facts import AnswerFacts, facts_by_answer
+from anydepth.probes.store import CheckRow, Identity, Manifest, StateStore, answer_key
 from anydepth.probes.suffix import suffix_ids
 from anydepth.schedule import Every, Schedule, scheduled_depths
 from anydepth.template import Prompt
@@ -67,6 +68,16 @@ class CollectPlan:
         if not 0 <= index < count:
             raise ConfigError(f"part is {index}/{count}; the first of four parts is 0/4, the last 3/4")
 
+    @property
+    def reading(self) -> str:
+        """At which depths and how far an answer is read: with its text and the view, all that decides its states."""
+        return reading_of(self.schedule, self.longest)
+
+
+def reading_of(schedule: Schedule, longest: int | None) -> str:
+    """How an answer is read at the depths of `schedule`, `longest` tokens at most (None: all of it), as one text."""
+    return f"{schedule}, {'whole' if longest is None else f'longest {longest}'}"
+
 
 @dataclass(slots=True)
 class Collected:
@@ -77,6 +88,8 @@ class Collected:
         checks: Checks read in this run.
         tokens: Tokens run, headers included.
         present: Answers that were in the store already.
+        corrected: Those of them of which the store said something else than the data says now (label, source, split).
+        contradicted: Answers that the data labels both harmful and benign; their label is not known.
         skipped: (id, reason) of each answer that could not be read.
         by_forks: Why the answers were forked depth by depth instead of read in packed passes, or None.
     """
@@ -85,6 +98,8 @@ class Collected:
     checks: int = 0
     tokens: int = 0
     present: int = 0
+    corrected: int = 0
+    contradicted: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     by_forks: str | None = None
 
@@ -99,6 +114,8 @@ class Collected:
         self.checks += other.checks
         self.tokens += other.tokens
         self.present += other.present
+        self.corrected += other.corrected
+        self.contradicted += other.contradicted
         self.skipped += other.skipped
         self.by_forks = self.by_forks or other.by_forks
 
@@ -109,11 +126,25 @@ Group = Mapping[str, "Conversation"]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be done: the groups that are missing, and how many answers there are in all."""
+    """What is to be done.
+
+    Attributes:
+        groups: The groups that are missing.
+        answers: Answers in all.
+        present: Those that are there, read as the plan says: key -> what the data says of each now.
+        contradicted: Answers that the data labels both harmful and benign.
+    """
 
     groups: tuple[Group, ...]
     answers: int
-    present: int
+    present: Mapping[Identity, AnswerFacts]
+    contradicted: int
+
+    def begin(self, store: StateStore) -> Collected:
+        """Write down what the data says now of what is there, and begin the report with it."""
+        return Collected(
+            present=len(self.present), corrected=store.correct(self.present), contradicted=self.contradicted
+        )
 
 
 def manifest_for(backend: Backend, plan: CollectPlan, *, dtype: str, adapter: str | None = None) -> Manifest:
@@ -173,14 +204,18 @@ def collect(
     *,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Collected:
-    """Read every conversation that the store does not hold yet.
+    """Read every conversation that the store does not hold yet, read as `plan` says.
+
+    States depend on the text only: what the store says of the label, source, licence or split of an answer that it
+    holds is brought up to date without reading it again.
 
     The conversations are cut into groups in the order given; a group becomes one shard, written whole. A run that was
     killed goes on with the first group that is missing, and reads it in the same batches: the states are the same.
 
     Args:
         backend: The model.
-        conversations: Answers to read. One that occurs twice, text for text, is read once.
+        conversations: Answers to read. One that occurs twice, text for text, is read once; if its labels contradict
+            each other, it is kept without one.
         store: Where to put the states; made by `StateStore.create` with `manifest_for(backend, plan)`.
         plan: What to read.
         progress: Called after each batch with (answers done, answers in all, tokens run).
@@ -188,8 +223,8 @@ def collect(
     Returns:
         What was done; an answer that cannot be read (it does not fit the context) is named in `skipped`.
     """
-    work = work_for(conversations, plan, store.done())
-    report = Collected(present=work.present)
+    work = work_for(conversations, plan, store.present())
+    report = work.begin(store)
 
     def on_batch(group: Collected) -> None:
         if progress is not None:
@@ -201,19 +236,28 @@ def collect(
     return report
 
 
-def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, done: set[tuple[str, str]]) -> Work:
-    """Cut the conversations into groups, and leave out what is `done`, pairs of answer key and view.
+def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, there: Collection[Identity]) -> Work:
+    """Cut the conversations into groups, and leave out what is `there`.
 
     The groups depend on the conversations only, not on what is done: parts and later runs cut them alike.
     """
     keyed: dict[str, Conversation] = {}
+    said: list[tuple[str, AnswerFacts]] = []
     for each in conversations:
-        keyed.setdefault(answer_key(each.messages, each.response), each)
+        key = answer_key(each.messages, each.response)
+        keyed.setdefault(key, each)
+        said.append((key, AnswerFacts.of(each, plan.split)))
+    facts = facts_by_answer(said)
+    both = {key for key, each in said if each.label and not facts[key].label}
+    keyed = {key: replace(each, label=facts[key].label or None) for key, each in keyed.items()}
     keys, (index, count) = list(keyed), plan.part
     mine = [keys[begin : begin + GROUP] for begin in range(0, len(keys), GROUP)][index::count]
-    missing = [{key: keyed[key] for key in group if (key, plan.view) not in done} for group in mine]
+    present = {
+        identity: facts[key] for group in mine for key in group if (identity := (key, plan.view, plan.reading)) in there
+    }
+    missing = [{key: keyed[key] for key in group if (key, plan.view, plan.reading) not in present} for group in mine]
     total = sum(map(len, mine))
-    return Work(tuple(group for group in missing if group), total, total - sum(map(len, missing)))
+    return Work(tuple(group for group in missing if group), total, present, len(both))
 
 
 def collect_group(
@@ -246,7 +290,7 @@ def collect_group(
         if on_batch is not None:
             on_batch(report)
     if rows:
-        name = hashlib.sha256("".join([plan.view, *group]).encode()).hexdigest()[:16]
+        name = hashlib.sha256("".join([plan.view, plan.reading, *group]).encode()).hexdigest()[:16]
         store.write(f"{plan.view}-{name}", rows, {site: np.concatenate(parts) for site, parts in states.items()})
     return report
 
@@ -272,9 +316,8 @@ def _prepared(
         if limit is not None and prompt.start + len(answer) + appended > limit:
             report.skipped.append((each.id, f"prompt and answer do not fit the context of {limit} tokens"))
             continue
-        row = CheckRow(
-            each.id, key, plan.view, plan.split, each.source, each.label or "", each.licence, each.prompt_key, 0, 0
-        )
+        facts = asdict(AnswerFacts.of(each, plan.split))
+        row = CheckRow(answer=key, view=plan.view, depth=0, length=0, reading=plan.reading, **facts)
         depths = tuple(scheduled_depths(plan.schedule, len(answer)))
         yield row, FinishedAnswer(Prompt(prompt.ids[: prompt.start]), answer, depths)
 

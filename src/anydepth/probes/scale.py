@@ -84,8 +84,9 @@ def collect_with_ray(
         # the store is made first, by one worker: what is wrong with model, sites or store is said once and at once
         opened = ray.remote(**share)(_make_store).remote(open_backend, plan, path, adapter)
         made: CollectPlan = _result(ray, opened)
-        work = work_for(conversations, made, StateStore(path).done())
-        report = Collected(present=work.present)
+        store = StateStore(path)
+        work = work_for(conversations, made, store.present())
+        report = work.begin(store)
         if progress is not None:
             progress(report.done, work.answers, 0)
         if not work.groups:

@@ -13,8 +13,9 @@ from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import ConfigError
 from anydepth.policy import policy_from, policy_record
 from anydepth.probes.calibrate import Calibration
-from anydepth.probes.candidates import Candidate, Judge, Trial, candidates, listed, states_of, sweep
-from anydepth.probes.collect import CollectPlan, collect, dtype_of, manifest_for, package_versions
+from anydepth.probes.candidates import Candidate, Judge, Trial, Used, candidates, listed, states_of, sweep
+from anydepth.probes.collect import CollectPlan, collect, dtype_of, manifest_for, package_versions, reading_of
+from anydepth.probes.facts import AnswerFacts, facts_by_answer
 from anydepth.probes.fit import Fitted
 from anydepth.probes.intervals import check_share
 from anydepth.probes.measure import Pair, crossed, half, table, thresholds
@@ -40,13 +41,17 @@ class Filled:
     gathered: tuple[Gathered, ...]
 
     @property
-    def splits(self) -> dict[str, str]:
-        """Answer key -> split; of an answer in several parts, the first one's."""
-        found: dict[str, str] = {}
+    def used(self) -> dict[str, Used]:
+        """Answer key -> what the data says of it now, and how it was read; of an answer in several parts, the first."""
+        readings: dict[str, str] = {}
+        said: list[tuple[str, AnswerFacts]] = []
         for each in self.gathered:
+            reading = reading_of(each.part.schedule, each.part.longest)
             for row in each.conversations:
-                found.setdefault(answer_key(row.messages, row.response), each.part.split)
-        return found
+                key = answer_key(row.messages, row.response)
+                readings.setdefault(key, reading)
+                said.append((key, AnswerFacts.of(row, each.part.split)))
+        return {key: Used(facts, readings[key]) for key, facts in facts_by_answer(said).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +129,16 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
         ConfigError: The recipe has no pairs to choose by, or asks for something that there is not.
         StoreError: There are no answers of one label to train, choose or report on.
     """
-    store, splits = filled.store, filled.splits
+    store, used = filled.store, filled.used
     choices = _choices(recipe, filled.gathered, store.manifest)
     judge = Judge(choices.pairs, choices.policies, lambda checks: _in_half(checks, 0))
 
     def told(done: int, total: int, trial: Trial) -> None:
         progress("fit", done, total, 0)
 
-    trials = sweep(store, choices.candidates, judge, splits=splits, progress=told)
+    trials = sweep(store, choices.candidates, judge, used=used, progress=told)
     best = trials[0]
-    checks = states_of(store, best.candidate.reads, splits)
+    checks = states_of(store, best.candidate.reads, used)
     held_out = checks.where(checks["split"] != TRAIN)
     calibration = thresholds(
         held_out,

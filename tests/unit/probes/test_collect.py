@@ -88,6 +88,43 @@ def test_what_is_there_is_not_read_again(tmp_path: Path) -> None:
     assert len(set(checks(store)["id"].tolist())) == 41
 
 
+def test_a_corrected_label_is_taken_without_reading_again(tmp_path: Path) -> None:
+    talks = [talk(n, label="benign", source="old") for n in range(40)]
+    run(tmp_path, talks)
+    now = [replace(talks[0], label="harmful", source="new"), *talks[1:]]
+    backend = backend_of()
+    report, store = run(tmp_path, now, replace(PLAN, split="v"), backend)
+    assert (report.present, report.corrected, report.answers) == (40, 40, 0) and not backend.batches
+    found = checks(store)
+    first = found["id"] == "c0"
+    assert set(found["label"][first].tolist()) == {"harmful"} and set(found["source"][first].tolist()) == {"new"}
+    assert set(found["label"][~first].tolist()) == {"benign"} and set(found["split"].tolist()) == {"v"}
+    assert np.array_equal(found.states[:, 0, 0], found["depth"])
+    assert run(tmp_path, now, replace(PLAN, split="v"))[0].corrected == 0
+
+
+def test_other_depths_are_read_anew(tmp_path: Path) -> None:
+    run(tmp_path, [talk(1, "x" * 30)])
+    plan = CollectPlan((SITE,), schedule=Listed((3, 7)), longest=20)
+    report, store = run(tmp_path, [talk(1, "x" * 30)], plan)
+    assert (report.present, report.answers) == (0, 1)
+    (key,) = {answer for answer, _, _ in store.present()}
+    assert store.read([(SITE, 0)], readings={key: plan.reading})["depth"].tolist() == [0, 3, 7, 20]
+    assert store.read([(SITE, 0)], readings={key: PLAN.reading})["depth"].max() == 30
+
+
+def test_labels_that_contradict_each_other_are_no_label(tmp_path: Path) -> None:
+    talks = [talk(1, label="benign"), talk(2, label="benign"), replace(talk(1, label="harmful"), id="again")]
+    report, store = run(tmp_path, talks)
+    found = checks(store)
+    assert report.contradicted == 1
+    assert set(found["label"][found["id"] == "c1"].tolist()) == {""}
+    assert set(found["label"][found["id"] == "c2"].tolist()) == {"benign"}
+    unlabelled = [talk(3), replace(talk(3, label="harmful"), id="again")]
+    report, store = run(tmp_path / "other", unlabelled)
+    assert report.contradicted == 0 and set(checks(store)["label"].tolist()) == {"harmful"}
+
+
 def test_the_same_text_is_read_once(tmp_path: Path) -> None:
     talks = [talk(n) for n in range(33)]
     report, store = run(tmp_path, [*talks, replace(talks[0], id="again")])
@@ -96,13 +133,15 @@ def test_the_same_text_is_read_once(tmp_path: Path) -> None:
 
 def test_groups_do_not_depend_on_what_is_done() -> None:
     talks = [talk(n % 70) for n in range(100)]  # 70 texts, some of them twice
-    whole = work_for(talks, PLAN, set())
+    whole = work_for(talks, PLAN, ())
     assert [len(group) for group in whole.groups] == [32, 32, 6] and whole.answers == 70
-    middle = {(key, "own") for key in whole.groups[1]}
+    middle = {(key, "own", PLAN.reading) for key in whole.groups[1]}
     rest = work_for(talks, PLAN, middle)
-    assert rest.groups == (whole.groups[0], whole.groups[2]) and rest.present == 32
+    assert rest.groups == (whole.groups[0], whole.groups[2]) and rest.present.keys() == middle
     shadow = work_for(talks, replace(PLAN, view="shadow"), middle)
-    assert shadow.present == 0, "another view is other work"
+    assert not shadow.present, "another view is other work"
+    deeper = work_for(talks, replace(PLAN, schedule=Every(7)), middle)
+    assert not deeper.present, "other depths are other work"
 
 
 def test_parts_share_the_groups(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_every_part_is_read_at_its_depths(done: tuple[Filled, Trained]) -> None:
     manifest = filled.store.manifest
     assert manifest.sites == (Site(2), Site(3)) and manifest.tokens == (CONTENT, *range(len(manifest.header_ids)))
     keys = {row.id: answer_key(row.messages, row.response) for row in (*TRAINING, *HELD_OUT)}
-    assert filled.splits == {
+    assert {key: each.facts.split for key, each in filled.used.items()} == {
         **{keys[row.id]: TRAIN for row in TRAINING},
         **{keys[row.id]: "v" for row in HELD_OUT},
     }
@@ -186,7 +186,7 @@ def test_a_resumed_fill_reads_and_writes_nothing_again(watched: Watched, tmp_pat
     assert reads == 8 + 7 + 8 and opened
     again = fill(watched, given, recipe, tmp_path, progress=silent)
     assert (watched.reads, len(watched.opened)) == (reads, opened)
-    assert again.gathered == first.gathered and again.splits == first.splits
+    assert again.gathered == first.gathered and again.used == first.used
 
 
 def test_other_sampling_options_do_not_mix_with_what_was_written(watched: Watched, tmp_path: Path) -> None:
@@ -352,6 +352,37 @@ def test_a_conversation_is_in_the_split_that_the_recipe_says_now(backend: Transf
     moved = gathered_for(recipe, TRAINING[20:], [*TRAINING[:20], *HELD_OUT[:40]])
     found = train(backend, fill(backend, moved, recipe, tmp_path, progress=silent), recipe, progress=silent)
     assert found.trials[0].fitted.checks == 40 * 4
+
+
+def test_swapped_labels_give_the_opposite_probe(
+    backend: TransformersBackend, done: tuple[Filled, Trained], tmp_path: Path
+) -> None:
+    """States that are there are used again, their labels are not."""
+    recipe = recipe_of(fit={"layers": 2})
+    fill(backend, gathered_for(recipe, TRAINING, HELD_OUT), recipe, tmp_path, progress=silent)
+    other: dict[str | None, Label] = {"harmful": "benign", "benign": "harmful"}
+    swapped = [[replace(row, label=other[row.label]) for row in rows] for rows in (TRAINING, HELD_OUT)]
+    again, clean = (
+        train(backend, fill(backend, gathered_for(recipe, *swapped), recipe, work, progress=silent), recipe,
+              progress=silent)
+        for work in (tmp_path, tmp_path / "clean")
+    )  # fmt: skip
+    assert np.allclose(again.probe.weight, clean.probe.weight, atol=1e-5)
+    assert again.figures["separation"]["held out"]["auroc"] == clean.figures["separation"]["held out"]["auroc"]
+
+
+def test_a_part_whose_depths_change_is_read_anew(backend: TransformersBackend, tmp_path: Path) -> None:
+    recipe = recipe_of(fit={"layers": 2})
+    fill(backend, gathered_for(recipe, TRAINING, HELD_OUT), recipe, tmp_path, progress=silent)
+    parts = [{**RECIPE["part"][0], "depths": [8]}, RECIPE["part"][1]]
+    changed = recipe_of(fit={"layers": 2}, part=parts)
+    found = train(
+        backend,
+        fill(backend, gathered_for(changed, TRAINING, HELD_OUT), changed, tmp_path, progress=silent),
+        changed,
+        progress=silent,
+    )
+    assert found.trials[0].fitted.checks == 60 * 2, "at depth 8 and at the end; depth 0 is not fitted on"
 
 
 def test_one_label_only_is_refused(backend: TransformersBackend, tmp_path: Path) -> None:
