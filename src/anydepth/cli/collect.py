@@ -21,7 +21,7 @@ from anydepth.errors import ConfigError
 from anydepth.probes.collect import Collected, CollectPlan, dtype_of, manifest_for
 from anydepth.probes.collect import collect as read_states
 from anydepth.probes.corpora import load as load_data
-from anydepth.probes.onpolicy import Written, load_answers, write_answers
+from anydepth.probes.onpolicy import Written, write_answers
 from anydepth.probes.scale import Workers, collect_with_ray, load_backend
 from anydepth.probes.sites import sites_for
 from anydepth.probes.store import StateStore
@@ -281,7 +281,7 @@ def _own_answers(
     with _progress("write") as report:
         written = write_answers(backend, mine, path, progress=report)
     _tell_written(written)
-    return [each for each in load_answers(path) if each.response]
+    return [each for each in written.conversations() if each.response]
 
 
 def _digest(text: str) -> int:

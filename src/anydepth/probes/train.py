@@ -19,7 +19,7 @@ from anydepth.probes.facts import AnswerFacts, facts_by_answer
 from anydepth.probes.fit import Fitted
 from anydepth.probes.intervals import check_share
 from anydepth.probes.measure import Pair, crossed, half, table, thresholds
-from anydepth.probes.onpolicy import AnswerOptions, load_answers, write_answers
+from anydepth.probes.onpolicy import AnswerOptions, write_answers
 from anydepth.probes.recipe import TRAIN, Gathered, Recipe, training_sources
 from anydepth.probes.sites import sites_for
 from anydepth.probes.store import Checks, Manifest, StateStore, answer_key
@@ -106,11 +106,11 @@ def fill(
             path = work / "written" / f"{part.name}.jsonl"
             longest = part.longest or AnswerOptions().max_new_tokens
             options = AnswerOptions(max_new_tokens=longest, sampling=recipe.write)
-            write_answers(backend, rows, path, options=options, progress=_named(progress, f"write {part.name}"))
-            asked = {f"{row.id}+own" for row in rows}  # the file may have answers of an earlier recipe
-            mine = [row for row in load_answers(path) if row.id in asked]
-            rows = [row for row in mine if row.response and "refusal" not in row.tags]
-            notes.append(_count(len(asked) - len(rows), "not written, empty or a refusal"))
+            told = _named(progress, f"write {part.name}")
+            written = write_answers(backend, rows, path, options=options, progress=told).conversations()
+            asked = len({row.id for row in rows})
+            rows = [row for row in written if row.response and "refusal" not in row.tags]
+            notes.append(_count(asked - len(rows), "not written, empty or a refusal"))
         wanted = replace(plan, split=part.split, schedule=part.schedule, longest=part.longest)
         report = collect(backend, rows, store, wanted, progress=_named(progress, f"collect {part.name}"))
         notes.append(_count(len(report.skipped), "could not be read"))

@@ -154,7 +154,7 @@ def test_the_model_writes_with_the_recipes_sampling(watched: Watched, tmp_path: 
         assert {name: options[name] for name in WRITING["write"]} == WRITING["write"]
         assert options["max_new_tokens"] == 12
     written = filled.gathered[1].conversations
-    assert {row.id for row in written} == {f"{row.id}+own" for row in prompts()}
+    assert {row.id.rpartition("-")[0] for row in written} == {f"{row.id}+own" for row in prompts()}
     assert all(
         row.response and row.prompt_key == before.prompt_key
         for row, before in zip(
@@ -164,7 +164,7 @@ def test_the_model_writes_with_the_recipes_sampling(watched: Watched, tmp_path: 
     (continued,) = (row for row in written if row.label == "harmful")
     assert continued.response.startswith("w150 w151 ")
     checks = states(filled, [Read(Site(2), 0)])
-    own = checks.where(np.char.endswith(checks["id"], "+own"))
+    own = checks.where(np.char.find(checks["id"], "+own-") > 0)
     assert set(own["split"].tolist()) == {TRAIN} and set(own["depth"].tolist()) >= {0, 4, 12}
     assert list(dict.fromkeys(what for what, _, _ in told)) == [
         "collect t",
