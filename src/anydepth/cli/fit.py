@@ -1,6 +1,6 @@
 """`anydepth fit`: from conversations to a calibrated probe in a folder of its own."""
 
-import json
+import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,9 @@ from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
 from anydepth.cli.output import err, plural, printable, progress_bar, warn
 from anydepth.errors import ConfigError
+from anydepth.probes.choices import Choices
 from anydepth.probes.figures import figures_of, limits_of
+from anydepth.probes.fitrecord import forget, write_fit_record
 from anydepth.probes.intervals import check_share, percent
 from anydepth.probes.recipe import Gathered, Recipe, gather, read_recipe, recipe_for
 from anydepth.probes.train import Progress as Told
@@ -83,6 +85,8 @@ def fit(
     wanted = _wanted(data, recipe, target)
     gathered = gather(wanted, data=data_dir, permissive_only=permissive)
     _tell_left_out(gathered)
+    Choices.of(wanted).check(wanted, gathered)  # before a model is loaded
+    _check_output(output)
     begun = time.monotonic()
     backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
     folder = work or output / "work"
@@ -150,16 +154,28 @@ def _public(value: object) -> str:
     return Path(str(value)).name if Path(str(value)).exists() else str(value)
 
 
+def _check_output(output: Path) -> None:
+    """Refuse a place that no probe can be written to: before hours of work, not after."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"-o {output} cannot be made a folder: {error.strerror or error}") from error
+    if not os.access(output, os.W_OK):
+        raise ConfigError(f"-o {output}: nothing can be written into that folder; give another one")
+
+
 def _write(output: Path, probe: "LinearProbe", trained: Trained, licence: str, command: str) -> None:
     from anydepth.probes.modelcard import write_folder
 
+    # what describes an earlier probe goes first: a run that is killed here must not leave it beside the new one
+    forget(output)
     write_folder(output, probe, figures_of(trained), limits_of(trained), command, licence=licence)
     record = {
         "figures": trained.figures,
         "trials": [trial.record() for trial in trained.trials],
         "left_out": dict(trained.left_out),
     }
-    (output / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_fit_record(output, record, trained.seen)
 
 
 def _show(probe: "LinearProbe", trained: Trained, output: Path) -> None:

@@ -5,11 +5,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from anydepth import Guard, LinearProbe
 from anydepth.backends.transformers import load as load_backend
 from anydepth.cli import load
+from anydepth.probes.fitrecord import answers_seen
+from anydepth.probes.splits import Text
 from anydepth.probes.store import StateStore
 from tests import tiny
 from tests.unit.cli.conftest import Run
@@ -175,16 +178,64 @@ def test_data_that_cannot_be_used_are_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("label", ["benign", "harmful", None])
-def test_labels_that_are_missing_are_refused(
-    run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path, label: str | None
+def test_labels_that_are_missing_are_refused_before_a_model_is_loaded(
+    run: Run, no_model: None, recipe: tuple[str, ...], tmp_path: Path, label: str | None
 ) -> None:
     table(tmp_path / "own.jsonl", [record(n, label=label) for n in range(40)])
-    result = run("fit", model, *recipe, "-o", tmp_path / "probe")
+    result = run("fit", "m", *recipe, "-o", tmp_path / "probe")
     assert result.exit_code == 2, result.stderr
-    assert "error: " in result.stderr and (
-        "a probe needs both" in words(result.stderr) or "both labels" in words(result.stderr)
-    )
-    assert not (tmp_path / "probe" / "probe.safetensors").exists()
+    assert any(each in words(result.stderr) for each in ("a probe needs both", "has 0 benign answers, none of them"))
+    assert not (tmp_path / "probe").exists()
+
+
+def test_a_place_that_is_no_folder_is_refused_before_a_model_is_loaded(
+    run: Run, no_model: None, recipe: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "probe").write_text("")
+    result = run("fit", "m", *recipe, "-o", tmp_path / "probe")
+    assert result.exit_code == 2 and "cannot be made a folder" in words(result.stderr)
+
+
+def test_swapped_labels_in_the_same_folder_turn_the_probe(
+    run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "probe"
+    other = {"harmful": "benign", "benign": "harmful"}
+    assert run("fit", model, *recipe, "-o", out).exit_code == 0
+    first = LinearProbe.load(out)
+    table(tmp_path / "own.jsonl", [{**record(n), "label": other[record(n)["label"]]} for n in range(80)])
+    result = run("fit", model, *recipe, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    second = LinearProbe.load(out)
+    one, two = first.weight.ravel(), second.weight.ravel()
+    assert first.reads == second.reads and one @ two / np.linalg.norm(one) / np.linalg.norm(two) < -0.5
+    labels = StateStore(out / "work" / "states").present()
+    assert {facts.label for facts in labels.values() if facts.id == "r0"} == {other[record(0)["label"]]}
+
+
+def test_a_fit_that_dies_while_it_writes_leaves_no_card_of_the_probe_before(
+    run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "probe"
+    assert run("fit", model, *recipe, "-o", out).exit_code == 0
+
+    def killed(self: LinearProbe, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LinearProbe, "save", killed)
+    assert run("fit", model, *recipe, "-o", out).exit_code != 0
+    assert (out / "probe.safetensors").exists()
+    assert not (out / "README.md").exists() and not (out / "fit.json").exists()
+
+
+def test_the_record_says_which_answers_the_probe_has_seen(
+    run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert run("fit", model, *recipe, "-o", tmp_path / "probe").exit_code == 0
+    seen = answers_seen(tmp_path / "probe" / "probe.safetensors")
+    keys = {Text.of([{"content": record(n)["prompt"]}], record(n)["response"]).key for n in range(80)}
+    assert 40 < len(keys & seen["trained"]) <= 48, "near-duplicates of held-out answers are not trained on"
+    assert seen["chosen"] < keys and not seen["chosen"] & seen["trained"]
 
 
 def test_a_recipe_without_a_choice_is_refused_before_anything_is_read(
