@@ -196,21 +196,21 @@ def test_a_place_that_is_no_folder_is_refused_before_a_model_is_loaded(
     assert result.exit_code == 2 and "cannot be made a folder" in words(result.stderr)
 
 
-def test_swapped_labels_in_the_same_folder_turn_the_probe(
+def test_swapped_labels_in_the_same_folder_give_the_probe_of_a_new_one(
     run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path
 ) -> None:
     out = tmp_path / "probe"
     other = {"harmful": "benign", "benign": "harmful"}
     assert run("fit", model, *recipe, "-o", out).exit_code == 0
-    first = LinearProbe.load(out)
+    before = LinearProbe.load(out)
     table(tmp_path / "own.jsonl", [{**record(n), "label": other[record(n)["label"]]} for n in range(80)])
-    result = run("fit", model, *recipe, "-o", out)
-    assert result.exit_code == 0, result.stderr
-    second = LinearProbe.load(out)
-    one, two = first.weight.ravel(), second.weight.ravel()
-    assert first.reads == second.reads and one @ two / np.linalg.norm(one) / np.linalg.norm(two) < -0.5
-    labels = StateStore(out / "work" / "states").present()
-    assert {facts.label for facts in labels.values() if facts.id == "r0"} == {other[record(0)["label"]]}
+    for folder in (out, tmp_path / "clean"):
+        result = run("fit", model, *recipe, "-o", folder)
+        assert result.exit_code == 0, result.stderr
+    again, clean = LinearProbe.load(out), LinearProbe.load(tmp_path / "clean")
+    assert np.allclose(again.weight, clean.weight, atol=1e-4) and not np.allclose(again.weight, before.weight, atol=0.1)
+    states = StateStore(out / "work" / "states").present()
+    assert {facts.label for facts in states.values() if facts.id == "r0"} == {other[record(0)["label"]]}
 
 
 def test_a_fit_that_dies_while_it_writes_leaves_no_card_of_the_probe_before(
