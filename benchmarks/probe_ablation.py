@@ -19,10 +19,10 @@ import numpy as np
 from anydepth.backends.base import CONTENT, Read
 from anydepth.detectors import LinearProbe
 from anydepth.policy import Policy, policy_from
-from anydepth.probes.collect import reading_of
 from anydepth.probes.fit import FitOptions, fit
 from anydepth.probes.measure import Pair, separation
 from anydepth.probes.onpolicy import load_answers
+from anydepth.probes.plan import reading_of
 from anydepth.probes.recipe import TRAIN, Gathered, gather, read_recipe
 from anydepth.probes.store import Checks, StateStore, answer_key
 

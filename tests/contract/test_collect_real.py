@@ -23,10 +23,11 @@ from anydepth.backends.transformers.naive import naive_scan
 from anydepth.backends.transformers.read import read
 from anydepth.errors import StoreError, UnsupportedModel
 from anydepth.probes.augment import wrap
-from anydepth.probes.collect import SHADOW_TURN, Collected, CollectPlan, collect, manifest_for
+from anydepth.probes.collect import SHADOW_TURN, Collected, collect, manifest_for
 from anydepth.probes.corpora import load
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.onpolicy import AnswerOptions, write_answers
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.sites import sites_for
 from anydepth.probes.store import Checks, StateStore
 from anydepth.schedule import Every

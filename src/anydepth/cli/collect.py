@@ -18,10 +18,11 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import err, plural, progress_bar, warn
 from anydepth.errors import ConfigError
-from anydepth.probes.collect import Collected, CollectPlan, dtype_of, manifest_for
+from anydepth.probes.collect import Collected, dtype_of, manifest_for
 from anydepth.probes.collect import collect as read_states
 from anydepth.probes.corpora import load as load_data
 from anydepth.probes.onpolicy import Written, write_answers
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.scale import Workers, collect_with_ray, load_backend
 from anydepth.probes.sites import sites_for
 from anydepth.probes.store import StateStore

@@ -14,6 +14,7 @@ from anydepth.probes.facts import FACTS, AnswerFacts
 from anydepth.probes.fit import FitOptions, Fitted, fit
 from anydepth.probes.measure import Pair, separation
 from anydepth.probes.recipe import TRAIN
+from anydepth.probes.sites import is_before_the_model
 from anydepth.probes.store import Checks, Manifest, StateStore
 
 _SWEPT = ("layers", "tokens", "strength", "balance", "first_depth", "clean", "bags", "method")
@@ -83,6 +84,11 @@ def candidates(manifest: Manifest, settings: Mapping[str, Any], *, seed: int = 0
     found = []
     for chosen, at in product(layers, tokens):
         reads = tuple(Read(site, token) for site in chosen for token in at)
+        if all(is_before_the_model(read.site) and read.token != CONTENT for read in reads):
+            raise ConfigError(
+                f"[fit] layers has {chosen[0].block}: at {reads[0]} the state is the same after every answer, no probe "
+                "can be fitted on it; give blocks from 1 on"
+            )
         found += [
             Candidate(reads, _options(dict(zip(names, values, strict=True)), seed))
             for values in product(*(listed(settings[name]) for name in names))

@@ -13,8 +13,9 @@ from anydepth import errors
 from anydepth.backends.base import Backend
 from anydepth.errors import AnydepthError, ConfigError, ModelError
 from anydepth.extras import require
-from anydepth.probes.collect import Collected, CollectPlan, Group, collect_group, dtype_of, manifest_for, work_for
+from anydepth.probes.collect import Collected, Group, collect_group, dtype_of, manifest_for, work_for
 from anydepth.probes.dataset import Conversation
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.store import StateStore
 
 _BLOCKS = 4096

@@ -14,11 +14,12 @@ from anydepth.policy import policy_record
 from anydepth.probes.calibrate import Calibration
 from anydepth.probes.candidates import Candidate, Judge, Trial, Used, candidates, listed, states_of, sweep
 from anydepth.probes.choices import CHOSEN, REPORTED, Choices
-from anydepth.probes.collect import CollectPlan, collect, dtype_of, manifest_for, package_versions, reading_of
+from anydepth.probes.collect import collect, dtype_of, manifest_for, package_versions
 from anydepth.probes.facts import AnswerFacts, facts_by_answer
 from anydepth.probes.fit import Fitted
 from anydepth.probes.measure import crossed, half, table, thresholds
 from anydepth.probes.onpolicy import AnswerOptions, write_answers
+from anydepth.probes.plan import CollectPlan, reading_of
 from anydepth.probes.recipe import TRAIN, Gathered, Recipe, training_sources
 from anydepth.probes.sites import sites_for
 from anydepth.probes.splits import Text

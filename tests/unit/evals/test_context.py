@@ -7,9 +7,10 @@ import pytest
 
 from anydepth import Every
 from anydepth.config import GuardConfig
-from anydepth.errors import ConfigError
+from anydepth.errors import ConfigError, StoreError
 from anydepth.evals.judge import Judged
 from anydepth.evals.suite import EvalOptions
+from anydepth.policy import Threshold
 from anydepth.probes.measure import half
 from tests.evaluations import TABLES, random_probe, tiny_backend, tiny_context
 
@@ -32,11 +33,46 @@ def test_a_limit_takes_a_second_row_of_a_prompt_last(tmp_path: Path) -> None:
     context = tiny_context(tmp_path, "deep-prefill")
     file = tmp_path / "data" / f"{DEEP}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    again = [{**line, "id": f"{line['id']}-again"} for line in lines]
+    again = [{**line, "id": f"{line['id']}-again", "response": line["response"] + " w239"} for line in lines]
     file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, *again)))
     rows = context.table(DEEP, limit=24)
     assert len({row.prompt_key for row in rows}) == 24
     assert len(context.table(DEEP, limit=30)) == 30
+
+
+def test_a_copy_counts_once(tmp_path: Path) -> None:
+    context = tiny_context(tmp_path, "deep-prefill")
+    file = tmp_path / "data" / f"{DEEP}.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    again = [{**line, "id": f"{line['id']}-again", "response": line["response"].upper()} for line in lines]
+    file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, *again)))
+    rows = context.table(DEEP)
+    assert len(rows) == 24 and len({row.response.lower() for row in rows}) == 24
+    assert context.table(DEEP) == rows
+    assert {row.id for row in context.table(DEEP, limit=5)} <= {row.id for row in rows}
+
+
+def test_every_fact_of_a_row_is_in_the_digest(tmp_path: Path) -> None:
+    used: dict[str, dict] = {}
+    context = tiny_context(tmp_path, "deep-prefill", on_table=used.__setitem__)
+    context.table(DEEP)
+    before = used[DEEP]
+    file = tmp_path / "data" / f"{DEEP}.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for change in ({"label": "benign"}, {"source": "other"}, {"category": "new"}, {"response": "w1"}):
+        file.write_text("".join(json.dumps(line) + "\n" for line in ({**lines[0], **change}, *lines[1:])))
+        context.table(DEEP)
+        assert used[DEEP]["rows"] == before["rows"] and used[DEEP]["sha256"] != before["sha256"], change
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines[::-1]))
+    context.table(DEEP)
+    assert used[DEEP] == before
+
+
+def test_a_number_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    context = tiny_context(tmp_path, "latency")
+    with pytest.raises(StoreError, match=r"record 'a' of latency\.jsonl has a number that is not finite"):
+        context.record("a", lambda: {"n": [0.0, float("nan")]})
+    assert "a" not in context.records
 
 
 def test_unseen_rows_are_of_the_other_half(tmp_path: Path) -> None:
@@ -115,6 +151,7 @@ def test_a_record_is_made_once(tmp_path: Path) -> None:
         {"judge_spec": "text"},
         {"config": GuardConfig(schedule=Every(10))},
         {"given_probe": random_probe(tiny_backend(), seed=9)},
+        {"given_probe": random_probe(tiny_backend(), policy=Threshold(0.6))},
     ],
 )
 def test_records_of_other_settings_are_not_gone_on_with(tmp_path: Path, changed: dict[str, object]) -> None:

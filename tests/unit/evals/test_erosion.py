@@ -207,6 +207,21 @@ def test_unknown_arms_and_data_are_refused(backend: TransformersBackend, data: P
         measured(context(backend, data, tmp_path, options={"settings": {"erosion.data": "x"}}))
 
 
+def test_without_data_of_every_kind_nothing_is_trained(
+    backend: TransformersBackend, data: Path, tmp_path: Path
+) -> None:
+    settings = {**SIZES["settings"], "erosion.benign-sources": "nowhere", "erosion.data": "adversarial,benign"}
+    with pytest.raises(ConfigError, match="has no benign data to train on"):
+        measured(context(backend, data, tmp_path, options={"settings": settings}))
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_without_a_judge_nothing_is_trained(backend: TransformersBackend, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="judge"):
+        measured(context(backend, data, tmp_path, judge_spec="nobody"))
+    assert not (tmp_path / "adapters").exists()
+
+
 def test_without_a_probe_nothing_is_trained(backend: TransformersBackend, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="suite erosion needs a probe"):
         measured(context(backend, data, tmp_path, given_probe=None))

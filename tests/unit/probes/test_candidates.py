@@ -201,3 +201,13 @@ def test_what_is_said_of_an_answer_comes_from_its_data_and_not_from_the_store(st
 def test_an_answer_is_used_as_its_recipe_reads_it(store: StateStore) -> None:
     key = str(states_of(store, [Read(Site(3), 2)])["answer"][0])
     assert len(states_of(store, [Read(Site(3), 2)], {key: used("w", reading="other")})) == 0
+
+
+def test_a_state_that_no_answer_changes_is_no_candidate() -> None:
+    manifest = replace(MANIFEST, sites=(Site(0), *SITES))
+    with pytest.raises(ConfigError, match=r"layers has 0: at 0\.input_layernorm@2 the state is the same after every"):
+        candidates(manifest, {"layers": [0, 3]})
+    assert candidates(manifest, {"layers": 0, "tokens": "content"}), (
+        "the answer's own last token is another one each time"
+    )
+    assert candidates(manifest, {"layers": [[0, 3]]})

@@ -12,8 +12,9 @@ from anydepth.backends.base import CONTENT, Site
 from anydepth.backends.scripted import ScriptedBackend
 from anydepth.errors import ConfigError, UnsupportedModel
 from anydepth.probes import collect as module
-from anydepth.probes.collect import SHADOW_TURN, Collected, CollectPlan, collect, manifest_for, work_for
+from anydepth.probes.collect import SHADOW_TURN, Collected, collect, manifest_for, work_for
 from anydepth.probes.dataset import Conversation
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.sites import default_layers, sites_for
 from anydepth.probes.store import Checks, StateStore
 from anydepth.schedule import Adaptive, Every, Listed
