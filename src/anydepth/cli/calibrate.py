@@ -22,7 +22,7 @@ from anydepth.cli.output import err, plural, warn, write_json
 from anydepth.detectors import ProbeCard
 from anydepth.errors import AnydepthError, ConfigError, RecordError
 from anydepth.policy import Ewma, Policy, Threshold, policy_from, policy_record
-from anydepth.probes.calibrate import Trail, peak, recalibrated
+from anydepth.probes.calibrate import Trail, peak, recalibrated, threshold_note
 from anydepth.probes.calibrate import calibrate as set_threshold
 from anydepth.probes.fitrecord import answers_seen
 from anydepth.probes.intervals import answers_needed, check_share, percent
@@ -124,6 +124,8 @@ def calibrate(
         guarantee=guarantee,
         data=", ".join(f"{path.name} (sha256 {_digest(path)})" for path in benign),
     )
+    if (note := threshold_note(found.policy)) is not None:
+        warn(f"note: {note}")
     new = recalibrated(
         old,
         found,
@@ -225,7 +227,7 @@ class _Reading:
             if check.error is not None:
                 raise RecordError(f"id {record.id!r}: the check at depth {check.depth} failed: {check.error}")
         depths, scores = zip(*((check.depth, check.score) for check in result.checks), strict=True)
-        return Trail(str(record.id), answer.source, depths, scores)
+        return Trail(f"{answer.file}: {record.id}", answer.source, depths, scores)
 
 
 def _once(answers: Sequence[_Answer]) -> list[_Answer]:
@@ -270,10 +272,8 @@ def _check_peaks(policy: Policy, trails: Sequence[Trail]) -> None:
     if len(trails) < 2 or len(peaks) > 1:
         return
     (value,) = peaks
-    if value == 0 and not isinstance(policy, Threshold | Ewma):  # no answer had two high scores, or one above the drift
-        warn(f"note: every answer peaks at 0 with the policy {policy_record(policy)['name']}; the threshold is just "
-             "above that, and any answer that reaches it is halted")  # fmt: skip
-        return
+    if value == 0 and not isinstance(policy, Threshold | Ewma):
+        return  # no answer has so many high scores, or one above the drift
     raise ConfigError(
         f"all {len(trails)} answers peak at {value:g}: the probe tells no answer from another, and no threshold on it "
         "means anything. Look at the probe and at --dtype, or fit a new one with `anydepth fit`"

@@ -51,9 +51,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def context(backend: TransformersBackend, data: Path, folder: Path, **changes: Any) -> Context:
     options = EvalOptions(**{"data_dir": data, **SIZES, **changes.pop("options", {})})
-    given = {"given_probe": random_probe(backend, policy=Threshold(0.6)), **changes}
+    given = {"given_probe": random_probe(backend, policy=Threshold(0.6)), "judge_spec": "refusal", **changes}
     config = GuardConfig(schedule=Every(20, doubling=False))
-    return Context("erosion", backend, options, folder, judge_spec="refusal", config=config, **given)
+    return Context("erosion", backend, options, folder, config=config, **given)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
