@@ -19,7 +19,7 @@ from anydepth.probes.corpora import load
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.journal import Journal
 from anydepth.probes.measure import half
-from anydepth.probes.splits import distinct
+from anydepth.probes.splits import Text, contradicted, distinct
 from anydepth.template import Prompt
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Context:
         """Rows of a named table, in an order drawn with the run's seed; with a `limit`, other prompts before others.
 
         Of several copies of an answer there is one (`anydepth.probes.splits.distinct`): it counts once in every figure.
+        Answers that occur with both labels are left out.
 
         Args:
             name: Name in the data folder, or of a corpus on the hub.
@@ -97,6 +98,8 @@ class Context:
         except ConfigError as error:
             raise ConfigError(f"suite {self.suite} needs the table {name}: {error}") from error
         self.on_table(name, {"rows": len(rows), "sha256": _digest_of_rows(rows), "of": "whole records"})
+        both = contradicted(rows)
+        rows = [row for row in rows if not both or Text.of(row.messages, row.response).key not in both]
         found = [row for row in rows if label is None or row.label == label]
         if unseen and found:
             mask = half([row.prompt_key for row in found], 1)

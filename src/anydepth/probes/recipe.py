@@ -14,7 +14,16 @@ from anydepth.probes.augment import swap, wrap
 from anydepth.probes.corpora import SHIPPED, load
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.part import TRAIN, Part
-from anydepth.probes.splits import Selection, balance, distinct, drop_near_duplicates, permissive, split_by_prompt
+from anydepth.probes.splits import (
+    Selection,
+    Text,
+    balance,
+    contradicted,
+    distinct,
+    drop_near_duplicates,
+    permissive,
+    split_by_prompt,
+)
 from anydepth.probes.store import answer_key
 
 _COPIES = "copies of others"
@@ -151,15 +160,11 @@ def _drop_contradicted(
     held_out: dict[str, list[Conversation]],
     notes: Mapping[str, list[str]],
 ) -> None:
-    """Take out answers that occur with both labels, in whatever parts: which of the two is right, nobody can say."""
-    labels: dict[str, set[str]] = {}
-    for row in (row for rows in (*candidates.values(), *held_out.values()) for row in rows):
-        if row.label and row.response:
-            labels.setdefault(answer_key(row.messages, row.response), set()).add(row.label)
-    both = {key for key, found in labels.items() if len(found) > 1}
+    """Take out answers that occur with both labels, in whatever parts."""
+    both = contradicted(row for rows in (*candidates.values(), *held_out.values()) for row in rows)
     for sets, name_of in ((candidates, str), (held_out, held_out_of)):
         for name, rows in sets.items() if both else ():
-            sets[name] = [row for row in rows if answer_key(row.messages, row.response) not in both]
+            sets[name] = [row for row in rows if Text.of(row.messages, row.response).key not in both]
             _note(notes[name_of(name)], len(rows) - len(sets[name]), "labelled both harmful and benign")
 
 

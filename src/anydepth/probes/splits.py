@@ -195,6 +195,15 @@ def distinct(conversations: Iterable[Conversation]) -> Selection:
     return _select(rows, lambda row: "copies of others" if id(row) in marked else None)
 
 
+def contradicted(conversations: Iterable[Conversation]) -> set[str]:
+    """Keys (`Text.key`) of the answers that occur with both labels: which of the two is right, nobody can say."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for row in conversations:
+        if row.label and row.response:
+            labels[Text.of(row.messages, row.response).key].add(row.label)
+    return {key for key, found in labels.items() if len(found) > 1}
+
+
 def copies(texts: Sequence[Text]) -> set[int]:
     """Places of the texts that are copies of an earlier one.
 

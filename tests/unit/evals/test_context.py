@@ -52,6 +52,15 @@ def test_a_copy_counts_once(tmp_path: Path) -> None:
     assert {row.id for row in context.table(DEEP, limit=5)} <= {row.id for row in rows}
 
 
+def test_an_answer_with_both_labels_is_evidence_for_neither(tmp_path: Path) -> None:
+    context = tiny_context(tmp_path, "deep-prefill")
+    file = tmp_path / "data" / f"{DEEP}.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    again = {**lines[0], "id": "again", "label": "benign", "response": lines[0]["response"].upper()}
+    file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, again)))
+    assert {row.id for row in context.table(DEEP)} == {line["id"] for line in lines[1:]}
+
+
 def test_every_fact_of_a_row_is_in_the_digest(tmp_path: Path) -> None:
     used: dict[str, dict] = {}
     context = tiny_context(tmp_path, "deep-prefill", on_table=used.__setitem__)
