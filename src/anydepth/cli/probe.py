@@ -12,12 +12,12 @@ from rich.console import Console
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import Rows, evidence_rows, evidence_tables, fact_table, policy_text
-from anydepth.cli.output import err, write_json
+from anydepth.cli.output import err, warn, write_json
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
 from anydepth.detectors.card import card_record
 from anydepth.errors import ConfigError, ProbeError
 from anydepth.probes import import_joblib
-from anydepth.probes.modelcard import ARTEFACT, README, artefact_in
+from anydepth.probes.modelcard import ARTEFACT, README, artefact_in, describes
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -65,7 +65,15 @@ def push(
     for name in (ARTEFACT, README):
         if not (path / name).is_file():
             raise ConfigError(f"{path} has no {name}; give a probe folder, as `anydepth fit MODEL -o FOLDER` writes it")
-    LinearProbe.load(path / ARTEFACT)  # nothing broken leaves
+    probe = LinearProbe.load(path / ARTEFACT)  # nothing broken leaves
+    described = describes(path / README, probe)
+    if described is False:
+        raise ConfigError(
+            f"{path / README} was written for another probe than {ARTEFACT} beside it: a run was stopped while it "
+            "wrote, or a file was put there by hand. Fit or calibrate into that folder again"
+        )
+    if described is None:
+        warn(f"note: {path / README} does not say which probe it was written for; see that it is this one")
     from anydepth.probes.hub import push_folder
 
     with err.status("uploading"):

@@ -160,6 +160,19 @@ def test_push_says_in_one_line_what_went_wrong(
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_push_refuses_a_readme_of_another_probe(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    probe = LinearProbe.load(folder)
+    LinearProbe(-probe.weight, probe.bias, probe.card).save(folder / "probe.safetensors")
+    result = run("probe", "push", folder, "org/p")
+    assert result.exit_code == 2 and "was written for another probe" in " ".join(result.stderr.split())
+    assert not hub.asked
+    (folder / "README.md").write_text("My own words.")
+    result = run("probe", "push", folder, "org/p")
+    assert result.exit_code == 0 and "does not say which probe" in " ".join(result.stderr.split())
+
+
 def test_push_refuses_what_is_not_whole(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = FakeHub()
     monkeypatch.setattr(huggingface_hub, "HfApi", hub)
