@@ -19,14 +19,14 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, plural, warn, write_json
-from anydepth.detectors import ProbeCard
+from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import AnydepthError, ConfigError, RecordError
 from anydepth.policy import Ewma, Policy, Threshold, policy_from, policy_record
 from anydepth.probes.calibrate import Trail, peak, recalibrated, threshold_note
 from anydepth.probes.calibrate import calibrate as set_threshold
 from anydepth.probes.fitrecord import answers_seen
 from anydepth.probes.intervals import answers_needed, check_share, percent
-from anydepth.probes.modelcard import artefact_in, refresh
+from anydepth.probes.modelcard import ARTEFACT, README, artefact_in, refresh
 from anydepth.probes.splits import Text as Words
 from anydepth.probes.splits import copies
 from anydepth.records import Line, Record, read_lines
@@ -109,6 +109,7 @@ def calibrate(
         opt.ModelOptions(model, adapter, dtype, device, revision), opt.GuardOptions(probe=artefact, interval=interval)
     )
     old: Any = guard.detector
+    _check_other_probe(out, old)
     for note in filter(None, (_copies_note(answers, distinct), seen, _shared_sources(old.card, distinct))):
         warn(f"note: {note}")
     for answer in track(distinct, description="scan", console=err, transient=True, disable=not err.is_terminal):
@@ -313,6 +314,18 @@ def _destination(output: Path | None, name: str | Path) -> Path:
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"-o {out}: the folder {out.absolute().parent} does not exist")
     return out
+
+
+def _check_other_probe(out: Path, probe: LinearProbe) -> None:
+    """Refuse to put the probe beside the model card of another one."""
+    if not (out.is_file() and out.name == ARTEFACT and out.with_name(README).is_file()):
+        return
+    there = LinearProbe.load(out)
+    if there.weight.tobytes() != probe.weight.tobytes() or there.bias != probe.bias:
+        raise ConfigError(
+            f"-o {out.parent} holds another probe, with a model card of its own; give the folder of the probe that is "
+            "calibrated, or a name for a file"
+        )
 
 
 def _policy(name: str | None, own: Policy) -> Policy:

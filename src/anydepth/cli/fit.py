@@ -23,11 +23,13 @@ from anydepth.probes.choices import Choices
 from anydepth.probes.figures import figures_of, limits_of
 from anydepth.probes.fitrecord import forget, write_fit_record
 from anydepth.probes.intervals import check_share, percent
+from anydepth.probes.modelcard import ARTEFACT
 from anydepth.probes.recipe import Gathered, Recipe, gather, read_recipe, recipe_for
 from anydepth.probes.train import Progress as Told
 from anydepth.probes.train import Trained, fill, train
 
 if TYPE_CHECKING:
+    from anydepth.backends.base import Backend
     from anydepth.detectors import LinearProbe
 
 
@@ -89,6 +91,7 @@ def fit(
     _check_output(output)
     begun = time.monotonic()
     backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
+    _check_other_probe(output, backend)
     folder = work or output / "work"
     with _progress() as told:
         filled = fill(backend, gathered, wanted, folder, adapter=adapter, progress=told)
@@ -162,6 +165,20 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"-o {output} cannot be made a folder: {error.strerror or error}") from error
     if not os.access(output, os.W_OK):
         raise ConfigError(f"-o {output}: nothing can be written into that folder; give another one")
+
+
+def _check_other_probe(output: Path, backend: "Backend") -> None:
+    """Refuse a folder that holds the probe of another model: it would be lost."""
+    from anydepth.detectors import LinearProbe
+
+    if not (output / ARTEFACT).is_file():
+        return
+    there = LinearProbe.load(output).card.model
+    if there.fingerprint != backend.identity.fingerprint:
+        raise ConfigError(
+            f"-o {output} holds a probe of {there.name} (weights {there.fingerprint or 'not known'}), which is another "
+            "model; give another folder"
+        )
 
 
 def _write(output: Path, probe: "LinearProbe", trained: Trained, licence: str, command: str) -> None:

@@ -17,7 +17,7 @@ from anydepth.evals.context import Context, Told, probe_digest
 from anydepth.evals.figure import Summary
 from anydepth.evals.settings import check_settings
 from anydepth.evals.suite import SUITES, EvalOptions, load_suite
-from anydepth.probes.collect import package_versions
+from anydepth.probes.collect import adapter_digest, dtype_of, package_versions
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -143,7 +143,8 @@ def _manifest(evaluation: Evaluation) -> dict[str, Any]:
             "fingerprint": identity.fingerprint,
             "layers": identity.num_layers,
             "hidden_size": identity.hidden_size,
-            "dtype": str(evaluation.backend.model.dtype).removeprefix("torch."),
+            "dtype": dtype_of(evaluation.backend),
+            "adapter": adapter_digest(evaluation.backend),
         },
         "guard": {"schedule": repr(evaluation.config.schedule), "prefill": evaluation.config.prefill},
         "probe": card

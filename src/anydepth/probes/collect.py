@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,14 +126,43 @@ def manifest_for(backend: Backend, plan: CollectPlan, *, dtype: str, adapter: st
         tokens=tuple(tokens),
         dtype=dtype,
         versions=package_versions("anydepth", "numpy", "torch", "transformers", "vllm"),
-        adapter=adapter,
+        adapter=_adapter(backend, adapter),
     )
 
 
+def _adapter(backend: Backend, name: str | None) -> str | None:
+    """An adapter's name and, where they can be seen, its weights: a folder may be trained again."""
+    digest = adapter_digest(backend)
+    return name if digest is None else f"{Path(name or 'adapter').name} (weights {digest})"
+
+
 def dtype_of(backend: Backend) -> str:
-    """The type that a backend's model runs in, e.g. `bfloat16`: what a manifest is told."""
+    """The type that a backend's model runs in, e.g. `bfloat16` or `bfloat16, awq`: what a manifest is told.
+
+    A quantised checkpoint has the fingerprint of the one that it was made of, and other states.
+    """
     known = backend if hasattr(backend, "dtype") else getattr(backend, "model", None)
-    return str(getattr(known, "dtype", "")).removeprefix("torch.")
+    dtype = str(getattr(known, "dtype", "")).removeprefix("torch.")
+    made = getattr(getattr(getattr(backend, "model", None), "config", None), "quantization_config", None)
+    if made is None:
+        return dtype
+    method = made.get("quant_method") if isinstance(made, Mapping) else getattr(made, "quant_method", None)
+    return f"{dtype}, {getattr(method, 'value', method) or 'quantised'}"
+
+
+def adapter_digest(backend: Backend) -> str | None:
+    """Digest of the weights that an adapter adds to a backend's model, 16 hex digits; None if there is none to see.
+
+    The fingerprint of a model is that of the weights below: it does not say which adapter it runs with.
+    """
+    model: Any = getattr(backend, "model", None)
+    if not hasattr(model, "named_parameters"):
+        return None
+    digest = hashlib.sha256()
+    added = [(name, each) for name, each in model.named_parameters() if "lora" in name]
+    for name, each in sorted(added, key=lambda named: named[0]):
+        digest.update(name.encode() + each.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16] if added else None
 
 
 def package_versions(*names: str) -> dict[str, str]:

@@ -292,3 +292,13 @@ def test_a_probe_that_scores_every_answer_alike_is_refused(
     assert result.exit_code == 2
     assert "all 10 answers peak at 0.5: the probe tells no answer from another" in " ".join(result.stderr.split())
     assert not Path("flat.calibrated.safetensors").exists()
+
+
+def test_a_probe_is_not_put_beside_the_card_of_another_one(
+    run: Run, opened: Any, probe: LinearProbe, artefact: Path, benign: Path, tmp_path: Path
+) -> None:
+    other = write_folder(tmp_path / "other", LinearProbe(-probe.weight, 0.0, probe.card), {}, [], "x")
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    result = run("calibrate", artefact, "--model", "org/m", "--benign", benign, "-o", other)
+    assert result.exit_code == 2 and "holds another probe, with a model card of its own" in result.stderr
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before

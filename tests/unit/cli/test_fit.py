@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from anydepth import Guard, LinearProbe
+from anydepth.backends.base import ModelIdentity, Read, Site
 from anydepth.backends.transformers import load as load_backend
 from anydepth.cli import load
+from anydepth.detectors import ProbeCard
 from anydepth.probes.fitrecord import answers_seen
 from anydepth.probes.splits import Text
 from anydepth.probes.store import StateStore
@@ -211,6 +213,17 @@ def test_swapped_labels_in_the_same_folder_give_the_probe_of_a_new_one(
     assert np.allclose(again.weight, clean.weight, atol=1e-4) and not np.allclose(again.weight, before.weight, atol=0.1)
     states = StateStore(out / "work" / "states").present()
     assert {facts.label for facts in states.values() if facts.id == "r0"} == {other[record(0)["label"]]}
+
+
+def test_the_probe_of_another_model_is_not_overwritten(
+    run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path
+) -> None:
+    identity = ModelIdentity("org/other", None, "llama", 4, 2, "another")
+    there = LinearProbe(np.ones(4), 0.0, ProbeCard(identity, (1,), (Read(Site(0), 0),)))
+    there.save(tmp_path / "probe" / "probe.safetensors")
+    result = run("fit", model, *recipe, "-o", tmp_path / "probe", "--work", tmp_path / "work")
+    assert result.exit_code == 2 and "holds a probe of org/other (weights another)" in words(result.stderr)
+    assert not (tmp_path / "work").exists() and LinearProbe.load(tmp_path / "probe").card == there.card
 
 
 def test_a_fit_that_dies_while_it_writes_leaves_no_card_of_the_probe_before(

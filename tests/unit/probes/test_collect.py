@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,16 @@ import pytest
 
 from anydepth.backends.base import CONTENT, Site
 from anydepth.backends.scripted import ScriptedBackend
+from anydepth.backends.transformers import TransformersBackend
 from anydepth.errors import ConfigError, UnsupportedModel
 from anydepth.probes import collect as module
-from anydepth.probes.collect import SHADOW_TURN, Collected, collect, manifest_for, work_for
+from anydepth.probes.collect import SHADOW_TURN, Collected, collect, dtype_of, manifest_for, work_for
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.plan import CollectPlan
 from anydepth.probes.sites import default_layers, sites_for
 from anydepth.probes.store import Checks, StateStore
 from anydepth.schedule import Adaptive, Every, Listed
+from tests import tiny
 
 SITE = Site(2)
 PLAN = CollectPlan((SITE,), schedule=Every(5))
@@ -284,3 +287,31 @@ def test_the_default_layers_are_in_the_upper_middle() -> None:
 
 def test_a_shard_is_one_group() -> None:
     assert module.GROUP == 32, "the tests above count in groups of 32"
+
+
+def test_an_adapter_is_known_by_its_weights() -> None:
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    plain = TransformersBackend(tiny.tiny_model("Llama"), tiny.tiny_tokenizer())
+    assert manifest_for(plain, PLAN, dtype="float32").adapter is None
+    model = peft.get_peft_model(tiny.tiny_model("Llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    backend = TransformersBackend(model, tiny.tiny_tokenizer())
+    first = manifest_for(backend, PLAN, dtype="float32", adapter="/somewhere/lora").adapter
+    assert first is not None and first.startswith("lora (weights ")
+    assert manifest_for(backend, PLAN, dtype="float32", adapter="/elsewhere/lora").adapter == first
+    with torch.no_grad():
+        next(each for name, each in model.named_parameters() if "lora_B" in name).add_(0.1)
+    assert manifest_for(backend, PLAN, dtype="float32", adapter="/somewhere/lora").adapter != first
+    assert manifest_for(plain, PLAN, dtype="float32").model.fingerprint == backend.identity.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (SimpleNamespace(), "bfloat16"),
+        (SimpleNamespace(quantization_config={"quant_method": "awq"}), "bfloat16, awq"),
+        (SimpleNamespace(quantization_config=SimpleNamespace(quant_method="quanto")), "bfloat16, quanto"),
+    ],
+)
+def test_quantised_weights_are_another_type(config: Any, expected: str) -> None:
+    backend: Any = SimpleNamespace(model=SimpleNamespace(dtype="torch.bfloat16", config=config))
+    assert dtype_of(backend) == expected
