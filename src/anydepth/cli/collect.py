@@ -319,14 +319,10 @@ def _tell(found: Collected, output: Path, seconds: float) -> None:
     parts = [f"{plural(found.answers, 'answer')}, {plural(found.checks, 'check')}"]
     if found.tokens:
         parts.append(f"{found.tokens / seconds:,.0f} tokens/s")
-    if found.present:
-        parts.append(f"{found.present} there before")
-    if found.corrected:
-        parts.append(f"{found.corrected} of these brought up to date: label, source or split is another one now")
+    counts = {"there before": found.present, "of these corrected": found.corrected, "skipped": len(found.skipped)}
+    parts += [f"{count} {what}" for what, count in counts.items() if count]
     if found.contradicted:
         warn(f"note: {plural(found.contradicted, 'answer')} labelled both harmful and benign; kept without a label")
-    if found.skipped:
-        parts.append(f"{len(found.skipped)} skipped")
     _name_skipped("skipped", found.skipped)
     if found.by_forks:
         warn(f"note: read by a fork at each depth, which is slower: {found.by_forks}")

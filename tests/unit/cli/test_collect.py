@@ -170,6 +170,22 @@ def test_data_that_is_not_there_or_empty_is_refused(run: Run, backend: ScriptedB
     assert result.exit_code == 2 and "has no conversations" in words(result.stderr) and not backend.opened
 
 
+def test_a_corrected_label_is_taken_and_counted(run: Run, backend: ScriptedBackend, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    assert run("collect", "m", "--data", data, "-o", out).exit_code == 0
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0]["label"] = "harmful" if rows[0]["label"] == "benign" else "benign"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("collect", "m", "--data", data, "-o", out)
+    assert "6 there before, 1 of these corrected" in words(result.stderr)
+    checks = StateStore(out).read([(Site(8), 1)])
+    assert set(checks["label"][checks["id"] == rows[0]["id"]].tolist()) == {rows[0]["label"]}
+    assert rows[1]["label"] == "harmful"
+    data.write_text(data.read_text() + json.dumps({**rows[1], "id": "x", "label": "benign"}) + "\n")
+    result = run("collect", "m", "--data", data, "-o", out)
+    assert "note: 1 answer labelled both harmful and benign; kept without a label" in words(result.stderr)
+
+
 def test_on_policy_reads_what_the_model_wrote(run: Run, backend: ScriptedBackend, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     result = run("collect", "m", "--data", data, "-o", out, "--on-policy")
