@@ -125,6 +125,8 @@ def import_(
         raise ConfigError(f"there is no file {file}")
     if output.suffix != ".safetensors" or not output.absolute().parent.is_dir():
         raise ConfigError(f"-o {output}: give a name that ends in .safetensors, in a folder that exists")
+    if output.name == ARTEFACT and output.with_name(README).exists():
+        raise ConfigError(f"-o {output}: the {README} beside it is of another probe; give another folder or name")
     backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
     card = _imported_card(backend, site, header_text, read_index, file.name)
     probe = import_joblib(file, card, positive=_class(positive), allow_pickle=allow_pickle)

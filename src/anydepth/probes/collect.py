@@ -1,7 +1,7 @@
 """Collect the hidden states of many finished answers, all depths of an answer in one packed pass."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,20 +82,21 @@ class Work:
     Attributes:
         groups: The groups that are missing.
         answers: Answers in all.
-        present: Those that are there, read as the plan says: key -> what the data says of each now.
+        present: Those of them that are there, read as the plan says.
+        outdated: Those of these of which the data says something else than the store -> what it says now.
         contradicted: Answers that the data labels both harmful and benign.
     """
 
     groups: tuple[Group, ...]
     answers: int
-    present: Mapping[Identity, AnswerFacts]
+    present: frozenset[Identity]
+    outdated: Mapping[Identity, AnswerFacts]
     contradicted: int
 
     def begin(self, store: StateStore) -> Collected:
         """Write down what the data says now of what is there, and begin the report with it."""
-        return Collected(
-            present=len(self.present), corrected=store.correct(self.present), contradicted=self.contradicted
-        )
+        corrected = store.correct(self.outdated) if self.outdated else 0
+        return Collected(present=len(self.present), corrected=corrected, contradicted=self.contradicted)
 
 
 def manifest_for(backend: Backend, plan: CollectPlan, *, dtype: str, adapter: str | None = None) -> Manifest:
@@ -216,8 +217,8 @@ def collect(
     return report
 
 
-def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, there: Collection[Identity]) -> Work:
-    """Cut the conversations into groups, and leave out what is `there`.
+def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, there: Mapping[Identity, AnswerFacts]) -> Work:
+    """Cut the conversations into groups, and leave out what is `there` (`StateStore.present`).
 
     The groups depend on the conversations only, not on what is done: parts and later runs cut them alike.
     """
@@ -232,12 +233,12 @@ def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, there: 
     keyed = {key: replace(each, label=facts[key].label or None) for key, each in keyed.items()}
     keys, (index, count) = list(keyed), plan.part
     mine = [keys[begin : begin + GROUP] for begin in range(0, len(keys), GROUP)][index::count]
-    present = {
-        identity: facts[key] for group in mine for key in group if (identity := (key, plan.view, plan.reading)) in there
-    }
+    now = {(key, plan.view, plan.reading): facts[key] for group in mine for key in group}
+    present = now.keys() & there.keys()
+    outdated = {identity: now[identity] for identity in now if identity in present and there[identity] != now[identity]}
     missing = [{key: keyed[key] for key in group if (key, plan.view, plan.reading) not in present} for group in mine]
     total = sum(map(len, mine))
-    return Work(tuple(group for group in missing if group), total, present, len(both))
+    return Work(tuple(group for group in missing if group), total, frozenset(present), outdated, len(both))
 
 
 def collect_group(

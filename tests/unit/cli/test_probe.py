@@ -242,6 +242,14 @@ def test_the_header_is_given_as_text(
     assert LinearProbe.load(tmp_path / "b.safetensors").card.reads[0].token == 2
 
 
+def test_an_import_does_not_go_beside_the_card_of_another_probe(run: Run, folder: Path, published: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    out = folder / "probe.safetensors"
+    result = run("probe", "import", published, "--model", "m", "--allow-pickle", "-o", out)
+    assert result.exit_code == 2 and "beside it is of another probe" in " ".join(result.stderr.split())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -177,7 +177,7 @@ def test_judging_goes_by_key(tmp_path: Path) -> None:
     assert {key: each.refused for key, each in context.judged(said).items()} == {"a": True, "b": False}
 
 
-def test_options_are_recorded_without_folders() -> None:
+def test_options_are_recorded_without_folders_but_with_what_is_in_them(tmp_path: Path) -> None:
     options = EvalOptions(
         guard_model="/somewhere/guard", settings={"deep-prefill.content_probe": "/home/me/p.safetensors", "a.b": "1,2"}
     )
@@ -185,5 +185,16 @@ def test_options_are_recorded_without_folders() -> None:
     assert record["guard_model"] == "guard"
     assert record["settings"] == {"deep-prefill.content_probe": "p.safetensors", "a.b": "1,2"}
     assert "data_dir" not in record
+    probe, model = tmp_path / "p.safetensors", tmp_path / "guard"
+    model.mkdir()
+    options = EvalOptions(guard_model=str(model), settings={"deep-prefill.content_probe": str(probe)})
+    seen = []
+    for content in (b"one", b"two"):
+        probe.write_bytes(content)
+        (model / "config.json").write_bytes(content)
+        seen.append(options.record())
+    for value in (seen[0]["guard_model"], seen[0]["settings"]["deep-prefill.content_probe"]):
+        assert "(sha256 " in value and str(tmp_path) not in value
+    assert seen[0]["guard_model"] != seen[1]["guard_model"] and seen[0]["settings"] != seen[1]["settings"]
     with pytest.raises(ConfigError, match="limit is 0"):
         EvalOptions(limit=0)

@@ -16,6 +16,7 @@ from anydepth.errors import ConfigError, UnsupportedModel
 from anydepth.probes import collect as module
 from anydepth.probes.collect import SHADOW_TURN, Collected, collect, dtype_of, manifest_for, work_for
 from anydepth.probes.dataset import Conversation
+from anydepth.probes.facts import AnswerFacts
 from anydepth.probes.plan import CollectPlan
 from anydepth.probes.sites import default_layers, sites_for
 from anydepth.probes.store import Checks, StateStore
@@ -137,11 +138,11 @@ def test_the_same_text_is_read_once(tmp_path: Path) -> None:
 
 def test_groups_do_not_depend_on_what_is_done() -> None:
     talks = [talk(n % 70) for n in range(100)]  # 70 texts, some of them twice
-    whole = work_for(talks, PLAN, ())
+    whole = work_for(talks, PLAN, {})
     assert [len(group) for group in whole.groups] == [32, 32, 6] and whole.answers == 70
-    middle = {(key, "own", PLAN.reading) for key in whole.groups[1]}
+    middle = {(key, "own", PLAN.reading): AnswerFacts.of(each, PLAN.split) for key, each in whole.groups[1].items()}
     rest = work_for(talks, PLAN, middle)
-    assert rest.groups == (whole.groups[0], whole.groups[2]) and rest.present.keys() == middle
+    assert rest.groups == (whole.groups[0], whole.groups[2]) and rest.present == middle.keys() and not rest.outdated
     shadow = work_for(talks, replace(PLAN, view="shadow"), middle)
     assert not shadow.present, "another view is other work"
     deeper = work_for(talks, replace(PLAN, schedule=Every(7)), middle)
