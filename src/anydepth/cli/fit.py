@@ -22,7 +22,7 @@ from anydepth.errors import ConfigError
 from anydepth.probes.choices import Choices
 from anydepth.probes.figures import figures_of, limits_of
 from anydepth.probes.fitrecord import forget, write_fit_record
-from anydepth.probes.intervals import check_share, percent
+from anydepth.probes.intervals import answers_needed, check_share, percent
 from anydepth.probes.modelcard import ARTEFACT
 from anydepth.probes.recipe import Gathered, Recipe, gather, read_recipe, recipe_for
 from anydepth.probes.train import Progress as Told
@@ -87,7 +87,9 @@ def fit(
     wanted = _wanted(data, recipe, target)
     gathered = gather(wanted, data=data_dir, permissive_only=permissive)
     _tell_left_out(gathered)
-    Choices.of(wanted).check(wanted, gathered)  # before a model is loaded
+    choices = Choices.of(wanted)
+    choices.check(wanted, gathered)  # before a model is loaded
+    _tell_what_is_verified(choices, gathered)
     _check_output(output)
     begun = time.monotonic()
     backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
@@ -155,6 +157,17 @@ def _command(model: str, options: Mapping[str, Any]) -> str:
 
 def _public(value: object) -> str:
     return Path(str(value)).name if Path(str(value)).exists() else str(value)
+
+
+def _tell_what_is_verified(choices: Choices, gathered: Sequence[Gathered]) -> None:
+    """Say beforehand that the threshold's target will be met and not shown, if there are too few answers for that."""
+    rows = [row for each in gathered if each.part.split in choices.benign for row in each.conversations]
+    count, needed = sum(row.label == "benign" for row in rows), answers_needed(choices.target)
+    if count < needed:
+        warn(
+            f"note: the threshold is set on {plural(count, 'benign answer')}; to verify a false-positive rate of "
+            f"{percent(choices.target)}, {needed} are needed"
+        )
 
 
 def _check_output(output: Path) -> None:

@@ -275,6 +275,9 @@ def _candidates(part: Part, rows: list[Conversation], permissive_only: bool, not
         rows = [row for row in rows if any(fnmatch(row.source, pattern) for pattern in part.sources)]
     if part.label is not None:
         rows = [row for row in rows if row.label == part.label]
+    unlabelled = sum(row.label is None for row in rows)
+    rows = [row for row in rows if row.label is not None]
+    _note(notes, unlabelled, "without a label")
     if part.longest_prompt is not None:
         rows = [row for row in rows if len(row.prompt.split()) <= part.longest_prompt]
     if part.drop_refusals:
@@ -287,7 +290,8 @@ def _candidates(part: Part, rows: list[Conversation], permissive_only: bool, not
         rows = _noted(permissive(rows), notes)
     if not rows:
         of = ", ".join(part.data) or part.like
-        raise ConfigError(f"part {part.name!r} is empty: nothing of {of} passes its conditions")
+        why = f"; left out: {'; '.join(notes)}" if notes else ""
+        raise ConfigError(f"part {part.name!r} is empty: nothing of {of} passes its conditions{why}")
     return rows
 
 

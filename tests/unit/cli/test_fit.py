@@ -60,6 +60,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "open_backend", open_backend)
 
 
+_WITHOUT_LABELS = ("a probe needs both", "has 0 benign answers, none of them", "left out: 40 that are without a label")
 RECIPE = """
 [[part]]
 name = "own"
@@ -113,6 +114,7 @@ def test_own_data_become_a_probe_that_guards(run: Run, model: Path, tmp_path: Pa
     assert figures["figures"]["separation"]["own held-out answers"]["auroc"] > 0.8
     assert len(figures["trials"]) > 4
     assert "own held-out answers" in result.stdout and "AUROC" in result.stdout
+    assert "to verify a false-positive rate of 10 %, 29 are needed" in words(result.stderr)
     assert "candidates tried; probe and model card in" in words(result.stderr)
     guard = Guard.from_backend(load_backend(model), probe)
     assert guard.generate("w1 w2", max_new_tokens=20, do_sample=False).checks
@@ -186,7 +188,7 @@ def test_labels_that_are_missing_are_refused_before_a_model_is_loaded(
     table(tmp_path / "own.jsonl", [record(n, label=label) for n in range(40)])
     result = run("fit", "m", *recipe, "-o", tmp_path / "probe")
     assert result.exit_code == 2, result.stderr
-    assert any(each in words(result.stderr) for each in ("a probe needs both", "has 0 benign answers, none of them"))
+    assert any(each in words(result.stderr) for each in _WITHOUT_LABELS)
     assert not (tmp_path / "probe").exists()
 
 

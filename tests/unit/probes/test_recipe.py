@@ -211,6 +211,16 @@ def test_several_data_are_read_once_each_and_put_together(tmp_path: Path) -> Non
     assert ids(gathered({"name": "a", "data": ["tables"]}, data=tmp_path)["a"]) == ["r2"]
 
 
+def test_answers_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [row(0), row(1, label=None), row(2, label=None)]
+    found = gathered({"name": "a", "data": table(tmp_path / "a.jsonl", rows)})
+    assert ids(found["a"]) == ["r0"] and found["a"].left_out == "2 that are without a label"
+    labelled = gathered({"name": "a", "data": str(tmp_path / "a.jsonl"), "labelled": "benign"})
+    assert ids(labelled["a"]) == ["r0", "r1", "r2"]
+    with pytest.raises(ConfigError, match=r"part 'a' is empty: .*left out: 2 that are without a label"):
+        gathered({"name": "a", "data": table(tmp_path / "b.jsonl", rows[1:])})
+
+
 def test_a_copy_in_a_held_out_set_counts_once(tmp_path: Path) -> None:
     rows = [row(n) for n in range(20)]
     again = [{**row(n), "id": f"again{n}", "response": row(n)["response"].upper() + "!"} for n in range(20)]
