@@ -13,8 +13,8 @@ from typer.core import TyperGroup
 from anydepth import __version__
 from anydepth.cli import bench, calibrate, collect, demo, evaluate, fit, generate, inspect, probe, report, scan, serve
 from anydepth.cli.config import config
-from anydepth.cli.output import exit_code, print_error
-from anydepth.errors import AnydepthError
+from anydepth.cli.output import escape_unwritable, exit_code, flush_output, print_error
+from anydepth.errors import AnydepthError, ConfigError
 
 
 class Commands(TyperGroup):
@@ -32,6 +32,11 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # `anydepth generate ... | head`: nobody reads on, and that is no error
             sys.stderr.close()
             raise typer.Exit(0) from None
+        except OSError as error:  # a disk is full, or a file that a library opens is not there
+            if ctx.params.get("debug"):
+                raise
+            _tell_refused(error)
+            raise typer.Exit(2) from None
 
 
 app = typer.Typer(
@@ -89,7 +94,22 @@ app.add_typer(config, name="config")
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; leaves through SystemExit with the command's exit code."""
-    app(args=None if args is None else list(args))
+    escape_unwritable()
+    given = sys.argv[1:] if args is None else list(args)
+    try:
+        app(args=given)
+    except OSError as error:  # of help and version, which are printed before a command runs
+        if "--debug" in given:
+            raise
+        _tell_refused(error)
+        raise SystemExit(2) from None
+
+
+def _tell_refused(error: OSError) -> None:
+    """Say in one line what the system refused; the traceback is for `--debug`."""
+    flush_output()
+    where = error.filename or "what was to be read or written"
+    print_error(ConfigError(f"{where}: {error.strerror or error}; `anydepth --debug` shows where this was"))
 
 
 __all__ = ["app", "main"]

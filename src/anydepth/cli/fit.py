@@ -19,6 +19,7 @@ from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
 from anydepth.cli.output import err, plural, printable, progress_bar, warn
 from anydepth.errors import ConfigError
+from anydepth.locks import hold
 from anydepth.probes.choices import Choices
 from anydepth.probes.figures import figures_of, limits_of
 from anydepth.probes.fitrecord import forget, write_fit_record
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 def fit(
+    context: typer.Context,
     model: opt.Model,
     output: Annotated[
         Path,
@@ -91,6 +93,8 @@ def fit(
     choices.check(wanted, gathered)  # before a model is loaded
     _tell_what_is_verified(choices, gathered)
     _check_output(output)
+    for place in {output.resolve(), (work or output).resolve()}:
+        context.with_resource(hold(place))
     begun = time.monotonic()
     backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
     _check_other_probe(output, backend)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from anydepth.backends.base import ModelIdentity, Site
 from anydepth.errors import StoreError
@@ -175,7 +176,7 @@ class StateStore:
         pa, parquet = require("pyarrow", extra="fit"), require("pyarrow.parquet", extra="fit")
         corrected: set[Identity] = set()
         # another process that collects into this store may correct other answers of the same shard
-        with require("filelock", extra="fit").FileLock(self.path / "correct.lock"):
+        with FileLock(self.path / "correct.lock"):
             for shard in self.shards():
                 table = self._columns(shard, (*_IDENTITY, *FACTS))
                 keys = list(zip(*(table[name].to_pylist() for name in _IDENTITY), strict=True))

@@ -13,6 +13,7 @@ from anydepth.backends.base import ModelIdentity, Read, Site
 from anydepth.backends.transformers import load as load_backend
 from anydepth.cli import load
 from anydepth.detectors import ProbeCard
+from anydepth.locks import hold
 from anydepth.probes.fitrecord import answers_seen
 from anydepth.probes.splits import Text
 from anydepth.probes.store import StateStore
@@ -251,6 +252,15 @@ def test_the_record_says_which_answers_the_probe_has_seen(
     keys = {Text.of([{"content": record(n)["prompt"]}], record(n)["response"]).key for n in range(80)}
     assert 40 < len(keys & seen["trained"]) <= 48, "near-duplicates of held-out answers are not trained on"
     assert seen["chosen"] < keys and not seen["chosen"] & seen["trained"]
+
+
+def test_a_second_writer_is_refused_before_a_model_is_loaded(
+    run: Run, no_model: None, recipe: tuple[str, ...], tmp_path: Path
+) -> None:
+    for held, more in ((tmp_path / "probe", ()), (tmp_path / "kept", ("--work", str(tmp_path / "kept")))):
+        with hold(held):
+            result = run("fit", "org/m", *recipe, "-o", tmp_path / "probe", *more)
+        assert result.exit_code == 2 and "another process is writing to" in words(result.stderr)
 
 
 def test_a_recipe_without_a_choice_is_refused_before_anything_is_read(

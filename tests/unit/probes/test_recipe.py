@@ -80,6 +80,11 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
     assert [part.schedule for part in recipe.parts] == [Listed((4, 8)), Every()]
 
 
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(b'\xef\xbb\xbf[[part]]\r\nname = "a"\r\ndata = "x"\r\n')
+    assert [part.name for part in read_recipe(tmp_path / "r.toml").parts] == ["a"]
+
+
 def test_a_recipe_that_cannot_be_read_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no recipe at .*none\.toml"):
         read_recipe(tmp_path / "none.toml")
@@ -237,9 +242,14 @@ def test_a_copy_in_a_held_out_set_counts_once(tmp_path: Path) -> None:
 
 
 def test_an_answer_with_both_labels_is_left_out(tmp_path: Path) -> None:
-    both = [row(1), row(1, id="again", label="benign")]
     found = gathered(
-        {"name": "a", "data": table(tmp_path / "a.jsonl", [row(0), *both])},
+        {
+            "name": "a",
+            "data": [
+                table(tmp_path / "a.jsonl", [row(0), row(1)]),
+                table(tmp_path / "b.jsonl", [row(1, id="again", label="benign")]),
+            ],
+        },
         {"name": "v", "data": table(tmp_path / "v.jsonl", [row(9)]), "split": "v"},
     )
     assert ids(found["a"]) == ["r0"] and found["a"].left_out == "2 that are labelled both harmful and benign"
