@@ -22,6 +22,7 @@ from anydepth.policy import Policy, policy_from
 from anydepth.probes.fit import FitOptions, fit
 from anydepth.probes.measure import Pair, separation
 from anydepth.probes.onpolicy import load_answers
+from anydepth.probes.plan import reading_of
 from anydepth.probes.recipe import TRAIN, Gathered, gather, read_recipe
 from anydepth.probes.store import Checks, StateStore, answer_key
 
@@ -35,7 +36,8 @@ def members(gathered: Sequence[Gathered], work: Path) -> dict[str, str]:
         rows = each.conversations
         if each.part.written:
             asked = {f"{row.id}+own" for row in rows}
-            rows = [row for row in load_answers(work / "written" / f"{each.part.name}.jsonl") if row.id in asked]
+            written = load_answers(work / "written" / f"{each.part.name}.jsonl")
+            rows = [row for row in written if row.id.rpartition("-")[0] in asked]
         for row in rows:
             found.setdefault(answer_key(row.messages, row.response), each.part.name)
     return found
@@ -50,6 +52,8 @@ class Bench:
         self.probe = LinearProbe.load(folder)
         self.store = StateStore(folder / "work" / "states")
         self.part_of = members(gathered, folder / "work")
+        reading = {each.part.name: reading_of(each.part.schedule, each.part.longest) for each in gathered}
+        self.readings = {key: reading[name] for key, name in self.part_of.items()}
         self.split_of = {part.name: part.split for part in recipe.parts}
         self.pairs = [Pair.of(record) for record in recipe.measure["pairs"]]
         best = json.loads((folder / "fit.json").read_text(encoding="utf-8"))["trials"][0]
@@ -60,7 +64,7 @@ class Bench:
 
     def states(self, reads: Sequence[Read]) -> tuple[Checks, np.ndarray]:
         """The checks of the recipe's answers, and the part of each."""
-        checks = self.store.read([(read.site, read.token) for read in reads], views=("own",))
+        checks = self.store.read([(read.site, read.token) for read in reads], views=("own",), readings=self.readings)
         parts = np.array([self.part_of.get(key, "") for key in checks["answer"]])
         checks = Checks(
             {**checks.columns, "split": np.array([self.split_of.get(part, "") for part in parts])}, checks.states

@@ -22,9 +22,10 @@ from anydepth.backends.base import CONTENT, Backend, Site
 from anydepth.backends.transformers import load
 from anydepth.detectors import LinearProbe
 from anydepth.policy import Threshold
-from anydepth.probes.collect import CollectPlan, collect, dtype_of, manifest_for
+from anydepth.probes.collect import collect, dtype_of, manifest_for
 from anydepth.probes.fit import FitOptions, fit
 from anydepth.probes.measure import Pair, separation
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.recipe import TRAIN, Gathered, gather, read_recipe
 from anydepth.probes.splits import balance
 from anydepth.probes.store import Checks, StateStore

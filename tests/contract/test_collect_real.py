@@ -23,10 +23,11 @@ from anydepth.backends.transformers.naive import naive_scan
 from anydepth.backends.transformers.read import read
 from anydepth.errors import StoreError, UnsupportedModel
 from anydepth.probes.augment import wrap
-from anydepth.probes.collect import SHADOW_TURN, Collected, CollectPlan, collect, manifest_for
+from anydepth.probes.collect import SHADOW_TURN, Collected, collect, manifest_for
 from anydepth.probes.corpora import load
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.onpolicy import AnswerOptions, write_answers
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.sites import sites_for
 from anydepth.probes.store import Checks, StateStore
 from anydepth.schedule import Every
@@ -259,7 +260,7 @@ def test_the_models_own_greedy_answers_are_those_of_generate(backend, tmp_path: 
     options = AnswerOptions(12, (5,), {"do_sample": False})
     report = write_answers(backend, talks, tmp_path / "own.jsonl", options=options)
     assert (report.answers, report.continuations, report.left_out) == (4, 4, [])
-    found = {each.id: each for each in load(tmp_path / "own.jsonl")}
+    found = {each.id.rpartition("-")[0]: each for each in load(tmp_path / "own.jsonl")}
     for talk in talks:
         prefix = None if talk.label == "benign" else " ".join(talk.response.split()[:5])
         prompt = backend.template.prompt(list(talk.messages), prefill=prefix)

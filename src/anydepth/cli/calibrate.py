@@ -1,9 +1,10 @@
 """`anydepth calibrate`: set a probe's threshold on your own traffic."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,22 +17,24 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, plural, warn, write_json
-from anydepth.detectors import ProbeCard
+from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import AnydepthError, ConfigError, RecordError
 from anydepth.fields import LABELS, label_of, text_of
 from anydepth.files import check_destination, is_stream
-from anydepth.policy import Policy, policy_from, policy_record
-from anydepth.probes.calibrate import Trail, recalibrated
+from anydepth.policy import Ewma, Policy, Threshold, policy_from, policy_record
+from anydepth.probes.calibrate import Trail, peak, recalibrated, threshold_note
 from anydepth.probes.calibrate import calibrate as set_threshold
+from anydepth.probes.fitrecord import answers_seen
 from anydepth.probes.intervals import answers_needed, check_share, percent
-from anydepth.probes.modelcard import artefact_in, refresh
-from anydepth.records import Line, count_lines, read_lines
+from anydepth.probes.modelcard import ARTEFACT, README, artefact_in, refresh
+from anydepth.probes.splits import Text as Words
+from anydepth.probes.splits import copies
+from anydepth.records import Line, Record, read_lines
 
 if TYPE_CHECKING:
     from anydepth.guard import Guard
 
 SHIPPED = "shipped"
-HARMLESS = ("benign", "safe", "harmless")
 MOST_FAILED = 0.1
 """Share of the records that may fail: the rest would no longer be your traffic."""
 
@@ -79,8 +82,8 @@ def calibrate(
     """Set a probe's threshold on your own harmless answers.
 
     Every answer is read at all its depths. The new threshold is the smallest with which at most --target of the answers
-    would be halted; it is written with the evidence into a new probe file. A record that cannot be read is reported and
-    left out (exit code 1); if more than one in ten fails, nothing is written.
+    would be halted; it is written with the evidence into a new probe file. Copies of an answer count once. A record
+    that cannot be read is reported and left out (exit code 1); if more than one in ten fails, nothing is written.
     """
     check_share("--target", target)
     check_share("--confidence", confidence)
@@ -91,36 +94,47 @@ def calibrate(
     if artefact is not None and not artefact.is_file():
         raise ConfigError(f"there is no probe at {artefact}; give a probe file or folder, or the word {SHIPPED!r}")
     out = _destination(output, Path(model).name if artefact is None else Path(probe))
-    total = sum(map(count_lines, benign))
     needed = answers_needed(target, confidence)  # finds a missing scipy, too, before hours of scanning
-    if guarantee and total < needed:
+    read = _Reading()
+    answers = read.usable(_answers(benign))
+    read.refuse_if_too_many_failed(len(answers))
+    distinct = _once(answers)
+    if guarantee and len(distinct) < needed:
         raise ConfigError(
-            f"--guarantee needs {needed} answers for --target {target:g}, the input has {total}; give more, or a "
-            "larger target"
+            f"--guarantee needs {needed} answers for --target {target:g}, the input has {len(distinct)} that are no "
+            "copies of others; give more, or a larger target"
         )
+    seen = _seen_by_the_probe(artefact, distinct)
+    if guarantee and seen:
+        raise ConfigError(f"--guarantee does not hold for these answers: {seen}; leave them out")
     guard = load.open_guard(
         opt.ModelOptions(model, adapter, dtype, device, revision), opt.GuardOptions(probe=artefact, interval=interval)
     )
-    read = _Reading(guard)
-    for answer in track(
-        _answers(benign), description="scan", total=total, console=err, transient=True, disable=not err.is_terminal
-    ):
-        read.answer(answer)
+    old: Any = guard.detector
+    _check_other_probe(out, old)
+    for note in filter(None, (_copies_note(answers, distinct), seen, _shared_sources(old.card, distinct))):
+        warn(f"note: {note}")
+    for answer in track(distinct, description="scan", console=err, transient=True, disable=not err.is_terminal):
+        read.answer(guard, answer)
     read.refuse_if_too_many_failed()
+    chosen = _policy(policy, guard.policy)
+    _check_peaks(chosen, read.trails)
     found = set_threshold(
-        _policy(policy, guard.policy),
+        chosen,
         read.trails,
         target=target,
         confidence=confidence,
         guarantee=guarantee,
         data=", ".join(f"{path.name} (sha256 {_digest(path)})" for path in benign),
     )
-    old: Any = guard.detector
+    if (note := threshold_note(found.policy)) is not None:
+        warn(f"note: {note}")
     new = recalibrated(
         old,
         found,
         schedule=str(guard.schedule),
         failed=read.failed,
+        copies=len(answers) - len(distinct),
         replaces=None if old.card.policy is None else dict(old.card.policy),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -135,7 +149,7 @@ def calibrate(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Answer:
     """One line of a file, with what the file says beside prompt and answer."""
 
@@ -144,31 +158,51 @@ class _Answer:
     source: str
     label: str | None
 
+    @property
+    def record(self) -> Record:
+        """What the line holds; only of lines that could be read."""
+        if self.line.record is None:
+            raise RecordError(str(self.line.error))
+        return self.line.record
+
+    @cached_property
+    def text(self) -> Words:
+        """What to compare it by."""
+        return Words.of(self.record.messages, self.record.response)
+
 
 class _Reading:
-    """The checks of the answers so far."""
+    """The checks of the answers so far, and what could not be read."""
 
-    def __init__(self, guard: "Guard") -> None:
-        self.guard = guard
+    def __init__(self) -> None:
         self.trails: list[Trail] = []
         self.failed = 0
         self.first_failure = ""
         self.notes: set[str] = set()
 
-    def answer(self, answer: _Answer) -> None:
+    def usable(self, answers: Iterable[_Answer]) -> list[_Answer]:
+        """The answers that can be scanned; what is wrong with the others needs no model to be seen."""
+        found = []
+        for answer in answers:
+            record = answer.line.record
+            if record is None:
+                self._fail(answer, str(answer.line.error))
+            elif answer.label == "harmful":
+                self._fail(answer, f"id {record.id!r} is labelled {answer.label!r}; give harmless answers only")
+            else:
+                found.append(answer)
+        return found
+
+    def answer(self, guard: "Guard", answer: _Answer) -> None:
         """Read one answer at all its depths, or report what is wrong with it; its text is never shown."""
         try:
-            self.trails.append(self._trail(answer))
+            self.trails.append(self._trail(guard, answer))
         except Exception as error:  # whatever one record does, a long run goes on
-            reason = " ".join(str(error).split()) or type(error).__name__
-            message = f"{answer.file} line {answer.line.number}: {reason}"
-            self.failed += 1
-            self.first_failure = self.first_failure or message
-            err.print(Text(message, style="red"), soft_wrap=True)
+            self._fail(answer, " ".join(str(error).split()) or type(error).__name__)
 
-    def refuse_if_too_many_failed(self) -> None:
-        """Raise RecordError if what is left does not stand for the input."""
-        total = self.failed + len(self.trails)
+    def refuse_if_too_many_failed(self, to_come: int = 0) -> None:
+        """Raise RecordError if what is left, with the answers still `to_come`, does not stand for the input."""
+        total = self.failed + len(self.trails) + to_come
         if total == 0:
             raise RecordError("the input has no records; give harmless answers to calibrate on")
         if self.failed > MOST_FAILED * total:
@@ -177,14 +211,16 @@ class _Reading:
                 f"written; the first: {self.first_failure}"
             )
 
-    def _trail(self, answer: _Answer) -> Trail:
-        record = answer.line.record
-        if record is None:
-            raise RecordError(str(answer.line.error))
-        if answer.label is not None and answer.label.lower() not in HARMLESS:
-            raise RecordError(f"id {record.id!r} is labelled {answer.label!r}; give harmless answers only")
+    def _fail(self, answer: _Answer, reason: str) -> None:
+        message = f"{answer.file} line {answer.line.number}: {reason}"
+        self.failed += 1
+        self.first_failure = self.first_failure or message
+        err.print(Text(message, style="red"), soft_wrap=True)
+
+    def _trail(self, guard: "Guard", answer: _Answer) -> Trail:
+        record = answer.record
         try:
-            result = self.guard.scan(record.messages, record.response)
+            result = guard.scan(record.messages, record.response)
         except AnydepthError as error:
             raise RecordError(f"id {record.id!r}: {error}") from error
         for note in set(result.notes) - self.notes:
@@ -194,7 +230,57 @@ class _Reading:
             if check.error is not None:
                 raise RecordError(f"id {record.id!r}: the check at depth {check.depth} failed: {check.error}")
         depths, scores = zip(*((check.depth, check.score) for check in result.checks), strict=True)
-        return Trail(str(record.id), answer.source, depths, scores)
+        return Trail(f"{answer.file}: {record.id}", answer.source, depths, scores)
+
+
+def _once(answers: Sequence[_Answer]) -> list[_Answer]:
+    """The answers without copies of earlier ones: as evidence, a copy is worth nothing."""
+    found = copies([answer.text for answer in answers])
+    return [answer for place, answer in enumerate(answers) if place not in found]
+
+
+def _copies_note(answers: Sequence[_Answer], distinct: Sequence[_Answer]) -> str:
+    if len(answers) == len(distinct):
+        return ""
+    return (
+        f"{len(answers) - len(distinct)} of {plural(len(answers), 'record')} are copies of others (the same text but "
+        f"for case, space and punctuation, or nearly so); each counts once, which leaves {len(distinct)}"
+    )
+
+
+def _seen_by_the_probe(artefact: Path | None, answers: Sequence[_Answer]) -> str:
+    """What is known of answers that the probe was made with, from the record that `anydepth fit` leaves beside it."""
+    known = {} if artefact is None else answers_seen(artefact)
+    found = []
+    for use, keys in known.items():
+        if count := sum(answer.text.key in keys for answer in answers):
+            found.append(f"{count} of {plural(len(answers), 'answer')} are among those that the probe was {use} on")
+    return "; ".join(found)
+
+
+def _shared_sources(card: ProbeCard, answers: Sequence[_Answer]) -> str:
+    """What the card says of the answers' sources, where it knows them."""
+    shared = sorted({answer.source for answer in answers} & {str(source.get("name")) for source in card.sources})
+    if not shared:
+        return ""
+    return (
+        f"the probe was trained on answers of {', '.join(shared)}, of which there are some here as well; the figures "
+        "hold for answers that it has not seen"
+    )
+
+
+def _check_peaks(policy: Policy, trails: Sequence[Trail]) -> None:
+    """Refuse scores that are the same for every answer: whatever threshold they give, it means nothing."""
+    peaks = {peak(policy, trail.scores) for trail in trails}
+    if len(trails) < 2 or len(peaks) > 1:
+        return
+    (value,) = peaks
+    if value == 0 and not isinstance(policy, Threshold | Ewma):
+        return  # no answer has so many high scores, or one above the drift
+    raise ConfigError(
+        f"all {len(trails)} answers peak at {value:g}: the probe tells no answer from another, and no threshold on it "
+        "means anything. Look at the probe and at --dtype, or fit a new one with `anydepth fit`"
+    )
 
 
 def _answers(files: list[Path]) -> Iterator[_Answer]:
@@ -227,6 +313,18 @@ def _destination(output: Path | None, name: str | Path) -> Path:
         raise ConfigError(f"-o {out} is a pipe or a device; give the name of a file")
     check_destination(out, "-o")
     return out
+
+
+def _check_other_probe(out: Path, probe: LinearProbe) -> None:
+    """Refuse to put the probe beside the model card of another one."""
+    if not (out.is_file() and out.name == ARTEFACT and out.with_name(README).is_file()):
+        return
+    there = LinearProbe.load(out)
+    if there.weight.tobytes() != probe.weight.tobytes() or there.bias != probe.bias:
+        raise ConfigError(
+            f"-o {out.parent} holds another probe, with a model card of its own; give the folder of the probe that is "
+            "calibrated, or a name for a file"
+        )
 
 
 def _policy(name: str | None, own: Policy) -> Policy:

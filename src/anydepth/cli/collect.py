@@ -20,10 +20,11 @@ from anydepth.cli.output import err, plural, progress_bar, warn
 from anydepth.errors import ConfigError
 from anydepth.files import check_folder
 from anydepth.locks import hold
-from anydepth.probes.collect import Collected, CollectPlan, dtype_of, manifest_for
+from anydepth.probes.collect import Collected, dtype_of, manifest_for
 from anydepth.probes.collect import collect as read_states
 from anydepth.probes.corpora import load as load_data
-from anydepth.probes.onpolicy import Written, load_answers, write_answers
+from anydepth.probes.onpolicy import Written, write_answers
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.scale import Workers, collect_with_ray, load_backend
 from anydepth.probes.sites import sites_for
 from anydepth.probes.store import StateStore
@@ -279,7 +280,7 @@ def _own_answers(
     with _progress("write") as report:
         written = write_answers(backend, mine, path, progress=report)
     _tell_written(written)
-    return [each for each in load_answers(path) if each.response]
+    return [each for each in written.conversations() if each.response]
 
 
 def _digest(text: str) -> int:
@@ -316,10 +317,10 @@ def _tell(found: Collected, output: Path, seconds: float) -> None:
     parts = [f"{plural(found.answers, 'answer')}, {plural(found.checks, 'check')}"]
     if found.tokens:
         parts.append(f"{found.tokens / seconds:,.0f} tokens/s")
-    if found.present:
-        parts.append(f"{found.present} there before")
-    if found.skipped:
-        parts.append(f"{len(found.skipped)} skipped")
+    counts = {"there before": found.present, "of these corrected": found.corrected, "skipped": len(found.skipped)}
+    parts += [f"{count} {what}" for what, count in counts.items() if count]
+    if found.contradicted:
+        warn(f"note: {plural(found.contradicted, 'answer')} labelled both harmful and benign; kept without a label")
     _name_skipped("skipped", found.skipped)
     if found.by_forks:
         warn(f"note: read by a fork at each depth, which is slower: {found.by_forks}")

@@ -21,6 +21,7 @@ from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
 from anydepth.evals.figure import Figure, Summary
 from anydepth.evals.run import Evaluation, Told, evaluate
+from anydepth.evals.settings import check_settings
 from anydepth.evals.suite import QUICK, SUITES, EvalOptions, load_suite
 from anydepth.extras import require
 from anydepth.files import check_folder
@@ -103,6 +104,7 @@ def evaluation(
         guard_model=guard_model,
         attacker=attacker,
     )
+    check_settings(options.settings)
     given = None if probe is None else LinearProbe.load(probe)
     config = GuardConfig() if interval is None else GuardConfig(schedule=Every(interval))
     backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))

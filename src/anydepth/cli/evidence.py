@@ -42,6 +42,7 @@ def evidence_rows(found: Mapping[str, Any]) -> Rows:
         yield f"{confidence} interval", percent_range(found["interval"])
     yield f"{confidence} bound", _percent(found.get("upper_bound"))
     yield "in words", found.get("note")
+    yield "copies", f"{found['copies']} records, left out" if found.get("copies") else None
     yield "schedule", found.get("schedule")
     yield "data", found.get("data")
 

@@ -1,6 +1,6 @@
 """`anydepth fit`: from conversations to a calibrated probe in a folder of its own."""
 
-import json
+import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +20,17 @@ from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
 from anydepth.cli.output import err, plural, printable, progress_bar, warn
 from anydepth.errors import ConfigError
 from anydepth.locks import hold
+from anydepth.probes.choices import Choices
 from anydepth.probes.figures import figures_of, limits_of
-from anydepth.probes.intervals import check_share, percent
+from anydepth.probes.fitrecord import forget, write_fit_record
+from anydepth.probes.intervals import answers_needed, check_share, percent
+from anydepth.probes.modelcard import ARTEFACT
 from anydepth.probes.recipe import Gathered, Recipe, gather, read_recipe, recipe_for
 from anydepth.probes.train import Progress as Told
 from anydepth.probes.train import Trained, fill, train
 
 if TYPE_CHECKING:
+    from anydepth.backends.base import Backend
     from anydepth.detectors import LinearProbe
 
 
@@ -85,10 +89,15 @@ def fit(
     wanted = _wanted(data, recipe, target)
     gathered = gather(wanted, data=data_dir, permissive_only=permissive)
     _tell_left_out(gathered)
+    choices = Choices.of(wanted)
+    choices.check(wanted, gathered)  # before a model is loaded
+    _tell_what_is_verified(choices, gathered)
+    _check_output(output)
     for place in {output.resolve(), (work or output).resolve()}:
         context.with_resource(hold(place))
     begun = time.monotonic()
     backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
+    _check_other_probe(output, backend)
     folder = work or output / "work"
     with _progress() as told:
         filled = fill(backend, gathered, wanted, folder, adapter=adapter, progress=told)
@@ -154,16 +163,53 @@ def _public(value: object) -> str:
     return Path(str(value)).name if Path(str(value)).exists() else str(value)
 
 
+def _tell_what_is_verified(choices: Choices, gathered: Sequence[Gathered]) -> None:
+    """Say beforehand that the threshold's target will be met and not shown, if there are too few answers for that."""
+    rows = [row for each in gathered if each.part.split in choices.benign for row in each.conversations]
+    count, needed = sum(row.label == "benign" for row in rows), answers_needed(choices.target)
+    if count < needed:
+        warn(
+            f"note: the threshold is set on {plural(count, 'benign answer')}; to verify a false-positive rate of "
+            f"{percent(choices.target)}, {needed} are needed"
+        )
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a place that no probe can be written to: before hours of work, not after."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"-o {output} cannot be made a folder: {error.strerror or error}") from error
+    if not os.access(output, os.W_OK):
+        raise ConfigError(f"-o {output}: nothing can be written into that folder; give another one")
+
+
+def _check_other_probe(output: Path, backend: "Backend") -> None:
+    """Refuse a folder that holds the probe of another model: it would be lost."""
+    from anydepth.detectors import LinearProbe
+
+    if not (output / ARTEFACT).is_file():
+        return
+    there = LinearProbe.load(output).card.model
+    if there.fingerprint != backend.identity.fingerprint:
+        raise ConfigError(
+            f"-o {output} holds a probe of {there.name} (weights {there.fingerprint or 'not known'}), which is another "
+            "model; give another folder"
+        )
+
+
 def _write(output: Path, probe: "LinearProbe", trained: Trained, licence: str, command: str) -> None:
     from anydepth.probes.modelcard import write_folder
 
+    # what describes an earlier probe goes first: a run that is killed here must not leave it beside the new one
+    forget(output)
     write_folder(output, probe, figures_of(trained), limits_of(trained), command, licence=licence)
     record = {
         "figures": trained.figures,
         "trials": [trial.record() for trial in trained.trials],
         "left_out": dict(trained.left_out),
     }
-    (output / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_fit_record(output, record, trained.seen)
 
 
 def _show(probe: "LinearProbe", trained: Trained, output: Path) -> None:

@@ -12,12 +12,12 @@ from rich.console import Console
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import Rows, evidence_rows, evidence_tables, fact_table, policy_text
-from anydepth.cli.output import err, write_json
+from anydepth.cli.output import err, warn, write_json
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
 from anydepth.detectors.card import card_record
 from anydepth.errors import ConfigError, ProbeError
 from anydepth.probes import import_joblib
-from anydepth.probes.modelcard import ARTEFACT, README, artefact_in
+from anydepth.probes.modelcard import ARTEFACT, README, artefact_in, describes
 from anydepth.reasons import reason
 
 if TYPE_CHECKING:
@@ -72,7 +72,15 @@ def push(
     for name in (ARTEFACT, README):
         if not (path / name).is_file():
             raise ConfigError(f"{path} has no {name}; give a probe folder, as `anydepth fit MODEL -o FOLDER` writes it")
-    LinearProbe.load(path / ARTEFACT)  # nothing broken leaves
+    probe = LinearProbe.load(path / ARTEFACT)  # nothing broken leaves
+    described = describes(path / README, probe)
+    if described is False:
+        raise ConfigError(
+            f"{path / README} was written for another probe than {ARTEFACT} beside it: a run was stopped while it "
+            "wrote, or a file was put there by hand. Fit or calibrate into that folder again"
+        )
+    if described is None:
+        warn(f"note: {path / README} does not say which probe it was written for; see that it is this one")
     from anydepth.probes.hub import push_folder
 
     with err.status("uploading"):
@@ -124,6 +132,8 @@ def import_(
         raise ConfigError(f"there is no file {file}")
     if output.suffix != ".safetensors" or not output.absolute().parent.is_dir():
         raise ConfigError(f"-o {output}: give a name that ends in .safetensors, in a folder that exists")
+    if output.name == ARTEFACT and output.with_name(README).exists():
+        raise ConfigError(f"-o {output}: the {README} beside it is of another probe; give another folder or name")
     backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
     card = _imported_card(backend, site, header_text, read_index, file.name)
     probe = import_joblib(file, card, positive=_class(positive), allow_pickle=allow_pickle)

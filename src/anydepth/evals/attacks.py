@@ -88,6 +88,7 @@ def _requests(context: Context, spending: Spending) -> Requests:
         for name in _STORED:
             unseen = name == "attacks_validation"  # choices were made on the other half
             found[name] = context.table(name, label="harmful", limit=spending.stored, unseen=unseen)
+        context.table(_BENIGN, label="benign", limit=spending.stored, unseen=True)  # scanned last, and missed at once
     if "gcg" in spending.attacks:
         found["gcg"] = context.table("prompts_advbench", limit=spending.gcg_prompts)
         if lacking := [row.id for row in found["gcg"] if not row.tags.get("target")]:

@@ -12,6 +12,7 @@ from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.interventions import ABLATIONS, NONE, PATCHES, Arm, Bench, arms, largest_read
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.intervals import clopper_pearson
+from anydepth.probes.sites import is_before_the_model
 
 if TYPE_CHECKING:
     from anydepth.evals.context import Context
@@ -37,6 +38,12 @@ def run(context: "Context") -> Summary:
     strengths = _strengths(context, "-16,16" if quick else "-32,-8,-2,2,8,32")
     if answers < 2:
         raise ConfigError(f"suite {context.suite} exchanges states between answers; give --limit of at least 2")
+    read, _, _ = largest_read(context.probe)
+    if is_before_the_model(read.site):
+        raise ConfigError(
+            f"suite {context.suite}: the probe reads {read}, where the state is the same after every answer: there is "
+            "no direction to edit. Give a probe of another block"
+        )
     sides = [_answers(context, name, side, answers, depth) for name, side in ((HARMFUL, "harmful"), (BENIGN, "benign"))]
     bench = Bench(context, *sides, depth=depth, tokens=tokens)
     wanted = arms(strengths, random)

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from anydepth.backends.batch import batches, write_batch
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe, find_shipped
-from anydepth.errors import ConfigError
+from anydepth.errors import ConfigError, StoreError
 from anydepth.evals.judge import Judge, Judged, Judgement, open_judge
 from anydepth.evals.replay import Transcript
 from anydepth.evals.suite import EvalOptions
@@ -19,6 +19,7 @@ from anydepth.probes.corpora import load
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.journal import Journal
 from anydepth.probes.measure import half
+from anydepth.probes.splits import Text, contradicted, distinct
 from anydepth.template import Prompt
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Context:
     config: GuardConfig = field(default_factory=GuardConfig)
     told: Told = lambda what, done, total: None
     on_table: Callable[[str, dict[str, Any]], None] = lambda name, facts: None
+    _kept: dict[tuple[str, ...], set[str]] = field(default_factory=dict, repr=False)
 
     # -- the model and its probe ---------------------------------------------------------------------------------------
 
@@ -79,6 +81,9 @@ class Context:
     ) -> list[Conversation]:
         """Rows of a named table, in an order drawn with the run's seed; with a `limit`, other prompts before others.
 
+        Of several copies of an answer there is one (`anydepth.probes.splits.distinct`): it counts once in every figure.
+        Answers that occur with both labels are left out.
+
         Args:
             name: Name in the data folder, or of a corpus on the hub.
             label: Keep only rows with this label.
@@ -92,13 +97,15 @@ class Context:
             rows = load(name, data=self.options.data_dir)
         except ConfigError as error:
             raise ConfigError(f"suite {self.suite} needs the table {name}: {error}") from error
-        keys = "\n".join(sorted(f"{row.id}\0{row.prompt}\0{row.response}" for row in rows))
-        self.on_table(name, {"rows": len(rows), "sha256": hashlib.sha256(keys.encode()).hexdigest()})
+        self.on_table(name, {"rows": len(rows), "sha256": _digest_of_rows(rows), "of": "whole records"})
+        both = contradicted(rows)
+        rows = [row for row in rows if not both or Text.of(row.messages, row.response).key not in both]
         found = [row for row in rows if label is None or row.label == label]
         if unseen and found:
             mask = half([row.prompt_key for row in found], 1)
             found = [row for row, kept in zip(found, mask, strict=True) if kept]
         found.sort(key=lambda row: self.digest(row.id))
+        found = self._distinct(name, found)
         if limit is not None:
             first = {row.prompt_key: row for row in reversed(found)}
             chosen = [row for row in found if first[row.prompt_key] is row]
@@ -107,6 +114,13 @@ class Context:
         if not found:
             raise ConfigError(f"suite {self.suite}: the table {name} has no rows labelled {label}; give another table")
         return found
+
+    def _distinct(self, name: str, rows: list[Conversation]) -> list[Conversation]:
+        """The rows without copies; comparing those of a table takes seconds, so that it is done once for each use."""
+        use = (name, *(row.id for row in rows))
+        if use not in self._kept:
+            self._kept[use] = {row.id for row in distinct(rows).kept}
+        return [row for row in rows if row.id in self._kept[use]]
 
     def count(self, whole: int, quick: int) -> int:
         """How many answers to take: the user's limit, or the suite's own number."""
@@ -131,9 +145,9 @@ class Context:
     # -- records -------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def records(self) -> Journal:
+    def records(self) -> "Records":
         """The suite's records, ids and numbers only; `records.write(id, {...})`, `id in records`, `records.rows`."""
-        return Journal(self.folder / "records" / f"{self.suite}.jsonl", self._settings())
+        return Records(self.folder / "records" / f"{self.suite}.jsonl", self._settings())
 
     @cached_property
     def texts(self) -> Journal:
@@ -158,7 +172,7 @@ class Context:
             "fingerprint": self.backend.identity.fingerprint,
             "template_digest": self.backend.template.digest,
             "dtype": str(self.backend.model.dtype),
-            "probe": _digest_of(self.given_probe or find_shipped(self.backend)),
+            "probe": probe_digest(self.given_probe or find_shipped(self.backend)),
             "guard": repr(self.config),
             "judge": self.judge_spec,
             **self.options.record(),
@@ -227,5 +241,31 @@ class Context:
         return dict(zip(items, found, strict=True))
 
 
-def _digest_of(probe: LinearProbe | None) -> str | None:
-    return None if probe is None else hashlib.sha256(probe.weight.tobytes()).hexdigest()[:16]
+class Records(Journal):
+    """The records of a suite: finite numbers only, since nothing else is JSON."""
+
+    def write(self, key: str, row: Mapping[str, Any]) -> None:
+        """Append one record; StoreError names it if it holds a number that is not finite."""
+        try:
+            json.dumps(row, allow_nan=False)
+        except ValueError as error:
+            raise StoreError(
+                f"record {key!r} of {self.path.name} has a number that is not finite, so the states or scores that it "
+                "is made of are not; measure with another --dtype, at other layers or depths"
+            ) from error
+        super().write(key, row)
+
+
+def probe_digest(probe: LinearProbe | None) -> str | None:
+    """Digest of all of a probe that decides a score or a halt, 16 hex digits; None of no probe."""
+    if probe is None:
+        return None
+    decides = [list(map(str, probe.reads)), float(probe.bias), dict(probe.card.policy or {})]
+    content = json.dumps(decides, sort_keys=True, default=str).encode() + probe.weight.tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _digest_of_rows(rows: Iterable[Conversation]) -> str:
+    """Digest of everything that a table says, whatever the order of its rows."""
+    lines = sorted(json.dumps(asdict(row), sort_keys=True) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -13,9 +13,10 @@ from anydepth.evals import metrics
 from anydepth.evals.figure import Figure, Group
 from anydepth.extras import require
 from anydepth.probes import intervals
-from anydepth.probes.collect import Collected, CollectPlan, collect, dtype_of, manifest_for
+from anydepth.probes.collect import Collected, collect, dtype_of, manifest_for
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.fit import FitOptions, fit
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.store import Checks, StateStore
 from anydepth.probes.suffix import suffix_ids
 from anydepth.schedule import Listed

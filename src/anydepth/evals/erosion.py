@@ -16,7 +16,7 @@ from anydepth.evals.erosion_sets import Asked, asked_sets
 from anydepth.evals.figure import Summary
 from anydepth.evals.judge import Judged
 from anydepth.evals.replay import Detecting, Transcript, replay
-from anydepth.evals.tuning import Tuned, TuneOptions, adapted, example, trainable, tune
+from anydepth.evals.tuning import Example, TuneOptions, adapted, example, trainable, tune
 from anydepth.probes.dataset import Conversation
 from anydepth.schedule import Every
 
@@ -92,11 +92,14 @@ def run(context: Context) -> Summary:
     """Measure; see `anydepth.evals.suite.Suite`."""
     plan = Plan.of(context)
     context.probe  # noqa: B018  without one, say so before the training
+    context.judge  # noqa: B018  likewise
     sets = list(asked_sets(context, plan.count, plan.benign_tokens))
     stages, losses = [Stage()], {}
+    held_out = [row for each in sets for row in each.rows.values()]
+    examples = {data: _examples(context, plan, data, held_out) for data in plan.data}  # all, before the first training
     for data in plan.data:
-        held_out = [row for each in sets for row in each.rows.values()]
-        tuned = _tuned(context, plan, data, held_out)
+        told = partial(_told, context, data)
+        tuned = tune(context.backend, examples[data], plan.options, context.folder / "adapters" / data, told)
         stages += [Stage(each.step, data, each.folder) for each in tuned]
         losses[data] = {each.step: each.loss for each in tuned}
     for number, stage in enumerate(stages):
@@ -113,17 +116,21 @@ def run(context: Context) -> Summary:
     )
 
 
-def _tuned(context: Context, plan: Plan, data: str, held_out: Sequence[Conversation]) -> list[Tuned]:
-    """The adapters of one kind of data."""
+def _examples(context: Context, plan: Plan, data: str, held_out: Sequence[Conversation]) -> list[Example]:
+    """What to train on; ConfigError if there is nothing of the kind."""
     if data == "adversarial":
         rows = trainable(context.table(TRAINING), held_out, label="harmful")
     else:
         sources = context.setting("benign-sources", "dolly*,alpaca*").split(",")
         rows = trainable(context.table(TRAINING), held_out, label="benign", sources=sources)
     found = [each for row in rows if (each := example(context.backend, row, plan.options.longest))]
-    folder = context.folder / "adapters" / data
-    told = partial(_told, context, data)
-    return tune(context.backend, found[: plan.examples], plan.options, folder, told)
+    if not found:
+        raise ConfigError(
+            f"suite {context.suite}: {TRAINING} has no {data} data to train on that fit; give another table, another "
+            f"--set {context.suite}.benign-sources or {context.suite}.longest, or leave {data} out of "
+            f"{context.suite}.data"
+        )
+    return found[: plan.examples]
 
 
 def _told(context: Context, data: str, what: str, done: int, total: int) -> None:

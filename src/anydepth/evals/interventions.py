@@ -11,8 +11,9 @@ import numpy as np
 from anydepth.backends.base import CONTENT, Read, Site
 from anydepth.detectors import LinearProbe, Rethink
 from anydepth.errors import ConfigError
-from anydepth.probes.collect import CollectPlan, collect, dtype_of, manifest_for
+from anydepth.probes.collect import collect, dtype_of, manifest_for
 from anydepth.probes.dataset import Conversation
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.store import Checks, StateStore, answer_key
 from anydepth.schedule import Listed
 from anydepth.template import Prompt

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe, find_shipped
-from anydepth.errors import ConfigError
-from anydepth.evals.context import Context, Told
+from anydepth.errors import ConfigError, StoreError
+from anydepth.evals.context import Context, Told, probe_digest
 from anydepth.evals.figure import Summary
+from anydepth.evals.settings import check_settings
 from anydepth.evals.suite import SUITES, EvalOptions, load_suite
 from anydepth.files import read_json, write_whole
 from anydepth.locks import hold
-from anydepth.probes.collect import package_versions
+from anydepth.probes.collect import adapter_digest, dtype_of, package_versions
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -62,6 +63,7 @@ def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Told) -> dict[
             model, probe or other options, cannot be written, or is another process's.
     """
     modules = {name: load_suite(name) for name in suites}
+    check_settings(evaluation.options.settings)
     found = {}
     with hold(evaluation.folder):
         manifest = _begin(evaluation)
@@ -79,10 +81,16 @@ def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Told) -> dict[
 def _context(evaluation: Evaluation, suite: str, told: Told, manifest: dict[str, Any]) -> Context:
     def note_table(name: str, facts: dict[str, Any]) -> None:
         before = manifest["data"].get(name)
+        if before is not None and before.get("of") != facts["of"]:
+            raise ConfigError(
+                f"{evaluation.folder} was begun by an earlier anydepth, which did not note the labels and sources of "
+                f"the table {name}: whether they are still the same cannot be said. Give another -o"
+            )
         if before not in (None, facts):
             raise ConfigError(
                 f"{evaluation.folder} was begun with a table {name} of other rows ({before['rows']}, now "
-                f"{facts['rows']}); give another -o, or the table it was begun with"
+                f"{facts['rows']}): a text, label, source, licence or tag is another one. Give another -o, or the "
+                "table it was begun with"
             )
         if before is None:
             manifest["data"][name] = facts
@@ -107,6 +115,11 @@ def _begin(evaluation: Evaluation) -> dict[str, Any]:
     now = _manifest(evaluation)
     before = _read(path, "data", "suites")
     if before is None:
+        if any((evaluation.folder / "records").glob("*.jsonl")):
+            raise ConfigError(
+                f"{evaluation.folder} has records and no {MANIFEST}: nothing says which tables and which probe they "
+                "are of. Give another -o"
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -133,7 +146,8 @@ def _manifest(evaluation: Evaluation) -> dict[str, Any]:
             "fingerprint": identity.fingerprint,
             "layers": identity.num_layers,
             "hidden_size": identity.hidden_size,
-            "dtype": str(evaluation.backend.model.dtype).removeprefix("torch."),
+            "dtype": dtype_of(evaluation.backend),
+            "adapter": adapter_digest(evaluation.backend),
         },
         "guard": {"schedule": repr(evaluation.config.schedule), "prefill": evaluation.config.prefill},
         "probe": card
@@ -141,6 +155,7 @@ def _manifest(evaluation: Evaluation) -> dict[str, Any]:
             "reads": [str(read) for read in card.reads],
             "policy": dict(card.policy) if card.policy else None,
             "sources": [str(source) for source in card.sources],
+            "digest": probe_digest(probe),
             "given": evaluation.probe is not None,
         },
         "options": evaluation.options.record(),
@@ -182,4 +197,8 @@ def _read(path: Path, *tables: str) -> dict[str, Any] | None:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    try:
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise StoreError(f"{path}: a figure cannot be stored as JSON: {error}") from error
+    write_whole(path, text + "\n")

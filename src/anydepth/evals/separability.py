@@ -12,7 +12,7 @@ from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.labelled import DEEP, other_sets, within_sources
 from anydepth.evals.projections import discriminant, principal
 from anydepth.probes.dataset import Conversation
-from anydepth.probes.sites import sites_for
+from anydepth.probes.sites import is_before_the_model, sites_for
 from anydepth.probes.store import answer_key
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def run(context: "Context") -> Summary:
     """Collect states, cross-validate small probes on them, and compare depths, layers, tokens and controls."""
     quick = context.options.quick
     depths = _QUICK_DEPTHS if quick else _DEPTHS
+    sites = _sites(context)
     sets = other_sets(context, context.count(100, 20))
     others = [row for rows in sets.values() for row in rows]
     answers = within_sources(context, context.count(100, 40), fewest=FEWEST, held_out=others)
@@ -41,7 +42,7 @@ def run(context: "Context") -> Summary:
         context,
         _keyed(answers),
         {name: _keyed(rows) for name, rows in sets.items()},
-        _sites(context),
+        sites,
         depths,
         depths[-1],
     )
@@ -305,10 +306,17 @@ def _number(figure: Figure) -> str:
 def _sites(context: "Context") -> tuple[Site, ...]:
     blocks = context.backend.identity.num_layers
     twelfths = _QUICK_TWELFTHS if context.options.quick else _TWELFTHS
-    text = context.setting("layers", ",".join(str(blocks * twelfth // 12) for twelfth in twelfths))
+    usual = sorted({min(max(1, blocks * twelfth // 12), blocks - 1) for twelfth in twelfths})
+    text = context.setting("layers", ",".join(map(str, usual)))
     if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise ConfigError(f"{context.suite}.layers is {text!r}; give blocks from 0 to {blocks - 1}, e.g. 8,16,20")
-    return sites_for(context.backend, [int(part) for part in text.split(",")])
+        raise ConfigError(f"{context.suite}.layers is {text!r}; give blocks from 1 to {blocks - 1}, e.g. 8,16,20")
+    sites = sites_for(context.backend, [int(part) for part in text.split(",")])
+    if before := [site for site in sites if is_before_the_model(site)]:
+        raise ConfigError(
+            f"{context.suite}.layers is {text!r}: at {before[0]} a header token has the same state after every answer, "
+            f"there is nothing to separate; give blocks from 1 to {blocks - 1}"
+        )
+    return sites
 
 
 def _keyed(rows: Sequence[Conversation]) -> dict[str, Conversation]:

@@ -5,6 +5,7 @@ from typing import Literal
 from anydepth.detectors import LinearProbe
 from anydepth.evals.context import Context
 from anydepth.probes.dataset import Conversation
+from anydepth.probes.splits import distinct
 
 Kind = Literal["harmful", "benign"]
 KINDS: tuple[Kind, ...] = ("harmful", "benign")
@@ -20,12 +21,12 @@ def chosen(context: Context, kind: Kind, count: int) -> list[Conversation]:
     """`count` answers, of different requests as long as there are any."""
     tables = [context.table(name, label=kind, limit=count, unseen=True) for name in TABLES[kind]]
     mixed = [rows[place] for place in range(count) for rows in tables if place < len(rows)]
-    return mixed[:count]
+    return distinct(mixed).kept[:count]
 
 
 def pool(context: Context, kind: Kind) -> list[Conversation]:
     """All answers of the kind."""
-    return [row for name in TABLES[kind] for row in context.table(name, label=kind, unseen=True)]
+    return distinct(row for name in TABLES[kind] for row in context.table(name, label=kind, unseen=True)).kept
 
 
 def described(probe: LinearProbe | None) -> str:

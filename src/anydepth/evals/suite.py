@@ -1,5 +1,6 @@
 """What a suite is, and which there are."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -30,6 +31,11 @@ SUITES: tuple[str, ...] = tuple(_MODULES)
 
 QUICK: tuple[str, ...] = ("separability", "deep-prefill", "over-refusal", "latency")
 """Suites of `--quick` without `--suite`: what to look at first on a new model."""
+
+
+_PATHS = (".content_probe", ".deep_aligned")
+_CONTENT = (".safetensors", ".bin", ".json")
+_ENDS = 2**24
 
 
 class Suite(Protocol):
@@ -83,15 +89,34 @@ class EvalOptions:
             "quick": self.quick,
             "limit": self.limit,
             "arms": list(self.arms),
-            "settings": {name: _public(value) for name, value in self.settings.items()},
-            "guard_model": self.guard_model and Path(self.guard_model).name,
-            "attacker": self.attacker and Path(self.attacker).name,
+            "settings": {
+                name: _identity(value) if name.endswith(_PATHS) else _public(value)
+                for name, value in self.settings.items()
+            },
+            "guard_model": self.guard_model and _identity(self.guard_model),
+            "attacker": self.attacker and _identity(self.attacker),
         }
 
 
 def _public(value: str) -> str:
     """A path's last part, since the rest is of this machine; anything else as it is."""
     return Path(value).name if Path(value).expanduser().is_absolute() else value
+
+
+def _identity(value: str) -> str:
+    """Name of a file or folder with a digest of its content: what is in it may change under the same name."""
+    path = Path(value).expanduser()
+    if not path.exists():
+        return path.name
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.suffix in _CONTENT):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}\n".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_ENDS))
+            content.seek(max(0, size - _ENDS))  # of gigabytes both ends are enough to tell two checkpoints apart
+            digest.update(content.read(_ENDS))
+    return f"{path.name} (sha256 {digest.hexdigest()[:16]})"
 
 
 def load_suite(name: str) -> Suite:

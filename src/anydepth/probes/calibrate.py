@@ -2,6 +2,8 @@
 
 import copy
 import math
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import pairwise
@@ -10,7 +12,7 @@ from typing import Any
 
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
-from anydepth.policy import Policy, policy_record
+from anydepth.policy import Cusum, Policy, policy_record
 from anydepth.probes.intervals import Interval, Rate, answers_needed, check_share, percent, upper_bound
 
 _FIRST_BUCKETS = (0, 25, 50, 100)
@@ -173,20 +175,26 @@ def calibrate(
 
     Args:
         policy: Kind and options; its threshold does not matter.
-        benign: Answers that the probe never saw.
+        benign: Answers that the probe never saw, each one time.
         target: False-positive rate of whole answers.
         confidence: Confidence of the bounds.
         guarantee: Set the threshold so that the one-sided upper bound, not the rate seen, is at most the target.
         data: What the answers are, for the record.
 
     Raises:
-        ConfigError: There are no answers, too few for a guarantee, an option has a value it cannot have, or the
-            threshold would have to be one that the policy cannot have (benign answers that score 1).
+        ConfigError: There are no answers, too few for a guarantee, one is given twice, an option has a value it cannot
+            have, or the threshold would have to be one that the policy cannot have (benign answers that score 1).
     """
     check_share("target", target)
     check_share("confidence", confidence)
     if not benign:
         raise ConfigError("there are no benign answers to calibrate on; give some")
+    if len(set(benign)) < len(benign):
+        again = next(trail for trail, count in Counter(benign).items() if count > 1)
+        raise ConfigError(
+            f"benign answer {again.id!r} of {again.source!r} is given more than once ({len(benign)} answers, "
+            f"{len(set(benign))} different ones); as evidence an answer counts once, give each one time"
+        )
     allowed = _guaranteed(target, len(benign), confidence) if guarantee else _allowed(target, len(benign))
     peaks = [peak(policy, trail.scores) for trail in benign]
     order = sorted(range(len(benign)), key=peaks.__getitem__, reverse=True)
@@ -208,6 +216,21 @@ def calibrate(
         per_depth=_by_depth(tuned, benign),
         data=data,
     )
+
+
+def threshold_note(policy: Policy) -> str | None:
+    """What to know of a threshold at an end of the range of scores, as one sentence; None of any other."""
+    if policy.threshold <= sys.float_info.min:
+        return (
+            "the threshold lies directly above 0, because the benign answers score nothing at all: an answer is halted "
+            "as soon as it scores anything"
+        )
+    if policy.threshold >= 1 and not isinstance(policy, Cusum):
+        return (
+            "the threshold is 1, because the benign answers score nearly 1: only an answer whose score rounds to 1 is "
+            "halted, which is next to none"
+        )
+    return None
 
 
 def recalibrated(probe: LinearProbe, calibration: Calibration, **more: Any) -> LinearProbe:

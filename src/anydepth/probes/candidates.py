@@ -10,9 +10,11 @@ import numpy as np
 from anydepth.backends.base import CONTENT, Read, Site
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from, policy_record
+from anydepth.probes.facts import FACTS, AnswerFacts
 from anydepth.probes.fit import FitOptions, Fitted, fit
 from anydepth.probes.measure import Pair, separation
 from anydepth.probes.recipe import TRAIN
+from anydepth.probes.sites import is_before_the_model
 from anydepth.probes.store import Checks, Manifest, StateStore
 
 _SWEPT = ("layers", "tokens", "strength", "balance", "first_depth", "clean", "bags", "method")
@@ -82,6 +84,11 @@ def candidates(manifest: Manifest, settings: Mapping[str, Any], *, seed: int = 0
     found = []
     for chosen, at in product(layers, tokens):
         reads = tuple(Read(site, token) for site in chosen for token in at)
+        if all(is_before_the_model(read.site) and read.token != CONTENT for read in reads):
+            raise ConfigError(
+                f"[fit] layers has {chosen[0].block}: at {reads[0]} the state is the same after every answer, no probe "
+                "can be fitted on it; give blocks from 1 on"
+            )
         found += [
             Candidate(reads, _options(dict(zip(names, values, strict=True)), seed))
             for values in product(*(listed(settings[name]) for name in names))
@@ -96,7 +103,7 @@ def sweep(
     wanted: Sequence[Candidate],
     judge: "Judge",
     *,
-    splits: Mapping[str, str] | None = None,
+    used: Mapping[str, "Used"] | None = None,
     progress: Callable[[int, int, Trial], None] | None = None,
 ) -> list[Trial]:
     """Fit every candidate on the store's training answers; the best by `judge` first.
@@ -105,7 +112,8 @@ def sweep(
         store: The states.
         wanted: What to fit.
         judge: What the choice is made by.
-        splits: Answer key -> its split, of the answers to use; by default all of the store, as they were collected.
+        used: Answer key -> what the data says of it now, of the answers to use; by default all of the store, as they
+            were collected.
         progress: Called after each candidate.
     """
     trials: list[Trial] = []
@@ -113,7 +121,7 @@ def sweep(
     for candidate in wanted:
         by_reads.setdefault(candidate.reads, []).append(candidate)
     for reads, group in by_reads.items():
-        checks = states_of(store, reads, splits)
+        checks = states_of(store, reads, used)
         train = checks.where(checks["split"] == TRAIN)
         held_out = judge.seen(checks)
         for candidate in group:
@@ -123,15 +131,27 @@ def sweep(
     return sorted(trials, key=lambda trial: -trial.merit)
 
 
-def states_of(store: StateStore, reads: Sequence[Read], splits: Mapping[str, str] | None = None) -> Checks:
-    """The checks of a store, or of those answers that `splits` names, in the splits that it says."""
-    checks = store.read([(read.site, read.token) for read in reads], views=("own",))
-    if splits is None:
+@dataclass(frozen=True, slots=True)
+class Used:
+    """An answer that a recipe uses: what its data says of it, and how it asks for it to be read."""
+
+    facts: AnswerFacts
+    reading: str
+
+
+def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used] | None = None) -> Checks:
+    """The checks of a store, or of the answers in `used` (by answer key), with what is said of these now.
+
+    Label, source and split of `used` answers are never those that the store was written with.
+    """
+    readings = None if used is None else {key: each.reading for key, each in used.items()}
+    checks = store.read([(read.site, read.token) for read in reads], views=("own",), readings=readings)
+    if used is None:
         return checks
     keys, places = np.unique(checks["answer"], return_inverse=True)
-    found = np.array([splits.get(str(key), "") for key in keys])[places]
-    checks = replace(checks, columns={**checks.columns, "split": found})
-    return checks if (found != "").all() else checks.where(found != "")
+    said = [used[str(key)].facts for key in keys]
+    now = {name: np.array([getattr(facts, name) for facts in said], dtype=np.str_)[places] for name in FACTS}
+    return replace(checks, columns={**checks.columns, **now})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,20 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from anydepth.backends.base import CONTENT, Backend, CheckPoint, FinishedAnswer, Read, Site
 from anydepth.errors import ConfigError, PromptError, UnsupportedModel
-from anydepth.probes.store import CheckRow, Manifest, StateStore, answer_key
+from anydepth.probes.facts import AnswerFacts, facts_by_answer
+from anydepth.probes.plan import CollectPlan
+from anydepth.probes.store import CheckRow, Identity, Manifest, StateStore, answer_key
 from anydepth.probes.suffix import suffix_ids
-from anydepth.schedule import Every, Schedule, scheduled_depths
+from anydepth.schedule import scheduled_depths
 from anydepth.template import Prompt
 
 if TYPE_CHECKING:
@@ -27,47 +30,6 @@ GROUP = 32
 _TOKENS_A_BATCH = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class CollectPlan:
-    """What to read of each answer.
-
-    Attributes:
-        sites: Where to read; the forward pass ends at the highest.
-        tokens: Header tokens to read, -1 for the last token before the header; None is all of them and that one.
-        schedule: At which depths; it must not look at scores.
-        longest: Tokens of an answer to read at most; None is all of it.
-        suffix: What to append: `header`, or one of the controls `newline`, `random`, `user`.
-        split: What to call these answers in the store: `train`, or the name of a held-out file.
-        view: In which context to read an answer: `own`, or `shadow` for a neutral user turn.
-        part: (i, n) takes every n-th group of answers from the i-th on: several processes share one store.
-    """
-
-    sites: tuple[Site, ...]
-    tokens: tuple[int, ...] | None = None
-    schedule: Schedule = field(default_factory=Every)
-    longest: int | None = None
-    suffix: str = "header"
-    split: str = "train"
-    view: str = "own"
-    part: tuple[int, int] = (0, 1)
-
-    def __post_init__(self) -> None:
-        if not self.sites:
-            raise ConfigError("sites is empty; name at least one place to read, e.g. Site(18)")
-        for name, values in (("sites", self.sites), ("tokens", self.tokens)):
-            if values is not None and (not values or len(set(values)) < len(values)):
-                raise ConfigError(f"{name} is {', '.join(map(str, values)) or 'empty'}; name each once")
-        if not getattr(self.schedule, "fixed", False):
-            raise ConfigError(f"schedule is {self.schedule}, which looks at scores; give Every(...) or Listed(...)")
-        if self.longest is not None and self.longest < 1:
-            raise ConfigError(f"longest is {self.longest}; it counts tokens and must be at least 1")
-        if self.view not in ("own", "shadow"):
-            raise ConfigError(f"view is {self.view!r}; choose own or shadow")
-        index, count = self.part
-        if not 0 <= index < count:
-            raise ConfigError(f"part is {index}/{count}; the first of four parts is 0/4, the last 3/4")
-
-
 @dataclass(slots=True)
 class Collected:
     """What a run of `collect` did.
@@ -77,6 +39,8 @@ class Collected:
         checks: Checks read in this run.
         tokens: Tokens run, headers included.
         present: Answers that were in the store already.
+        corrected: Those of them of which the store said something else than the data says now (label, source, split).
+        contradicted: Answers that the data labels both harmful and benign; their label is not known.
         skipped: (id, reason) of each answer that could not be read.
         by_forks: Why the answers were forked depth by depth instead of read in packed passes, or None.
     """
@@ -85,6 +49,8 @@ class Collected:
     checks: int = 0
     tokens: int = 0
     present: int = 0
+    corrected: int = 0
+    contradicted: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     by_forks: str | None = None
 
@@ -99,6 +65,8 @@ class Collected:
         self.checks += other.checks
         self.tokens += other.tokens
         self.present += other.present
+        self.corrected += other.corrected
+        self.contradicted += other.contradicted
         self.skipped += other.skipped
         self.by_forks = self.by_forks or other.by_forks
 
@@ -109,11 +77,26 @@ Group = Mapping[str, "Conversation"]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be done: the groups that are missing, and how many answers there are in all."""
+    """What is to be done.
+
+    Attributes:
+        groups: The groups that are missing.
+        answers: Answers in all.
+        present: Those of them that are there, read as the plan says.
+        outdated: Those of these of which the data says something else than the store -> what it says now.
+        contradicted: Answers that the data labels both harmful and benign.
+    """
 
     groups: tuple[Group, ...]
     answers: int
-    present: int
+    present: frozenset[Identity]
+    outdated: Mapping[Identity, AnswerFacts]
+    contradicted: int
+
+    def begin(self, store: StateStore) -> Collected:
+        """Write down what the data says now of what is there, and begin the report with it."""
+        corrected = store.correct(self.outdated) if self.outdated else 0
+        return Collected(present=len(self.present), corrected=corrected, contradicted=self.contradicted)
 
 
 def manifest_for(backend: Backend, plan: CollectPlan, *, dtype: str, adapter: str | None = None) -> Manifest:
@@ -144,14 +127,43 @@ def manifest_for(backend: Backend, plan: CollectPlan, *, dtype: str, adapter: st
         tokens=tuple(tokens),
         dtype=dtype,
         versions=package_versions("anydepth", "numpy", "torch", "transformers", "vllm"),
-        adapter=adapter,
+        adapter=_adapter(backend, adapter),
     )
 
 
+def _adapter(backend: Backend, name: str | None) -> str | None:
+    """An adapter's name and, where they can be seen, its weights: a folder may be trained again."""
+    digest = adapter_digest(backend)
+    return name if digest is None else f"{Path(name or 'adapter').name} (weights {digest})"
+
+
 def dtype_of(backend: Backend) -> str:
-    """The type that a backend's model runs in, e.g. `bfloat16`: what a manifest is told."""
+    """The type that a backend's model runs in, e.g. `bfloat16` or `bfloat16, awq`: what a manifest is told.
+
+    A quantised checkpoint has the fingerprint of the one that it was made of, and other states.
+    """
     known = backend if hasattr(backend, "dtype") else getattr(backend, "model", None)
-    return str(getattr(known, "dtype", "")).removeprefix("torch.")
+    dtype = str(getattr(known, "dtype", "")).removeprefix("torch.")
+    made = getattr(getattr(getattr(backend, "model", None), "config", None), "quantization_config", None)
+    if made is None:
+        return dtype
+    method = made.get("quant_method") if isinstance(made, Mapping) else getattr(made, "quant_method", None)
+    return f"{dtype}, {getattr(method, 'value', method) or 'quantised'}"
+
+
+def adapter_digest(backend: Backend) -> str | None:
+    """Digest of the weights that an adapter adds to a backend's model, 16 hex digits; None if there is none to see.
+
+    The fingerprint of a model is that of the weights below: it does not say which adapter it runs with.
+    """
+    model: Any = getattr(backend, "model", None)
+    if not hasattr(model, "named_parameters"):
+        return None
+    digest = hashlib.sha256()
+    added = [(name, each) for name, each in model.named_parameters() if "lora" in name]
+    for name, each in sorted(added, key=lambda named: named[0]):
+        digest.update(name.encode() + each.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16] if added else None
 
 
 def package_versions(*names: str) -> dict[str, str]:
@@ -173,14 +185,18 @@ def collect(
     *,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Collected:
-    """Read every conversation that the store does not hold yet.
+    """Read every conversation that the store does not hold yet, read as `plan` says.
+
+    States depend on the text only: what the store says of the label, source, licence or split of an answer that it
+    holds is brought up to date without reading it again.
 
     The conversations are cut into groups in the order given; a group becomes one shard, written whole. A run that was
     killed goes on with the first group that is missing, and reads it in the same batches: the states are the same.
 
     Args:
         backend: The model.
-        conversations: Answers to read. One that occurs twice, text for text, is read once.
+        conversations: Answers to read. One that occurs twice, text for text, is read once; if its labels contradict
+            each other, it is kept without one.
         store: Where to put the states; made by `StateStore.create` with `manifest_for(backend, plan)`.
         plan: What to read.
         progress: Called after each batch with (answers done, answers in all, tokens run).
@@ -188,8 +204,8 @@ def collect(
     Returns:
         What was done; an answer that cannot be read (it does not fit the context) is named in `skipped`.
     """
-    work = work_for(conversations, plan, store.done())
-    report = Collected(present=work.present)
+    work = work_for(conversations, plan, store.present())
+    report = work.begin(store)
 
     def on_batch(group: Collected) -> None:
         if progress is not None:
@@ -201,19 +217,28 @@ def collect(
     return report
 
 
-def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, done: set[tuple[str, str]]) -> Work:
-    """Cut the conversations into groups, and leave out what is `done`, pairs of answer key and view.
+def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, there: Mapping[Identity, AnswerFacts]) -> Work:
+    """Cut the conversations into groups, and leave out what is `there` (`StateStore.present`).
 
     The groups depend on the conversations only, not on what is done: parts and later runs cut them alike.
     """
     keyed: dict[str, Conversation] = {}
+    said: list[tuple[str, AnswerFacts]] = []
     for each in conversations:
-        keyed.setdefault(answer_key(each.messages, each.response), each)
+        key = answer_key(each.messages, each.response)
+        keyed.setdefault(key, each)
+        said.append((key, AnswerFacts.of(each, plan.split)))
+    facts = facts_by_answer(said)
+    both = {key for key, each in said if each.label and not facts[key].label}
+    keyed = {key: replace(each, label=facts[key].label or None) for key, each in keyed.items()}
     keys, (index, count) = list(keyed), plan.part
     mine = [keys[begin : begin + GROUP] for begin in range(0, len(keys), GROUP)][index::count]
-    missing = [{key: keyed[key] for key in group if (key, plan.view) not in done} for group in mine]
+    now = {(key, plan.view, plan.reading): facts[key] for group in mine for key in group}
+    present = now.keys() & there.keys()
+    outdated = {identity: now[identity] for identity in now if identity in present and there[identity] != now[identity]}
+    missing = [{key: keyed[key] for key in group if (key, plan.view, plan.reading) not in present} for group in mine]
     total = sum(map(len, mine))
-    return Work(tuple(group for group in missing if group), total, total - sum(map(len, missing)))
+    return Work(tuple(group for group in missing if group), total, frozenset(present), outdated, len(both))
 
 
 def collect_group(
@@ -246,7 +271,7 @@ def collect_group(
         if on_batch is not None:
             on_batch(report)
     if rows:
-        name = hashlib.sha256("".join([plan.view, *group]).encode()).hexdigest()[:16]
+        name = hashlib.sha256("".join([plan.view, plan.reading, *group]).encode()).hexdigest()[:16]
         store.write(f"{plan.view}-{name}", rows, {site: np.concatenate(parts) for site, parts in states.items()})
     return report
 
@@ -272,9 +297,8 @@ def _prepared(
         if limit is not None and prompt.start + len(answer) + appended > limit:
             report.skipped.append((each.id, f"prompt and answer do not fit the context of {limit} tokens"))
             continue
-        row = CheckRow(
-            each.id, key, plan.view, plan.split, each.source, each.label or "", each.licence, each.prompt_key, 0, 0
-        )
+        facts = asdict(AnswerFacts.of(each, plan.split))
+        row = CheckRow(answer=key, view=plan.view, depth=0, length=0, reading=plan.reading, **facts)
         depths = tuple(scheduled_depths(plan.schedule, len(answer)))
         yield row, FinishedAnswer(Prompt(prompt.ids[: prompt.start]), answer, depths)
 

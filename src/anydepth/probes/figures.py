@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from anydepth.probes.calibrate import threshold_note
 from anydepth.probes.intervals import percent
 from anydepth.probes.train import Trained
 
@@ -31,6 +32,9 @@ def limits_of(trained: Trained) -> list[str]:
         "rate: calibrate again with `anydepth calibrate`.",
         *_misses(trained.figures["halted"]),
     ]
+    policy = trained.probe.policy
+    if policy is not None and (note := threshold_note(policy)) is not None:
+        limits.append(f"{note[0].upper()}{note[1:]}.")
     for name, found in trained.figures["false_positives"].items():
         if target is not None and found["rate"] > target:
             rate = percent(found["rate"])

@@ -87,7 +87,8 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
     """Fit a probe on the labelled checks.
 
     Raises:
-        StoreError: There are no checks of one of the labels, or too few prompts for `clean` or `bags`.
+        StoreError: There are no checks of one of the labels, too few prompts for `clean` or `bags`, or the states are
+            not finite or all the same.
     """
     rows = np.flatnonzero((checks["depth"] >= options.first_depth) & np.isin(checks["label"], ("harmful", "benign")))
     labels = checks["label"][rows] == "harmful"
@@ -97,6 +98,13 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
             f"{options.first_depth} on; a probe needs both. Collect answers of both labels"
         )
     states = checks.states[rows].reshape(len(rows), -1)
+    if not np.isfinite(states).all():
+        raise StoreError("some of the states to fit on are not finite; collect them again with another dtype")
+    if (states.max(0) == states.min(0)).all():
+        raise StoreError(
+            f"all {len(rows)} checks have the very same state, so nothing can be told apart by it; read at another "
+            "block or token"
+        )
     mean, scale = states.mean(0), states.std(0) + 1e-6
     states = (states - mean) / scale
     columns = {name: column[rows] for name, column in checks.columns.items()}

@@ -1,18 +1,21 @@
 """Write a probe's folder: the artefact, and a README that the Hugging Face hub shows as its model card."""
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anydepth.atomic import write_whole
 from anydepth.detectors import LinearProbe
-from anydepth.detectors.card import ProbeCard
+from anydepth.detectors.card import ProbeCard, card_record
 from anydepth.errors import ProbeError
 from anydepth.probes.intervals import percent, percent_range
 
 ARTEFACT = "probe.safetensors"
 README = "README.md"
+_ARTEFACT_MARK = re.compile(r"<!-- artefact: (?P<digest>[0-9a-f]{16}) -->")
 _BEGIN, _END = "<!-- calibration: begin -->", "<!-- calibration: end -->"
 
 
@@ -44,7 +47,7 @@ def write_folder(
     """
     directory = Path(directory)
     probe.save(directory / ARTEFACT)
-    _write(directory / README, readme(probe.card, figures, limits, command, licence=licence))
+    _write(directory / README, readme(probe, figures, limits, command, licence=licence))
     return directory
 
 
@@ -61,7 +64,7 @@ def refresh(artefact: str | Path, probe: LinearProbe) -> bool:
     _, end, after = rest.partition(_END)
     if not begin or not end:
         return False
-    _write(path, before + _marked(probe.card) + after)
+    _write(path, before + _marked(probe) + after)
     return True
 
 
@@ -71,10 +74,25 @@ def artefact_in(path: str | Path) -> Path:
     return path / ARTEFACT if path.is_dir() else path
 
 
+def describes(readme: str | Path, probe: LinearProbe) -> bool | None:
+    """Whether the README at that path was written for just this probe; None if it does not say for which.
+
+    Raises:
+        ProbeError: It cannot be read.
+    """
+    try:
+        text = Path(readme).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProbeError(f"cannot read {readme}: {error}") from error
+    found = _ARTEFACT_MARK.search(text)
+    return None if found is None else found["digest"] == _digest(probe)
+
+
 def readme(
-    card: ProbeCard, figures: Mapping[str, Any], limits: Sequence[str], command: str, *, licence: str = "other"
+    probe: LinearProbe, figures: Mapping[str, Any], limits: Sequence[str], command: str, *, licence: str = "other"
 ) -> str:
     """The text of the README; see `write_folder`."""
+    card = probe.card
     name = card.model.name
     parts = [
         "\n".join(["---", *_header(card, licence), "---"]),
@@ -89,7 +107,7 @@ def readme(
         "## Figures",
         *(_section(figures, 3) if figures else ["None were recorded."]),
         "## Calibration",
-        _marked(card),
+        _marked(probe),
         "## Training data",
         _sources(card),
         "## Where it does not hold",
@@ -200,8 +218,15 @@ def _beside(value: Any) -> dict[str, Any]:
     return {key: each for key, each in value.items() if key not in shown}
 
 
-def _marked(card: ProbeCard) -> str:
-    return "\n\n".join([_BEGIN, *_calibration(card), _END])
+def _marked(probe: LinearProbe) -> str:
+    """The part that every new calibration replaces, with a mark of the artefact that it belongs to."""
+    return "\n\n".join([_BEGIN, f"<!-- artefact: {_digest(probe)} -->", *_calibration(probe.card), _END])
+
+
+def _digest(probe: LinearProbe) -> str:
+    """Digest of weight, bias and card, 16 hex digits."""
+    card = json.dumps(card_record(probe.card), sort_keys=True, default=str)
+    return hashlib.sha256(probe.weight.tobytes() + repr(probe.bias).encode() + card.encode()).hexdigest()[:16]
 
 
 def _calibration(card: ProbeCard) -> Iterator[str]:

@@ -5,6 +5,7 @@ stay part of it. The file that is written is read by `load` like any other table
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +17,7 @@ from anydepth.backends.batch import batches, write_batch
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError, PromptError
 from anydepth.probes.corpora import load
-from anydepth.probes.dataset import Columns, Conversation
+from anydepth.probes.dataset import Columns, Conversation, digest
 from anydepth.probes.journal import Journal
 from anydepth.probes.store import answer_key
 from anydepth.template import Prompt
@@ -24,6 +25,7 @@ from anydepth.template import Prompt
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 _FIXED = ("id", "messages", "response", "label", "source", "licence")
 _TAKEN = {*_FIXED, "prompt", "license"}
+_OWN_TAGS = ("prefix_tokens", "finish_reason", "generator", "on_policy", "empty", "refusal")
 
 COLUMNS = Columns(messages="messages", response="response", label="label", id="id", source="source", licence="licence")
 """The columns of the file."""
@@ -68,6 +70,7 @@ class Written:
         empty: How many of the own answers are empty; they are tagged `empty`.
         present: How many conversations were in the file already.
         tokens: Tokens that were generated in this run.
+        asked: Id in the file -> the conversation that was asked for, as its data is now.
         left_out: (id, reason) of each conversation that is not in the file.
     """
 
@@ -78,7 +81,20 @@ class Written:
     empty: int = 0
     present: int = 0
     tokens: int = 0
+    asked: dict[str, Conversation] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def conversations(self) -> list[Conversation]:
+        """What the model wrote for these conversations, with what their data says now of source, licence and tags.
+
+        The file may hold answers of an earlier call as well, to other prompts or of other labels: those are left out.
+        """
+        found = []
+        for row in load_answers(self.path):
+            if (now := self.asked.get(row.id)) is not None:
+                own = {name: row.tags[name] for name in _OWN_TAGS if name in row.tags}
+                found.append(replace(row, source=now.source, licence=now.licence, tags={**_kept(now), **own}))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +107,16 @@ class _Job:
     suspect: str | None = None
 
     @property
-    def key(self) -> str:
+    def name(self) -> str:
+        """What to call it."""
         return f"{self.conversation.id}+own"
+
+    @property
+    def key(self) -> str:
+        """Its id in the file; another one if the prompt, the label or the answer to continue has changed."""
+        each = self.conversation
+        asked = [list(each.messages), each.response if self.prefix else "", each.label, self.suspect]
+        return f"{self.name}-{digest(json.dumps(asked, sort_keys=True))[:8]}"
 
 
 def write_answers(
@@ -104,6 +128,9 @@ def write_answers(
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Written:
     """Write the model's own answers to `path`, one JSON line each; what is there already is not written again.
+
+    An answer is there if the model was asked the same: a conversation whose prompt, label or answer to continue has
+    changed since is asked anew.
 
     Own answers that refuse or are empty are written and tagged. Left out, and named in the result and in a file beside
     `path`, are conversations whose label the model's text would not keep: continuations in which it refuses, and
@@ -133,7 +160,7 @@ def write_answers(
         done = report.present + len(journal.left_out.keys() & wanted)
         if progress is not None:
             progress(done, len(jobs), 0)
-        for batch in batches(jobs, lambda job: job.prompt, options.max_new_tokens, lambda job: job.key):
+        for batch in batches(jobs, lambda job: job.prompt, options.max_new_tokens, lambda job: job.name):
             missing = [job for job in batch if job.key not in journal]
             if not missing:
                 continue
@@ -149,8 +176,9 @@ def write_answers(
             done += len(missing)
             if progress is not None:
                 progress(done, len(jobs), report.tokens)
-        for key in (job.key for job in jobs):
-            _count(report, key, journal)
+        for job in jobs:
+            report.asked[job.key] = job.conversation
+            _count(report, job, journal)
     return report
 
 
@@ -212,7 +240,7 @@ def _write(
     backend: Backend, batch: Sequence[_Job], options: AnswerOptions
 ) -> Iterator[tuple[str, dict[str, str], int]]:
     """Text, tags and number of new tokens of each job."""
-    content = "\0".join([str(options.seed), *(job.key for job in batch)])
+    content = "\0".join([str(options.seed), *(job.name for job in batch)])
     seed = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4])
     prompts = [job.prompt for job in batch]
     written = write_batch(backend, prompts, max_new_tokens=options.max_new_tokens, seed=seed, sampling=options.sampling)
@@ -246,8 +274,12 @@ def _judged(job: _Job, text: str, tags: Mapping[str, str]) -> tuple[Conversation
         found["refusal"] = "true"
     elif job.suspect:
         reason = f"the model's answer does not refuse and {job.suspect}"
-    kept = {name: tag for name, tag in job.conversation.tags.items() if name not in _TAKEN}
-    return replace(job.conversation, id=job.key, response=text, tags={**kept, **found}), reason
+    return replace(job.conversation, id=job.key, response=text, tags={**_kept(job.conversation), **found}), reason
+
+
+def _kept(conversation: Conversation) -> dict[str, str]:
+    """The tags of a conversation that its answer keeps."""
+    return {name: tag for name, tag in conversation.tags.items() if name not in _TAKEN}
 
 
 def _row(conversation: Conversation) -> dict[str, Any]:
@@ -255,11 +287,11 @@ def _row(conversation: Conversation) -> dict[str, Any]:
     return {**values, **conversation.tags}
 
 
-def _count(report: Written, key: str, journal: Journal) -> None:
-    if key in journal.left_out:
-        report.left_out.append((key, journal.left_out[key]))
+def _count(report: Written, job: _Job, journal: Journal) -> None:
+    if job.key in journal.left_out:
+        report.left_out.append((job.name, journal.left_out[job.key]))
         return
-    row = journal.rows[key]
+    row = journal.rows[job.key]
     if row.get("on_policy") == "continuation":
         report.continuations += 1
         return

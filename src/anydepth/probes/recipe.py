@@ -15,8 +15,19 @@ from anydepth.probes.augment import swap, wrap
 from anydepth.probes.corpora import SHIPPED, load
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.part import TRAIN, Part
-from anydepth.probes.splits import Selection, balance, drop_near_duplicates, permissive, split_by_prompt
+from anydepth.probes.splits import (
+    Selection,
+    Text,
+    balance,
+    contradicted,
+    distinct,
+    drop_near_duplicates,
+    permissive,
+    split_by_prompt,
+)
+from anydepth.probes.store import answer_key
 
+_COPIES = "copies of others"
 _DEPTHS = (0, 1, 4, 16, 25, 50, 75, 100, 150, 200, 250, 300, 400, 500)
 
 
@@ -105,7 +116,8 @@ def recipe_from(record: Mapping[str, Any], source: str) -> Recipe:
 def gather(recipe: Recipe, *, data: Path | None = None, permissive_only: bool = False) -> list[Gathered]:
     """Load the conversations of every part.
 
-    Near-duplicates of held-out prompts and answers are taken out of the training parts. With `permissive_only`,
+    Answers that the data labels both harmful and benign are left out, and so are copies of answers in the held-out
+    sets. Near-duplicates of held-out prompts and answers are taken out of the training parts. With `permissive_only`,
     training parts keep what may go into a shipped probe.
 
     Raises:
@@ -114,7 +126,7 @@ def gather(recipe: Recipe, *, data: Path | None = None, permissive_only: bool = 
     loaded: dict[str, list[Conversation]] = {}
     candidates: dict[str, list[Conversation]] = {}
     held_out: dict[str, list[Conversation]] = {}
-    notes: dict[str, list[str]] = {part.name: [] for part in recipe.parts}
+    notes: dict[str, list[str]] = {name: [] for part in recipe.parts for name in (part.name, held_out_of(part.name))}
     for part in recipe.parts:
         rows = list(candidates[part.like]) if part.like else []
         for ref in part.data:
@@ -125,19 +137,61 @@ def gather(recipe: Recipe, *, data: Path | None = None, permissive_only: bool = 
         if part.hold_out:
             rows, held_out[part.name] = _divided(rows, part)
         candidates[part.name] = rows
+    _drop_contradicted(candidates, held_out, notes)
+    _drop_copies(recipe, candidates, held_out, notes)
     kept_apart = [row for part in recipe.parts if part.split != TRAIN for row in candidates[part.name]]
     kept_apart += [row for rows in held_out.values() for row in rows]
     if kept_apart:
         _drop_known(recipe, candidates, kept_apart, notes)
     if empty := [name for name, rows in candidates.items() if not rows]:
-        raise ConfigError(f"part {empty[0]!r} is empty: all of it is held out, or nearly in a held-out set")
+        why = "; ".join(notes[empty[0]]) or "all of it is held out"
+        raise ConfigError(f"part {empty[0]!r} is empty; left out of it: {why}. Give other conversations")
     found = [_gathered(part, candidates, notes[part.name]) for part in recipe.parts]
     for part in recipe.parts:
         if part.hold_out:
             apart = held_out_of(part.name)
             whole = replace(part, name=apart, split=apart, depths=None, longest=None)
-            found += [Gathered(whole, held_out[part.name], "")]
+            found += [Gathered(whole, held_out[part.name], "; ".join(notes[apart]))]
     return found
+
+
+def _drop_contradicted(
+    candidates: dict[str, list[Conversation]],
+    held_out: dict[str, list[Conversation]],
+    notes: Mapping[str, list[str]],
+) -> None:
+    """Take out answers that occur with both labels, in whatever parts."""
+    both = contradicted(row for rows in (*candidates.values(), *held_out.values()) for row in rows)
+    for sets, name_of in ((candidates, str), (held_out, held_out_of)):
+        for name, rows in sets.items() if both else ():
+            sets[name] = [row for row in rows if Text.of(row.messages, row.response).key not in both]
+            _note(notes[name_of(name)], len(rows) - len(sets[name]), "labelled both harmful and benign")
+
+
+def _drop_copies(
+    recipe: Recipe,
+    candidates: dict[str, list[Conversation]],
+    held_out: dict[str, list[Conversation]],
+    notes: Mapping[str, list[str]],
+) -> None:
+    """Keep one of several copies in each held-out set: as evidence, an answer counts once."""
+    for part in recipe.parts:
+        if part.hold_out:
+            rows = held_out[part.name]
+            held_out[part.name] = distinct(rows).kept
+            _note(notes[held_out_of(part.name)], len(rows) - len(held_out[part.name]), _COPIES)
+    for split in dict.fromkeys(part.split for part in recipe.parts if part.split != TRAIN):
+        names = [part.name for part in recipe.parts if part.split == split]
+        kept = set(map(id, distinct(row for name in names for row in candidates[name]).kept))
+        for name in names:
+            rows = candidates[name]
+            candidates[name] = [row for row in rows if id(row) in kept]
+            _note(notes[name], len(rows) - len(candidates[name]), _COPIES)
+
+
+def _note(notes: list[str], count: int, why: str) -> None:
+    if count:
+        notes.append(f"{count} that are {why}")
 
 
 def _drop_known(
@@ -153,8 +207,7 @@ def _drop_known(
     for name in names:
         before = len(candidates[name])
         candidates[name] = [row for row in candidates[name] if id(row) in kept]
-        if before > len(candidates[name]):
-            notes[name].append(f"{before - len(candidates[name])} that are nearly in the held-out sets")
+        _note(notes[name], before - len(candidates[name]), "nearly in the held-out sets")
 
 
 def held_out_of(name: str) -> str:
@@ -222,6 +275,9 @@ def _candidates(part: Part, rows: list[Conversation], permissive_only: bool, not
         rows = [row for row in rows if any(fnmatch(row.source, pattern) for pattern in part.sources)]
     if part.label is not None:
         rows = [row for row in rows if row.label == part.label]
+    unlabelled = sum(row.label is None for row in rows)
+    rows = [row for row in rows if row.label is not None]
+    _note(notes, unlabelled, "without a label")
     if part.longest_prompt is not None:
         rows = [row for row in rows if len(row.prompt.split()) <= part.longest_prompt]
     if part.drop_refusals:
@@ -234,7 +290,8 @@ def _candidates(part: Part, rows: list[Conversation], permissive_only: bool, not
         rows = _noted(permissive(rows), notes)
     if not rows:
         of = ", ".join(part.data) or part.like
-        raise ConfigError(f"part {part.name!r} is empty: nothing of {of} passes its conditions")
+        why = f"; left out: {'; '.join(notes)}" if notes else ""
+        raise ConfigError(f"part {part.name!r} is empty: nothing of {of} passes its conditions{why}")
     return rows
 
 
@@ -265,14 +322,14 @@ def _noted(selection: Selection, notes: list[str]) -> list[Conversation]:
 
 def training_sources(gathered: Sequence[Gathered]) -> tuple[dict[str, str], ...]:
     """Source and licence of everything trained on, with the number of answers, for the card."""
-    counts: dict[tuple[str, str], int] = {}
+    answers: dict[tuple[str, str], set[str]] = {}
     for each in gathered:
         if each.part.split == TRAIN:
             for row in each.conversations:
-                key = (row.source, row.licence)
-                counts[key] = counts.get(key, 0) + 1
+                answers.setdefault((row.source, row.licence), set()).add(answer_key(row.messages, row.response))
     return tuple(
-        {"name": name, "licence": licence, "answers": str(count)} for (name, licence), count in sorted(counts.items())
+        {"name": name, "licence": licence, "answers": str(len(found))}
+        for (name, licence), found in sorted(answers.items())
     )
 
 

@@ -13,8 +13,9 @@ from anydepth import errors
 from anydepth.backends.base import Backend
 from anydepth.errors import AnydepthError, ConfigError, ModelError
 from anydepth.extras import require
-from anydepth.probes.collect import Collected, CollectPlan, Group, collect_group, dtype_of, manifest_for, work_for
+from anydepth.probes.collect import Collected, Group, collect_group, dtype_of, manifest_for, work_for
 from anydepth.probes.dataset import Conversation
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.store import StateStore
 
 _BLOCKS = 4096
@@ -84,8 +85,9 @@ def collect_with_ray(
         # the store is made first, by one worker: what is wrong with model, sites or store is said once and at once
         opened = ray.remote(**share)(_make_store).remote(open_backend, plan, path, adapter)
         made: CollectPlan = _result(ray, opened)
-        work = work_for(conversations, made, StateStore(path).done())
-        report = Collected(present=work.present)
+        store = StateStore(path)
+        work = work_for(conversations, made, store.present())
+        report = work.begin(store)
         if progress is not None:
             progress(report.done, work.answers, 0)
         if not work.groups:

@@ -26,3 +26,11 @@ def sites_for(backend: Backend, layers: Sequence[int] | None = None) -> tuple[Si
     for site in sites:
         backend.check_site(site)
     return sites
+
+
+def is_before_the_model(site: Site) -> bool:
+    """Whether the state at `site` is made of the token alone: it is that of the first block's input, or a norm of it.
+
+    A header token has the same state there whatever the answer was.
+    """
+    return site.block == 0 and site.module == Site(0).module

@@ -1,4 +1,4 @@
-"""Select conversations: by licence, into halves that share no prompt, without near-duplicates, balanced.
+"""Select conversations: by licence, into halves that share no prompt, without near-duplicates or copies, balanced.
 
 Every choice is made by hashes of the content and a seed. It does not depend on the order of the conversations.
 """
@@ -6,8 +6,9 @@ Every choice is made by hashes of the content and a seed. It does not depend on 
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from anydepth.probes.dataset import Conversation, Label, digest, normalise
 _SHINGLE = 5
 """Characters of a shingle: words count, and so does their order, but not a changed ending."""
 
+_SAME_REQUEST = 0.7
 _SAME_ANSWER = 0.9
 _SHORTEST_ANSWER = 100
 """Characters from which an answer that occurs twice is a leak; a stock refusal is shorter and is none."""
@@ -140,7 +142,7 @@ def _content(conversation: Conversation, seed: int) -> tuple[str, str]:
 
 
 def drop_near_duplicates(
-    train: Sequence[Conversation], held_out: Sequence[Conversation], threshold: float = 0.7
+    train: Sequence[Conversation], held_out: Sequence[Conversation], threshold: float = _SAME_REQUEST
 ) -> Selection:
     """Leave out of `train` what is nearly in `held_out`.
 
@@ -162,6 +164,89 @@ def drop_near_duplicates(
         return "answer nearly in the held-out set" if not answers.isdisjoint(_answers([conversation])) else None
 
     return _select(train, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A conversation for comparing: its label, its normalised turns and its normalised answer."""
+
+    label: str
+    turns: str
+    answer: str
+
+    @classmethod
+    def of(cls, messages: Iterable[Mapping[str, Any]], response: str, label: str | None = None) -> "Text":
+        """The text of a conversation."""
+        contents = (turn.get("content") or "" for turn in messages)
+        plain = (each if isinstance(each, str) else json.dumps(each, sort_keys=True, default=str) for each in contents)
+        return cls(label or "", "\n".join(map(normalise, plain)), normalise(response))
+
+    @property
+    def key(self) -> str:
+        """Digest of turns and answer, 16 hex digits: that of every copy which differs in case or punctuation only."""
+        return digest(f"{self.turns}\0{self.answer}")
+
+
+def distinct(conversations: Iterable[Conversation]) -> Selection:
+    """Keep the first of several copies: as evidence an answer counts once, however often it occurs."""
+    rows = list(conversations)
+    found = copies([Text.of(row.messages, row.response, row.label) for row in rows])
+    marked = {id(rows[place]) for place in found}
+    return _select(rows, lambda row: "copies of others" if id(row) in marked else None)
+
+
+def contradicted(conversations: Iterable[Conversation]) -> set[str]:
+    """Keys (`Text.key`) of the answers that occur with both labels: which of the two is right, nobody can say."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for row in conversations:
+        if row.label and row.response:
+            labels[Text.of(row.messages, row.response).key].add(row.label)
+    return {key for key, found in labels.items() if len(found) > 1}
+
+
+def copies(texts: Sequence[Text]) -> set[int]:
+    """Places of the texts that are copies of an earlier one.
+
+    Copies have the same label. All their turns and their answers are the same once normalised; or their answers, of 100
+    characters or more, are near-duplicates, and their turns are as well (see `drop_near_duplicates`).
+    """
+    seen: set[Text] = set()
+    found: set[int] = set()
+    for place, text in enumerate(texts):
+        if text in seen:
+            found.add(place)
+        seen.add(text)
+    rest = [n for n, text in enumerate(texts) if n not in found and len(text.answer) >= _SHORTEST_ANSWER]
+    return found | {rest[n] for n in _near_copies([texts[place] for place in rest])}
+
+
+def _near_copies(texts: Sequence[Text]) -> Iterator[int]:
+    """Indices of the texts that are near-copies of an earlier one that is none."""
+    ranked = _ranked([text.answer for text in texts])
+    index: dict[int, list[int]] = defaultdict(list)
+    for number, (text, shingles) in enumerate(zip(texts, ranked, strict=True)):
+        prefix = _prefix(shingles, _SAME_ANSWER)
+        likely = Counter(each for shingle in prefix for each in index.get(shingle, ()))
+        if any(_is_copy(text, texts[each], shingles, ranked[each]) for each, _ in likely.most_common()):
+            yield number
+            continue
+        for shingle in prefix:
+            index[shingle].append(number)
+
+
+def _is_copy(text: Text, other: Text, shingles: np.ndarray, others: np.ndarray) -> bool:
+    """Whether label, answer and turns are those of the other, as nearly as copies are."""
+    if text.label != other.label or min(len(shingles), len(others)) < _SAME_ANSWER * max(len(shingles), len(others)):
+        return False
+    if _similarity(shingles, others) < _SAME_ANSWER:
+        return False
+    return text.turns == other.turns or _similarity(_shingles(text.turns), _shingles(other.turns)) >= _SAME_REQUEST
+
+
+def _similarity(one: np.ndarray, other: np.ndarray) -> float:
+    """Jaccard similarity of two sets, each an array without repetitions."""
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / (len(one) + len(other) - shared)
 
 
 def _requests(conversations: Iterable[Conversation]) -> set[str]:

@@ -5,19 +5,28 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from anydepth.backends.base import ModelIdentity, Site
 from anydepth.errors import StoreError
 from anydepth.extras import require
+from anydepth.probes.facts import FACTS, AnswerFacts
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Layout of the store; of 1, nothing said at which depths an answer was asked to be read."""
+
 _MANIFEST = "manifest.json"
-_FACTS = ("id", "answer", "view", "split", "source", "label", "licence", "prompt_key", "depth", "length")
+_IDENTITY = ("answer", "view", "reading")
+_FACTS = ("id", "answer", "view", "reading", "split", "source", "label", "licence", "prompt_key", "depth", "length")
+_NUMBERS = ("depth", "length")
+
+Identity = tuple[str, str, str]
+"""What decides the states of an answer: its key, the view and the reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,8 @@ class Manifest:
 class CheckRow:
     """What is known of one check beside its states; the columns of the store.
 
+    What of it the data says (`AnswerFacts`) decides no state, and may be corrected later.
+
     Attributes:
         id: The conversation's own id.
         answer: Digest of the conversation's text: the same conversation is collected once.
@@ -72,6 +83,7 @@ class CheckRow:
         prompt_key: Digest of the normalised prompt: splits are made by it.
         depth: Depth of the check in tokens.
         length: Length of the answer in tokens, as far as it was read.
+        reading: At which depths and how far the answer was asked to be read, as `CollectPlan.reading` says it.
     """
 
     id: str
@@ -84,6 +96,7 @@ class CheckRow:
     prompt_key: str
     depth: int
     length: int
+    reading: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,38 +159,71 @@ class StateStore:
         """The Parquet files, in order of their names."""
         return sorted((self.path / "states").glob("*.parquet"))
 
-    def done(self) -> set[tuple[str, str]]:
-        """Which (answer, view) are there already."""
-        pa, parquet = require("pyarrow", extra="fit"), require("pyarrow.parquet", extra="fit")
-        found: set[tuple[str, str]] = set()
+    def present(self) -> dict[Identity, AnswerFacts]:
+        """Which answers are there, read how, and what the data said of each when it was written."""
+        found: dict[Identity, AnswerFacts] = {}
         for shard in self.shards():
-            try:
-                table = parquet.read_table(shard, columns=["answer", "view"])
-            except (OSError, pa.ArrowException) as error:
-                raise StoreError(
-                    f"{shard} is not a whole Parquet file ({error}); remove it and collect again"
-                ) from error
-            found.update(zip(table["answer"].to_pylist(), table["view"].to_pylist(), strict=True))
+            columns = [column.to_pylist() for column in self._columns(shard, (*_IDENTITY, *FACTS)).columns]
+            for answer, view, reading, *facts in zip(*columns, strict=True):
+                found[answer, view, reading] = AnswerFacts(*facts)
         return found
+
+    def correct(self, facts: Mapping[Identity, AnswerFacts]) -> int:
+        """Write down what the data says now of answers that are there; returns how many said something else before.
+
+        The states do not depend on it and stay as they are. Each shard is replaced whole.
+        """
+        pa, parquet = require("pyarrow", extra="fit"), require("pyarrow.parquet", extra="fit")
+        corrected: set[Identity] = set()
+        # another process that collects into this store may correct other answers of the same shard
+        with FileLock(self.path / "correct.lock"):
+            for shard in self.shards():
+                table = self._columns(shard, (*_IDENTITY, *FACTS))
+                keys = list(zip(*(table[name].to_pylist() for name in _IDENTITY), strict=True))
+                before = list(zip(*(table[name].to_pylist() for name in FACTS), strict=True))
+                now = [astuple(facts[key]) if key in facts else old for key, old in zip(keys, before, strict=True)]
+                changed = {key for key, old, new in zip(keys, before, now, strict=True) if old != new}
+                if not changed:
+                    continue
+                corrected |= changed
+                whole = parquet.read_table(shard)
+                for place, name in enumerate(FACTS):
+                    column = pa.array([row[place] for row in now], type=pa.string())
+                    whole = whole.set_column(whole.schema.get_field_index(name), name, column)
+                self._write_shard(shard, whole)
+        return len(corrected)
+
+    def _columns(self, shard: Path, names: Sequence[str]) -> Any:
+        pa, parquet = require("pyarrow", extra="fit"), require("pyarrow.parquet", extra="fit")
+        try:
+            return parquet.read_table(shard, columns=list(names))
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{shard} is not a whole Parquet file ({error}); remove it and collect again") from error
 
     def write(self, name: str, rows: Sequence[CheckRow], states: Mapping[Site, np.ndarray]) -> Path:
         """Add one shard; `states` are float32 `[len(rows), len(tokens), hidden_size]` a site."""
-        pa, parquet = require("pyarrow", extra="fit"), require("pyarrow.parquet", extra="fit")
+        pa = require("pyarrow", extra="fit")
         columns: dict[str, Any] = {fact: pa.array([getattr(row, fact) for row in rows]) for fact in _FACTS}
-        wide = []
         for site in self.manifest.sites:
             for place, token in enumerate(self.manifest.tokens):
                 values = np.ascontiguousarray(states[site][:, place], dtype=np.float32)
-                wide.append(column_name(site, token))
-                columns[wide[-1]] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+                flat = pa.array(values.ravel())
+                columns[column_name(site, token)] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         target = self.path / "states" / f"{name}.parquet"
-        temporary = target.with_name(f".{name}.{uuid.uuid4().hex}.tmp")
+        self._write_shard(target, pa.table(columns))
+        return target
+
+    def _write_shard(self, target: Path, table: Any) -> None:
+        """Write a shard whole or not at all."""
+        parquet = require("pyarrow.parquet", extra="fit")
+        temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex}.tmp")
+        wide = [name for name in table.column_names if name not in _FACTS]
         try:
             parquet.write_table(
-                pa.table(columns),
+                table,
                 temporary,
                 compression="zstd",
-                use_dictionary=list(_FACTS[:-2]),
+                use_dictionary=[name for name in _FACTS if name not in _NUMBERS],
                 # bfloat16 states have two bytes that are zero: split by byte they cost nothing
                 use_byte_stream_split=[f"{column}.list.element" for column in wide],
             )
@@ -187,15 +233,26 @@ class StateStore:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-        for left in target.parent.glob(f".{name}.*.tmp"):  # of a run that was killed while it wrote this shard
+        for left in target.parent.glob(f".{target.stem}.*.tmp"):  # of a run that was killed while it wrote this shard
             left.unlink(missing_ok=True)
-        return target
 
-    def read(self, reads: Iterable[tuple[Site, int]], *, views: Sequence[str] | None = None) -> Checks:
-        """Load the checks of `views` (all of them by default) with their states at `reads`, pairs of site and token.
+    def read(
+        self,
+        reads: Iterable[tuple[Site, int]],
+        *,
+        views: Sequence[str] | None = None,
+        readings: Mapping[str, str] | None = None,
+    ) -> Checks:
+        """Load checks with their states at `reads`, pairs of site and token.
+
+        Args:
+            reads: Which states.
+            views: Checks of these views only; all of them by default.
+            readings: Answer key -> its reading: these answers only, read so. By default all answers.
 
         Raises:
-            StoreError: A site or token was not collected, or there is nothing to read.
+            StoreError: A site or token was not collected, there is nothing to read, or an answer was read in more than
+                one way and `readings` does not say which is meant.
         """
         reads = list(reads)
         for site, token in reads:
@@ -217,14 +274,32 @@ class StateStore:
                 f"{self.path} has a shard that cannot be read ({error}); remove it and collect again"
             ) from error
         size = self.manifest.model.hidden_size
+        columns = {fact: np.array(table[fact].to_pylist()) for fact in _FACTS}
+        wanted = self._wanted(columns, readings)
         states = np.empty((table.num_rows, len(names), size), np.float32)
         for place, name in enumerate(names):
             begin = 0
             for chunk in table[name].chunks:  # chunk by chunk: only one copy of the states is in memory
                 states[begin : begin + len(chunk), place] = chunk.flatten().to_numpy().reshape(-1, size)
                 begin += len(chunk)
-        columns = {fact: np.array(table[fact].to_pylist()) for fact in _FACTS}
-        return Checks(columns, states)
+        checks = Checks(columns, states)
+        return checks if wanted.all() else checks.where(wanted)
+
+    def _wanted(self, columns: Mapping[str, np.ndarray], readings: Mapping[str, str] | None) -> np.ndarray:
+        """Mask of the checks that belong to the readings asked for."""
+        found = {*zip(*(columns[name].tolist() for name in _IDENTITY), strict=True)}
+        if readings is not None:
+            kept = {identity for identity in found if readings.get(identity[0]) == identity[2]}
+            rows = zip(*(columns[name].tolist() for name in _IDENTITY), strict=True)
+            return np.fromiter((row in kept for row in rows), bool, len(columns["answer"]))
+        seen: dict[tuple[str, str], str] = {}
+        for answer, view, reading in sorted(found):
+            if seen.setdefault((answer, view), reading) != reading:
+                raise StoreError(
+                    f"{self.path} holds the answer {answer} read in two ways: {seen[answer, view]!r} and {reading!r}; "
+                    "say with `readings` which is meant, or collect into another folder"
+                )
+        return np.ones(len(columns["answer"]), bool)
 
 
 def column_name(site: Site, token: int) -> str:
@@ -244,7 +319,8 @@ def _read_manifest(path: Path) -> Manifest:
         if record.get("format_version") != FORMAT_VERSION:
             raise StoreError(
                 f"{path} has the format version {record.get('format_version')!r}, this anydepth reads "
-                f"{FORMAT_VERSION}; collect again, or use the anydepth that wrote it"
+                f"{FORMAT_VERSION} (which says how each answer was read); collect again into another folder, or use "
+                "the anydepth that wrote it"
             )
         lists = {name: tuple(record[name]) for name in ("header_ids", "header_tokens", "tokens")}
         sites = tuple(Site.parse(site) for site in record["sites"])

@@ -10,18 +10,20 @@ import numpy as np
 
 from anydepth.backends.base import CONTENT, Backend, Site
 from anydepth.detectors import LinearProbe, ProbeCard
-from anydepth.errors import ConfigError
-from anydepth.policy import policy_from, policy_record
+from anydepth.policy import policy_record
 from anydepth.probes.calibrate import Calibration
-from anydepth.probes.candidates import Candidate, Judge, Trial, candidates, listed, states_of, sweep
-from anydepth.probes.collect import CollectPlan, collect, dtype_of, manifest_for, package_versions
+from anydepth.probes.candidates import Candidate, Judge, Trial, Used, candidates, listed, states_of, sweep
+from anydepth.probes.choices import CHOSEN, REPORTED, Choices
+from anydepth.probes.collect import collect, dtype_of, manifest_for, package_versions
+from anydepth.probes.facts import AnswerFacts, facts_by_answer
 from anydepth.probes.fit import Fitted
-from anydepth.probes.intervals import check_share
-from anydepth.probes.measure import Pair, crossed, half, table, thresholds
-from anydepth.probes.onpolicy import AnswerOptions, load_answers, write_answers
+from anydepth.probes.measure import crossed, half, table, thresholds
+from anydepth.probes.onpolicy import AnswerOptions, write_answers
+from anydepth.probes.plan import CollectPlan, reading_of
 from anydepth.probes.recipe import TRAIN, Gathered, Recipe, training_sources
 from anydepth.probes.sites import sites_for
-from anydepth.probes.store import Checks, Manifest, StateStore, answer_key
+from anydepth.probes.splits import Text
+from anydepth.probes.store import Checks, StateStore, answer_key
 from anydepth.schedule import Every
 
 Progress = Callable[[str, int, int, int], None]
@@ -40,12 +42,29 @@ class Filled:
     gathered: tuple[Gathered, ...]
 
     @property
-    def splits(self) -> dict[str, str]:
-        """Answer key -> split; of an answer in several parts, the first one's."""
-        found: dict[str, str] = {}
+    def used(self) -> dict[str, Used]:
+        """Answer key -> what the data says of it now, and how it was read; of an answer in several parts, the first."""
+        readings: dict[str, str] = {}
+        said: list[tuple[str, AnswerFacts]] = []
         for each in self.gathered:
+            reading = reading_of(each.part.schedule, each.part.longest)
             for row in each.conversations:
-                found.setdefault(answer_key(row.messages, row.response), each.part.split)
+                key = answer_key(row.messages, row.response)
+                readings.setdefault(key, reading)
+                said.append((key, AnswerFacts.of(row, each.part.split)))
+        return {key: Used(facts, readings[key]) for key, facts in facts_by_answer(said).items()}
+
+    @property
+    def seen(self) -> dict[str, set[str]]:
+        """What answers were used for -> their keys, `Text.key`: what may not be taken for new to the probe."""
+        found: dict[str, set[str]] = {"trained": set(), "chosen": set()}
+        for each in self.gathered:
+            trained = each.part.split == TRAIN
+            keys = [row.prompt_key for row in each.conversations]
+            for row, chosen in zip(each.conversations, half(keys, CHOSEN), strict=True):
+                if trained or chosen:
+                    key = Text.of(row.messages, row.response).key
+                    found["trained" if trained else "chosen"].add(key)
         return found
 
 
@@ -58,12 +77,14 @@ class Trained:
         trials: All candidates, the best first.
         figures: What was measured on the held-out answers that no choice was made on.
         left_out: Part -> what was left out of it, and why.
+        seen: What answers were used for -> their keys, see `Filled.seen`.
     """
 
     probe: LinearProbe
     trials: tuple[Trial, ...]
     figures: Mapping[str, Any]
     left_out: Mapping[str, str]
+    seen: Mapping[str, set[str]]
 
 
 def fill(
@@ -92,7 +113,8 @@ def fill(
     sites = _sites(backend, recipe)
     plan = CollectPlan(sites, tokens=(CONTENT, *range(len(backend.header.ids))))
     manifest = manifest_for(backend, plan, dtype=dtype_of(backend), adapter=adapter)
-    _choices(recipe, gathered, manifest)  # refuses now what would fail after hours of reading
+    Choices.of(recipe).check(recipe, gathered)  # refuses now what would fail after hours of reading
+    candidates(manifest, recipe.fit)
     store = StateStore.create(work / "states", manifest)
     found = []
     for each in gathered:
@@ -101,11 +123,11 @@ def fill(
             path = work / "written" / f"{part.name}.jsonl"
             longest = part.longest or AnswerOptions().max_new_tokens
             options = AnswerOptions(max_new_tokens=longest, sampling=recipe.write)
-            write_answers(backend, rows, path, options=options, progress=_named(progress, f"write {part.name}"))
-            asked = {f"{row.id}+own" for row in rows}  # the file may have answers of an earlier recipe
-            mine = [row for row in load_answers(path) if row.id in asked]
-            rows = [row for row in mine if row.response and "refusal" not in row.tags]
-            notes.append(_count(len(asked) - len(rows), "not written, empty or a refusal"))
+            told = _named(progress, f"write {part.name}")
+            written = write_answers(backend, rows, path, options=options, progress=told).conversations()
+            asked = len({row.id for row in rows})
+            rows = [row for row in written if row.response and "refusal" not in row.tags]
+            notes.append(_count(asked - len(rows), "not written, empty or a refusal"))
         wanted = replace(plan, split=part.split, schedule=part.schedule, longest=part.longest)
         report = collect(backend, rows, store, wanted, progress=_named(progress, f"collect {part.name}"))
         notes.append(_count(len(report.skipped), "could not be read"))
@@ -124,16 +146,16 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
         ConfigError: The recipe has no pairs to choose by, or asks for something that there is not.
         StoreError: There are no answers of one label to train, choose or report on.
     """
-    store, splits = filled.store, filled.splits
-    choices = _choices(recipe, filled.gathered, store.manifest)
-    judge = Judge(choices.pairs, choices.policies, lambda checks: _in_half(checks, 0))
+    store, used = filled.store, filled.used
+    choices = Choices.of(recipe)
+    judge = Judge(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
 
     def told(done: int, total: int, trial: Trial) -> None:
         progress("fit", done, total, 0)
 
-    trials = sweep(store, choices.candidates, judge, splits=splits, progress=told)
+    trials = sweep(store, candidates(store.manifest, recipe.fit), judge, used=used, progress=told)
     best = trials[0]
-    checks = states_of(store, best.candidate.reads, splits)
+    checks = states_of(store, best.candidate.reads, used)
     held_out = checks.where(checks["split"] != TRAIN)
     calibration = thresholds(
         held_out,
@@ -143,13 +165,13 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
         target=choices.target,
         data=f"held-out benign answers: {', '.join(choices.benign)}",
     )
-    reported = held_out.where(_in_half(held_out, 1))
+    reported = held_out.where(_in_half(held_out, REPORTED))
     figures = table(reported, best.fitted, choices.measured, calibration.policy)
-    halves = [held_out.where(_in_half(held_out, which)) for which in (0, 1)]
+    halves = [held_out.where(_in_half(held_out, which)) for which in (CHOSEN, REPORTED)]
     figures["false_positives"] = crossed(halves, best.fitted, choices.measured, calibration, choices.benign)
     probe = assemble(backend, filled, best, calibration)
     left_out = {each.part.name: each.left_out for each in filled.gathered if each.left_out}
-    return Trained(probe, tuple(trials), figures, left_out)
+    return Trained(probe, tuple(trials), figures, left_out, filled.seen)
 
 
 def assemble(backend: Backend, filled: Filled, trial: Trial, calibration: Calibration) -> LinearProbe:
@@ -170,48 +192,6 @@ def assemble(backend: Backend, filled: Filled, trial: Trial, calibration: Calibr
         notes="",
     )
     return LinearProbe(trial.fitted.weight, trial.fitted.bias, card)
-
-
-@dataclass(frozen=True, slots=True)
-class _Choices:
-    """What a recipe says about choosing, calibrating and measuring."""
-
-    candidates: tuple[Candidate, ...]
-    pairs: tuple[Pair, ...]
-    policies: tuple[Mapping[str, Any], ...]
-    benign: tuple[str, ...]
-    target: float
-    measured: tuple[Pair, ...]
-
-
-_KEYS = {"choose": ("pairs", "policies"), "calibrate": ("benign", "target"), "measure": ("pairs",)}
-
-
-def _choices(recipe: Recipe, gathered: Sequence[Gathered], manifest: Manifest) -> _Choices:
-    """Read and check these tables; ConfigError says what is wrong with them."""
-    for name, known in _KEYS.items():
-        if unknown := sorted(set(getattr(recipe, name)) - set(known)):
-            raise ConfigError(f"recipe {recipe.source}: [{name}] has {unknown[0]!r}; it takes {', '.join(known)}")
-    pairs = tuple(Pair.of(record) for record in recipe.choose.get("pairs", ()))
-    if not pairs:
-        raise ConfigError(f"recipe {recipe.source} has no [choose] pairs: nothing says which candidate is the best")
-    policies = tuple(recipe.choose.get("policies", ({"name": "threshold"},)))
-    if not policies:
-        raise ConfigError(f"recipe {recipe.source}: [choose] policies is empty; name one, or leave the key out")
-    for record in policies:
-        policy_from(record)
-    benign = recipe.calibrate.get("benign", ())
-    benign = (benign,) if isinstance(benign, str) else tuple(benign)
-    if not benign:
-        raise ConfigError(f"recipe {recipe.source} has no [calibrate] benign; name the held-out sets of the threshold")
-    target = check_share("[calibrate] target", recipe.calibrate.get("target", 0.005))
-    measured = tuple(Pair.of(record) for record in recipe.measure.get("pairs", ())) or pairs
-    splits = {each.part.split for each in gathered} - {TRAIN}
-    for split in (*benign, *(name for pair in (*pairs, *measured) for name in (*pair.harmful, *pair.benign))):
-        if split not in splits:
-            there = ", ".join(map(repr, sorted(splits))) or "none"
-            raise ConfigError(f"recipe {recipe.source}: there is no held-out set {split!r}; there is {there}")
-    return _Choices(tuple(candidates(manifest, recipe.fit)), pairs, policies, benign, target, measured)
 
 
 def _sites(backend: Backend, recipe: Recipe) -> tuple[Site, ...]:

@@ -19,7 +19,9 @@ from anydepth.cli.options import GuardOptions, ModelOptions
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.policy import Ewma, Threshold
 from anydepth.probes.calibrate import peak
+from anydepth.probes.fitrecord import write_fit_record
 from anydepth.probes.modelcard import write_folder
+from anydepth.probes.splits import Text
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.cli.conftest import Run
 
@@ -136,7 +138,7 @@ def test_json_and_another_policy_and_interval(
 
 def test_several_files_and_gzip(run: Run, opened: Any, artefact: Path, tmp_path: Path) -> None:
     one = traffic(tmp_path, [record(n) for n in range(10)])
-    two = traffic(tmp_path, [record(n) for n in range(10)], "more.jsonl.gz")
+    two = traffic(tmp_path, [record(n) for n in range(10, 20)], "more.jsonl.gz")
     result = run("calibrate", artefact, "--model", "org/m", "--benign", one, "--benign", two)
     assert result.exit_code == 0, result.stderr
     per_source = LinearProbe.load("mine.calibrated.safetensors").card.calibration["per_source"]
@@ -251,3 +253,69 @@ def test_an_earlier_result_is_not_overwritten_unasked(run: Run, opened: Any, art
     assert "is there already" in result.stderr
     assert Path("mine.calibrated.safetensors").read_text() == "precious"
     assert run(*given, "-o", "mine.calibrated.safetensors").exit_code == 0
+
+
+def test_copies_count_once_and_are_named(
+    run: Run, opened: list[GuardOptions], artefact: Path, benign: Path, tmp_path: Path
+) -> None:
+    given = [part for _ in range(15) for part in ("--benign", benign)]
+    result = run("calibrate", artefact, "--model", "org/m", *given, "--guarantee")
+    assert (result.exit_code, opened) == (2, [])
+    assert "--guarantee needs 598 answers for --target 0.005, the input has 40 that are no copies" in result.stderr
+    result = run("calibrate", artefact, "--model", "org/m", *given)
+    assert result.exit_code == 0, result.stderr
+    assert "560 of 600 records are copies of others" in " ".join(result.stderr.split())
+    assert "560 records, left out" in " ".join(result.stdout.split())
+    evidence = LinearProbe.load("mine.calibrated.safetensors").card.calibration
+    assert (evidence["answers"], evidence["copies"], evidence["verified"]) == (40, 560, False)
+
+
+def test_answers_that_the_probe_was_made_with_are_named(
+    run: Run, opened: list[GuardOptions], probe: LinearProbe, artefact: Path, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "folder", probe, {}, [], "x")
+    texts = [Text.of([{"content": record(n)["prompt"]}], record(n)["response"].upper()) for n in range(4)]
+    write_fit_record(folder, {}, {"trained": {texts[0].key}, "chosen": {text.key for text in texts[1:]}})
+    file = traffic(tmp_path, [record(n, source="set" if n > 5 else "chat") for n in range(20)])
+    result = run("calibrate", folder, "--model", "org/m", "--benign", file)
+    assert result.exit_code == 0, result.stderr
+    told = " ".join(result.stderr.split())
+    assert "1 of 20 answers are among those that the probe was trained on; 3 of 20 answers" in told
+    assert "the probe was trained on answers of set, of which there are some here" in told
+    opened.clear()
+    result = run(
+        "calibrate", folder, "--model", "org/m", "--benign", file, "--guarantee", "--target", "0.3", "-o", folder
+    )
+    assert (result.exit_code, opened) == (2, [])
+    assert "--guarantee does not hold for these answers: 1 of 20 answers" in " ".join(result.stderr.split())
+
+
+def test_wrong_labels_are_found_before_the_model_is_loaded(
+    run: Run, opened: list[GuardOptions], artefact: Path, tmp_path: Path
+) -> None:
+    file = traffic(tmp_path, [record(n, label="harmful") for n in range(10)])
+    result = run("calibrate", artefact, "--model", "org/m", "--benign", file)
+    assert (result.exit_code, opened) == (2, [])
+    assert "10 of 10 records failed" in result.stderr
+
+
+def test_a_probe_that_scores_every_answer_alike_is_refused(
+    run: Run, opened: Any, probe: LinearProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    LinearProbe(np.zeros(32), 0.0, probe.card).save("flat.safetensors")
+    file = traffic(tmp_path, [record(n) for n in range(10)])
+    result = run("calibrate", "flat.safetensors", "--model", "org/m", "--benign", file)
+    assert result.exit_code == 2
+    assert "all 10 answers peak at 0.5: the probe tells no answer from another" in " ".join(result.stderr.split())
+    assert not Path("flat.calibrated.safetensors").exists()
+
+
+def test_a_probe_is_not_put_beside_the_card_of_another_one(
+    run: Run, opened: Any, probe: LinearProbe, artefact: Path, benign: Path, tmp_path: Path
+) -> None:
+    other = write_folder(tmp_path / "other", LinearProbe(-probe.weight, 0.0, probe.card), {}, [], "x")
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    result = run("calibrate", artefact, "--model", "org/m", "--benign", benign, "-o", other)
+    assert result.exit_code == 2 and "holds another probe, with a model card of its own" in result.stderr
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before

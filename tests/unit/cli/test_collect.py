@@ -171,13 +171,30 @@ def test_data_that_is_not_there_or_empty_is_refused(run: Run, backend: ScriptedB
     assert result.exit_code == 2 and "has no conversations" in words(result.stderr) and not backend.opened
 
 
+def test_a_corrected_label_is_taken_and_counted(run: Run, backend: ScriptedBackend, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    assert run("collect", "m", "--data", data, "-o", out).exit_code == 0
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0]["label"] = "harmful" if rows[0]["label"] == "benign" else "benign"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("collect", "m", "--data", data, "-o", out)
+    assert "6 there before, 1 of these corrected" in words(result.stderr)
+    checks = StateStore(out).read([(Site(8), 1)])
+    assert set(checks["label"][checks["id"] == rows[0]["id"]].tolist()) == {rows[0]["label"]}
+    assert rows[1]["label"] == "harmful"
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({**rows[1], "label": "benign"}) + "\n")
+    result = run("collect", "m", "--data", data, "--data", other, "-o", out)
+    assert "note: 1 answer labelled both harmful and benign; kept without a label" in words(result.stderr)
+
+
 def test_on_policy_reads_what_the_model_wrote(run: Run, backend: ScriptedBackend, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     result = run("collect", "m", "--data", data, "-o", out, "--on-policy")
     assert result.exit_code == 0, result.stderr
     assert "3 own answers, 3 continuations" in words(result.stderr)
     checks = StateStore(out).read([(Site(8), 1)])
-    assert set(checks["id"].tolist()) == {f"r{n}+own" for n in range(6)}
+    assert {each.rpartition("-")[0] for each in checks["id"].tolist()} == {f"r{n}+own" for n in range(6)}
     texts = [json.loads(line)["response"] for line in (out / "on-policy.jsonl").read_text().splitlines()]
     assert texts.count("mine") == 3 and all(text.endswith("mine") for text in texts)
     again = run("collect", "m", "--data", data, "-o", out, "--on-policy")

@@ -5,12 +5,17 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from anydepth import Guard, LinearProbe
+from anydepth.backends.base import ModelIdentity, Read, Site
 from anydepth.backends.transformers import load as load_backend
 from anydepth.cli import load
+from anydepth.detectors import ProbeCard
 from anydepth.locks import hold
+from anydepth.probes.fitrecord import answers_seen
+from anydepth.probes.splits import Text
 from anydepth.probes.store import StateStore
 from tests import tiny
 from tests.unit.cli.conftest import Run
@@ -56,6 +61,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "open_backend", open_backend)
 
 
+_WITHOUT_LABELS = ("a probe needs both", "has 0 benign answers, none of them", "left out: 40 that are without a label")
 RECIPE = """
 [[part]]
 name = "own"
@@ -109,6 +115,7 @@ def test_own_data_become_a_probe_that_guards(run: Run, model: Path, tmp_path: Pa
     assert figures["figures"]["separation"]["own held-out answers"]["auroc"] > 0.8
     assert len(figures["trials"]) > 4
     assert "own held-out answers" in result.stdout and "AUROC" in result.stdout
+    assert "to verify a false-positive rate of 10 %, 29 are needed" in words(result.stderr)
     assert "candidates tried; probe and model card in" in words(result.stderr)
     guard = Guard.from_backend(load_backend(model), probe)
     assert guard.generate("w1 w2", max_new_tokens=20, do_sample=False).checks
@@ -176,16 +183,75 @@ def test_data_that_cannot_be_used_are_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("label", ["benign", "harmful", None])
-def test_labels_that_are_missing_are_refused(
-    run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path, label: str | None
+def test_labels_that_are_missing_are_refused_before_a_model_is_loaded(
+    run: Run, no_model: None, recipe: tuple[str, ...], tmp_path: Path, label: str | None
 ) -> None:
     table(tmp_path / "own.jsonl", [record(n, label=label) for n in range(40)])
-    result = run("fit", model, *recipe, "-o", tmp_path / "probe")
+    result = run("fit", "m", *recipe, "-o", tmp_path / "probe")
     assert result.exit_code == 2, result.stderr
-    assert "error: " in result.stderr and (
-        "a probe needs both" in words(result.stderr) or "both labels" in words(result.stderr)
-    )
-    assert not (tmp_path / "probe" / "probe.safetensors").exists()
+    assert any(each in words(result.stderr) for each in _WITHOUT_LABELS)
+    assert not (tmp_path / "probe").exists()
+
+
+def test_a_place_that_is_no_folder_is_refused_before_a_model_is_loaded(
+    run: Run, no_model: None, recipe: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "probe").write_text("")
+    result = run("fit", "m", *recipe, "-o", tmp_path / "probe")
+    assert result.exit_code == 2 and "cannot be made a folder" in words(result.stderr)
+
+
+def test_swapped_labels_in_the_same_folder_give_the_probe_of_a_new_one(
+    run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "probe"
+    other = {"harmful": "benign", "benign": "harmful"}
+    assert run("fit", model, *recipe, "-o", out).exit_code == 0
+    before = LinearProbe.load(out)
+    table(tmp_path / "own.jsonl", [{**record(n), "label": other[record(n)["label"]]} for n in range(80)])
+    for folder in (out, tmp_path / "clean"):
+        result = run("fit", model, *recipe, "-o", folder)
+        assert result.exit_code == 0, result.stderr
+    again, clean = LinearProbe.load(out), LinearProbe.load(tmp_path / "clean")
+    assert np.allclose(again.weight, clean.weight, atol=1e-4) and not np.allclose(again.weight, before.weight, atol=0.1)
+    states = StateStore(out / "work" / "states").present()
+    assert {facts.label for facts in states.values() if facts.id == "r0"} == {other[record(0)["label"]]}
+
+
+def test_the_probe_of_another_model_is_not_overwritten(
+    run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path
+) -> None:
+    identity = ModelIdentity("org/other", None, "llama", 4, 2, "another")
+    there = LinearProbe(np.ones(4), 0.0, ProbeCard(identity, (1,), (Read(Site(0), 0),)))
+    there.save(tmp_path / "probe" / "probe.safetensors")
+    result = run("fit", model, *recipe, "-o", tmp_path / "probe", "--work", tmp_path / "work")
+    assert result.exit_code == 2 and "holds a probe of org/other (weights another)" in words(result.stderr)
+    assert not (tmp_path / "work").exists() and LinearProbe.load(tmp_path / "probe").card == there.card
+
+
+def test_a_fit_that_dies_while_it_writes_leaves_no_card_of_the_probe_before(
+    run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "probe"
+    assert run("fit", model, *recipe, "-o", out).exit_code == 0
+
+    def killed(self: LinearProbe, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LinearProbe, "save", killed)
+    assert run("fit", model, *recipe, "-o", out).exit_code != 0
+    assert (out / "probe.safetensors").exists()
+    assert not (out / "README.md").exists() and not (out / "fit.json").exists()
+
+
+def test_the_record_says_which_answers_the_probe_has_seen(
+    run: Run, model: Path, recipe: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert run("fit", model, *recipe, "-o", tmp_path / "probe").exit_code == 0
+    seen = answers_seen(tmp_path / "probe" / "probe.safetensors")
+    keys = {Text.of([{"content": record(n)["prompt"]}], record(n)["response"]).key for n in range(80)}
+    assert 40 < len(keys & seen["trained"]) <= 48, "near-duplicates of held-out answers are not trained on"
+    assert seen["chosen"] < keys and not seen["chosen"] & seen["trained"]
 
 
 def test_a_second_writer_is_refused_before_a_model_is_loaded(

@@ -173,6 +173,19 @@ def test_push_says_in_one_line_what_went_wrong(
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_push_refuses_a_readme_of_another_probe(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    probe = LinearProbe.load(folder)
+    LinearProbe(-probe.weight, probe.bias, probe.card).save(folder / "probe.safetensors")
+    result = run("probe", "push", folder, "org/p")
+    assert result.exit_code == 2 and "was written for another probe" in " ".join(result.stderr.split())
+    assert not hub.asked
+    (folder / "README.md").write_text("My own words.")
+    result = run("probe", "push", folder, "org/p")
+    assert result.exit_code == 0 and "does not say which probe" in " ".join(result.stderr.split())
+
+
 def test_push_refuses_what_is_not_whole(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = FakeHub()
     monkeypatch.setattr(huggingface_hub, "HfApi", hub)
@@ -240,6 +253,14 @@ def test_the_header_is_given_as_text(
     assert card.reads == (Read(Site(2, "output"), 3),)
     assert run(*given, "-o", tmp_path / "b.safetensors", "--read-index", "2").exit_code == 0
     assert LinearProbe.load(tmp_path / "b.safetensors").card.reads[0].token == 2
+
+
+def test_an_import_does_not_go_beside_the_card_of_another_probe(run: Run, folder: Path, published: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    out = folder / "probe.safetensors"
+    result = run("probe", "import", published, "--model", "m", "--allow-pickle", "-o", out)
+    assert result.exit_code == 2 and "beside it is of another probe" in " ".join(result.stderr.split())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,16 @@ def halving(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Any:
     return attacking.middle_probe([row["peak"] for row in rows if "peak" in row])
 
 
+def test_a_table_that_is_needed_last_is_missed_first(tmp_path: Path) -> None:
+    data = attacking.write(tmp_path / "data")
+    for file in data.glob("pairs_benign_validation*"):
+        file.unlink()
+    settings = {**SETTINGS, "attacks.attacks": "none,stored"}
+    with pytest.raises(ConfigError, match="needs the table pairs_benign_validation"):
+        measured(attacking.context("attacks", tmp_path / "run", data, settings=settings, arms=("base",)))
+    assert not (tmp_path / "run" / "texts").exists(), "nothing was written"
+
+
 def test_every_attack_is_counted_under_every_defence(tmp_path: Path, data: Path, halving: Any) -> None:
     context = attacking.context(
         "attacks", tmp_path / "run", data, probe=halving, settings=SETTINGS, arms=("base", "probe", "rethink")

@@ -198,6 +198,16 @@ def test_what_cannot_be_measured_is_refused(
         measured(tmp_path, data, *bound, **options)
 
 
+def test_a_probe_that_reads_what_no_answer_changes_is_refused(
+    bound: tuple[TransformersBackend, LinearProbe], data: Path, tmp_path: Path
+) -> None:
+    model = bound[0]
+    card = ProbeCard(model.identity, model.header.ids, (Read(Site(0), model.header.read_index),))
+    with pytest.raises(ConfigError, match="the state is the same after every answer"):
+        measured(tmp_path, data, model, LinearProbe(bound[1].weight, 0.0, card))
+    assert not list(tmp_path.rglob("*.parquet")), "nothing was read"
+
+
 def test_a_probe_that_points_the_wrong_way_is_refused(
     bound: tuple[TransformersBackend, LinearProbe], data: Path, tmp_path: Path
 ) -> None:

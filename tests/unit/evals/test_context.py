@@ -7,9 +7,10 @@ import pytest
 
 from anydepth import Every
 from anydepth.config import GuardConfig
-from anydepth.errors import ConfigError
+from anydepth.errors import ConfigError, StoreError
 from anydepth.evals.judge import Judged
 from anydepth.evals.suite import EvalOptions
+from anydepth.policy import Threshold
 from anydepth.probes.measure import half
 from tests.evaluations import TABLES, random_probe, tiny_backend, tiny_context
 
@@ -32,11 +33,55 @@ def test_a_limit_takes_a_second_row_of_a_prompt_last(tmp_path: Path) -> None:
     context = tiny_context(tmp_path, "deep-prefill")
     file = tmp_path / "data" / f"{DEEP}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    again = [{**line, "id": f"{line['id']}-again"} for line in lines]
+    again = [{**line, "id": f"{line['id']}-again", "response": line["response"] + " w239"} for line in lines]
     file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, *again)))
     rows = context.table(DEEP, limit=24)
     assert len({row.prompt_key for row in rows}) == 24
     assert len(context.table(DEEP, limit=30)) == 30
+
+
+def test_a_copy_counts_once(tmp_path: Path) -> None:
+    context = tiny_context(tmp_path, "deep-prefill")
+    file = tmp_path / "data" / f"{DEEP}.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    again = [{**line, "id": f"{line['id']}-again", "response": line["response"].upper()} for line in lines]
+    file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, *again)))
+    rows = context.table(DEEP)
+    assert len(rows) == 24 and len({row.response.lower() for row in rows}) == 24
+    assert context.table(DEEP) == rows
+    assert {row.id for row in context.table(DEEP, limit=5)} <= {row.id for row in rows}
+
+
+def test_an_answer_with_both_labels_is_evidence_for_neither(tmp_path: Path) -> None:
+    context = tiny_context(tmp_path, "deep-prefill")
+    file = tmp_path / "data" / f"{DEEP}.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    again = {**lines[0], "id": "again", "label": "benign", "response": lines[0]["response"].upper()}
+    file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, again)))
+    assert {row.id for row in context.table(DEEP)} == {line["id"] for line in lines[1:]}
+
+
+def test_every_fact_of_a_row_is_in_the_digest(tmp_path: Path) -> None:
+    used: dict[str, dict] = {}
+    context = tiny_context(tmp_path, "deep-prefill", on_table=used.__setitem__)
+    context.table(DEEP)
+    before = used[DEEP]
+    file = tmp_path / "data" / f"{DEEP}.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for change in ({"label": "benign"}, {"source": "other"}, {"category": "new"}, {"response": "w1"}):
+        file.write_text("".join(json.dumps(line) + "\n" for line in ({**lines[0], **change}, *lines[1:])))
+        context.table(DEEP)
+        assert used[DEEP]["rows"] == before["rows"] and used[DEEP]["sha256"] != before["sha256"], change
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines[::-1]))
+    context.table(DEEP)
+    assert used[DEEP] == before
+
+
+def test_a_number_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    context = tiny_context(tmp_path, "latency")
+    with pytest.raises(StoreError, match=r"record 'a' of latency\.jsonl has a number that is not finite"):
+        context.record("a", lambda: {"n": [0.0, float("nan")]})
+    assert "a" not in context.records
 
 
 def test_unseen_rows_are_of_the_other_half(tmp_path: Path) -> None:
@@ -115,6 +160,7 @@ def test_a_record_is_made_once(tmp_path: Path) -> None:
         {"judge_spec": "text"},
         {"config": GuardConfig(schedule=Every(10))},
         {"given_probe": random_probe(tiny_backend(), seed=9)},
+        {"given_probe": random_probe(tiny_backend(), policy=Threshold(0.6))},
     ],
 )
 def test_records_of_other_settings_are_not_gone_on_with(tmp_path: Path, changed: dict[str, object]) -> None:
@@ -131,7 +177,7 @@ def test_judging_goes_by_key(tmp_path: Path) -> None:
     assert {key: each.refused for key, each in context.judged(said).items()} == {"a": True, "b": False}
 
 
-def test_options_are_recorded_without_folders() -> None:
+def test_options_are_recorded_without_folders_but_with_what_is_in_them(tmp_path: Path) -> None:
     options = EvalOptions(
         guard_model="/somewhere/guard", settings={"deep-prefill.content_probe": "/home/me/p.safetensors", "a.b": "1,2"}
     )
@@ -139,5 +185,16 @@ def test_options_are_recorded_without_folders() -> None:
     assert record["guard_model"] == "guard"
     assert record["settings"] == {"deep-prefill.content_probe": "p.safetensors", "a.b": "1,2"}
     assert "data_dir" not in record
+    probe, model = tmp_path / "p.safetensors", tmp_path / "guard"
+    model.mkdir()
+    options = EvalOptions(guard_model=str(model), settings={"deep-prefill.content_probe": str(probe)})
+    seen = []
+    for content in (b"one", b"two"):
+        probe.write_bytes(content)
+        (model / "config.json").write_bytes(content)
+        seen.append(options.record())
+    for value in (seen[0]["guard_model"], seen[0]["settings"]["deep-prefill.content_probe"]):
+        assert "(sha256 " in value and str(tmp_path) not in value
+    assert seen[0]["guard_model"] != seen[1]["guard_model"] and seen[0]["settings"] != seen[1]["settings"]
     with pytest.raises(ConfigError, match="limit is 0"):
         EvalOptions(limit=0)

@@ -51,9 +51,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def context(backend: TransformersBackend, data: Path, folder: Path, **changes: Any) -> Context:
     options = EvalOptions(**{"data_dir": data, **SIZES, **changes.pop("options", {})})
-    given = {"given_probe": random_probe(backend, policy=Threshold(0.6)), **changes}
+    given = {"given_probe": random_probe(backend, policy=Threshold(0.6)), "judge_spec": "refusal", **changes}
     config = GuardConfig(schedule=Every(20, doubling=False))
-    return Context("erosion", backend, options, folder, judge_spec="refusal", config=config, **given)
+    return Context("erosion", backend, options, folder, config=config, **given)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -205,6 +205,21 @@ def test_unknown_arms_and_data_are_refused(backend: TransformersBackend, data: P
         measured(context(backend, data, tmp_path, options={"arms": ("x",)}))
     with pytest.raises(ConfigError, match=r"erosion\.data is 'x'"):
         measured(context(backend, data, tmp_path, options={"settings": {"erosion.data": "x"}}))
+
+
+def test_without_data_of_every_kind_nothing_is_trained(
+    backend: TransformersBackend, data: Path, tmp_path: Path
+) -> None:
+    settings = {**SIZES["settings"], "erosion.benign-sources": "nowhere", "erosion.data": "adversarial,benign"}
+    with pytest.raises(ConfigError, match="has no benign data to train on"):
+        measured(context(backend, data, tmp_path, options={"settings": settings}))
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_without_a_judge_nothing_is_trained(backend: TransformersBackend, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="judge"):
+        measured(context(backend, data, tmp_path, judge_spec="nobody"))
+    assert not (tmp_path / "adapters").exists()
 
 
 def test_without_a_probe_nothing_is_trained(backend: TransformersBackend, data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from anydepth import Every
 from anydepth.config import GuardConfig
-from anydepth.errors import ConfigError
+from anydepth.errors import ConfigError, StoreError
 from anydepth.evals import run as runs
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Summary
@@ -132,6 +132,64 @@ def test_a_table_that_has_changed_is_noticed_even_after_a_kill(evaluation: Evalu
         evaluate(evaluation, ["latency"], silent)
     table.write_text("\n".join(reversed(lines)) + "\n")  # the order of the rows decides nothing
     assert evaluate(evaluation, ["latency"], silent)["latency"].figures[0].answers == 3
+
+
+def test_a_label_that_has_changed_is_noticed(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    suites["latency"] = suites["interval"] = counting
+    evaluate(evaluation, ["latency"], silent)
+    assert evaluation.options.data_dir is not None
+    table = evaluation.options.data_dir / f"{TABLE}.jsonl"
+    table.write_text(table.read_text().replace('"harmful"', '"benign"', 1))
+    for suite in ("latency", "interval"):
+        with pytest.raises(ConfigError, match=r"of other rows \(24, now 24\): a text, label, source"):
+            evaluate(evaluation, [suite], silent)
+
+
+def test_a_manifest_that_does_not_know_the_labels_is_not_gone_on_with(
+    evaluation: Evaluation, suites: dict[str, Any]
+) -> None:
+    suites["latency"] = counting
+    evaluate(evaluation, ["latency"], silent)
+    file = evaluation.folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["data"][TABLE]["of"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="begun by an earlier anydepth, which did not note the labels"):
+        evaluate(evaluation, ["latency"], silent)
+
+
+def test_records_without_a_manifest_are_not_gone_on_with(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    suites["latency"] = counting
+    evaluate(evaluation, ["latency"], silent)
+    (evaluation.folder / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match=r"has records and no manifest\.json"):
+        evaluate(evaluation, ["latency"], silent)
+
+
+def test_suites_of_one_folder_have_one_probe(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    suites["latency"] = suites["interval"] = counting
+    evaluate(evaluation, ["latency"], silent)
+    other = replace(evaluation, probe=random_probe(evaluation.backend, seed=5))
+    with pytest.raises(ConfigError, match="was begun with probe"):
+        evaluate(other, ["interval"], silent)
+
+
+def test_settings_are_checked_before_anything_is_written(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    suites["latency"] = counting
+    wrong = replace(evaluation, options=replace(evaluation.options, settings={"latency.round": "3"}))
+    with pytest.raises(ConfigError, match="latency has no option 'round'; it has samples, rounds"):
+        evaluate(wrong, ["latency"], silent)
+    assert not evaluation.folder.exists()
+
+
+def test_a_summary_with_a_number_that_is_not_finite_is_an_error(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    def broken(context: Context) -> Summary:
+        chart = Chart("scatter", "Title", points={"a": [(float("nan"), 1.0)]})
+        return Summary(context.suite, "Broken", "none", (), (chart,))
+
+    suites["latency"] = broken
+    with pytest.raises(StoreError, match="a figure cannot be stored as JSON"):
+        evaluate(evaluation, ["latency"], silent)
 
 
 def test_an_unknown_suite_is_refused_before_anything_is_written(evaluation: Evaluation) -> None:

@@ -142,6 +142,8 @@ def test_without_data_the_error_says_what_to_give(data: Path, tmp_path: Path) ->
     [
         ({"limit": 9}, "at least"),
         ({"settings": {"layers": "one"}}, "layers"),
+        ({"settings": {"layers": "0"}}, "the same state after every answer.*blocks from 1"),
+        ({"settings": {"layers": "0,2"}}, "the same state after every answer"),
         ({"settings": {"data": "tiny"}}, "fewer"),
     ],
 )
@@ -149,6 +151,7 @@ def test_what_cannot_be_measured_is_refused(data: Path, tmp_path: Path, options:
     write_table(data, "tiny", [row for label in ("harmful", "benign") for row in rows("tiny", label, 4)])
     with pytest.raises(ConfigError, match=message):
         measured(tmp_path, data, **options)
+    assert not list(tmp_path.rglob("*.parquet")), "nothing was read"
 
 
 def test_a_table_whose_sources_have_one_label_each_is_refused(tmp_path: Path) -> None:

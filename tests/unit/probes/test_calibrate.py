@@ -17,7 +17,7 @@ from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import ConfigError
 from anydepth.flow import Check, Decode, Outcome, Plan, guarded
 from anydepth.policy import Cusum, Ewma, KofN, Policy, Threshold, policy_record
-from anydepth.probes.calibrate import Trail, calibrate, first_halt, peak, recalibrated
+from anydepth.probes.calibrate import Trail, calibrate, first_halt, peak, recalibrated, threshold_note
 from anydepth.probes.intervals import Interval, answers_needed, auroc, clopper_pearson, upper_bound
 from anydepth.probes.operating import from_prefill, operating_point
 from anydepth.schedule import Listed
@@ -420,3 +420,22 @@ def by_flow(policy: Policy, answer: Trail, prefill: int, inside: bool) -> tuple[
         elif isinstance(command, Decode):
             # the whole answer is the prefill: the model only ends its turn, and the end is checked at the same depth
             reply = Decoded((1,) * command.n) if length else Decoded((2,), "stop", 1)
+
+
+def test_an_answer_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'b' of 's' is given more than once \(3 answers, 2 different ones\)"):
+        calibrate(Threshold(), [trail(0.1, key="a"), trail(0.2, key="b"), trail(0.2, key="b")], data="test")
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        (Threshold(math.nextafter(0.0, 1.0)), "as soon as it scores anything"),
+        (Threshold(1.0), "next to none"),
+        (Cusum(threshold=1.5), None),
+        (Threshold(0.5), None),
+    ],
+)
+def test_a_threshold_at_an_end_of_the_range_is_said(policy: Policy, says: str | None) -> None:
+    note = threshold_note(policy)
+    assert note is None if says is None else says in str(note)

@@ -11,7 +11,8 @@ import pytest
 from anydepth.backends.base import CONTENT, ModelIdentity, Read, Site
 from anydepth.errors import ConfigError, StoreError
 from anydepth.policy import Ewma, Threshold
-from anydepth.probes.candidates import Candidate, Judge, Trial, candidates, states_of, sweep
+from anydepth.probes.candidates import Candidate, Judge, Trial, Used, candidates, states_of, sweep
+from anydepth.probes.facts import AnswerFacts
 from anydepth.probes.fit import FitOptions
 from anydepth.probes.measure import Pair
 from anydepth.probes.store import CheckRow, Checks, Manifest, StateStore
@@ -52,6 +53,10 @@ def store(tmp_path: Path) -> StateStore:
         states[Site(5)][:, 2] = checks.states[:, 1]
         store.write(split, rows_of(checks), states)
     return store
+
+
+def used(split: str, *, label: str = "benign", source: str = "s", reading: str = "") -> Used:
+    return Used(AnswerFacts("i", split, source, label, "MIT", "k"), reading)
 
 
 def reads(found: Sequence[Candidate]) -> list[list[str]]:
@@ -171,10 +176,38 @@ def test_answers_of_an_earlier_recipe_are_not_used(store: StateStore) -> None:
     whole = states_of(store, read)
     keys = sorted(set(whole["answer"][whole["split"] == "train"].tolist()))
     splits = {**dict.fromkeys(keys[:10], "train"), **dict.fromkeys(keys[10:14], "w")}
-    found = states_of(store, read, splits)
+    found = states_of(store, read, {key: used(split) for key, split in splits.items()})
     assert set(found["answer"].tolist()) == set(splits)
     for key, split in splits.items():
         assert set(found["split"][found["answer"] == key].tolist()) == {split}
-    everyone = dict.fromkeys(whole["answer"].tolist(), "w")
+    everyone = dict.fromkeys(whole["answer"].tolist(), used("w"))
     assert set(states_of(store, read, everyone)["split"].tolist()) == {"w"}
     assert len(states_of(store, read, everyone)) == len(whole)
+
+
+def test_what_is_said_of_an_answer_comes_from_its_data_and_not_from_the_store(store: StateStore) -> None:
+    read = [Read(Site(3), 2)]
+    key = str(states_of(store, read)["answer"][0])
+    found = states_of(store, read, {key: used("w", label="harmful", source="a much longer source than before")})
+    assert {name: set(found[name].tolist()) for name in ("split", "label", "source", "prompt_key", "id")} == {
+        "split": {"w"},
+        "label": {"harmful"},
+        "source": {"a much longer source than before"},
+        "prompt_key": {"k"},
+        "id": {"i"},
+    }
+
+
+def test_an_answer_is_used_as_its_recipe_reads_it(store: StateStore) -> None:
+    key = str(states_of(store, [Read(Site(3), 2)])["answer"][0])
+    assert len(states_of(store, [Read(Site(3), 2)], {key: used("w", reading="other")})) == 0
+
+
+def test_a_state_that_no_answer_changes_is_no_candidate() -> None:
+    manifest = replace(MANIFEST, sites=(Site(0), *SITES))
+    with pytest.raises(ConfigError, match=r"layers has 0: at 0\.input_layernorm@2 the state is the same after every"):
+        candidates(manifest, {"layers": [0, 3]})
+    assert candidates(manifest, {"layers": 0, "tokens": "content"}), (
+        "the answer's own last token is another one each time"
+    )
+    assert candidates(manifest, {"layers": [[0, 3]]})

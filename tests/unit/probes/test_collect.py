@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,17 @@ import pytest
 
 from anydepth.backends.base import CONTENT, Site
 from anydepth.backends.scripted import ScriptedBackend
+from anydepth.backends.transformers import TransformersBackend
 from anydepth.errors import ConfigError, UnsupportedModel
 from anydepth.probes import collect as module
-from anydepth.probes.collect import SHADOW_TURN, Collected, CollectPlan, collect, manifest_for, work_for
+from anydepth.probes.collect import SHADOW_TURN, Collected, collect, dtype_of, manifest_for, work_for
 from anydepth.probes.dataset import Conversation
+from anydepth.probes.facts import AnswerFacts
+from anydepth.probes.plan import CollectPlan
 from anydepth.probes.sites import default_layers, sites_for
 from anydepth.probes.store import Checks, StateStore
 from anydepth.schedule import Adaptive, Every, Listed
+from tests import tiny
 
 SITE = Site(2)
 PLAN = CollectPlan((SITE,), schedule=Every(5))
@@ -88,6 +93,43 @@ def test_what_is_there_is_not_read_again(tmp_path: Path) -> None:
     assert len(set(checks(store)["id"].tolist())) == 41
 
 
+def test_a_corrected_label_is_taken_without_reading_again(tmp_path: Path) -> None:
+    talks = [talk(n, label="benign", source="old") for n in range(40)]
+    run(tmp_path, talks)
+    now = [replace(talks[0], label="harmful", source="new"), *talks[1:]]
+    backend = backend_of()
+    report, store = run(tmp_path, now, replace(PLAN, split="v"), backend)
+    assert (report.present, report.corrected, report.answers) == (40, 40, 0) and not backend.batches
+    found = checks(store)
+    first = found["id"] == "c0"
+    assert set(found["label"][first].tolist()) == {"harmful"} and set(found["source"][first].tolist()) == {"new"}
+    assert set(found["label"][~first].tolist()) == {"benign"} and set(found["split"].tolist()) == {"v"}
+    assert np.array_equal(found.states[:, 0, 0], found["depth"])
+    assert run(tmp_path, now, replace(PLAN, split="v"))[0].corrected == 0
+
+
+def test_other_depths_are_read_anew(tmp_path: Path) -> None:
+    run(tmp_path, [talk(1, "x" * 30)])
+    plan = CollectPlan((SITE,), schedule=Listed((3, 7)), longest=20)
+    report, store = run(tmp_path, [talk(1, "x" * 30)], plan)
+    assert (report.present, report.answers) == (0, 1)
+    (key,) = {answer for answer, _, _ in store.present()}
+    assert store.read([(SITE, 0)], readings={key: plan.reading})["depth"].tolist() == [0, 3, 7, 20]
+    assert store.read([(SITE, 0)], readings={key: PLAN.reading})["depth"].max() == 30
+
+
+def test_labels_that_contradict_each_other_are_no_label(tmp_path: Path) -> None:
+    talks = [talk(1, label="benign"), talk(2, label="benign"), replace(talk(1, label="harmful"), id="again")]
+    report, store = run(tmp_path, talks)
+    found = checks(store)
+    assert report.contradicted == 1
+    assert set(found["label"][found["id"] == "c1"].tolist()) == {""}
+    assert set(found["label"][found["id"] == "c2"].tolist()) == {"benign"}
+    unlabelled = [talk(3), replace(talk(3, label="harmful"), id="again")]
+    report, store = run(tmp_path / "other", unlabelled)
+    assert report.contradicted == 0 and set(checks(store)["label"].tolist()) == {"harmful"}
+
+
 def test_the_same_text_is_read_once(tmp_path: Path) -> None:
     talks = [talk(n) for n in range(33)]
     report, store = run(tmp_path, [*talks, replace(talks[0], id="again")])
@@ -96,13 +138,15 @@ def test_the_same_text_is_read_once(tmp_path: Path) -> None:
 
 def test_groups_do_not_depend_on_what_is_done() -> None:
     talks = [talk(n % 70) for n in range(100)]  # 70 texts, some of them twice
-    whole = work_for(talks, PLAN, set())
+    whole = work_for(talks, PLAN, {})
     assert [len(group) for group in whole.groups] == [32, 32, 6] and whole.answers == 70
-    middle = {(key, "own") for key in whole.groups[1]}
+    middle = {(key, "own", PLAN.reading): AnswerFacts.of(each, PLAN.split) for key, each in whole.groups[1].items()}
     rest = work_for(talks, PLAN, middle)
-    assert rest.groups == (whole.groups[0], whole.groups[2]) and rest.present == 32
+    assert rest.groups == (whole.groups[0], whole.groups[2]) and rest.present == middle.keys() and not rest.outdated
     shadow = work_for(talks, replace(PLAN, view="shadow"), middle)
-    assert shadow.present == 0, "another view is other work"
+    assert not shadow.present, "another view is other work"
+    deeper = work_for(talks, replace(PLAN, schedule=Every(7)), middle)
+    assert not deeper.present, "other depths are other work"
 
 
 def test_parts_share_the_groups(tmp_path: Path) -> None:
@@ -244,3 +288,31 @@ def test_the_default_layers_are_in_the_upper_middle() -> None:
 
 def test_a_shard_is_one_group() -> None:
     assert module.GROUP == 32, "the tests above count in groups of 32"
+
+
+def test_an_adapter_is_known_by_its_weights() -> None:
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    plain = TransformersBackend(tiny.tiny_model("Llama"), tiny.tiny_tokenizer())
+    assert manifest_for(plain, PLAN, dtype="float32").adapter is None
+    model = peft.get_peft_model(tiny.tiny_model("Llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    backend = TransformersBackend(model, tiny.tiny_tokenizer())
+    first = manifest_for(backend, PLAN, dtype="float32", adapter="/somewhere/lora").adapter
+    assert first is not None and first.startswith("lora (weights ")
+    assert manifest_for(backend, PLAN, dtype="float32", adapter="/elsewhere/lora").adapter == first
+    with torch.no_grad():
+        next(each for name, each in model.named_parameters() if "lora_B" in name).add_(0.1)
+    assert manifest_for(backend, PLAN, dtype="float32", adapter="/somewhere/lora").adapter != first
+    assert manifest_for(plain, PLAN, dtype="float32").model.fingerprint == backend.identity.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (SimpleNamespace(), "bfloat16"),
+        (SimpleNamespace(quantization_config={"quant_method": "awq"}), "bfloat16, awq"),
+        (SimpleNamespace(quantization_config=SimpleNamespace(quant_method="quanto")), "bfloat16, quanto"),
+    ],
+)
+def test_quantised_weights_are_another_type(config: Any, expected: str) -> None:
+    backend: Any = SimpleNamespace(model=SimpleNamespace(dtype="torch.bfloat16", config=config))
+    assert dtype_of(backend) == expected

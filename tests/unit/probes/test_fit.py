@@ -259,3 +259,13 @@ def test_cleaning_without_cleanlab_says_what_to_install(monkeypatch: pytest.Monk
 def test_options_that_there_cannot_be_are_refused(option: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         FitOptions(**option)
+
+
+def test_states_that_are_all_the_same_or_not_finite_are_refused() -> None:
+    checks = planted(40)
+    with pytest.raises(StoreError, match="have the very same state"):
+        fit(replace(checks, states=np.ones_like(checks.states)), FitOptions())
+    broken = checks.states.copy()
+    broken[checks["depth"] > 0, 0, 3] = np.inf
+    with pytest.raises(StoreError, match="are not finite; collect them again with another dtype"):
+        fit(replace(checks, states=broken), FitOptions())

@@ -54,7 +54,7 @@ def write(
 
 
 def own(tmp_path: Path) -> dict[str, Conversation]:
-    return {each.id: each for each in load(tmp_path / "own.jsonl")}
+    return {each.id.rpartition("-")[0]: each for each in load(tmp_path / "own.jsonl")}
 
 
 def test_a_benign_prompt_gets_the_models_own_answer(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_what_the_model_cannot_write_is_named(tmp_path: Path) -> None:
         talk("a", question="another"),
     ]
     report = write_answers(backend, talks, tmp_path / "own.jsonl")
-    assert [each.id for each in load_answers(tmp_path / "own.jsonl")] == ["a+own"]
+    assert set(own(tmp_path)) == {"a+own"}
     assert report.left_out == [
         ("again+own", "its prompt has been answered"),
         ("n+own", "it has no label"),
@@ -229,6 +229,44 @@ def test_going_on_with_another_model_or_other_options_is_refused(tmp_path: Path)
     with pytest.raises(ConfigError, match="was begun with fingerprint 'scripted'"):
         write_answers(other, talks, tmp_path / "own.jsonl")
     assert (tmp_path / "own.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label": "benign"},
+        {"response": "other words of somebody"},
+        {"messages": ({"role": "user", "content": "another question"},)},
+    ],
+)
+def test_what_is_asked_otherwise_now_is_written_anew(tmp_path: Path, change: dict[str, Any]) -> None:
+    talks = [talk("a", "words of somebody", "harmful"), talk("b")]
+    write(tmp_path, talks, {"words": " first", "question": "first"})
+    now = [replace(talks[0], **change), talks[1]]
+    report, backend = write(tmp_path, now, {"words": " second", "question": "second"})
+    assert report.present == 1 and backend.opened
+    found = {each.id.partition("+")[0]: each for each in report.conversations()}
+    assert found["a"].label == now[0].label and found["a"].messages == now[0].messages
+    assert found["a"].response.endswith("second") and found["b"].response == "first"
+    assert len(load_answers(tmp_path / "own.jsonl")) == 3, "the former answer stays in the file, and is not used"
+
+
+def test_source_licence_and_tags_are_those_of_now(tmp_path: Path) -> None:
+    write(tmp_path, [talk("a", tags={"category": "old"})], {})
+    now = replace(talk("a", tags={"category": "new"}), source="t", licence="CC0")
+    report, backend = write(tmp_path, [now], {})
+    (found,) = report.conversations()
+    assert not backend.opened and (found.source, found.licence) == ("t", "CC0")
+    assert found.tags["category"] == "new" and found.tags["on_policy"] == "answer"
+
+
+def test_a_label_that_becomes_doubtful_is_judged_anew(tmp_path: Path) -> None:
+    one = talk("a", question="the same")
+    report, _ = write(tmp_path, [one], {"same": "gladly"}, prefix_tokens=(4,))
+    assert len(report.conversations()) == 1
+    harm = talk("h", "harm harm", "harmful", question="The same!")
+    report, _ = write(tmp_path, [one, harm], {"harm": " more", "same": "gladly"}, prefix_tokens=(4,))
+    assert [each.id.partition("+")[0] for each in report.conversations()] == ["h"]
 
 
 @pytest.mark.parametrize("content", ['{"mine": 1}\n', "notes\n", '{"id": "x"}\n'])

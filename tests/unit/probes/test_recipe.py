@@ -216,6 +216,45 @@ def test_several_data_are_read_once_each_and_put_together(tmp_path: Path) -> Non
     assert ids(gathered({"name": "a", "data": ["tables"]}, data=tmp_path)["a"]) == ["r2"]
 
 
+def test_answers_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [row(0), row(1, label=None), row(2, label=None)]
+    found = gathered({"name": "a", "data": table(tmp_path / "a.jsonl", rows)})
+    assert ids(found["a"]) == ["r0"] and found["a"].left_out == "2 that are without a label"
+    labelled = gathered({"name": "a", "data": str(tmp_path / "a.jsonl"), "labelled": "benign"})
+    assert ids(labelled["a"]) == ["r0", "r1", "r2"]
+    with pytest.raises(ConfigError, match=r"part 'a' is empty: .*left out: 2 that are without a label"):
+        gathered({"name": "a", "data": table(tmp_path / "b.jsonl", rows[1:])})
+
+
+def test_a_copy_in_a_held_out_set_counts_once(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(20)]
+    again = [{**row(n), "id": f"again{n}", "response": row(n)["response"].upper() + "!"} for n in range(20)]
+    found = gathered(
+        {"name": "a", "data": table(tmp_path / "a.jsonl", [row(n) for n in range(40, 50)])},
+        {"name": "own", "data": table(tmp_path / "own.jsonl", [*rows, *again]), "hold_out": 0.5},
+        {"name": "v", "data": table(tmp_path / "v.jsonl", [row(n) for n in range(60, 66)]), "split": "held"},
+        {"name": "w", "data": table(tmp_path / "w.jsonl", [row(n) for n in range(64, 70)]), "split": "held"},
+    )
+    assert len(found["own"].conversations) == 20 and len(found["own held out"].conversations) == 10
+    assert found["own held out"].left_out == "10 that are copies of others"
+    assert ids(found["w"]) == ["r66", "r67", "r68", "r69"]
+    assert found["w"].left_out == "2 that are copies of others" and found["v"].left_out == ""
+
+
+def test_an_answer_with_both_labels_is_left_out(tmp_path: Path) -> None:
+    found = gathered(
+        {
+            "name": "a",
+            "data": [
+                table(tmp_path / "a.jsonl", [row(0), row(1)]),
+                table(tmp_path / "b.jsonl", [row(1, id="again", label="benign")]),
+            ],
+        },
+        {"name": "v", "data": table(tmp_path / "v.jsonl", [row(9)]), "split": "v"},
+    )
+    assert ids(found["a"]) == ["r0"] and found["a"].left_out == "2 that are labelled both harmful and benign"
+
+
 def test_near_duplicates_of_held_out_prompts_and_answers_leave_training(tmp_path: Path) -> None:
     answer = (
         "a long answer, word for word, that somebody copied from one table into another one and forgot about it " * 2
@@ -237,7 +276,7 @@ def test_near_duplicates_of_held_out_prompts_and_answers_leave_training(tmp_path
     )
     assert ids(found["a"]) == ["r0", "r4"] and ids(found["v"]) == ["r100", "r101"]
     assert found["a"].left_out == "3 that are nearly in the held-out sets"
-    with pytest.raises(ConfigError, match="part 'a' is empty: all of it is held out, or nearly in a held-out set"):
+    with pytest.raises(ConfigError, match="part 'a' is empty; left out of it: 3 that are nearly in the held-out sets"):
         gathered(
             {"name": "a", "data": table(tmp_path / "t.jsonl", train[1:4])},
             {"name": "v", "data": table(tmp_path / "v.jsonl", validation), "split": "v"},

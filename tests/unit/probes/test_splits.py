@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from anydepth.errors import ConfigError
 from anydepth.probes.dataset import Conversation, Label
-from anydepth.probes.splits import LeftOut, balance, drop_near_duplicates, near, permissive, split_by_prompt
+from anydepth.probes.splits import (
+    LeftOut,
+    Text,
+    balance,
+    copies,
+    distinct,
+    drop_near_duplicates,
+    near,
+    permissive,
+    split_by_prompt,
+)
 
 ANSWER = "First dig a shallow bed, then loosen the soil with a fork, and mix in two buckets of ripe compost before May."
 
@@ -166,3 +176,39 @@ def test_thousands_against_thousands_take_seconds() -> None:
     found = near(set(texts[:2000]), {text.replace("a", "e", 1) for text in texts[:100]} | set(texts[2000:]), 0.7)
     assert found == set(texts[:100])
     assert time.process_time() - started < 30
+
+
+def test_a_copy_counts_once_whatever_its_case_and_punctuation() -> None:
+    rows = [
+        conversation("first", "How do I plant beans?", "Dig, then sow."),
+        conversation("again", "how do I plant  BEANS", "dig - then sow!"),
+        conversation("other answer", "How do I plant beans?", "Ask a neighbour."),
+        conversation("other question", "How do I plant peas?", "Dig, then sow."),
+        conversation("other label", "How do I plant beans?", "Dig, then sow.", label="harmful"),
+    ]
+    found = distinct(rows)
+    assert ids(found.kept) == {"first", "other answer", "other question", "other label"}
+    assert found.left_out == (LeftOut("garden", "copies of others", 1),)
+
+
+def test_a_long_answer_that_is_nearly_another_one_to_nearly_the_same_request_is_a_copy() -> None:
+    prompt = "Please tell me in detail how I should prepare a bed for sowing beans in a small garden"
+    rows = [
+        conversation("first", prompt, ANSWER),
+        conversation("nearly", prompt + " now", ANSWER + " ok"),
+        conversation("elsewhere", "What did the sign at the gate of the park say about digging?", ANSWER),
+        conversation("rewritten", prompt, ANSWER.replace("compost", "manure").replace("fork", "spade")),
+    ]
+    assert ids(distinct(rows).kept) == {"first", "elsewhere", "rewritten"}
+    shorter = [conversation("a", prompt, "Dig a bed and sow."), conversation("b", prompt, "Dig a bed and sow it.")]
+    assert len(distinct(shorter).kept) == 2, "short answers are copies only if they are the same"
+
+
+def test_every_turn_counts() -> None:
+    question = {"role": "user", "content": "And then?"}
+    one, other = ({"role": "user", "content": "Sow."}, question), ({"role": "user", "content": "Dig."}, question)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "And then?"}]}]
+    assert copies([Text.of(one, "Wait."), Text.of(other, "Wait."), Text.of(parts, "Wait."), Text.of(one, "wait")]) == {
+        3
+    }
+    assert Text.of(one, "Wait.").key == Text.of(one, "WAIT").key != Text.of(other, "Wait.").key

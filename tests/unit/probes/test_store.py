@@ -9,6 +9,7 @@ import pytest
 
 from anydepth.backends.base import CONTENT, ModelIdentity, Site
 from anydepth.errors import StoreError
+from anydepth.probes.facts import AnswerFacts
 from anydepth.probes.store import CheckRow, Manifest, StateStore, answer_key, column_name
 
 WIDTH = 6
@@ -49,7 +50,8 @@ def test_states_come_back_in_the_order_asked_for(filled: StateStore) -> None:
         assert np.array_equal(checks.states[:, place], expected)
     assert checks["depth"].tolist() == [0, 25, 0, 0, 0]
     assert checks["label"].tolist() == ["benign", "benign", "harmful", "", "benign"]
-    assert filled.done() == {("a", "own"), ("b", "own"), ("c", "own"), ("c", "shadow")}
+    assert set(filled.present()) == {("a", "own", ""), ("b", "own", ""), ("c", "own", ""), ("c", "shadow", "")}
+    assert filled.present()["b", "own", ""] == AnswerFacts("id-b", "train", "source", "harmful", "MIT", "key")
 
 
 def test_views_and_rows_are_picked(filled: StateStore) -> None:
@@ -72,7 +74,7 @@ def test_a_state_that_was_not_collected_is_refused_with_what_there_is(filled: St
 
 
 def test_an_empty_store_says_so(store: StateStore) -> None:
-    assert store.done() == set()
+    assert store.present() == {}
     with pytest.raises(StoreError, match="holds no states yet"):
         store.read([(SITES[0], 0)])
 
@@ -137,7 +139,7 @@ def test_a_damaged_shard_is_named(filled: StateStore) -> None:
     shard = filled.shards()[0]
     shard.write_bytes(shard.read_bytes()[:-50])
     with pytest.raises(StoreError, match=r"one\.parquet is not a whole Parquet file"):
-        filled.done()
+        filled.present()
     with pytest.raises(StoreError, match="remove it and collect again"):
         filled.read([(SITES[0], 0)])
 
@@ -176,3 +178,38 @@ def test_the_key_is_that_of_the_text() -> None:
     one = [{"role": "user", "content": "Wie geht’s?"}]
     assert answer_key(one, "gut") == answer_key([dict(reversed(one[0].items()))], "gut")
     assert len({answer_key(one, "gut"), answer_key(one, "gut "), answer_key([*one, *one], "gut")}) == 3
+
+
+def test_what_the_data_says_now_is_written_down_and_the_states_stay(filled: StateStore) -> None:
+    before = filled.read([(SITES[0], 0)])
+    untouched = {shard.name: shard.read_bytes() for shard in filled.shards()}["two.parquet"]
+    now = AnswerFacts("id-a", "held out", "another source", "harmful", "CC0", "other")
+    assert filled.correct({("a", "own", ""): now}) == 1
+    after = filled.read([(SITES[0], 0)])
+    assert np.array_equal(after.states, before.states)
+    of_a = after["answer"] == "a"
+    assert set(after["label"][of_a].tolist()) == {"harmful"} and set(after["split"][of_a].tolist()) == {"held out"}
+    assert after["label"][~of_a].tolist() == before["label"][~of_a].tolist()
+    assert filled.present()["a", "own", ""] == now
+    assert {shard.name: shard.read_bytes() for shard in filled.shards()}["two.parquet"] == untouched
+    assert filled.correct({("a", "own", ""): now}) == 0
+
+
+def test_an_answer_that_was_read_in_two_ways_is_not_mixed(filled: StateStore) -> None:
+    filled.write("deeper", [replace(row("a", depth), reading="deep") for depth in (0, 25, 50)], states(3, seed=2))
+    with pytest.raises(StoreError, match=r"the answer a read in two ways: '' and 'deep'; say with `readings`"):
+        filled.read([(SITES[0], 0)])
+    found = filled.read([(SITES[0], 0)], readings={"a": "deep", "b": ""})
+    assert sorted(zip(found["answer"].tolist(), found["depth"].tolist(), strict=True)) == [
+        ("a", 0),
+        ("a", 25),
+        ("a", 50),
+        ("b", 0),
+    ]
+
+
+def test_a_store_of_the_former_format_says_what_to_do(filled: StateStore) -> None:
+    file = filled.path / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 1}))
+    with pytest.raises(StoreError, match=r"format version 1, this anydepth reads 2 .* collect again into another"):
+        StateStore(filled.path)

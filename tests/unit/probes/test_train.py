@@ -18,9 +18,10 @@ from anydepth.probes.augment import wrap
 from anydepth.probes.calibrate import peak
 from anydepth.probes.dataset import Conversation, Label
 from anydepth.probes.figures import figures_of, limits_of
-from anydepth.probes.measure import trails
+from anydepth.probes.measure import half, trails
 from anydepth.probes.modelcard import write_folder
 from anydepth.probes.recipe import TRAIN, Gathered, Part, Recipe, recipe_from
+from anydepth.probes.splits import Text
 from anydepth.probes.store import Checks, answer_key
 from anydepth.probes.train import Filled, Trained, _in_half, fill, train
 from tests import tiny
@@ -94,7 +95,7 @@ def test_every_part_is_read_at_its_depths(done: tuple[Filled, Trained]) -> None:
     manifest = filled.store.manifest
     assert manifest.sites == (Site(2), Site(3)) and manifest.tokens == (CONTENT, *range(len(manifest.header_ids)))
     keys = {row.id: answer_key(row.messages, row.response) for row in (*TRAINING, *HELD_OUT)}
-    assert filled.splits == {
+    assert {key: each.facts.split for key, each in filled.used.items()} == {
         **{keys[row.id]: TRAIN for row in TRAINING},
         **{keys[row.id]: "v" for row in HELD_OUT},
     }
@@ -142,7 +143,7 @@ def prompts() -> list[Conversation]:
 
 def test_the_model_writes_with_the_recipes_sampling(watched: Watched, tmp_path: Path) -> None:
     recipe = recipe_from(WRITING, "test")
-    given = gathered_for(recipe, TRAINING[:8], prompts(), HELD_OUT[:8])
+    given = gathered_for(recipe, TRAINING[:8], prompts(), HELD_OUT[:12])
     told: list[tuple[str, int, int]] = []
 
     def tell(what: str, done: int, total: int, tokens: int) -> None:
@@ -154,7 +155,7 @@ def test_the_model_writes_with_the_recipes_sampling(watched: Watched, tmp_path: 
         assert {name: options[name] for name in WRITING["write"]} == WRITING["write"]
         assert options["max_new_tokens"] == 12
     written = filled.gathered[1].conversations
-    assert {row.id for row in written} == {f"{row.id}+own" for row in prompts()}
+    assert {row.id.rpartition("-")[0] for row in written} == {f"{row.id}+own" for row in prompts()}
     assert all(
         row.response and row.prompt_key == before.prompt_key
         for row, before in zip(
@@ -164,7 +165,7 @@ def test_the_model_writes_with_the_recipes_sampling(watched: Watched, tmp_path: 
     (continued,) = (row for row in written if row.label == "harmful")
     assert continued.response.startswith("w150 w151 ")
     checks = states(filled, [Read(Site(2), 0)])
-    own = checks.where(np.char.endswith(checks["id"], "+own"))
+    own = checks.where(np.char.find(checks["id"], "+own-") > 0)
     assert set(own["split"].tolist()) == {TRAIN} and set(own["depth"].tolist()) >= {0, 4, 12}
     assert list(dict.fromkeys(what for what, _, _ in told)) == [
         "collect t",
@@ -180,18 +181,18 @@ def test_the_model_writes_with_the_recipes_sampling(watched: Watched, tmp_path: 
 
 def test_a_resumed_fill_reads_and_writes_nothing_again(watched: Watched, tmp_path: Path) -> None:
     recipe = recipe_from(WRITING, "test")
-    given = gathered_for(recipe, TRAINING[:8], prompts(), HELD_OUT[:8])
+    given = gathered_for(recipe, TRAINING[:8], prompts(), HELD_OUT[:12])
     first = fill(watched, given, recipe, tmp_path, progress=silent)
     reads, opened = watched.reads, len(watched.opened)
-    assert reads == 8 + 7 + 8 and opened
+    assert reads == 8 + 7 + 12 and opened
     again = fill(watched, given, recipe, tmp_path, progress=silent)
     assert (watched.reads, len(watched.opened)) == (reads, opened)
-    assert again.gathered == first.gathered and again.splits == first.splits
+    assert again.gathered == first.gathered and again.used == first.used
 
 
 def test_other_sampling_options_do_not_mix_with_what_was_written(watched: Watched, tmp_path: Path) -> None:
     recipe = recipe_from(WRITING, "test")
-    given = gathered_for(recipe, TRAINING[:4], prompts(), HELD_OUT[:8])
+    given = gathered_for(recipe, TRAINING[:4], prompts(), HELD_OUT[:12])
     fill(watched, given, recipe, tmp_path, progress=silent)
     with pytest.raises(ConfigError, match="was begun with sampling"):
         fill(watched, given, replace(recipe, write={"do_sample": False}), tmp_path, progress=silent)
@@ -201,7 +202,7 @@ def test_what_cannot_be_read_or_is_not_written_is_said(watched: Watched, tmp_pat
     recipe = recipe_from(WRITING, "test")
     long = replace(talk(1, 600), id="long")
     unlabelled = replace(talk(3), id="x", label=None, response="")
-    given = gathered_for(recipe, TRAINING[:4], [*prompts(), unlabelled], [*HELD_OUT[:8], long])
+    given = gathered_for(recipe, TRAINING[:4], [*prompts(), unlabelled], [*HELD_OUT[:12], long])
     given[0] = replace(given[0], left_out="2 that are nearly in the held-out sets")
     filled = fill(watched, given, recipe, tmp_path, progress=silent)
     assert [each.left_out for each in filled.gathered] == [
@@ -213,7 +214,7 @@ def test_what_cannot_be_read_or_is_not_written_is_said(watched: Watched, tmp_pat
 
 def test_an_adapters_states_do_not_mix_with_the_models(watched: Watched, tmp_path: Path) -> None:
     recipe = recipe_of()
-    given = gathered_for(recipe, TRAINING[:4], HELD_OUT[:4])
+    given = gathered_for(recipe, TRAINING[:4], HELD_OUT[:12])
     assert fill(watched, given, recipe, tmp_path, progress=silent).store.manifest.adapter is None
     with pytest.raises(StoreError, match="was collected with adapter None, not lora"):
         fill(watched, given, recipe, tmp_path, adapter="lora", progress=silent)
@@ -251,7 +252,7 @@ def test_a_recipe_that_asks_for_what_there_is_not_is_refused_before_anything_is_
 def test_layers_may_be_one_number_or_a_share(watched: Watched, tmp_path: Path) -> None:
     for layers, expected in ((3, (Site(3),)), (0.5, (Site(2),)), ([[1, 0.75], 2], (Site(1), Site(2), Site(3)))):
         recipe = recipe_of(fit={"layers": layers})
-        given = gathered_for(recipe, TRAINING[:2], HELD_OUT[:2])
+        given = gathered_for(recipe, TRAINING[:2], HELD_OUT[:12])
         assert fill(watched, given, recipe, tmp_path / str(layers), progress=silent).store.manifest.sites == expected
 
 
@@ -354,20 +355,73 @@ def test_a_conversation_is_in_the_split_that_the_recipe_says_now(backend: Transf
     assert found.trials[0].fitted.checks == 40 * 4
 
 
-def test_one_label_only_is_refused(backend: TransformersBackend, tmp_path: Path) -> None:
+def test_swapped_labels_give_the_opposite_probe(
+    backend: TransformersBackend, done: tuple[Filled, Trained], tmp_path: Path
+) -> None:
+    """States that are there are used again, their labels are not."""
     recipe = recipe_of(fit={"layers": 2})
-    harmless = [row for row in TRAINING if row.label == "benign"][:6]
-    filled = fill(backend, gathered_for(recipe, harmless, HELD_OUT[:20]), recipe, tmp_path, progress=silent)
-    with pytest.raises(StoreError, match=r"there are 0 harmful and \d+ benign checks"):
-        train(backend, filled, recipe, progress=silent)
+    fill(backend, gathered_for(recipe, TRAINING, HELD_OUT), recipe, tmp_path, progress=silent)
+    other: dict[str | None, Label] = {"harmful": "benign", "benign": "harmful"}
+    swapped = [[replace(row, label=other[row.label]) for row in rows] for rows in (TRAINING, HELD_OUT)]
+    again, clean = (
+        train(backend, fill(backend, gathered_for(recipe, *swapped), recipe, work, progress=silent), recipe,
+              progress=silent)
+        for work in (tmp_path, tmp_path / "clean")
+    )  # fmt: skip
+    assert np.allclose(again.probe.weight, clean.probe.weight, atol=1e-5)
+    assert again.figures["separation"]["held out"]["auroc"] == clean.figures["separation"]["held out"]["auroc"]
 
 
-def test_too_few_held_out_answers_are_refused(backend: TransformersBackend, tmp_path: Path) -> None:
+def test_a_part_whose_depths_change_is_read_anew(backend: TransformersBackend, tmp_path: Path) -> None:
     recipe = recipe_of(fit={"layers": 2})
-    harmless = [row for row in HELD_OUT if row.label == "benign"][:10]
-    filled = fill(backend, gathered_for(recipe, TRAINING[:10], harmless), recipe, tmp_path, progress=silent)
-    with pytest.raises(StoreError, match=r"no answers of v that are harmful .* hold out answers to more prompts"):
-        train(backend, filled, recipe, progress=silent)
+    fill(backend, gathered_for(recipe, TRAINING, HELD_OUT), recipe, tmp_path, progress=silent)
+    parts = [{**RECIPE["part"][0], "depths": [8]}, RECIPE["part"][1]]
+    changed = recipe_of(fit={"layers": 2}, part=parts)
+    found = train(
+        backend,
+        fill(backend, gathered_for(changed, TRAINING, HELD_OUT), changed, tmp_path, progress=silent),
+        changed,
+        progress=silent,
+    )
+    assert found.trials[0].fitted.checks == 60 * 2, "at depth 8 and at the end; depth 0 is not fitted on"
+
+
+def only(label: Label, rows: Sequence[Conversation]) -> list[Conversation]:
+    return [row for row in rows if row.label == label]
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out", "says"),
+    [
+        (only("benign", TRAINING), HELD_OUT, "the training parts have 0 harmful and 30 benign answers"),
+        ([replace(row, label=None) for row in TRAINING], HELD_OUT, "have 0 harmful and 0 benign answers"),
+        (TRAINING, only("benign", HELD_OUT), "'v' has 0 harmful answers, none of them to the half"),
+        (TRAINING, only("harmful", HELD_OUT), "'v' has 0 benign answers"),
+        (TRAINING, HELD_OUT[:8], "'v' has 4 harmful answers, none of them to the half of the prompts that is chosen"),
+    ],
+)
+def test_answers_that_no_probe_can_be_made_of_are_refused_before_anything_is_read(
+    watched: Watched,
+    tmp_path: Path,
+    training: Sequence[Conversation],
+    held_out: Sequence[Conversation],
+    says: str,
+) -> None:
+    recipe = recipe_of(fit={"layers": 2})
+    with pytest.raises(ConfigError) as error:
+        fill(watched, gathered_for(recipe, training, held_out), recipe, tmp_path, progress=silent)
+    assert says in str(error.value)
+    assert not watched.reads and not list(tmp_path.iterdir())
+
+
+def test_what_was_used_is_remembered(done: tuple[Filled, Trained]) -> None:
+    _, trained = done
+    keys = {use: {Text.of(row.messages, row.response).key for row in rows} for use, rows in
+            (("trained", TRAINING), ("held out", HELD_OUT))}  # fmt: skip
+    assert trained.seen["trained"] == keys["trained"]
+    assert trained.seen["chosen"] < keys["held out"] and len(trained.seen["chosen"]) == sum(
+        half([row.prompt_key for row in HELD_OUT], 0)
+    )
 
 
 # -- the artefact ------------------------------------------------------------------------------------------------------
