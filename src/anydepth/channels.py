@@ -79,7 +79,9 @@ class Openers:
         return all(each.isspace() or each in known for each in pieces(rest))
 
 
-def openers(renderer: Renderer, found: Excerpts, prompt: str, known: Channel | None, *, written: bool) -> Openers:
+def openers(
+    renderer: Renderer, found: Excerpts, prompt: str, known: Channel | None, *, question: str, written: bool
+) -> Openers:
     """Return what the template's prompts end with, and what brings the answer after it.
 
     Args:
@@ -87,11 +89,12 @@ def openers(renderer: Renderer, found: Excerpts, prompt: str, known: Channel | N
         found: What the template writes around plain messages.
         prompt: The generation prompt.
         known: How thoughts are written according to `models.toml`; what the template itself shows comes first.
+        question: What opens a user's turn.
         written: False if the template does not write the generation prompt.
     """
     leads = [lead for lead in (found.lead, found.earlier_lead) if lead is not None]
     around = thoughts_around(renderer, _THOUGHT)
-    stem = stem_of(prompt, leads + ([around[0]] if around else []), known)
+    stem = stem_of(prompt, leads + ([around[0]] if around else []), known, question)
     rest = prompt.removeprefix(stem)
     answers = [each for each in (_after(lead, stem) for lead in leads) if each is not None]
     answer = answers[0] if answers else rest
@@ -127,13 +130,23 @@ def _way(rest: str, answer: str, emptied: str | None, channel: Channel | None) -
     for form in (answer, emptied):
         if form is not None and form.startswith(rest) and not (opened and not form[len(rest) :].strip()):
             return form.removeprefix(rest)
-    other = answer.removeprefix(shared_start(answer, rest))
+    other = answer.removeprefix(shared_start(answer, rest)).strip(" ")  # the spaces are the template's indentation
     other = other if other.strip() else ""
-    if channel is not None and opened and channel.think_close not in other:
-        return channel.skip.removesuffix(other) + other
-    if channel is not None and channel.answer_open and channel.answer_open in rest:
+    if channel is None:
+        return other
+    if opened:
+        opener = channel.think_open
+        begun = rest[rest.rindex(opener) :]
+        for form in (answer, emptied):
+            _, _, after = (form or "").partition(opener)
+            if (opener + after).startswith(begun) and (way := (opener + after)[len(begun) :]).strip():
+                return way
+        return (
+            other if channel.think_close in other and opener not in other else channel.skip.removesuffix(other) + other
+        )
+    if channel.answer_open and channel.answer_open in rest:
         return ""  # the prompt has brought the answer already
-    return other
+    return other.rpartition(channel.think_close)[2] if channel.think_close in rest else other
 
 
 def _shown(stem: str, rest: str, to: str, back: str, answers: list[str]) -> Channel | None:

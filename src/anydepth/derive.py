@@ -21,12 +21,14 @@ class Layout:
         answer_ids: What brings the answer channel after that; empty for ordinary templates.
         end: How many of `header_ids` are the end of turn; None where that is not known.
         openers: What a prompt may end with, and what then opens the answer.
+        question: What opens a user's turn; empty where that is not known.
     """
 
     header_ids: tuple[int, ...]
     answer_ids: tuple[int, ...] = ()
     end: int | None = None
     openers: Openers = field(default_factory=Openers)
+    question: str = ""
 
 
 def derive(renderer: Renderer, channel: Channel | None) -> Layout:
@@ -46,16 +48,19 @@ def derive(renderer: Renderer, channel: Channel | None) -> Layout:
     end = _end(found, renderer.tokenizer)
     prompt = _prompt(found, end)
     written = bool(prompt.strip())
-    if not written:  # the template opens the assistant's turn, but not when asked to
+    if not written and found.lead.startswith(found.given):  # it opens the assistant's turn, but not when asked to
         prompt = found.lead.removeprefix(found.given)
         prompt = prompt.removeprefix(end) if not found.given.endswith(end) else prompt
-    _prove(found, end, prompt, written=written)
+    if not prompt.strip():
+        raise TemplateError("the chat template writes nothing between a user's message and the assistant's answer")
+    question = (found.between or "").removeprefix(end)
+    ways = openers(renderer, found, prompt, channel, question=question, written=written)
+    _prove(found, prompt, ways.stem)
     header_ids = renderer.ids_after(found.context, end + prompt)
-    ways = openers(renderer, found, prompt, channel, written=written)
     answer_ids = renderer.ids_after(found.context + end + prompt, ways.gap) if ways.gap.strip() else ()
     end_ids = renderer.ids_after(found.context, end)
     known = len(end_ids) if header_ids[: len(end_ids)] == end_ids else None
-    return Layout(header_ids, answer_ids if written else (), known, ways)
+    return Layout(header_ids, answer_ids if written else (), known, ways, question)
 
 
 def from_strings(renderer: Renderer, header: str, answer: str, derived: Layout | None) -> Layout:
@@ -84,6 +89,8 @@ def _end(found: Excerpts, tokenizer: object) -> str:
     if opener is not None:
         ends.append(found.between.removesuffix(opener))
     ends += [end for end in _ends_of_questions(found, exact=exact) if end and found.between.startswith(end)]
+    if (at := _turn_opener(found)) > 0:
+        ends.append(found.between[:at])
     if not ends:
         raise TemplateError(
             f"the chat template does not show where an answer ends and the next question begins, {_UNPROVEN}"
@@ -98,11 +105,22 @@ def _question_opener(found: Excerpts, bos: str) -> tuple[str | None, bool]:
     any turn does. So the shortest of several is taken.
     """
     assert found.between is not None
-    if found.starts[0] in ("", bos):
-        return "", True
+    if not found.starts[0].removeprefix(bos):
+        silent = any(tail and found.between.startswith(tail) for tail in (found.tail, found.asked_tail))
+        return (bos if found.between.endswith(bos) else None if silent else ""), True
     ends = [shared_end(found.between, start) for start in found.starts]
     opener = min((end for end in ends if says_something(end)), key=len, default=None)
     return opener, opener is not None and len(opener) >= len(found.starts[0].removeprefix(bos))
+
+
+def _turn_opener(found: Excerpts) -> int:
+    """Return where in what stands between an answer and a question the opener of a turn begins, as the prompt does.
+
+    Many templates open each turn with the same marker, and name the role after it. Below 1 if this one does not.
+    """
+    assert found.between is not None
+    first = next((each for each in pieces(found.added or found.given) if each.strip()), "")
+    return found.between.find(first) if says_something(first) else -1
 
 
 def _ends_of_questions(found: Excerpts, *, exact: bool) -> list[str]:
@@ -130,10 +148,17 @@ def _prompt(found: Excerpts, end: str) -> str:
     if found.asked_tail and found.asked_tail.startswith(end):
         rest = found.asked_tail.removeprefix(end)
         if rest.strip() and found.given.endswith(rest) and (rest == added or _opens(found, rest)):
-            return rest
+            return _as_later(found, rest)
     if added and found.given.removesuffix(added).endswith(end):
-        return added
-    return (added or found.given).removeprefix(end)
+        return _as_later(found, added)
+    return _as_later(found, (added or found.given).removeprefix(end))
+
+
+def _as_later(found: Excerpts, prompt: str) -> str:
+    """Return what of the prompt after a first question stands after a later one too: some end a system prompt there."""
+    if found.again is None or found.again.endswith(prompt):
+        return prompt
+    return shared_end(prompt, found.again)
 
 
 def _opens(found: Excerpts, rest: str) -> bool:
@@ -143,16 +168,28 @@ def _opens(found: Excerpts, rest: str) -> bool:
     return any(len(shared_start(found.given, lead)) > before for lead in leads)
 
 
-def _prove(found: Excerpts, end: str, prompt: str, *, written: bool) -> None:
-    """Raise TemplateError unless the header is what stands between two answers, the question between them left out."""
-    if not prompt.strip():
-        raise TemplateError("the chat template writes nothing between a user's message and the assistant's answer")
-    after = [text for text in (found.given, found.again) if text is not None]
-    if written and not all(text.endswith(prompt) for text in after):
+def _prove(found: Excerpts, prompt: str, stem: str) -> None:
+    """Raise TemplateError unless the prompt is what opens an answer in the conversation too.
+
+    The end of turn is the beginning of what stands between an answer and the next question by the way it is found, and
+    the prompt the end of what follows a question.
+    """
+    if found.again is not None and not found.again.endswith(prompt) and found.given.endswith(prompt):
         raise TemplateError(
-            f"the chat template opens the answer to a first question with {found.given!r}, to a second one with "
-            f"{found.again!r}, {_UNPROVEN}"
+            f"the chat template opens the answer to a first question with {_short(found.given)}, to a second one with "
+            f"{_short(found.again)}, {_UNPROVEN}"
         )
-    opener = found.starts[0]
-    if says_something(opener) and len(pieces(opener)) > 1 and opener in end:
-        raise TemplateError(f"the chat template ends an answer with the opener of a question, {end!r}, {_UNPROVEN}")
+    role = next((each for each in reversed(pieces(stem)) if each.strip()), "")
+    leads = [lead for lead in (found.lead, found.earlier_lead) if lead is not None]
+    before = found.given.removesuffix(prompt)
+    bare = prompt == found.added and not any(lead.removeprefix(before).strip() for lead in leads)
+    # A template may open an answer's turn only to ask for it (`bare`).
+    if not bare and not any(role in pieces(lead) for lead in leads):
+        raise TemplateError(
+            f"the chat template asks for an answer with {_short(found.given)}, but answers stand behind "
+            f"{_short(found.lead)}, {_UNPROVEN}"
+        )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else "… " + text[-80:])

@@ -61,6 +61,8 @@ def excerpts(renderer: Renderer) -> Excerpts:
     closed = _tried(renderer, [QUESTION], generate=False) or asked
     turn, asked_turn = (_tried(renderer, [QUESTION, ANSWER], generate=generate) for generate in (False, True))
     going_on = _tried(renderer, [QUESTION, ANSWER, NEXT], generate=True)
+    if going_on is not None and any(each["content"] not in going_on for each in (QUESTION, ANSWER, NEXT)):
+        going_on = None  # it looks at the last messages only
     whole = turn or going_on or _plain(renderer, [QUESTION, ANSWER])
     ruled = _tried(renderer, [_RULES, QUESTION], generate=True)
     starts = [asked[: _find(asked, QUESTION)]]

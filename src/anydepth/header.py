@@ -1,11 +1,15 @@
 """The Safety Tokens as ids, and how the tokens of a tokenizer are spelled."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 from anydepth.errors import ConfigError
+
+_BYTE = re.compile(r"^<0x([0-7][0-9A-F])>$")
+"""An ASCII character that a sentencepiece vocabulary spells as a byte, mostly a line break."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,10 @@ class Spelling:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each id as it stands in a sentence; decoded one at a time they lose their spaces."""
-        return [name.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n") for name in self._vocabulary(ids)]
+        return [
+            _BYTE.sub(lambda found: chr(int(found[1], 16)), name).replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n")
+            for name in self._vocabulary(ids)
+        ]
 
     def printable(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Decode each id by itself; where that gives nothing or half a character, take its name in the vocabulary."""

@@ -240,7 +240,7 @@ class ChatTemplate:
         pieces = self._spelling.pieces(self._layout.header_ids)
         ends = list(accumulate(map(len, pieces)))
         begin = sum(map(len, pieces[: self._layout.end or 0]))
-        end = begin + role_end("".join(pieces)[begin:], self.channel)
+        end = begin + role_end("".join(pieces)[begin:], self.channel, self._layout.question)
         return next((index for index, length in enumerate(ends) if length >= end), len(ends) - 1)
 
     def _render(self, history: list[dict[str, Any]], tools: Sequence[Any] | None) -> str:
