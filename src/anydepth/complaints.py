@@ -1,7 +1,7 @@
 """Say why a chat template refuses a conversation, and what its caller can do."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +21,8 @@ def of_template(renderer: Renderer) -> str:
     """Return why `renderer` cannot write a plain user message: the cause and the remedy."""
     error = _error(renderer, _PLAIN)
     said = f"the chat template fails on a plain conversation: {error}" if error else _LOST
-    if causes := _causes(renderer):
-        given = ", ".join(f"{name}={renderer.kwargs[name]!r}" for name in causes)
-        return f"{said}; the template_kwargs {given} are the cause, change or drop them"
+    if causes := blamed(renderer, lambda other: other.fitted().writes()):
+        return f"{said}; {drop(renderer, causes)}"
     if renderer.writes(tools=[_TOOL]):
         return f"{said}; it writes no prompt without tools, {_OWN}"
     if missing := _missing(renderer):
@@ -49,17 +48,23 @@ def of_messages(
         ]
         if _error(renderer, quiet, tools) is None:
             return f"refuses the tool calls: {error}; change them (id, name and arguments as the template writes them)"
-    if causes := [name for name in renderer.kwargs if _error(_without(renderer, [name]), history, tools) is None]:
-        return f"refuses the messages with the template_kwargs {', '.join(causes)}: {error}; change or drop these"
+    if causes := blamed(renderer, lambda other: _error(other, history, tools) is None):
+        return f"refuses the messages: {error}; {drop(renderer, causes)}"
     roles = [message["role"] for message in history]
     return f"refuses messages of roles {roles}: {error}; change the messages (roles and their order)"
 
 
-def _causes(renderer: Renderer) -> list[str]:
-    """Return the names of the caller's variables without which the template would do."""
+def blamed(renderer: Renderer, works: Callable[[Renderer], bool]) -> list[str]:
+    """Return the names of the caller's variables without which the template `works`; empty if that is not why."""
     names = list(renderer.kwargs)
-    alone = [name for name in names if _without(renderer, [name]).fitted().writes()]
-    return alone or (names if names and _without(renderer, names).fitted().writes() else [])
+    alone = [name for name in names if works(_without(renderer, [name]))]
+    return alone or (names if names and works(_without(renderer, names)) else [])
+
+
+def drop(renderer: Renderer, names: Sequence[str]) -> str:
+    """Return the remedy where variables of the caller are the cause."""
+    given = ", ".join(f"{name}={renderer.kwargs[name]!r}" for name in names)
+    return f"the template_kwargs {given} are the cause, change or drop them"
 
 
 def _without(renderer: Renderer, names: Sequence[str]) -> Renderer:

@@ -1,6 +1,7 @@
 """Find the Safety Tokens in what a chat template writes around the messages of a conversation."""
 
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from anydepth.channels import Openers, openers
 from anydepth.errors import TemplateError
@@ -55,7 +56,7 @@ def derive(renderer: Renderer, channel: Channel | None) -> Layout:
         raise TemplateError("the chat template writes nothing between a user's message and the assistant's answer")
     question = (found.between or "").removeprefix(end)
     ways = openers(renderer, found, prompt, channel, question=question, written=written)
-    _prove(found, prompt, ways.stem)
+    _prove(found, prompt, ways.stem, question)
     header_ids = renderer.ids_after(found.context, end + prompt)
     answer_ids = renderer.ids_after(found.context + end + prompt, ways.gap) if ways.gap.strip() else ()
     end_ids = renderer.ids_after(found.context, end)
@@ -151,7 +152,15 @@ def _prompt(found: Excerpts, end: str) -> str:
             return _as_later(found, rest)
     if added and found.given.removesuffix(added).endswith(end):
         return _as_later(found, added)
-    return _as_later(found, (added or found.given).removeprefix(end))
+    if added:
+        return _as_later(found, added.removeprefix(end))
+    return _as_later(found, found.given.removeprefix(_joint(end, found.given)))
+
+
+def _joint(end: str, given: str) -> str:
+    """Return the longest end of `end` with which `given` begins: how both turns end. A lone space is no end of turn."""
+    ends = accumulate(reversed(pieces(end)), lambda whole, each: each + whole)
+    return max((each for each in ends if given.startswith(each) and each.strip(" ")), key=len, default="")
 
 
 def _as_later(found: Excerpts, prompt: str) -> str:
@@ -168,7 +177,7 @@ def _opens(found: Excerpts, rest: str) -> bool:
     return any(len(shared_start(found.given, lead)) > before for lead in leads)
 
 
-def _prove(found: Excerpts, prompt: str, stem: str) -> None:
+def _prove(found: Excerpts, prompt: str, stem: str, question: str) -> None:
     """Raise TemplateError unless the prompt is what opens an answer in the conversation too.
 
     The end of turn is the beginning of what stands between an answer and the next question by the way it is found, and
@@ -182,8 +191,10 @@ def _prove(found: Excerpts, prompt: str, stem: str) -> None:
     role = next((each for each in reversed(pieces(stem)) if each.strip()), "")
     leads = [lead for lead in (found.lead, found.earlier_lead) if lead is not None]
     before = found.given.removesuffix(prompt)
+    # A template may open an answer's turn only to ask for it.
     bare = prompt == found.added and not any(lead.removeprefix(before).strip() for lead in leads)
-    # A template may open an answer's turn only to ask for it (`bare`).
+    if stem.strip() == question.strip():
+        raise TemplateError(f"the chat template opens an answer as a question, with {_short(question)}, {_UNPROVEN}")
     if not bare and not any(role in pieces(lead) for lead in leads):
         raise TemplateError(
             f"the chat template asks for an answer with {_short(found.given)}, but answers stand behind "

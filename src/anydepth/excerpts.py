@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anydepth.errors import TemplateError
+from anydepth.pieces import shared_start
 from anydepth.rendering import Renderer
 
 # Single words that end in a letter: a template cannot trim them, and no vocabulary merges a letter with a line break.
@@ -46,8 +47,6 @@ class Excerpts:
     @property
     def added(self) -> str:
         """What `given` has and `closed` has not."""
-        from anydepth.pieces import shared_start
-
         return self.given.removeprefix(shared_start(self.given, self.closed))
 
 

@@ -197,7 +197,9 @@ class ChatTemplate:
             layout = derive(self._renderer, known)
         except TemplateError as error:
             if row is None:
-                raise TemplateError(f"{self.name}: {error}; write a row of models.toml (docs/templates.md)") from error
+                causes = complaints.blamed(self._renderer, lambda other: _derivable(other, known))
+                remedy = complaints.drop(self._renderer, causes) if causes else "write a row of models.toml"
+                raise TemplateError(f"{self.name}: {error}; {remedy} (docs/templates.md)") from error
             return from_strings(self._renderer, row.header, row.answer, None), row
         if row is not None and must_use:
             return from_strings(self._renderer, row.header, row.answer, layout), row
@@ -265,6 +267,14 @@ class ChatTemplate:
                     continue
             reason = complaints.of_messages(self._renderer, history, tools, error)
             raise PromptError(f"the chat template of {self.name} {reason}") from error
+
+
+def _derivable(renderer: Renderer, known: Channel | None) -> bool:
+    try:
+        derive(renderer.fitted(), known)
+    except TemplateError:
+        return False
+    return True
 
 
 def _template_text(tokenizer: Any) -> str:
