@@ -89,7 +89,8 @@ def _end(found: Excerpts, tokenizer: object) -> str:
     opener, exact = _question_opener(found, str(getattr(tokenizer, "bos_token", None) or ""))
     if opener is not None:
         ends.append(found.between.removesuffix(opener))
-    ends += [end for end in _ends_of_questions(found, exact=exact) if end and found.between.startswith(end)]
+    for each in _ends_of_questions(found, exact=exact):  # it may come behind an end that is the last answer's too
+        ends += [end for end in (each, *(tail + each for tail in ends)) if end and found.between.startswith(end)]
     if (at := _turn_opener(found)) > 0:
         ends.append(found.between[:at])
     if not ends:

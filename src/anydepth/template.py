@@ -143,6 +143,9 @@ class ChatTemplate:
         before, openers = prompt.ids[: prompt.start], self._layout.openers
         if self._layout.end is None:  # a row's header: how a prompt ends is not known
             return self.header.answer_ids
+        ordinary = self._layout.header_ids[self._layout.end :]
+        if before[-len(ordinary) :] == ordinary:
+            return self._layout.answer_ids
         role = self._role_in(before)
         rest = None if role is None else self._spelling.text(before[role + 1 :])
         text = openers.before_answer(rest)
