@@ -102,6 +102,8 @@ class ChatTemplate:
         self._role = self._role_index()
         self.header = self._header(read_token, used)
         self._kept = Kept(self._renderer)
+        if used is None and not self._layout.openers.opening:
+            self._prove()
 
     def prompt(
         self, messages: str | Sequence[Message], *, tools: Sequence[Any] | None = None, prefill: str | None = None
@@ -213,6 +215,18 @@ class ChatTemplate:
         if row is not None and must_use:
             return from_strings(self._renderer, row.header, row.answer, layout), row
         return layout, None
+
+    def _prove(self) -> None:
+        """Raise TemplateError unless a prompt has the assistant's role where depth 0 is read."""
+        ids = self.prompt("text").ids
+        if self.start_index(Prompt(ids), self._role) is None:
+            header = self._layout.header_ids
+            found, wanted = (list(self._spelling.printable(each)) for each in (ids[-len(header) :], header))
+            raise TemplateError(
+                f"{self.name}: a prompt ends with the tokens {found}, the Safety Tokens are {wanted}, so that depth 0 is "
+                'not found in a prompt; write a row of models.toml with use = "always": its header is put behind the '
+                "prompt (docs/templates.md)"
+            )
 
     def _header(self, read_token: int | str | None, row: PublishedModel | None) -> Header:
         ids, spelling = self._layout.header_ids, self._spelling
