@@ -223,7 +223,7 @@ class ChatTemplate:
             header = self._layout.header_ids
             found, wanted = (list(self._spelling.printable(each)) for each in (ids[-len(header) :], header))
             raise TemplateError(
-                f"{self.name}: a prompt ends with the tokens {found}, the Safety Tokens are {wanted}, so that depth 0 is "
+                f"{self.name}: a prompt ends with the tokens {found}, the Safety Tokens are {wanted}: depth 0 is "
                 'not found in a prompt; write a row of models.toml with use = "always": its header is put behind the '
                 "prompt (docs/templates.md)"
             )

@@ -367,8 +367,8 @@ def test_a_prompt_without_a_place_for_depth_0_is_refused() -> None:
     jinja = """{%- for m in messages %}{{ ('U: ' if m['role'] == 'user' else 'A: ') + m['content'] }}{% endfor %}
     {%- if add_generation_prompt %}{{ 'A: ' }}{% endif %}"""
     assert header_text(ChatTemplate(make(jinja))) == "A: "
-    with pytest.raises(TemplateError, match=r"ends with the tokens .*'textA'.* not found in a prompt; write a row"):
-        ChatTemplate(make(jinja, words=["textA"]))  # a vocabulary in which the message and the prompt are one
+    with pytest.raises(TemplateError, match=r"ends with the tokens .*'textA:'.* not found in a prompt; write a row"):
+        ChatTemplate(make(jinja, words=["textA:"]))  # a vocabulary in which the message and the prompt are one
 
 
 def test_a_day_that_changes_between_two_renderings(monkeypatch: pytest.MonkeyPatch) -> None:
