@@ -18,7 +18,7 @@ from rich.table import Table
 import anydepth
 from anydepth.backends.base import Read, Site
 from anydepth.config import GuardConfig
-from anydepth.detectors import Detector, LinearProbe, ProbeCard, Rethink, find_shipped
+from anydepth.detectors import Detector, LinearProbe, ProbeCard, Rethink, declares_reads, find_shipped
 from anydepth.errors import ConfigError
 from anydepth.guard import Guard
 from anydepth.policy import Cusum
@@ -138,7 +138,7 @@ def check_times(
             times[name].append(seconds(lambda d=each: d.check(session, [session.current(0)])))
     # Afterwards: a naive check copies and frees the whole cache, which slows down whatever comes next.
     for name, each in detectors.items():
-        if isinstance(each, LinearProbe):
+        if declares_reads(each):
             site = each.reads[-1].site
             times[f"{name}, naive"] = [seconds(lambda s=site: naive_state(session, s)) for _ in range(samples)]
     session.close()

@@ -1,7 +1,8 @@
 """How a guard behaves, apart from its model and its detector."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from anydepth.errors import ConfigError
 from anydepth.flow import Plan, check_modes
@@ -56,3 +57,28 @@ class GuardConfig:
             on_error=self.on_error,
             chunk=None if self.release == "hold" else EAGER_CHUNK,
         )
+
+
+OPTIONS = tuple(field.name for field in fields(GuardConfig))
+"""Names of the options of a guard."""
+
+
+def guard_config(options: Mapping[str, Any], base: GuardConfig | None = None) -> GuardConfig:
+    """Build a guard's options: the one place where Python, guard.toml, the command line and a request come together.
+
+    Args:
+        options: Values by the names in `OPTIONS`; None leaves an option as `base` has it.
+        base: What holds where no option is given; the defaults of `GuardConfig` without it.
+
+    Raises:
+        ConfigError: There is no such option, or it cannot have the value.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if unknown := sorted(given.keys() - set(OPTIONS)):
+        raise ConfigError(f"a guard has no option {', '.join(unknown)}; its options are {', '.join(OPTIONS)}")
+    return replace(base or GuardConfig(), **given)
+
+
+def with_own_policy(base: GuardConfig, detector: object) -> GuardConfig:
+    """`base` with the policy that `detector` was calibrated with, if it has one."""
+    return guard_config({"policy": getattr(detector, "policy", None)}, base)

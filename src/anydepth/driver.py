@@ -1,7 +1,8 @@
 """Carry out the commands of the flows of a batch on one session."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from anydepth.backends.base import CheckPoint, Session
 from anydepth.detectors.base import Detector
@@ -12,7 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 Step = Noted | Release | Halt | Outcome
-"""What whoever watches gets to see."""
+"""What a driver hands out: what became of a check, tokens that leave, a halt, the end."""
+
+OnCheck = Callable[[float], None]
+"""A function that is called once per check with the seconds that it took; checks made together share their time."""
+
+
+def unobserved(seconds: float) -> None:
+    """Take no notice of how long a check took."""
 
 
 def drive(flows: Sequence[Flow], session: Session, detector: Detector) -> Iterator[tuple[int, Step]]:
@@ -23,7 +31,9 @@ def drive(flows: Sequence[Flow], session: Session, detector: Detector) -> Iterat
     return (item for item in drive_paced(flows, session, detector) if item is not None)
 
 
-def drive_paced(flows: Sequence[Flow], session: Session, detector: Detector) -> Iterator[tuple[int, Step] | None]:
+def drive_paced(
+    flows: Sequence[Flow], session: Session, detector: Detector, on_check: OnCheck = unobserved
+) -> Iterator[tuple[int, Step] | None]:
     """`drive`, with a None each time before the model is used: there another session may have it first."""
     waiting: dict[int, Command | Outcome] = {row: next(flow) for row, flow in enumerate(flows)}
     while waiting:
@@ -34,7 +44,10 @@ def drive_paced(flows: Sequence[Flow], session: Session, detector: Detector) -> 
         checks = {row: command for row, command in waiting.items() if isinstance(command, Check)}
         if checks:
             points = [CheckPoint(row, command.depth) for row, command in checks.items()]
-            for row, reply in zip(checks, make_checks(session, detector, points), strict=True):
+            begin = time.perf_counter()
+            replies = make_checks(session, detector, points)
+            share_time(on_check, time.perf_counter() - begin, len(points))
+            for row, reply in zip(checks, replies, strict=True):
                 waiting[row] = _send(flows[row], reply)
         elif waiting:
             decoded = session.decode(min(command.n for command in waiting.values() if isinstance(command, Decode)))
@@ -61,6 +74,12 @@ def _send(flow: Flow, reply: Reply) -> Command | Outcome:
         return flow.send(reply)
     except StopIteration as end:
         return end.value
+
+
+def share_time(on_check: OnCheck, seconds: float, checks: int) -> None:
+    """Call `on_check` once for each of `checks` that were made together in `seconds`, with its share."""
+    for _ in range(checks):
+        on_check(seconds / checks)
 
 
 def make_checks(session: Session, detector: Detector, points: Sequence[CheckPoint]) -> list[Score | Exception]:

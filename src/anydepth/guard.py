@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from anydepth.backends.base import Backend, Session
-from anydepth.config import GuardConfig
-from anydepth.detectors import Detector, LinearProbe, find_shipped
-from anydepth.driver import drive_paced
+from anydepth.config import OPTIONS, GuardConfig, guard_config, with_own_policy
+from anydepth.detectors import Detector, LinearProbe, declares_reads, detector_parts, find_shipped
+from anydepth.driver import OnCheck, drive_paced, share_time, unobserved
 from anydepth.errors import ConfigError
 from anydepth.flow import Flow, Halt, Noted, Outcome, Release, guarded
 from anydepth.policy import Policy
@@ -40,6 +41,7 @@ class Guard:
     Raises:
         ProbeMismatch: The probe belongs to another model, template, header or site.
         CapabilityError: The detector needs what the backend cannot do.
+        UnsupportedModel: A trial check failed on this model; the message has the reason (`Backend.prove`).
         ConfigError: An option has a value it cannot have.
     """
 
@@ -49,14 +51,10 @@ class Guard:
         self._setup(TransformersBackend(model, tokenizer), detector, options)
 
     def _setup(self, backend: Backend, detector: Detector, options: Mapping[str, Any]) -> None:
-        options = {name: value for name, value in options.items() if value is not None}
-        if "policy" not in options and getattr(detector, "policy", None) is not None:
-            options["policy"] = detector.policy  # pyright: ignore[reportAttributeAccessIssue]
-        try:
-            self.config = GuardConfig(**options)
-        except TypeError as error:
-            raise ConfigError(f"{error}; the options of a guard are the fields of GuardConfig") from error
+        self.config = guard_config(options, with_own_policy(GuardConfig(), detector))
         detector.bind(backend)
+        for part in detector_parts(detector):
+            backend.prove(part.needs, part.reads if declares_reads(part) else ())
         self.backend, self.detector = backend, detector
 
     @classmethod
@@ -73,12 +71,7 @@ class Guard:
         *,
         probe: LinearProbe | str | Path | None = None,
         detector: Detector | None = None,
-        policy: Policy | None = None,
-        schedule: Schedule | None = None,
-        release: str | None = None,
-        on_error: str | None = None,
-        refusal: str | None = None,
-        **load_options: Any,
+        **options: Any,
     ) -> "Guard":
         """Load a model by hub id or folder and guard it.
 
@@ -86,17 +79,13 @@ class Guard:
             model: Hub id or folder.
             probe: A `LinearProbe` or the path of its artefact.
             detector: Any detector, instead of a probe. Without either, the probe that this package ships for the model.
-            policy: See `GuardConfig`; so for `schedule`, `release`, `on_error` and `refusal`.
-            schedule: At which depths to check.
-            release: `hold`, `eager` or `monitor`.
-            on_error: `closed` or `open`.
-            refusal: Text shown instead of the rest of a halted answer.
-            **load_options: `dtype`, `device`, `revision`, `adapter`, `base_weights`, `template_kwargs` and what
-                `from_pretrained` of Transformers takes.
+            **options: Fields of `GuardConfig`; the others say how to load: `dtype`, `device`, `revision`, `adapter`,
+                `base_weights`, `template_kwargs` and what `from_pretrained` of Transformers takes.
 
         Raises:
-            ConfigError: No detector was given and none is shipped for this model, or two were.
-            ModelError: The model cannot be loaded.
+            ConfigError: No detector was given and none is shipped for this model, or two were; or an option has a value
+                that it cannot have.
+            ModelError: The model cannot be loaded, or a check does not work on it.
         """
         if probe is not None and detector is not None:
             raise ConfigError("both probe and detector were given; a guard has one: combine them with Cascade")
@@ -104,9 +93,10 @@ class Guard:
             probe = LinearProbe.load(probe)  # before the model: a bad path is found in milliseconds
         from anydepth.backends.transformers import load
 
-        backend = load(model, **load_options)
-        options = {"policy": policy, "schedule": schedule, "release": release, "on_error": on_error, "refusal": refusal}
-        return cls.from_backend(backend, probe or detector or shipped_probe(backend), **options)
+        own = {name: options.pop(name) for name in OPTIONS if name in options}
+        guard_config(own)  # a wrong value is found before the model is loaded
+        backend = load(model, **options)
+        return cls.from_backend(backend, probe or detector or shipped_probe(backend), **own)
 
     @property
     def template(self) -> ChatTemplate:
@@ -124,13 +114,17 @@ class Guard:
         return self.config.schedule
 
     def with_options(self, **options: Any) -> "Guard":
-        """The same model and detector with other options of `GuardConfig`; None leaves an option as it is."""
+        """Return the same model and detector with other options of `GuardConfig`; None leaves an option as it is.
+
+        Raises:
+            ConfigError: There is no such option, or it cannot have the value.
+        """
+        return self.with_config(guard_config(options, self.config))
+
+    def with_config(self, config: GuardConfig) -> "Guard":
+        """Return the same model and detector under `config`."""
         guard = type(self).__new__(type(self))
-        guard.backend, guard.detector = self.backend, self.detector
-        try:
-            guard.config = replace(self.config, **{name: value for name, value in options.items() if value is not None})
-        except TypeError as error:
-            raise ConfigError(f"{error}; the options of a guard are the fields of GuardConfig") from error
+        guard.backend, guard.detector, guard.config = self.backend, self.detector, config
         return guard
 
     # -- answers -------------------------------------------------------------------------------------------------------
@@ -162,10 +156,19 @@ class Guard:
                     yield event
 
     def paced(
-        self, prompt: Prompt, *, max_new_tokens: int = 512, seed: int | None = None, **generation: Any
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 512,
+        seed: int | None = None,
+        on_check: OnCheck = unobserved,
+        **generation: Any,
     ) -> Generator[Event | None, None, None]:
-        """`stream` of a prompt, with a None each time before the model is used: a server serves others there."""
-        with closing(self._run([prompt], max_new_tokens, seed, generation)) as items:
+        """`stream` of a prompt, with a None each time before the model is used: a server serves others there.
+
+        `on_check` is called with the seconds that each check took.
+        """
+        with closing(self._run([prompt], max_new_tokens, seed, generation, on_check)) as items:
             for item in items:
                 yield item and item[1]
 
@@ -244,7 +247,12 @@ class Guard:
     # -- drivers -------------------------------------------------------------------------------------------------------
 
     def _run(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, seed: int | None, generation: Mapping[str, Any]
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        seed: int | None,
+        generation: Mapping[str, Any],
+        on_check: OnCheck = unobserved,
     ) -> Generator[tuple[int, Event] | None, None, None]:
         plans = [self.config.plan(max_new_tokens=max_new_tokens, prefill=prompt.prefill) for prompt in prompts]
         session = self.backend.open(prompts, max_new_tokens=max_new_tokens, seed=seed, **generation)
@@ -252,18 +260,20 @@ class Guard:
             for row, prompt in enumerate(prompts):
                 if prompt.prefill:
                     yield None
+                    begin = time.perf_counter()
                     inside = inside_prefill(self.backend, self.detector, self.config, prompt)
+                    share_time(on_check, time.perf_counter() - begin, len(inside))
                     plans[row] = replace(plans[row], inside=inside)
-            yield from self._events(prompts, [guarded(plan) for plan in plans], session)
+            yield from self._events(prompts, [guarded(plan) for plan in plans], session, on_check)
         finally:
             session.close()
 
     def _events(
-        self, prompts: Sequence[Prompt], flows: Sequence[Flow], session: Session
+        self, prompts: Sequence[Prompt], flows: Sequence[Flow], session: Session, on_check: OnCheck
     ) -> Iterator[tuple[int, Event] | None]:
         """Translate what the flows do into events with text."""
         writers = [_Writer(self.backend, prompt, self.config.refusal) for prompt in prompts]
-        for item in drive_paced(flows, session, self.detector):
+        for item in drive_paced(flows, session, self.detector, on_check):
             if item is None:
                 yield None
                 continue

@@ -138,3 +138,8 @@ def policy_record(policy: Policy) -> dict[str, Any]:
         if isinstance(policy, kind):
             return {"name": name, **asdict(policy)}  # pyright: ignore[reportArgumentType]
     raise ConfigError(f"policy {type(policy).__name__} has no name in POLICIES; register it there to store it")
+
+
+def with_threshold(policy: Policy, threshold: float) -> Policy:
+    """Return the same policy with another threshold; ConfigError if it cannot have it."""
+    return policy_from({**policy_record(policy), "threshold": threshold})

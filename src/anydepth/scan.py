@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
-
-from anydepth.backends.base import Backend, Decoded, FinishedAnswer
+from anydepth.backends.base import Backend, Capability, Decoded, FinishedAnswer
 from anydepth.config import GuardConfig
-from anydepth.detectors import Detector, LinearProbe
+from anydepth.detectors import Detector, declares_reads, score_finished
 from anydepth.driver import drive
 from anydepth.errors import CheckError, PromptError, UnsupportedModel
 from anydepth.flow import Check, Decode, Flow, Outcome, Plan, Reply, guarded
@@ -22,9 +20,10 @@ def scan_answer(
 ) -> ScanResult:
     """Check the answer that is the prefill of `prompt`, as the guard would have while it was generated.
 
-    A probe reads all depths in one packed pass; where the model cannot take it, and for look-ahead detectors, the
-    answer is replayed and forked at each depth, which the result's `method` and `notes` say. Every depth is scored,
-    also after the one at which the answer would have halted. `packed=False` forks in any case.
+    A detector that declares its reads (a probe) scores all depths in one packed pass; where the model cannot take it,
+    and for other detectors, the answer is replayed and forked at each depth, which the result's `method` and `notes`
+    say. Every depth is scored, also after the one at which the answer would have halted. `packed=False` forks in any
+    case.
     """
     return scan_answers(backend, detector, config, [prompt], packed=packed)[0]
 
@@ -35,7 +34,7 @@ def scan_answers(
     """Scan several answers, each the prefill of its prompt, in one batch; see `scan_answer`."""
     if not all(prompt.prefill for prompt in prompts):
         raise PromptError("the answer to scan is empty; give its text")
-    if not isinstance(detector, LinearProbe):
+    if not declares_reads(detector):
         why = f"{detector.name} reads each depth on a fork"
     elif not packed:
         why = "forks were asked for"
@@ -44,7 +43,7 @@ def scan_answers(
     else:
         answers = [_finished(prompt, scheduled_depths(config.schedule, prompt.prefill)) for prompt in prompts]
         try:
-            scores = _packed_scores(backend, detector, answers)
+            scores = score_finished(backend, detector, answers)
         except UnsupportedModel as reason:
             why = str(reason)
         else:
@@ -67,47 +66,50 @@ def _from_scores(config: GuardConfig, answer: FinishedAnswer, scores: Sequence[S
     return _result(_settle(guarded(fixed), dict(zip(answer.depths, scores, strict=True))), "packed")
 
 
+def reads_inside(detector: Detector) -> bool:
+    """True if `detector` is read inside a client's prefill: it reads hidden states, which costs little per depth."""
+    return declares_reads(detector) or Capability.HIDDEN_STATES in detector.needs
+
+
 def inside_prefill(
     backend: Backend, detector: Detector, config: GuardConfig, prompt: Prompt
 ) -> dict[int, Score | Exception]:
     """Score the scheduled depths inside the prefill of `prompt`: neither depth 0 nor its end, which the flow checks.
 
-    One packed pass to the probe's layer; where the model cannot take it, one fork a depth. Empty where there is nothing
-    inside, where `config.prefill` is `end`, and for look-ahead detectors: they would have to write at every depth.
+    One packed pass to the last site that is read; where the model or the detector cannot take it, one fork per depth.
+    Empty where there is nothing inside, where `config.prefill` is `end`, and for detectors that need no hidden states:
+    they would have to look ahead at every depth.
     """
-    if config.prefill != "inside" or not isinstance(detector, LinearProbe):
+    if config.prefill != "inside" or not reads_inside(detector):
         return {}
     depths = [depth for depth in scheduled_depths(config.schedule, prompt.prefill) if 0 < depth < prompt.prefill]
     if not depths:
         return {}
     try:
-        try:
-            (scores,) = _packed_scores(backend, detector, [_finished(prompt, depths)])
-        except UnsupportedModel as reason:
-            plan = Plan(Listed(tuple(depths)), config.policy, prompt.prefill, release="monitor", on_error="open")
-            checks = _by_forks(backend, detector, plan, prompt, str(reason)).checks
-            by_depth = {check.depth: check for check in checks}
-            scores = [_reply(by_depth[depth]) for depth in depths]
+        if not declares_reads(detector):
+            scores = _fork_scores(backend, detector, config, prompt, depths, f"{detector.name} reads on forks")
+        else:
+            try:
+                (scores,) = score_finished(backend, detector, [_finished(prompt, depths)])
+            except UnsupportedModel as reason:
+                scores = _fork_scores(backend, detector, config, prompt, depths, str(reason))
     except Exception as error:  # a failed check is the flow's to judge: it halts unless the operator chose otherwise
         scores = [error] * len(depths)
     return dict(zip(depths, scores, strict=True))
 
 
+def _fork_scores(
+    backend: Backend, detector: Detector, config: GuardConfig, prompt: Prompt, depths: Sequence[int], why: str
+) -> list[Score | Exception]:
+    """Score `depths` of the prefill of `prompt`, each on a fork."""
+    last = replace(prompt, ids=prompt.ids[: prompt.start + depths[-1]], prefill=depths[-1])
+    plan = Plan(Listed(tuple(depths)), config.policy, last.prefill, release="monitor", on_error="open")
+    by_depth = {check.depth: check for check in _by_forks(backend, detector, plan, last, why).checks}
+    return [_reply(by_depth[depth]) for depth in depths]
+
+
 def _reply(check: CheckResult) -> Score | Exception:
     return Score(check.score, check.detail) if check.error is None else CheckError(check.error)
-
-
-def _packed_scores(
-    backend: Backend, probe: LinearProbe, answers: Sequence[FinishedAnswer]
-) -> list[list[Score | Exception]]:
-    """The scores of each answer, one a depth."""
-    sites = list(dict.fromkeys(read.site for read in probe.reads))
-    tokens = sorted({read.token for read in probe.reads})
-    found = []
-    for states in backend.read_batch(answers, sites, tokens=tokens):
-        picked = [states[read.site][:, tokens.index(read.token)] for read in probe.reads]
-        found.append(probe.score_each(np.stack(picked, axis=1)))
-    return found
 
 
 def _settle(flow: Flow, scores: dict[int, Score | Exception]) -> Outcome:

@@ -53,6 +53,11 @@ class GuardTable(_Table):
     )
     refusal: str = Field("I can't help with that.", min_length=1, description="Text in place of what is withheld.")
 
+    def guard_options(self) -> dict[str, Any]:
+        """The options of the guard by their names in `GuardConfig`; no policy where the detector's own is wanted."""
+        own = ("release", "on_error", "prefill", "refusal")
+        return {"policy": self.build_policy(), "schedule": self.build_schedule()} | {n: getattr(self, n) for n in own}
+
     @field_validator("policy")
     @classmethod
     def _policy_exists(cls, value: PolicyRecord | None) -> PolicyRecord | None:

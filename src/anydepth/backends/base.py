@@ -222,6 +222,21 @@ class Backend(Protocol):
         """Raise UnsupportedModel if `site` does not exist in this model."""
         ...
 
+    def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
+        """Find out, before the first answer, whether checks work on this model.
+
+        A check that can never work would halt every answer as if each user had asked for harm. A backend for which
+        that cannot happen has nothing to do.
+
+        Args:
+            needs: What the detector asks of a backend.
+            reads: The hidden states that it reads, if it says so.
+
+        Raises:
+            UnsupportedModel: A trial failed, or a fork does not give the states of the text; the reason is named.
+        """
+        ...
+
     def open(
         self, prompts: Sequence["Prompt"], *, max_new_tokens: int, seed: int | None = None, **options: Any
     ) -> Session:

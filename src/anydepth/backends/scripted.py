@@ -126,6 +126,9 @@ class ScriptedBackend:
         if site.block >= self.identity.num_layers:
             raise UnsupportedModel(f"site is {site}, the script has {self.identity.num_layers} blocks")
 
+    def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
+        """A script has no model that a check could fail on."""
+
     def open(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
     ) -> "ScriptedSession":

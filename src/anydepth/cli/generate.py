@@ -67,6 +67,8 @@ def generate(
     interval: opt.Interval = None,
     release: opt.Release = "hold",
     on_error: opt.OnErrorOption = "closed",
+    refusal: opt.Refusal = None,
+    check_prefill: opt.CheckPrefill = None,
     adapter: opt.Adapter = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
@@ -82,7 +84,8 @@ def generate(
     sampling = _sampling(temperature, top_p)
     guard = load.open_guard(
         opt.ModelOptions(model, adapter, dtype, device, revision),
-        opt.GuardOptions(probe, detector, policy, threshold, interval, release, on_error),
+        opt.GuardOptions(probe, detector, policy, threshold, interval, release, on_error, refusal, check_prefill),
+        threshold,
     )
     arguments = {"prefill": opening, "max_new_tokens": max_new_tokens, "seed": seed, **sampling}
     answer = _quietly(guard, messages, arguments) if as_json else _streaming(guard, messages, arguments)

@@ -4,14 +4,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.markup import escape
 
-from anydepth.cli.options import GuardOptions, ModelOptions
+from anydepth.cli.options import ModelOptions
 from anydepth.cli.output import err, printable
 from anydepth.errors import ConfigError
-from anydepth.policy import policy_from, policy_record
+from anydepth.policy import with_threshold
 
 if TYPE_CHECKING:
     from anydepth.backends.base import Backend, Site
@@ -49,28 +49,40 @@ def _loading(model: str) -> Iterator[None]:
         yield
 
 
-def open_guard(model: ModelOptions, options: GuardOptions) -> "Guard":
-    """Load a model with its guard on."""
+class GuardChoice(Protocol):
+    """Which guard is wanted, as the options of the command line or a table of guard.toml say it."""
+
+    @property
+    def probe(self) -> Path | str | None:
+        """Path of a probe; None for the shipped one."""
+        ...
+
+    @property
+    def detector(self) -> str:
+        """What a check is read by."""
+        ...
+
+    def guard_options(self) -> dict[str, Any]:
+        """Options by their names in `GuardConfig`."""
+        ...
+
+
+def open_guard(model: ModelOptions, choice: GuardChoice, threshold: float | None = None) -> "Guard":
+    """Load a model with its guard on; `threshold` replaces the one of the detector's own policy."""
     with _loading(model.model):
         from anydepth import Guard
 
-        given = {
-            "policy": options.build_policy(),
-            "schedule": options.build_schedule(),
-            "release": options.release,
-            "on_error": options.on_error,
-        }
+        given = choice.guard_options()
         if model.engine == "vllm":
-            guard = Guard.from_backend(*_open_vllm_with_probe(model, options), **given)
+            guard = Guard.from_backend(*_open_vllm_with_probe(model, choice), **given)
         else:
             arguments = model_arguments(model)
             guard = Guard.from_pretrained(
-                model.model, probe=options.probe, detector=_rethink(options), **given, **arguments
+                model.model, probe=choice.probe, detector=_rethink(choice), **given, **arguments
             )
-        if options.threshold is not None and options.policy is None:
-            record = {**policy_record(guard.policy), "threshold": options.threshold}
-            guard = guard.with_options(policy=policy_from(record))
-        return guard
+        if threshold is None or given["policy"] is not None:
+            return guard
+        return guard.with_options(policy=with_threshold(guard.policy, threshold))
 
 
 def open_backend(model: ModelOptions) -> "TransformersBackend":
@@ -94,7 +106,7 @@ def open_vllm(model: ModelOptions, sites: "Callable[[Any], Sequence[Site]]") -> 
         return VllmBackend(model.model, sites=sites, **options)
 
 
-def _open_vllm_with_probe(model: ModelOptions, options: GuardOptions) -> "tuple[VllmBackend, LinearProbe]":
+def _open_vllm_with_probe(model: ModelOptions, options: GuardChoice) -> "tuple[VllmBackend, LinearProbe]":
     """The engine, and the probe that it was started for."""
     from anydepth.detectors import LinearProbe
     from anydepth.guard import shipped_probe
@@ -128,7 +140,7 @@ def model_arguments(model: ModelOptions) -> dict[str, Any]:
     return {"adapter": model.adapter, "dtype": model.dtype, "device": model.device, "revision": model.revision}
 
 
-def _rethink(options: GuardOptions) -> Any:
+def _rethink(options: GuardChoice) -> Any:
     if options.detector == "probe":
         return None
     from anydepth.detectors import Rethink

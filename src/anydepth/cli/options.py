@@ -8,14 +8,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from anydepth.config import guard_config
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from
-from anydepth.schedule import Every, Schedule
+from anydepth.schedule import Every
 from anydepth.types import OnError, ReleaseMode
 
 DetectorName = Literal["probe", "rethink", "rethink-score"]
 PolicyName = Literal["threshold", "k_of_n", "ewma", "cusum"]
 DtypeName = Literal["auto", "fast", "float32", "bfloat16", "float16"]
+CheckPrefillName = Literal["inside", "end"]
 EngineName = Literal["transformers", "vllm"]
 
 _GUARD, _MODEL = "The guard", "The model"
@@ -72,6 +74,24 @@ OnErrorOption = Annotated[
     OnError,
     typer.Option(
         "--on-error", rich_help_panel=_GUARD, help="What a failed check does: `closed` halts, `open` lets it go on."
+    ),
+]
+Refusal = Annotated[
+    str | None,
+    typer.Option(
+        "--refusal",
+        metavar="TEXT",
+        rich_help_panel=_GUARD,
+        help="Text in place of what is withheld. Default: I can't help with that.",
+    ),
+]
+CheckPrefill = Annotated[
+    CheckPrefillName | None,
+    typer.Option(
+        "--check-prefill",
+        rich_help_panel=_GUARD,
+        help="Where a forced start of the answer is checked: `inside`, at the scheduled depths within it too (the "
+        "default), or at its `end` only.",
     ),
 ]
 Adapter = Annotated[
@@ -158,8 +178,10 @@ class GuardOptions:
     policy: PolicyName | None = None
     threshold: float | None = None
     interval: int | None = None
-    release: ReleaseMode = "hold"
-    on_error: OnError = "closed"
+    release: ReleaseMode | None = None
+    on_error: OnError | None = None
+    refusal: str | None = None
+    check_prefill: CheckPrefillName | None = None
 
     def __post_init__(self) -> None:
         if self.probe is not None and self.detector != "probe":
@@ -170,8 +192,18 @@ class GuardOptions:
             raise ConfigError(f"--probe {self.probe}: there is no such file or probe folder")
         if self.threshold is not None and self.policy is None:
             policy_from({"name": "cusum", "threshold": self.threshold})  # refuses what no policy takes
-        self.build_policy()
-        self.build_schedule()
+        guard_config(self.guard_options())
+
+    def guard_options(self) -> dict[str, Any]:
+        """Return the options of the guard by their names in `GuardConfig`; None where the command line says nothing."""
+        return {
+            "policy": self.build_policy(),
+            "schedule": None if self.interval is None else Every(self.interval),
+            "release": self.release,
+            "on_error": self.on_error,
+            "refusal": self.refusal,
+            "prefill": self.check_prefill,
+        }
 
     def build_policy(self) -> Policy | None:
         """Return the policy that the options name in full, or None if the detector's own is wanted."""
@@ -181,7 +213,3 @@ class GuardOptions:
         if self.threshold is not None:
             record["threshold"] = self.threshold
         return policy_from(record)
-
-    def build_schedule(self) -> Schedule | None:
-        """Return the schedule, or None for the guard's own."""
-        return None if self.interval is None else Every(self.interval)

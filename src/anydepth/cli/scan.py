@@ -69,7 +69,7 @@ def scan(
     with RecordWriter(output) as writer:
         if writer.done:
             err.print(f"{output} holds {plural(len(writer.done), 'record')}, going on", markup=False, soft_wrap=True)
-        guard = load.open_guard(loaded, options)
+        guard = load.open_guard(loaded, options, threshold)
         run = _Run(guard, writer)
         with progress_bar() as progress:
             task = progress.add_task("scan", total=min(total, limit or total))

@@ -54,6 +54,8 @@ def serve(
     on_error: Annotated[
         OnError | None, typer.Option("--on-error", rich_help_panel="The guard", help="Default: closed.")
     ] = None,
+    refusal: opt.Refusal = None,
+    check_prefill: opt.CheckPrefill = None,
     adapter: opt.Adapter = None,
     dtype: Annotated[
         opt.DtypeName | None, typer.Option("--dtype", rich_help_panel="The model", help="Number format of the weights.")
@@ -79,6 +81,8 @@ def serve(
             "interval": interval,
             "release": release,
             "on_error": on_error,
+            "refusal": refusal,
+            "prefill": check_prefill,
         },
         "http": {"host": host, "port": port},
     }  # fmt: skip
@@ -101,24 +105,23 @@ def _run_vllm(
     for name, value in (("--adapter", settings.model.adapter), ("--device", settings.model.device)):
         if value is not None:
             raise ConfigError(f"{name} {value} does not apply to --engine vllm; see `vllm serve --help` for what does")
-    command = server_command(_with_policy(settings, policy, threshold), flags)
-    os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
-
-
-def _with_policy(settings: "Settings", policy: opt.PolicyName | None, threshold: float | None) -> "Settings":
-    """The settings with the policy of the command line in them."""
-    record: dict[str, Any] | None = None
-    if policy is not None:
-        record = policy_record(opt.GuardOptions(policy=policy, threshold=threshold).build_policy() or Threshold())
-    elif threshold is not None and settings.guard.policy is None:
+    settings = _with_policy(settings, policy, threshold)
+    if threshold is not None and settings.guard.policy is None:
         raise ConfigError(
             f"--threshold {threshold:g} with --engine vllm needs to be told of which policy; add --policy threshold, "
             "or set [guard] policy"
         )
-    elif threshold is not None:
-        record = policy_record(policy_from({**(settings.guard.policy or {}), "threshold": threshold}))
-    if record is None:
-        return settings
+    command = server_command(settings, flags)
+    os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
+
+
+def _with_policy(settings: "Settings", policy: opt.PolicyName | None, threshold: float | None) -> "Settings":
+    """The settings with the policy of the command line in them; a threshold alone changes that of the file."""
+    record = settings.guard.policy
+    if policy is not None:
+        record = policy_record(opt.GuardOptions(policy=policy, threshold=threshold).build_policy() or Threshold())
+    elif threshold is not None and record is not None:
+        record = policy_record(policy_from({**record, "threshold": threshold}))
     return settings.model_copy(update={"guard": settings.guard.model_copy(update={"policy": record})})
 
 
@@ -142,23 +145,10 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
     """Load the model with its guard."""
     from anydepth.server.transformers_engine import TransformersEngine
 
-    model, guard, limits = settings.model, settings.guard, settings.limits
+    settings = _with_policy(settings, policy, threshold)
+    model, limits = settings.model, settings.limits
     assert model.path is not None
-    loaded = load.open_guard(
-        opt.ModelOptions(model.path, model.adapter, model.dtype, model.device, model.revision),
-        opt.GuardOptions(
-            probe=None if guard.probe is None else Path(guard.probe),
-            detector=guard.detector,
-            policy=policy,
-            threshold=None if policy is None and guard.policy is not None else threshold,
-            release=guard.release,
-            on_error=guard.on_error,
-        ),
-    )
-    own = None
-    if policy is None and guard.policy is not None:
-        own = policy_from(guard.policy if threshold is None else {**guard.policy, "threshold": threshold})
-    schedule = guard.build_schedule()
-    loaded = loaded.with_options(policy=own, schedule=schedule, refusal=guard.refusal, prefill=guard.prefill)
+    options = opt.ModelOptions(model.path, model.adapter, model.dtype, model.device, model.revision)
+    guard = load.open_guard(options, settings.guard, threshold)
     name = model.name or (Path(model.path).resolve().name if Path(model.path).exists() else model.path)
-    return TransformersEngine(loaded, model=name, live=limits.live, queue=limits.queue, timeout=limits.timeout_seconds)
+    return TransformersEngine(guard, model=name, live=limits.live, queue=limits.queue, timeout=limits.timeout_seconds)

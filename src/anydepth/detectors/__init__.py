@@ -1,8 +1,17 @@
 """Detectors turn a check into a score."""
 
-from anydepth.detectors.base import Detector, require_capabilities, require_usable
+from anydepth.detectors.base import (
+    Detector,
+    StateDetector,
+    check_states,
+    declares_reads,
+    detector_parts,
+    require_capabilities,
+    require_usable,
+)
 from anydepth.detectors.card import ProbeCard
 from anydepth.detectors.cascade import Cascade
+from anydepth.detectors.finished import score_finished
 from anydepth.detectors.probe import LinearProbe, find_shipped
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.detectors.rethink import Rethink, calibrate_openers
@@ -14,8 +23,13 @@ __all__ = [
     "ProbeCard",
     "RefusalMatcher",
     "Rethink",
+    "StateDetector",
     "calibrate_openers",
+    "check_states",
+    "declares_reads",
+    "detector_parts",
     "find_shipped",
     "require_capabilities",
     "require_usable",
+    "score_finished",
 ]

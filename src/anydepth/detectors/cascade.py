@@ -33,6 +33,11 @@ class Cascade:
         self.low, self.high = low, high
         self.needs = first.needs | second.needs
 
+    @property
+    def parts(self) -> tuple[Detector, Detector]:
+        """The two detectors, each of which makes checks of its own."""
+        return self.first, self.second
+
     def bind(self, backend: Backend) -> None:
         """Bind both detectors; what either cannot do with this backend is an error now."""
         self.first.bind(backend)

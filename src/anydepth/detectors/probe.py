@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from anydepth.backends.base import Backend, Capability, CheckPoint, Read, Session
-from anydepth.detectors.base import require_capabilities
+from anydepth.detectors.base import check_states, require_capabilities
 from anydepth.detectors.card import FORMAT_VERSION, WAIVABLE, ProbeCard, card_from, card_record, mismatches
 from anydepth.errors import CheckError, ConfigError, ProbeError, ProbeMismatch
 from anydepth.policy import Policy, policy_from
@@ -89,17 +89,7 @@ class LinearProbe:
 
     def check(self, session: Session, points: Sequence[CheckPoint]) -> list[Score]:
         """Score each point; CheckError names the depth whose hidden state or score is not finite."""
-        if not points:
-            return []
-        states = session.hidden_states(points, self.reads)
-        if len(states) != len(points):
-            raise CheckError(f"the backend gave {len(states)} hidden states for {len(points)} checks")
-        scores: list[Score] = []
-        for point, score in zip(points, self.score_each(states), strict=True):
-            if isinstance(score, Exception):
-                raise CheckError(f"check at depth {point.depth} (row {point.row}): {score}") from score
-            scores.append(score)
-        return scores
+        return check_states(self, session, points)
 
     def score_each(self, states: np.ndarray) -> list[Score | Exception]:
         """Score states `[n, reads, hidden_size]` one by one; a CheckError stands for one that is not finite.

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anydepth.config import GuardConfig
-from anydepth.detectors import LinearProbe
 from anydepth.errors import CheckError
 from anydepth.evals.context import Context
 from anydepth.evals.defences import DEAR
 from anydepth.evals.forced import Forced
 from anydepth.evals.judge import Judged
-from anydepth.evals.replay import Defence, Detecting, Point, Transcript, leaked, replay
+from anydepth.evals.replay import Defence, Point, Transcript, leaked, reads_states, replay
 from anydepth.flow import Outcome
 from anydepth.probes.calibrate import Trail
 from anydepth.schedule import Every, Listed
@@ -93,8 +92,7 @@ def base_of(arm: Defence, base: GuardConfig) -> GuardConfig:
     """When the arm checks: only a probe makes the early checks, and a dear arm none but those that must be."""
     if arm.name in DEAR:
         return replace(base, schedule=Listed(()))
-    is_probe = isinstance(arm, Detecting) and isinstance(arm.detector, LinearProbe)
-    if not is_probe and isinstance(base.schedule, Every):
+    if not reads_states(arm) and isinstance(base.schedule, Every):
         return replace(base, schedule=Every(base.schedule.interval, doubling=False))
     return base
 

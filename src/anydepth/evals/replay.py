@@ -9,15 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
-
 from anydepth.backends.base import Backend, CheckPoint, Decoded, FinishedAnswer
 from anydepth.backends.batch import batches
-from anydepth.config import GuardConfig
-from anydepth.detectors import Detector, LinearProbe
+from anydepth.config import GuardConfig, with_own_policy
+from anydepth.detectors import Detector, StateDetector, declares_reads, score_finished
 from anydepth.driver import drive, make_checks
 from anydepth.flow import Check, Command, Decode, Flow, Outcome, Plan, Reply, guarded
-from anydepth.scan import inside_prefill
+from anydepth.scan import inside_prefill, reads_inside
 from anydepth.schedule import scheduled_depths
 from anydepth.template import Prompt
 from anydepth.types import FinishReason, Score
@@ -94,32 +92,40 @@ class Detecting:
     detector: Detector
 
     def scores(self, points: Sequence[Point]) -> list[Score | Exception]:
-        """Score each point; a probe reads all depths of an answer in one packed pass."""
-        if isinstance(self.detector, LinearProbe):
+        """Score each point; a detector that declares its reads scores all depths of an answer in one packed pass."""
+        if declares_reads(self.detector):
             return packed_scores(self.backend, self.detector, points)
         return live_scores(self.backend, self.detector, points)
 
     @property
+    def packs(self) -> bool:
+        """Whether all depths of an answer are scored in one packed pass."""
+        return declares_reads(self.detector)
+
+    @property
     def reads_inside(self) -> bool:
-        """A probe reads a prefill at the depths inside it as well; see `anydepth.scan.inside_prefill`."""
-        return isinstance(self.detector, LinearProbe)
+        """Whether a prefill is read at the depths inside it as well; see `anydepth.scan.inside_prefill`."""
+        return reads_inside(self.detector)
 
     @property
     def is_fed(self) -> bool:
         """Whether transcripts are fed through sessions of the backend, as a guard's own: all but packed passes are."""
         if not hasattr(self.backend, "replay_batch"):
             return False
-        packs = isinstance(self.detector, LinearProbe) and cast("TransformersBackend", self.backend).packs
-        return not packs
+        return not (self.packs and cast("TransformersBackend", self.backend).packs)
 
     def config(self, base: GuardConfig) -> GuardConfig:
         """`base` with the detector's calibrated policy, if it has one."""
-        policy = getattr(self.detector, "policy", None)
-        return base if policy is None else replace(base, policy=policy)
+        return with_own_policy(base, self.detector)
 
 
-def packed_scores(backend: Backend, probe: LinearProbe, points: Sequence[Point]) -> list[Score | Exception]:
-    """Score points with a probe, all depths of an answer in one packed pass."""
+def reads_states(arm: Defence) -> bool:
+    """True if the defence is a detector that scores all depths of an answer in one pass, as a probe does."""
+    return isinstance(arm, Detecting) and arm.packs
+
+
+def packed_scores(backend: Backend, detector: StateDetector, points: Sequence[Point]) -> list[Score | Exception]:
+    """Score points with a detector that declares its reads, all depths of an answer in one packed pass."""
     wanted: dict[str, list[int]] = {}
     answers: dict[str, Transcript] = {}
     for point in points:
@@ -129,15 +135,11 @@ def packed_scores(backend: Backend, probe: LinearProbe, points: Sequence[Point])
         key: FinishedAnswer(answers[key].start, answers[key].answer_ids, tuple(sorted(set(depths))))
         for key, depths in wanted.items()
     }
-    sites = list(dict.fromkeys(read.site for read in probe.reads))
-    tokens = sorted({read.token for read in probe.reads})
     found: dict[tuple[str, int], Score | Exception] = {}
     order = list(finished)
     for batch in batches(order, lambda key: _whole(finished[key]), 0, str, rows=8):
-        read = backend.read_batch([finished[key] for key in batch], sites, tokens=tokens)
-        for key, states in zip(batch, read, strict=True):
-            picked = [states[each.site][:, tokens.index(each.token)] for each in probe.reads]
-            scores = probe.score_each(np.stack(picked, axis=1))
+        each = score_finished(backend, detector, [finished[key] for key in batch])
+        for key, scores in zip(batch, each, strict=True):
             found.update({(key, depth): score for depth, score in zip(finished[key].depths, scores, strict=True)})
     return [found[point.transcript.id, point.depth] for point in points]
 

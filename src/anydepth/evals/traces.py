@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anydepth.config import GuardConfig
-from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
 from anydepth.evals.context import Context
 from anydepth.evals.defences import UNCALIBRATED, WRITERS, chosen_arms, defence
-from anydepth.evals.replay import Defence, Detecting, Transcript, replay
+from anydepth.evals.replay import Transcript, reads_states, replay
 from anydepth.flow import Outcome
 from anydepth.probes.dataset import Conversation
 from anydepth.schedule import Every
@@ -69,11 +68,6 @@ def traced_arms(context: Context, default: Sequence[str]) -> tuple[dict[str, boo
     if loose := [arm for arm in found if arm in UNCALIBRATED]:
         notes = (*notes, f"{', '.join(loose)}: halts at a score of 0.5, which nobody has calibrated.")
     return found, notes
-
-
-def reads_states(arm: Defence) -> bool:
-    """True if the defence is a probe, which reads all depths of an answer in one pass."""
-    return isinstance(arm, Detecting) and isinstance(arm.detector, LinearProbe)
 
 
 def stored(context: Context, key: str, row: Conversation, tokens: int) -> Transcript:

@@ -1,10 +1,9 @@
 """Apply what a client asks of the guard, within what the operator allows."""
 
-from dataclasses import replace
 from typing import Any
 
-from anydepth.config import GuardConfig
-from anydepth.policy import policy_from, policy_record
+from anydepth.config import GuardConfig, guard_config
+from anydepth.policy import policy_from, with_threshold
 from anydepth.schedule import Every
 from anydepth.server.failures import BadRequest
 from anydepth.server.schema import GuardOverrides
@@ -32,12 +31,12 @@ def apply_overrides(guard: GuardConfig, wanted: GuardOverrides | None, allowed: 
             limits = allowed.threshold and f"{allowed.threshold.min:g} to {allowed.threshold.max:g}"
             raise _refused("threshold", wanted.threshold, limits)
         try:
-            changes["policy"] = policy_from({**policy_record(policy), "threshold": wanted.threshold})
+            changes["policy"] = with_threshold(policy, wanted.threshold)
         except ValueError as error:
             raise BadRequest(f"anydepth.threshold: {error}", "anydepth.threshold") from error
     if wanted.checks and not allowed.checks:
         raise _refused("checks", True, None)
-    return replace(guard, **changes)
+    return guard_config(changes, guard)
 
 
 def _schedule(guard: GuardConfig, interval: int, allowed: OverridesTable) -> Every:

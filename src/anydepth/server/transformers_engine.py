@@ -2,14 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from math import ceil
 from typing import Any
 
-from anydepth.backends.base import Backend, CheckPoint, Session
 from anydepth.config import GuardConfig
-from anydepth.detectors import Detector
 from anydepth.errors import AnydepthError
 from anydepth.guard import Guard
 from anydepth.scan import scan_answer
@@ -26,7 +24,7 @@ from anydepth.server.engine import (
 from anydepth.server.stops import StopText
 from anydepth.server.worker import Worker
 from anydepth.template import Prompt
-from anydepth.types import Checked, Event, Finished, ScanResult, Score, Verdict
+from anydepth.types import Checked, Event, Finished, ScanResult, Verdict
 
 GREEDY_BELOW = 0.01
 """Temperatures under this are greedy: dividing the scores by less overflows in half precision."""
@@ -60,7 +58,6 @@ class TransformersEngine:
         self.facts = EngineFacts(model, guard.template, guard.config, frozenset(ends), context)
         self.on_check: Callable[[float], None] = lambda seconds: None
         self._guard, self._timeout = guard, timeout
-        self._timed = Guard.from_backend(guard.backend, _Timed(guard.detector, self), **_options(guard.config))
         self._worker, self._live = Worker(live, queue), live
         self._seconds = 1.0  # a running mean of what an answer takes, for Retry-After
 
@@ -89,11 +86,14 @@ class TransformersEngine:
 
     async def submit(self, job: Job) -> AsyncGenerator[Event, None]:
         """Generate one answer; see `Engine.submit`."""
-        guard = self._timed.with_options(**_options(job.guard))
+        guard = self._guard.with_config(job.guard)
 
         def walk() -> Iterator[Event | None]:
             options = _generation(job.sampling, guard.backend, job.prompt)
-            return guard.paced(job.prompt, max_new_tokens=job.max_new_tokens, seed=job.sampling.seed, **options)
+            seed = job.sampling.seed
+            return guard.paced(
+                job.prompt, max_new_tokens=job.max_new_tokens, seed=seed, on_check=self._checked, **options
+            )
 
         async with aclosing(self._work(walk)) as events:
             async for event in events:
@@ -101,7 +101,7 @@ class TransformersEngine:
 
     async def scan(self, prompt: Prompt, guard: GuardConfig) -> ScanResult:
         """Check a finished answer; see `Engine.scan`."""
-        scanner = self._guard.with_options(**_options(guard))
+        scanner = self._guard.with_config(guard)
 
         def walk() -> Iterator[ScanResult]:
             if not prompt.prefill:
@@ -113,6 +113,9 @@ class TransformersEngine:
             async for result in results:
                 return result
         raise EngineError("the scan gave no result")
+
+    def _checked(self, seconds: float) -> None:
+        self.on_check(seconds)
 
     async def _work(self, walk: Callable[[], Iterator[Any]]) -> AsyncGenerator[Any, None]:
         """Run `walk()` in the thread, in turns; what it yields, but for None, which ends a turn."""
@@ -186,33 +189,10 @@ class _Work:
             self._loop.call_soon_threadsafe(self.outbox.put_nowait, batch)
 
 
-class _Timed:
-    """A detector that tells how long its checks take; implements `Detector`."""
-
-    def __init__(self, detector: Detector, engine: TransformersEngine) -> None:
-        self.name, self.needs = detector.name, detector.needs
-        self._detector, self._engine = detector, engine
-
-    def bind(self, backend: Backend) -> None:
-        """The wrapped detector is bound already."""
-
-    def check(self, session: Session, points: Sequence[CheckPoint]) -> list[Score]:
-        """The wrapped detector's scores."""
-        begin = time.perf_counter()
-        try:
-            return self._detector.check(session, points)
-        finally:
-            self._engine.on_check((time.perf_counter() - begin) / max(1, len(points)))
-
-
 def _engine_error(error: Exception) -> EngineError:
     wrapped = EngineError(f"the engine failed ({type(error).__name__}); the answer was stopped")
     wrapped.__cause__ = error
     return wrapped
-
-
-def _options(config: GuardConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("policy", "schedule", "release", "on_error", "refusal")}
 
 
 def _generation(sampling: Sampling, backend: Any, prompt: Prompt) -> dict[str, Any]:

@@ -52,11 +52,10 @@ def opened(backend: TransformersBackend, probe: LinearProbe, monkeypatch: pytest
     """The seam of the command line: a real guard over the tiny model; which options it was opened with."""
     seen: list[GuardOptions] = []
 
-    def open_guard(model: ModelOptions, options: GuardOptions) -> Guard:
+    def open_guard(model: ModelOptions, options: GuardOptions, threshold: float | None = None) -> Guard:
         seen.append(options)
         found = probe if options.probe is None else LinearProbe.load(options.probe)
-        schedule = options.build_schedule()
-        return Guard.from_backend(backend, found, schedule=schedule)
+        return Guard.from_backend(backend, found, **options.guard_options())
 
     monkeypatch.setattr(load, "open_guard", open_guard)
     return seen

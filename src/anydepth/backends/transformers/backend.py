@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from threading import RLock
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from anydepth.backends.base import Capability, FinishedAnswer, ModelIdentity, Site
+from anydepth.backends.base import Capability, FinishedAnswer, ModelIdentity, Read, Site
 from anydepth.backends.transformers import packed
 from anydepth.backends.transformers.blocks import default_site, find_blocks, find_module, text_config
 from anydepth.backends.transformers.branch import Branch
@@ -19,10 +19,11 @@ from anydepth.backends.transformers.fork import fork_kinds
 from anydepth.backends.transformers.identity import identify
 from anydepth.backends.transformers.inputs import ForwardInputs
 from anydepth.backends.transformers.options import end_token_ids, vet_options
+from anydepth.backends.transformers.prove import ANSWER_TOKENS, prove
 from anydepth.backends.transformers.read import read
 from anydepth.backends.transformers.replay import ReplaySession
 from anydepth.backends.transformers.session import TransformersSession, seeded
-from anydepth.errors import ConfigError, PromptError
+from anydepth.errors import ConfigError, PromptError, UnsupportedModel
 from anydepth.template import ChatTemplate, Header, Prompt
 
 
@@ -59,6 +60,9 @@ class TransformersBackend:
         self.identity: ModelIdentity = identify(self.model)
         self.template = ChatTemplate(tokenizer, name=self.identity.name, template_kwargs=template_kwargs)
         self.inputs = ForwardInputs(self.model)
+        self.packing_refused: str | None = None
+        """Why several depths cannot be read in one pass, found out in a trial; None if nothing speaks against it."""
+        self._proved: set[tuple[Any, ...]] = set()
         self.lock = RLock()
         """Held for one window or check at a time: there is one random state, and hooks are the model's."""
 
@@ -88,6 +92,31 @@ class TransformersBackend:
     def check_site(self, site: Site) -> None:
         """Raise UnsupportedModel if `site` does not exist in this model."""
         find_module(self.model, site)
+
+    def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
+        """Make one check of each kind that is needed, on a prompt of a few tokens; see `Backend.prove`."""
+        wanted = (needs, tuple(reads))
+        if wanted in self._proved:
+            return
+        try:
+            self._try(*wanted)
+        except UnsupportedModel as error:
+            remedy = "guard it through a server of its own, with a look-ahead detector"
+            if reads:
+                with suppress(UnsupportedModel):
+                    self._try(frozenset({Capability.LOOK_AHEAD}), ())
+                    remedy = "use a detector that looks ahead instead of reading a state (Rethink), or another site"
+            raise UnsupportedModel(f"{error}; {remedy}") from error
+        self._proved.add(wanted)
+
+    def _try(self, needs: frozenset[Capability], reads: tuple[Read, ...]) -> None:
+        prompt = self.template.prompt("Hello")
+        with self.lock:
+            session = TransformersSession(self, [prompt], budget=ANSWER_TOKENS, seed=0, options=dict(_GREEDY))
+            try:
+                prove(self, needs, reads, prompt, session)
+            finally:
+                session.close()
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
@@ -290,6 +319,10 @@ class _Decided(StoppingCriteria):
 # A look-ahead is greedy whatever the answer's sampling is, and whatever the model's generation config says.
 _GREEDY: Mapping[str, Any] = {
     "do_sample": False,
+    "use_cache": True,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
     "temperature": None,
     "top_p": None,
     "top_k": None,

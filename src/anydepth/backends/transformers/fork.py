@@ -83,7 +83,7 @@ def _kind(layer: Any, index: int) -> tuple[str, Callable[[Any], Any]]:
     if kind is None:
         raise UnsupportedCache(
             f"layer {index} of the cache is a {type(layer).__name__}, which anydepth does not know how to fork; "
-            "use cache_implementation='dynamic', or report the layer kind"
+            "report the layer kind"
         )
     return kind
 

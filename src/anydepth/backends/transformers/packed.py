@@ -30,6 +30,8 @@ _TOKENS_A_PASS = 1024
 
 def refusal(backend: "TransformersBackend") -> str | None:
     """Why this model cannot take the packed pass, or None if it can."""
+    if backend.packing_refused is not None:
+        return backend.packing_refused
     kinds = {type(layer) for layer in new_cache(backend.model, 1, {}).layers}
     other = kinds - {GrowingLayer, DynamicSlidingWindowLayer}
     if other:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from anydepth.backends.base import CONTENT, Capability, FinishedAnswer, ModelIdentity, Session, Site
+from anydepth.backends.base import CONTENT, Capability, FinishedAnswer, ModelIdentity, Read, Session, Site
 from anydepth.backends.vllm.facts import VllmModel
 from anydepth.backends.vllm.launch import engine_options
 from anydepth.backends.vllm.report import KEY
@@ -82,6 +82,9 @@ class VllmBackend:
             raise UnsupportedModel(
                 f"site {site} cannot be read: the engine was started for {', '.join(map(str, self.sites))}"
             )
+
+    def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
+        """The engine has read from its sites while it started: it is built for them."""
 
     def read_batch(
         self,

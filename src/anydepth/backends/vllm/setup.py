@@ -7,7 +7,7 @@ from typing import Any
 from anydepth.backends.base import Read, Site
 from anydepth.backends.vllm.facts import VllmModel
 from anydepth.backends.vllm.options import EngineOptions, engine_options
-from anydepth.config import GuardConfig
+from anydepth.config import GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import LinearProbe, Rethink, find_shipped
 from anydepth.errors import ConfigError, ProbeError
 
@@ -54,18 +54,7 @@ class Setup:
     @cached_property
     def guard(self) -> GuardConfig:
         """How answers are guarded unless a request is allowed something else."""
-        table = self.options.settings.guard
-        fallback = GuardConfig().policy
-        if isinstance(self.detector, LinearProbe) and self.detector.policy is not None:
-            fallback = self.detector.policy
-        return GuardConfig(
-            policy=table.build_policy() or fallback,
-            schedule=table.build_schedule(),
-            release=table.release,
-            on_error=table.on_error,
-            refusal=table.refusal,
-            prefill=table.prefill,
-        )
+        return guard_config(self.options.settings.guard.guard_options(), with_own_policy(GuardConfig(), self.detector))
 
     @cached_property
     def reads(self) -> tuple[Read, ...]:

@@ -1,0 +1,31 @@
+"""Score finished answers with a detector that declares its reads: all depths of an answer in one packed pass."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from anydepth.backends.base import Backend, FinishedAnswer
+from anydepth.detectors.base import StateDetector
+from anydepth.types import Score
+
+
+def score_finished(
+    backend: Backend, detector: StateDetector, answers: Sequence[FinishedAnswer]
+) -> list[list[Score | Exception]]:
+    """Score each answer at each of its depths.
+
+    Returns:
+        For each answer one entry per depth, in the order of `FinishedAnswer.depths`: its score, or the CheckError that
+        stands for a state that gave none.
+
+    Raises:
+        UnsupportedModel: The backend cannot read several depths in one pass; replay the answer there.
+        PromptError: An answer does not fit the model's context.
+    """
+    sites = list(dict.fromkeys(read.site for read in detector.reads))
+    tokens = sorted({read.token for read in detector.reads})
+    found = []
+    for states in backend.read_batch(answers, sites, tokens=tokens):
+        picked = [states[read.site][:, tokens.index(read.token)] for read in detector.reads]
+        found.append(detector.score_each(np.stack(picked, axis=1)))
+    return found

@@ -1,0 +1,171 @@
+"""Every option of a guard is taken by every way to make one."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from anydepth import Guard, GuardConfig, KofN, LinearProbe
+from anydepth.backends.transformers import load
+from anydepth.config import OPTIONS
+from anydepth.errors import ConfigError
+from anydepth.policy import policy_record
+from anydepth.schedule import Every
+from anydepth.settings import GuardTable, parse_settings
+from tests.server import tiny_model
+
+OTHER: dict[str, Any] = {
+    "policy": KofN(3, 4, 0.9),
+    "schedule": Every(7),
+    "release": "monitor",
+    "on_error": "open",
+    "refusal": "No.",
+    "prefill": "end",
+}
+"""Another value than the default, for each option."""
+
+FLAGS: dict[str, list[str]] = {
+    "policy": ["--policy", "k_of_n"],
+    "schedule": ["--interval", "7"],
+    "release": ["--release", "monitor"],
+    "on_error": ["--on-error", "open"],
+    "refusal": ["--refusal", "No."],
+    "prefill": ["--check-prefill", "end"],
+}
+TABLE: dict[str, dict[str, Any]] = {
+    "policy": {"policy": policy_record(OTHER["policy"])},
+    "schedule": {"interval": 7},
+    **{name: {name: OTHER[name]} for name in ("release", "on_error", "refusal", "prefill")},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.build(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def probe(folder: Path) -> Path:
+    return folder / tiny_model.PROBE
+
+
+def wanted(name: str, probe: Path) -> GuardConfig:
+    own = LinearProbe.load(probe).policy
+    return GuardConfig(**{"policy": own, name: OTHER[name]})
+
+
+def test_the_tables_of_this_file_name_every_option() -> None:
+    assert tuple(OTHER) == tuple(FLAGS) == tuple(TABLE) == OPTIONS == tuple(f.name for f in fields(GuardConfig))
+    assert all(getattr(GuardConfig(), name) != value for name, value in OTHER.items())
+    assert set(GuardTable().guard_options()) == set(OPTIONS)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_in_python(name: str, folder: Path, probe: Path) -> None:
+    backend, detector, option = load(folder), LinearProbe.load(probe), {name: OTHER[name]}
+    made = [
+        Guard(backend.model, backend.tokenizer, detector, **option),
+        Guard.from_backend(backend, detector, **option),
+        Guard.from_pretrained(folder, probe=probe, **option),
+        Guard.from_backend(backend, detector).with_options(**option),
+    ]
+    assert [guard.config for guard in made] == [wanted(name, probe)] * 4
+
+
+def test_an_option_that_does_not_exist_is_refused_by_name(folder: Path, probe: Path) -> None:
+    backend, detector = load(folder), LinearProbe.load(probe)
+    for make in (
+        lambda **o: Guard(backend.model, backend.tokenizer, detector, **o),
+        lambda **o: Guard.from_backend(backend, detector, **o),
+        lambda **o: Guard.from_backend(backend, detector).with_options(**o),
+    ):
+        with pytest.raises(ConfigError, match="no option treshold; its options are policy, schedule"):
+            make(treshold=0.5)
+
+
+def test_a_wrong_value_is_found_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="prefill is 'middle'"):
+        Guard.from_pretrained(tmp_path / "no model at all", prefill="middle")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_on_the_command_line(name: str, folder: Path, probe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anydepth.cli import app
+
+    seen: list[GuardConfig] = []
+    answer = Guard.stream
+
+    def stream(self: Guard, *args: Any, **options: Any) -> Any:
+        seen.append(self.config)
+        return answer(self, *args, **options)
+
+    monkeypatch.setattr(Guard, "stream", stream)
+    arguments = ["generate", str(folder), "w1", "--probe", str(probe), "--max-new-tokens", "1", *FLAGS[name]]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert seen == [command_line(name, probe)]
+
+
+def command_line(name: str, probe: Path) -> GuardConfig:
+    """The command line names a policy by its kind, with the kind's own defaults."""
+    return wanted(name, probe) if name != "policy" else GuardConfig(policy=KofN())
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_serve(name: str, folder: Path, probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anydepth.cli import app
+    from anydepth.server import run
+
+    engines: list[Any] = []
+    monkeypatch.setattr(run, "serve", lambda engine, *_, **__: engines.append(engine))
+    common = ["serve", str(folder), "--probe", str(probe), "--port", "0"]
+    by_flag = CliRunner().invoke(app, [*common, *FLAGS[name]])
+    assert by_flag.exit_code == 0, by_flag.output
+    config = tmp_path / "guard.toml"
+    lines = [f"{key} = {toml(value)}" for key, value in TABLE[name].items()]
+    config.write_text("\n".join(["[guard]", *lines]))
+    by_file = CliRunner().invoke(app, [*common, "--config", str(config)])
+    assert by_file.exit_code == 0, by_file.output
+    assert [engine.facts.guard for engine in engines] == [command_line(name, probe), wanted(name, probe)]
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(each)}" for key, each in value.items()) + "}"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+async def test_what_a_request_of_the_server_is_guarded_by(
+    name: str, folder: Path, probe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anydepth.server.engine import Job
+    from anydepth.server.transformers_engine import TransformersEngine
+
+    seen: list[GuardConfig] = []
+    paced = Guard.paced
+
+    def watched(self: Guard, *args: Any, **options: Any) -> Any:
+        seen.append(self.config)
+        return paced(self, *args, **options)
+
+    monkeypatch.setattr(Guard, "paced", watched)
+    guard = Guard.from_pretrained(folder, probe=probe)
+    engine = TransformersEngine(guard, model="tiny")
+    await engine.start()
+    async for _ in engine.submit(Job(guard.template.prompt("w1"), wanted(name, probe), 1)):
+        pass
+    await engine.stop()
+    assert seen == [wanted(name, probe)]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_in_vllm(name: str, folder: Path, probe: Path) -> None:
+    from anydepth.backends.vllm.options import EngineOptions
+    from anydepth.backends.vllm.setup import Setup
+
+    settings = parse_settings({"guard": {"probe": str(probe), **TABLE[name]}})
+    setup = Setup(EngineOptions(settings), model=load(folder))  # type: ignore[arg-type] # the facts that a probe binds to
+    assert setup.guard == wanted(name, probe)

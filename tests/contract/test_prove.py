@@ -1,0 +1,101 @@
+"""A model on which no check can work is refused when the guard is made, with the reason and a remedy."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from anydepth import Guard, Rethink, Threshold
+from anydepth.backends.transformers import TransformersBackend
+from anydepth.errors import UnsupportedModel
+from tests import tiny
+from tests.contract.test_inside_prefill import PREFILL, probe_of
+
+SMALL = {"vocab_size": tiny.VOCABULARY, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+RECURRENT = {**SMALL, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "lru_width": 32}
+HYBRID = {**tiny._SMALL, "num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "block_size": 16}
+SHARED = {**tiny._SMALL, "head_dim": 8, "num_kv_shared_layers": 2, "sliding_window": 24}
+GEMMA = {"vocab_size_per_layer_input": 256, "hidden_size_per_layer_input": 8}
+TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+LINEAR = {"layer_types": ["linear_attention", "full_attention"] * 2}
+
+
+def backend_of(config: str, model: str, **options: Any) -> TransformersBackend:
+    torch.manual_seed(0)
+    built = getattr(transformers, model)(getattr(transformers, config)(**options)).float().eval()
+    for parameter in built.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(4)
+    return TransformersBackend(built, tiny.tiny_tokenizer())
+
+
+def recurrent_gemma() -> TransformersBackend:
+    return backend_of("RecurrentGemmaConfig", "RecurrentGemmaForCausalLM", **RECURRENT, attention_window_size=64)
+
+
+@pytest.mark.parametrize("detector", ["probe", "rethink"])
+def test_a_model_whose_state_a_check_changes(detector: str) -> None:
+    backend = recurrent_gemma()
+    with pytest.raises(UnsupportedModel, match=r"changes the answer's own cache.*guard it through a server"):
+        Guard.from_backend(backend, probe_of(backend) if detector == "probe" else Rethink())
+
+
+@pytest.mark.parametrize("detector", ["probe", "rethink"])
+def test_a_model_with_a_cache_of_its_own(detector: str) -> None:
+    backend = backend_of("MiniMaxConfig", "MiniMaxForCausalLM", **HYBRID, **LINEAR)
+    with pytest.raises(UnsupportedModel, match=r"a check at depth 0 failed in a trial: ValueError: MiniMax uses cache"):
+        Guard.from_backend(backend, probe_of(backend) if detector == "probe" else Rethink())
+
+
+def test_a_site_that_does_not_run_over_the_whole_prompt_names_a_remedy_that_works() -> None:
+    backend = backend_of("Gemma4TextConfig", "Gemma4ForCausalLM", **SHARED, **GEMMA, **TWO_KINDS)
+    with pytest.raises(UnsupportedModel, match=r"a check at depth 0 failed.*Rethink.*or another site"):
+        Guard.from_backend(backend, probe_of(backend))
+    answer = Guard.from_backend(backend, Rethink()).generate("w1", max_new_tokens=4, do_sample=False)
+    assert not answer.verdict.errors
+
+
+def test_a_model_that_reads_in_both_directions() -> None:
+    options = {**SMALL, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+    backend = backend_of("BertConfig", "BertLMHeadModel", **options)
+    with pytest.raises(UnsupportedModel, match=r"another state than the text has"):
+        Guard.from_backend(backend, probe_of(backend))
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "options", "reason"),
+    [
+        ("MptConfig", "MptForCausalLM", {"d_model": 32, "n_heads": 4, "n_layers": 4, "max_seq_len": 512}, "differ"),
+        ("BloomConfig", "BloomForCausalLM", {"hidden_size": 32, "n_layer": 4, "n_head": 4}, "ValueError"),
+    ],
+)
+def test_a_model_that_cannot_take_the_packed_pass_is_read_on_forks(
+    config: str, model: str, options: dict[str, Any], reason: str
+) -> None:
+    backend = backend_of(config, model, vocab_size=tiny.VOCABULARY, **options)
+    backend.model.generation_config.use_cache = True
+    guard = Guard.from_backend(backend, probe_of(backend), policy=Threshold(1.0))
+    assert not backend.packs and reason in (backend.packing_refused or "")
+    scan = guard.scan("w1 w2", PREFILL)
+    assert scan.method == "forks" and reason in scan.notes[0]
+    live = guard.generate("w1 w2", prefill=PREFILL, max_new_tokens=1, do_sample=False)
+    by_depth = {check.depth: check.score for check in live.checks}
+    assert all(by_depth[check.depth] == pytest.approx(check.score, abs=1e-4) for check in scan.checks)
+
+
+def test_a_state_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = backend_of("LlamaConfig", "LlamaForCausalLM", **tiny._SMALL)
+    backend.model.model.layers[0].mlp.down_proj.weight.data.fill_(np.nan)
+    with pytest.raises(UnsupportedModel, match="what it reads is not finite"):
+        Guard.from_backend(backend, probe_of(backend))
+
+
+def test_the_trial_leaves_the_random_state_alone() -> None:
+    backend = backend_of("LlamaConfig", "LlamaForCausalLM", **tiny._SMALL)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    Guard.from_backend(backend, probe_of(backend))
+    assert torch.equal(torch.rand(3), expected)
