@@ -38,6 +38,8 @@ class Openers:
 
         Switches in the messages may change the ordinary end, and after a tool's result there may be none at all.
         """
+        if text.endswith(self.stem + self.rest):
+            return self.rest if self.stem else None
         _, found, rest = text.rpartition(self.stem or text)
         return rest if self.stem and found and self.only_opens(rest) else None
 
@@ -166,6 +168,8 @@ def _shown(stem: str, rest: str, to: str, back: str, answers: list[str]) -> Chan
         think_open = to.removeprefix(base).strip() or next(
             (each for each in reversed(pieces(base)) if each.strip()), ""
         )
+    if not think_open and rest.startswith(to) and not any(each.startswith(rest) for each in answers):
+        think_open = rest.removeprefix(to).strip()  # the prompt alone has it
     answer = answers[0] if answers else ""
     answer_open = answer.removeprefix(shared_start(answer, base)).strip()
     think_close, found, _ = back.rstrip().rpartition(answer_open) if answer_open else ("", "", "")

@@ -89,7 +89,12 @@ def _end(found: Excerpts, tokenizer: object) -> str:
     opener, exact = _question_opener(found, str(getattr(tokenizer, "bos_token", None) or ""))
     if opener is not None:
         ends.append(found.between.removesuffix(opener))
-    ends += [end for end in _ends_of_questions(found, exact=exact) if end and found.between.startswith(end)]
+    for each in _ends_of_questions(found, exact=exact):  # it may come behind an end that is the last answer's too
+        ends += [
+            end
+            for end in (each, *(tail + each for tail in ends if tail.strip()))
+            if end and found.between.startswith(end)
+        ]
     if (at := _turn_opener(found)) > 0:
         ends.append(found.between[:at])
     if not ends:
@@ -158,7 +163,9 @@ def _prompt(found: Excerpts, end: str) -> str:
 
 
 def _joint(end: str, given: str) -> str:
-    """Return the longest end of `end` with which `given` begins: how both turns end. A lone space is no end of turn."""
+    """Return the longest end of `end` with which `given` begins: how both turns end; spaces alone only if all of it."""
+    if given.startswith(end):
+        return end
     ends = accumulate(reversed(pieces(end)), lambda whole, each: each + whole)
     return max((each for each in ends if given.startswith(each) and each.strip(" ")), key=len, default="")
 

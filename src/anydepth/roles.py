@@ -18,10 +18,8 @@ def role_end(prompt: str, channel: Channel | None, question: str) -> int:
         channel: How thoughts are written, if that is known.
         question: What opens a user's turn; empty if that is not known.
     """
-    openers = (channel.think_open, channel.answer_open) if channel else ()
-    cuts = [prompt.find(opener) for opener in openers if opener and prompt.find(opener) > 0]
-    before = prompt[: min(cuts, default=len(prompt))]
-    return _word_end(before) or _place_end(before, question) or len(before.rstrip())
+    before = _before_channels(prompt, channel)
+    return max(_word_ends(before), default=0) or _place_end(before, question) or len(before.rstrip())
 
 
 def stem_of(prompt: str, leads: list[str], channel: Channel | None, question: str) -> str:
@@ -33,8 +31,12 @@ def stem_of(prompt: str, leads: list[str], channel: Channel | None, question: st
         channel: How thoughts are written, if that is known.
         question: What opens a user's turn.
     """
+    stops = list(accumulate(map(len, pieces(prompt))))
+    words = [prompt[: _whole(stops, end)] for end in _word_ends(_before_channels(prompt, channel))]
+    if words:  # a prompt with empty thoughts may open the turn a second time
+        return next((stem for stem in reversed(words) if any(stem.strip() in lead for lead in leads)), words[-1])
     end = role_end(prompt, channel, question)
-    if not _word_end(prompt[:end]) and not _place_end(prompt[:end], question):
+    if not _place_end(prompt[:end], question):
         written = pieces(prompt)
         shared = [
             shared_start(prompt, lead[at:])
@@ -43,15 +45,27 @@ def stem_of(prompt: str, leads: list[str], channel: Channel | None, question: st
             if written and lead[at:].startswith(written[0])
         ]
         end = len(max(shared, key=len, default="").rstrip()) or end
-    return next((prompt[:stop] for stop in accumulate(map(len, pieces(prompt))) if stop >= end), prompt)
+    return prompt[: _whole(stops, end)]
 
 
-def _word_end(text: str) -> int:
+def _before_channels(prompt: str, channel: Channel | None) -> str:
+    openers = (channel.think_open, channel.answer_open) if channel else ()
+    cuts = [prompt.find(opener) for opener in openers if opener and prompt.find(opener) > 0]
+    return prompt[: min(cuts, default=len(prompt))]
+
+
+def _word_ends(text: str) -> list[int]:
+    """Return where the words end that name the assistant, else those that name the answer."""
     for words in role_words():
         spelled = rf"(?<![^\W_])(?:{'|'.join(map(re.escape, words))})(?![^\W_])"
         if ends := [match.end() for match in re.finditer(spelled, text, re.IGNORECASE)]:
-            return ends[-1]
-    return 0
+            return ends
+    return []
+
+
+def _whole(stops: list[int], end: int) -> int:
+    """Return where the piece ends in which `end` is."""
+    return next((stop for stop in stops if stop >= end), end)
 
 
 def _place_end(prompt: str, question: str) -> int:

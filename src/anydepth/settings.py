@@ -31,6 +31,9 @@ class ModelTable(_Table):
     dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = Field(None, description="Where to run, e.g. cuda:0; default: the CPU.")
     revision: str | None = Field(None, description="Commit, tag or branch of a hub model.")
+    template_kwargs: dict[str, Any] = Field(
+        {}, description="Variables of the chat template: {enable_thinking = false}."
+    )
 
 
 class GuardTable(_Table):

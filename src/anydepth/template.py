@@ -87,7 +87,7 @@ class ChatTemplate:
         """
         self.tokenizer = tokenizer
         self.name = str(name or getattr(tokenizer, "name_or_path", "") or "this tokenizer")
-        kwargs = _checked_kwargs(template_kwargs or {})
+        kwargs = checked_kwargs(template_kwargs or {})
         row, text, own = self._template(tokenizer)
         self._renderer = Renderer(tokenizer, None if own else text, kwargs).fitted()
         if not self._renderer.writes():
@@ -141,10 +141,19 @@ class ChatTemplate:
         prompt ends, and with it what is needed.
         """
         before, openers = prompt.ids[: prompt.start], self._layout.openers
+        if self._layout.end is None:  # a row's header: how a prompt ends is not known
+            return self.header.answer_ids
+        ordinary = self._layout.header_ids[self._layout.end :]
+        if before[-len(ordinary) :] == ordinary:
+            return self._layout.answer_ids
         role = self._role_in(before)
         rest = None if role is None else self._spelling.text(before[role + 1 :])
         text = openers.before_answer(rest)
         return self._renderer.ids_after(openers.stem + (rest or ""), text) if text.strip() else ()
+
+    def words(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens included."""
+        return self._spelling.text(ids)
 
     def start_index(self, prompt: Prompt, read_index: int) -> int | None:
         """Return where header token `read_index` stands in the prompt's own generation prompt.
@@ -293,7 +302,8 @@ def _digest(text: str, kwargs: Mapping[str, Any], row: PublishedModel | None) ->
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return variables for a template as a dict; ConfigError if one of them is not the template's to set."""
     if taken := sorted(_OWN_ARGUMENTS & set(kwargs)):
         raise ConfigError(f"template_kwargs has {taken[0]!r}, which anydepth sets itself; leave it out")
     return dict(kwargs)

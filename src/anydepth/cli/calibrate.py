@@ -75,6 +75,7 @@ def calibrate(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Set a probe's threshold on your own harmless answers.
 
@@ -96,7 +97,10 @@ def calibrate(
             "larger target"
         )
     guard = load.open_guard(
-        opt.ModelOptions(model, adapter, dtype, device, revision), opt.GuardOptions(probe=artefact, interval=interval)
+        opt.ModelOptions(
+            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
+        ),
+        opt.GuardOptions(probe=artefact, interval=interval),
     )
     read = _Reading(guard)
     for answer in track(

@@ -73,6 +73,7 @@ def fit(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Train, choose, calibrate and measure a probe for a model.
 
@@ -84,7 +85,11 @@ def fit(
     gathered = gather(wanted, data=data_dir, permissive_only=permissive)
     _tell_left_out(gathered)
     begun = time.monotonic()
-    backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
+    backend = load.open_backend(
+        opt.ModelOptions(
+            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
+        )
+    )
     folder = work or output / "work"
     with _progress() as told:
         filled = fill(backend, gathered, wanted, folder, adapter=adapter, progress=told)
@@ -96,6 +101,7 @@ def fit(
         "--revision": revision,
         "--adapter": adapter,
         "--dtype": dtype,
+        "--template-kwarg": template_kwarg,
         "--data": data,
         "--recipe": recipe,
         "--data-dir": "DATA" if data_dir else None,

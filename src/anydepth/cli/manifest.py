@@ -45,6 +45,7 @@ def _settings(model: ModelOptions, guard: GuardOptions) -> dict[str, Any]:
     probe = guard.probe
     digest = hashlib.sha256(Path(probe).read_bytes()).hexdigest()[:16] if probe and Path(probe).is_file() else None
     found["probe"] = digest or (str(probe) if probe else None)
+    found["template_kwargs"] = found["template_kwargs"] or None  # as in manifests of before there were any
     for where in ("device", "engine", "engine_args"):  # where it runs decides no verdict
         del found[where]
     return {

@@ -102,6 +102,7 @@ def import_(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Turn a published scikit-learn probe into a probe file.
 
@@ -117,7 +118,11 @@ def import_(
         raise ConfigError(f"there is no file {file}")
     if output.suffix != ".safetensors" or not output.absolute().parent.is_dir():
         raise ConfigError(f"-o {output}: give a name that ends in .safetensors, in a folder that exists")
-    backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
+    backend = load.open_backend(
+        opt.ModelOptions(
+            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
+        )
+    )
     card = _imported_card(backend, site, header_text, read_index, file.name)
     probe = import_joblib(file, card, positive=_class(positive), allow_pickle=allow_pickle)
     probe.bind(backend)  # a probe that no guard would take is not written

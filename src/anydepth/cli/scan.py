@@ -53,6 +53,7 @@ def scan(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Score finished answers at every scheduled depth.
 
@@ -64,7 +65,10 @@ def scan(
     if output.exists() and output.samefile(file):
         raise ConfigError(f"-o {output} is the input file; give another file")
     options = opt.GuardOptions(probe, detector, policy, threshold, interval, "hold", on_error)
-    loaded = opt.ModelOptions(model, adapter, dtype, device, revision, engine, tuple(engine_arg or ()))
+    variables = opt.template_variables(template_kwarg)
+    loaded = opt.ModelOptions(
+        model, adapter, dtype, device, revision, engine, tuple(engine_arg or ()), template_kwargs=variables
+    )
     check_manifest(output, loaded, options)
     with RecordWriter(output) as writer:
         if writer.done:

@@ -62,6 +62,7 @@ def serve(
     ] = None,
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Serve a model to OpenAI clients; no token of an answer leaves before a check that covers it.
 
@@ -73,7 +74,8 @@ def serve(
         model, flags = None, [model, *(flags or ())]
     given = {
         "model": {
-            "path": model, "name": name, "adapter": adapter, "dtype": dtype, "device": device, "revision": revision
+            "path": model, "name": name, "adapter": adapter, "dtype": dtype, "device": device, "revision": revision,
+            "template_kwargs": opt.template_variables(template_kwarg) or None,
         },
         "guard": {
             "probe": None if probe is None else str(probe),
@@ -148,7 +150,9 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
     settings = _with_policy(settings, policy, threshold)
     model, limits = settings.model, settings.limits
     assert model.path is not None
-    options = opt.ModelOptions(model.path, model.adapter, model.dtype, model.device, model.revision)
+    options = opt.ModelOptions(
+        model.path, model.adapter, model.dtype, model.device, model.revision, template_kwargs=model.template_kwargs
+    )
     guard = load.open_guard(options, settings.guard, threshold)
     name = model.name or (Path(model.path).resolve().name if Path(model.path).exists() else model.path)
     return TransformersEngine(guard, model=name, live=limits.live, queue=limits.queue, timeout=limits.timeout_seconds)
