@@ -34,7 +34,7 @@ _RAIN = (
         "assistant",
         "",
         tool_calls=[
-            {"type": "function", "id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+            {"type": "function", "id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Lutetia"}}}
         ],
     ),
     _said("tool", "Showers until noon.", name="weather", tool_call_id="abcdefghi"),

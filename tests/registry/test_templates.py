@@ -61,7 +61,7 @@ def test_safety_tokens(entry: Expected) -> None:
         assert hashlib.sha256(text.encode()).hexdigest() == entry.header.removeprefix("sha256:")
     else:
         assert list(header.ids) == ids_after_an_answer(tokenizer, entry.header), text
-    assert decoded(tokenizer, header.probe_ids).endswith(entry.read)
+    assert decoded(tokenizer, header.probe_ids).rstrip().endswith(entry.read)  # `:` and a line break may be one token
     assert entry.read not in decoded(tokenizer, header.ids[header.read_index + 1 :])
     assert decoded(tokenizer, header.answer_ids) == entry.answer
 
