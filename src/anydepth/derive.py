@@ -153,7 +153,9 @@ def _prompt(found: Excerpts, end: str) -> str:
     added = found.added
     if found.asked_tail and found.asked_tail.startswith(end):
         rest = found.asked_tail.removeprefix(end)
-        if rest.strip() and found.given.endswith(rest) and (rest == added or _opens(found, rest)):
+        joint = added.removesuffix(rest)  # what ends the question ends the answer too
+        directly = added.endswith(rest) and end.endswith(joint)
+        if rest.strip() and found.given.endswith(rest) and (directly or _opens(found, rest)):
             return _as_later(found, rest)
     if added and found.given.removesuffix(added).endswith(end):
         return _as_later(found, added)

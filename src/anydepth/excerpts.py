@@ -60,9 +60,10 @@ def excerpts(renderer: Renderer) -> Excerpts:
     closed = _tried(renderer, [QUESTION], generate=False) or asked
     turn, asked_turn = (_tried(renderer, [QUESTION, ANSWER], generate=generate) for generate in (False, True))
     going_on = _tried(renderer, [QUESTION, ANSWER, NEXT], generate=True)
-    if going_on is not None and any(each["content"] not in going_on for each in (QUESTION, ANSWER, NEXT)):
-        going_on = None  # it looks at the last messages only
-    whole = turn or going_on or _plain(renderer, [QUESTION, ANSWER])
+    if going_on is not None and any(each["content"] not in going_on for each in (ANSWER, NEXT)):
+        going_on = None  # it looks at the last message only
+    whole_turn = going_on is not None and QUESTION["content"] in going_on
+    whole = turn or (going_on if whole_turn and going_on else None) or _plain(renderer, [QUESTION, ANSWER])
     ruled = _tried(renderer, [_RULES, QUESTION], generate=True)
     starts = [asked[: _find(asked, QUESTION)]]
     if ruled is not None and 0 <= ruled.find(_RULES["content"]) < ruled.find(QUESTION["content"]):
@@ -72,7 +73,7 @@ def excerpts(renderer: Renderer) -> Excerpts:
         given=_after(asked, QUESTION),
         closed=_after(closed, QUESTION),
         lead=_between(whole, QUESTION, ANSWER),
-        earlier_lead=None if going_on is None else _between(going_on, QUESTION, ANSWER),
+        earlier_lead=None if going_on is None or not whole_turn else _between(going_on, QUESTION, ANSWER),
         between=None if going_on is None else _between(going_on, ANSWER, NEXT),
         again=None if going_on is None else _after(going_on, NEXT),
         asked_tail=None if asked_turn is None else _after(asked_turn, ANSWER),
