@@ -1,6 +1,7 @@
 """Find how a chat template sets thoughts apart from the answer, and what brings an answer after a generation prompt."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from anydepth.excerpts import Excerpts, thoughts_around
 from anydepth.overrides import Channel
@@ -165,9 +166,9 @@ def _shown(stem: str, rest: str, to: str, back: str, answers: list[str]) -> Chan
     think_open = to.removeprefix(rest).strip() if to.startswith(rest) else ""
     if not think_open:  # the prompt has the opener of the thoughts in it: what an answer without thoughts lacks
         base = max((shared_start(to, each) for each in answers), key=len, default="")
-        think_open = to.removeprefix(base).strip() or next(
-            (each for each in reversed(pieces(base)) if each.strip()), ""
-        )
+        think_open = to.removeprefix(base).strip()
+    if _only_words(think_open):
+        think_open = _marker(base, think_open, to + back)
     if not think_open and rest.startswith(to) and not any(each.startswith(rest) for each in answers):
         think_open = rest.removeprefix(to).strip()  # the prompt alone has it
     answer = answers[0] if answers else ""
@@ -180,6 +181,21 @@ def _shown(stem: str, rest: str, to: str, back: str, answers: list[str]) -> Chan
     if not think_open or not think_close.strip():
         return None
     return Channel(think_open, think_close.strip(), back, answer_open)
+
+
+def _marker(before: str, word: str, text: str) -> str:
+    """Return `word` with as many of the pieces before it as make a marker that stands once in `text`, else `word`.
+
+    A word alone is no marker: thoughts and answers have words in them.
+    """
+    parts = reversed(pieces(before if word else before.rstrip()))
+    longer = accumulate(parts, lambda whole, each: each + whole, initial=word)
+    fit = (each for each in longer if not _only_words(each) and not each[0].isspace() and text.count(each) == 1)
+    return next(fit, word)
+
+
+def _only_words(text: str) -> bool:
+    return all(each.isalnum() or each.isspace() for each in text)
 
 
 def _after(text: str, stem: str) -> str | None:

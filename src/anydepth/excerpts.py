@@ -61,11 +61,9 @@ def excerpts(renderer: Renderer) -> Excerpts:
     asked = _plain(renderer, [QUESTION])
     closed = _tried(renderer, [QUESTION], generate=False) or asked
     turn, asked_turn = (_tried(renderer, [QUESTION, ANSWER], generate=generate) for generate in (False, True))
-    going_on = _tried(renderer, [QUESTION, ANSWER, NEXT], generate=True)
-    if going_on is not None and any(each["content"] not in going_on for each in (ANSWER, NEXT)):
-        going_on = None  # it looks at the last message only
-    whole_turn = going_on is not None and QUESTION["content"] in going_on
-    whole = turn or (going_on if whole_turn and going_on else None) or _plain(renderer, [QUESTION, ANSWER])
+    going_on = _holding(_tried(renderer, [QUESTION, ANSWER, NEXT], generate=True), ANSWER, NEXT)
+    all_three = _holding(going_on, QUESTION)  # some templates write the last messages only
+    whole = turn or all_three or _plain(renderer, [QUESTION, ANSWER])
     ruled = _tried(renderer, [_RULES, QUESTION], generate=True)
     starts = [asked[: _find(asked, QUESTION)]]
     if ruled is not None and 0 <= ruled.find(_RULES["content"]) < ruled.find(QUESTION["content"]):
@@ -78,7 +76,7 @@ def excerpts(renderer: Renderer) -> Excerpts:
         given=_after(asked, QUESTION),
         closed=_after(closed, QUESTION),
         lead=_between(whole, QUESTION, ANSWER),
-        earlier_lead=None if going_on is None or not whole_turn else _between(going_on, QUESTION, ANSWER),
+        earlier_lead=None if all_three is None else _between(all_three, QUESTION, ANSWER),
         between=None if going_on is None else _between(going_on, ANSWER, NEXT),
         twice=None if twice is None else _between(twice, QUESTION, NEXT),
         again=None if going_on is None else _after(going_on, NEXT),
@@ -119,6 +117,11 @@ def _tried(renderer: Renderer, messages: Sequence[Any], *, generate: bool) -> st
         return renderer.text(messages, generate=generate)
     except Exception:  # some templates refuse to go on after an answer, or a conversation that ends in one
         return None
+
+
+def _holding(text: str | None, *messages: Mapping[str, Any]) -> str | None:
+    """Return `text` if the content of all `messages` is in it, else None."""
+    return text if text is not None and all(message["content"] in text for message in messages) else None
 
 
 def _find(text: str, message: Mapping[str, Any]) -> int:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
+from anydepth.template import checked_kwargs
 from anydepth.types import OnError, ReleaseMode
 
 Count = Annotated[int, Field(ge=1)]
@@ -34,6 +35,11 @@ class ModelTable(_Table):
     template_kwargs: dict[str, Any] = Field(
         {}, description="Variables of the chat template: {enable_thinking = false}."
     )
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _are_the_templates(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return checked_kwargs(value)
 
 
 class GuardTable(_Table):

@@ -133,6 +133,8 @@ def _settings(config: Path | None, given: dict[str, dict[str, Any]]) -> "Setting
 
     settings = Settings() if config is None else load_settings(config)
     table = settings.model_dump(exclude_unset=True)
+    if variables := given["model"].get("template_kwargs"):
+        given["model"]["template_kwargs"] = {**settings.model.template_kwargs, **variables}
     for name, values in given.items():
         table.setdefault(name, {}).update({key: value for key, value in values.items() if value is not None})
     if "interval" in table["guard"] and given["guard"]["interval"] is not None:
