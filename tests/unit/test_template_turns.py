@@ -16,7 +16,8 @@ PROMPT_IF_ASKED = (
 )
 PROMPT_ALWAYS = _TURNS + "{%- if messages[-1]['role'] == 'user' %}" + _PROMPT + "{% endif %}"
 # Turns are set apart by an empty line, which only the prompt does without.
-EMPTY_LINES = """{{- 'Think.' }}{%- for m in messages %}{{ '\n\n' + m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}
+EMPTY_LINES = """{{- 'Think.' }}
+{%- for m in messages %}{{ '\n\n' + m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"""
 FIRST_PART = """{%- for m in messages %}{{ '<|' + m['role'] + '|>' }}
 {%- if m['content'][0]['type'] == 'text' %}{{ m['content'][0]['text'] }}{% endif %}
