@@ -95,6 +95,8 @@ def _end(found: Excerpts, tokenizer: object) -> str:
             for end in (each, *(tail + each for tail in ends if tail.strip()))
             if end and found.between.startswith(end)
         ]
+    if (opener := _opener_in_a_row(found)) and found.between.endswith(opener):
+        ends.append(found.between.removesuffix(opener))
     if (at := _turn_opener(found)) > 0:
         ends.append(found.between[:at])
     if not ends:
@@ -119,6 +121,15 @@ def _question_opener(found: Excerpts, bos: str) -> tuple[str | None, bool]:
     return opener, opener is not None and len(opener) >= len(found.starts[0].removeprefix(bos))
 
 
+def _opener_in_a_row(found: Excerpts) -> str:
+    """Return what opens a user's turn behind another question, less how that ends; empty if it cannot be told."""
+    if found.twice is None:
+        return ""
+    closing = found.given.removesuffix(found.added) if found.added else shared_start(found.given, found.twice)
+    opener = found.twice.removeprefix(closing) if found.added or not closing else ""
+    return opener if says_something(opener) and found.twice.startswith(closing) else ""
+
+
 def _turn_opener(found: Excerpts) -> int:
     """Return where in what stands between an answer and a question the opener of a turn begins, as the prompt does.
 
@@ -132,7 +143,9 @@ def _turn_opener(found: Excerpts) -> int:
 def _ends_of_questions(found: Excerpts, *, exact: bool) -> list[str]:
     """Return how a question ends: most templates end every turn alike, and may leave it out for the last."""
     ends = []
-    if found.earlier_lead and not found.earlier_lead.startswith(found.given):
+    closing = found.given.removesuffix(found.added) if found.added else ""
+    known = bool(closing) and (found.earlier_lead or "").startswith(closing)  # then the answer's turn begins behind it
+    if found.earlier_lead and not known and not found.earlier_lead.startswith(found.given):
         written, wanted = pieces(found.earlier_lead), pieces(found.given)
         for start in range(1, len(written)):
             rest = written[start : start + len(wanted)]
@@ -140,7 +153,7 @@ def _ends_of_questions(found: Excerpts, *, exact: bool) -> list[str]:
                 ends.append("".join(written[:start]))
                 break
     if not exact and found.added:
-        ends.append(found.given.removesuffix(found.added))
+        ends.append(closing)
     return ends
 
 
@@ -161,7 +174,8 @@ def _prompt(found: Excerpts, end: str) -> str:
         return _as_later(found, added)
     if added:
         return _as_later(found, added.removeprefix(end))
-    return _as_later(found, found.given.removeprefix(_joint(end, found.given)))
+    questions_end = found.given if found.twice is None else shared_start(found.given, found.twice)
+    return _as_later(found, found.given.removeprefix(_joint(end, questions_end)))
 
 
 def _joint(end: str, given: str) -> str:

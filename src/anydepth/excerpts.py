@@ -27,6 +27,7 @@ class Excerpts:
         lead: Between a question and its answer, where the answer is the last message if that can be had.
         earlier_lead: Between a question and its answer, where the conversation goes on.
         between: Between an answer and the next question.
+        twice: Between two questions in a row.
         again: After a next question that is to be answered.
         asked_tail: After an answer that is the last message, where another answer is asked for.
         tail: After an answer that is the last message.
@@ -39,6 +40,7 @@ class Excerpts:
     lead: str
     earlier_lead: str | None
     between: str | None
+    twice: str | None
     again: str | None
     asked_tail: str | None
     tail: str | None
@@ -66,6 +68,9 @@ def excerpts(renderer: Renderer) -> Excerpts:
     starts = [asked[: _find(asked, QUESTION)]]
     if ruled is not None and 0 <= ruled.find(_RULES["content"]) < ruled.find(QUESTION["content"]):
         starts.append(_between(ruled, _RULES, QUESTION))
+    twice = _tried(renderer, [QUESTION, NEXT], generate=False)
+    if twice is not None and not 0 <= twice.find(QUESTION["content"]) < twice.find(NEXT["content"]):
+        twice = None
     found = Excerpts(
         starts=tuple(starts),
         given=_after(asked, QUESTION),
@@ -73,6 +78,7 @@ def excerpts(renderer: Renderer) -> Excerpts:
         lead=_between(whole, QUESTION, ANSWER),
         earlier_lead=None if all_three is None else _between(all_three, QUESTION, ANSWER),
         between=None if going_on is None else _between(going_on, ANSWER, NEXT),
+        twice=None if twice is None else _between(twice, QUESTION, NEXT),
         again=None if going_on is None else _after(going_on, NEXT),
         asked_tail=None if asked_turn is None else _after(asked_turn, ANSWER),
         tail=None if turn is None else _after(turn, ANSWER),

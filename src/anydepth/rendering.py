@@ -74,4 +74,4 @@ def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, str):
         return dict(message)
-    return {**message, "content": [{"type": "text", "text": content}] if content else []}
+    return {**message, "content": [{"type": "text", "text": content}]}  # an empty one too: some look at the first part
