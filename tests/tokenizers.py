@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 VERSION = "3.7.2"
 SHA512 = {
+    "command_r_plus": "6o3TqTQYVcun/e3tkdUHmx4dXyjWRmD+B904GEIe69pSUr0JkAnrSx8X6e3wbH/MdyaJz2cVuEevv8VRt6yoIw==",
     "deepseek_v3": "Bc7IzlrCh5i8DY8HTNx7eWgW5c+h2TACiG/mzFrB3B8h+7Seylo4Z/JMNrI48g+uMfVEdaiE0nykgBSCJARu7Q==",
     "gemma2": "2hNwFEUp7EEblZiyxG5sIrMUamnj7KQS6B2PPrit0e5Ra/ZWUFcKNtrKK200Yp8wbcxHFoFDAQn5j+Bvu91E9Q==",
     "gemma3": "C2fNaCBbgpEW9FUgF/M0tLnY82CrXu36zaOWAGCsyP70O1piAUcjF20oe0xCgddPKrwLnk6TgOK1EN7aAgdYSg==",
@@ -38,9 +39,14 @@ def load(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def cache_root() -> Path:
+    """Return the folder that holds what tests fetch."""
+    return Path(os.environ.get("ANYDEPTH_TEST_CACHE") or platformdirs.user_cache_path("anydepth") / "tests")
+
+
 def fetch(name: str) -> Path:
     """Return the folder of the package's `tokenizer.json` and `tokenizer_config.json`; raises if it cannot be had."""
-    root = Path(os.environ.get("ANYDEPTH_TEST_CACHE") or platformdirs.user_cache_path("anydepth") / "tests")
+    root = cache_root()
     folder = root / f"tokenizer-{name}-{VERSION}"
     if not folder.exists():
         root.mkdir(parents=True, exist_ok=True)

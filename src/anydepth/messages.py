@@ -1,7 +1,8 @@
 """Bring chat messages to one shape, and split off what the client has written of the answer."""
 
+import json
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from anydepth.errors import PromptError
@@ -67,3 +68,43 @@ def split_prefill(messages: list[dict[str, Any]], prefill: Any) -> tuple[list[di
     if not history:
         raise PromptError("the only message is the assistant's; put a user message before it")
     return history, last["content"] or prefill or ""
+
+
+def other_arguments(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Give the messages with the arguments of tool calls in the forms that they do not have: as JSON text, as objects.
+
+    OpenAI writes text; most chat templates want the object, some join the text to other text.
+    """
+    for form in (_as_text, _as_object):
+        other = [_with_arguments(message, form) for message in messages]
+        if other != list(messages):
+            yield other
+
+
+def _with_arguments(message: Mapping[str, Any], form: Callable[[Any], Any]) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    if not isinstance(calls, Sequence) or not all(isinstance(call, Mapping) for call in calls):
+        return dict(message)
+    return {**message, "tool_calls": [_with_form(call, form) for call in calls]}
+
+
+def _with_form(call: Mapping[str, Any], form: Callable[[Any], Any]) -> dict[str, Any]:
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _with_form(call["function"], form)}
+    return {**call, "arguments": form(call["arguments"])} if "arguments" in call else dict(call)
+
+
+def _as_text(arguments: Any) -> Any:
+    if isinstance(arguments, str):
+        return arguments
+    try:
+        return json.dumps(arguments, ensure_ascii=False)
+    except (TypeError, ValueError):  # not JSON: the template's own error says more
+        return arguments
+
+
+def _as_object(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        return arguments

@@ -75,7 +75,7 @@ class Channel:
 class _Facts:
     models: tuple[PublishedModel, ...]
     channels: tuple[Channel, ...]
-    role_words: tuple[str, ...]
+    role_words: tuple[tuple[str, ...], ...]
 
 
 def published(name: str) -> PublishedModel | None:
@@ -93,8 +93,8 @@ def channel_of(template: str) -> Channel | None:
     return next((row for row in _facts().channels if row.think_open in template), None)
 
 
-def role_words() -> tuple[str, ...]:
-    """Return the words by which templates name the assistant, in lower case."""
+def role_words() -> tuple[tuple[str, ...], ...]:
+    """Return the words by which templates name the assistant, then those by which they name the answer."""
     return _facts().role_words
 
 
@@ -126,7 +126,7 @@ def _load(own_file: str | None) -> _Facts:
     return _Facts(
         tuple(_model(row, templates, origin) for row in [*own.get("model", ()), *shipped["model"]]),
         tuple(_row(Channel, row, origin) for row in [*own.get("channel", ()), *shipped["channel"]]),
-        (*own.get("role_words", ()), *shipped["role_words"]),
+        tuple((*own.get(key, ()), *shipped[key]) for key in ("role_words", "answer_words")),
     )
 
 

@@ -12,6 +12,7 @@ from anydepth.errors import ConfigError
 from anydepth.files import read_toml
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
+from anydepth.template import checked_kwargs
 from anydepth.types import OnError, ReleaseMode
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+")
@@ -36,6 +37,14 @@ class ModelTable(_Table):
     dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = Field(None, description="Where to run, e.g. cuda:0; default: the CPU.")
     revision: str | None = Field(None, description="Commit, tag or branch of a hub model.")
+    template_kwargs: dict[str, Any] = Field(
+        {}, description="Variables of the chat template: {enable_thinking = false}."
+    )
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _are_the_templates(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return checked_kwargs(value)
 
 
 class GuardTable(_Table):

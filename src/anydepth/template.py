@@ -2,21 +2,27 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
-from anydepth.derive import Layout, Renderer, derive, from_strings
+from anydepth import complaints
+from anydepth.derive import Layout, derive, from_strings
 from anydepth.errors import ConfigError, PromptError, TemplateError
-from anydepth.messages import normal, split_prefill
-from anydepth.overrides import Channel, PublishedModel, channel_of, published, role_words
+from anydepth.header import Header, Spelling
+from anydepth.kept import Kept
+from anydepth.messages import normal, other_arguments, split_prefill
+from anydepth.overrides import Channel, PublishedModel, channel_of, published
+from anydepth.rendering import Renderer
+from anydepth.roles import role_end
 from anydepth.types import Message
 
 __all__ = ["ChatTemplate", "Header", "Prompt", "PublishedModel", "published"]
 
-_PROBE = "anydepthrolecontent"
+_LAST = 256
+"""How many of a prompt's last tokens are looked at for its generation prompt where the role has other tokens there."""
+
 _OWN_ARGUMENTS = {
     "add_generation_prompt",
     "chat_template",
@@ -28,39 +34,6 @@ _OWN_ARGUMENTS = {
     "tokenize",
     "tools",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    r"""The Safety Tokens of a chat template: the tokens that separate the user from the assistant (arXiv 2510.18081).
-
-    Attributes:
-        ids: The Safety Tokens whole: end of turn, then the full generation prompt.
-        read_index: Index in `ids` of the read token, whose hidden state is read.
-        answer_ids: What must follow `ids` to be in the answer channel; empty for ordinary templates.
-        tokens: Printable form of each of `ids`, line breaks written as `\n`.
-    """
-
-    ids: tuple[int, ...]
-    read_index: int
-    answer_ids: tuple[int, ...]
-    tokens: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.read_index < len(self.ids):
-            raise ConfigError(
-                f"read index is {self.read_index}, the header has {len(self.ids)} tokens {list(self.tokens)}; "
-                f"choose 0 to {len(self.ids) - 1}"
-            )
-
-    @property
-    def probe_ids(self) -> tuple[int, ...]:
-        """The header up to the read token, which is all that a probe has to run."""
-        return self.ids[: self.read_index + 1]
-
-    def read_at(self, index: int) -> "Header":
-        """Return the same header with another read token; ConfigError if `index` is out of range."""
-        return replace(self, read_index=index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +90,23 @@ class ChatTemplate:
         """
         self.tokenizer = tokenizer
         self.name = str(name or getattr(tokenizer, "name_or_path", "") or "this tokenizer")
-        kwargs = _checked_kwargs(template_kwargs or {})
-        row, text, own = self._template(tokenizer, kwargs)
-        self._renderer = Renderer(tokenizer, None if own else text, kwargs)
-        self.channel: Channel | None = channel_of(text)
-        self._layout, used = self._lay_out(row, must_use=row is not None and (row.use == "always" or not own))
+        kwargs = checked_kwargs(template_kwargs or {})
+        row, text, own = self._template(tokenizer)
+        self._renderer = Renderer(tokenizer, None if own else text, kwargs).fitted()
+        if not self._renderer.writes():
+            raise TemplateError(f"{self.name}: {complaints.of_template(self._renderer)}")
+        self._spelling = Spelling(tokenizer)
+        known = channel_of(text)
+        self._layout, used = self._lay_out(row, known, must_use=row is not None and (row.use == "always" or not own))
+        self.channel: Channel | None = self._layout.openers.channel or known
         self.channels = ("thinking", "answer") if self.channel else ("answer",)
         self.source = used.pattern if used else "derived"
         self.digest = _digest(text, kwargs, used)
+        self._role = self._role_index()
         self.header = self._header(read_token, used)
-        self._kept_roles = {"user": True}  # the derivation has seen it
+        self._kept = Kept(self._renderer)
+        if used is None and not self._layout.openers.opening:
+            self._prove()
 
     def prompt(
         self, messages: str | Sequence[Message], *, tools: Sequence[Any] | None = None, prefill: str | None = None
@@ -147,38 +127,85 @@ class ChatTemplate:
                 both ways.
         """
         history, opening = split_prefill(normal(messages), prefill)
-        for role in {message["role"] for message in history} - {"assistant", "tool", "function"}:
-            if not self._keeps(role):
-                raise PromptError(f"the chat template of {self.name} drops messages of role {role!r}; use another role")
-        text = self._render(history, tools) + self._layout.opener
+        text = self._render(history, tools)
         ids = tuple(self._renderer.ids(text))
         if not opening:
             return Prompt(ids)
-        extra = self._renderer.ids_after(text, self._channelled(opening))
+        extra = self._renderer.ids_after(text, self._layout.openers.continued(text, opening))
         return Prompt(ids + extra, prefill=len(extra))
 
     def text(self, messages: str | Sequence[Message]) -> str:
         """Return the text that `prompt` tokenises for `messages`; see there."""
         history, _ = split_prefill(normal(messages), None)
-        return self._render(history, None) + self._layout.opener
+        return self._render(history, None)
+
+    def answer_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return what must follow `prompt`, before its prefill, to be in the answer channel.
+
+        For most prompts these are `header.answer_ids`. Switches in the messages and tool results may change how a
+        prompt ends, and with it what is needed.
+        """
+        before, openers = prompt.ids[: prompt.start], self._layout.openers
+        if self._layout.end is None:  # a row's header: how a prompt ends is not known
+            return self.header.answer_ids
+        ordinary = self._layout.header_ids[self._layout.end :]
+        if before[-len(ordinary) :] == ordinary:
+            return self._layout.answer_ids
+        role = self._role_in(before)
+        spelled = self._spelling.text(before[-_LAST:] if role is None else before[role + 1 :])
+        rest = openers.rest_of(spelled) if role is None else spelled
+        text = openers.before_answer(rest)
+        return self._renderer.ids_after(openers.stem + (rest or ""), text) if text.strip() else ()
+
+    def words(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens included."""
+        return self._spelling.text(ids)
 
     def start_index(self, prompt: Prompt, read_index: int) -> int | None:
         """Return where header token `read_index` stands in the prompt's own generation prompt.
 
-        The header and the prompt before its prefill end alike. Header tokens after the read token may be missing there
-        (an answer opener, a space): the longest header that the prompt ends with is aligned.
+        The header and the prompt before its prefill have the assistant's role in common. What follows it may be
+        missing or another (an answer opener, a space, thoughts that a message has switched off).
 
         Returns:
             A position in `prompt.ids`, or None if the generation prompt lacks that token.
         """
-        before = prompt.ids[: prompt.start]
-        for cut in range(len(self.header.ids), read_index, -1):
-            ids = self.header.ids[:cut]
-            if _common_suffix(ids, before) >= cut - read_index:
+        before, ids = prompt.ids[: prompt.start], self.header.ids
+        role = self._role_in(before)
+        if role is not None:
+            place = role + read_index - self._role
+            first, last = sorted((read_index, self._role))
+            start = min(place, role)
+            return place if start >= 0 and before[start : max(place, role) + 1] == ids[first : last + 1] else None
+        for cut in range(len(ids), read_index, -1):
+            if _common_suffix(ids[:cut], before) >= cut - read_index:
                 return prompt.start - (cut - read_index)
+        return self._role_spelled_in(before) if read_index == self._role else None
+
+    def _role_in(self, before: tuple[int, ...]) -> int | None:
+        """Return where the last token of the assistant's role is in the generation prompt that `before` ends with."""
+        stem = () if self._layout.end is None else self._layout.header_ids[self._layout.end : self._role + 1]
+        if not stem:
+            return None
+        for end in range(len(before), len(stem) - 1, -1):
+            if before[end - len(stem) : end] == stem:
+                return end - 1 if self._layout.openers.only_opens(self._spelling.text(before[end:])) else None
         return None
 
-    def _template(self, tokenizer: Any, kwargs: Mapping[str, Any]) -> tuple[PublishedModel | None, str, bool]:
+    def _role_spelled_in(self, before: tuple[int, ...]) -> int | None:
+        """Return the same of an ordinary prompt in which the role has other tokens than behind an answer's end."""
+        openers = self._layout.openers
+        stem, whole = openers.stem.strip(), (openers.stem + openers.rest).strip()
+        for start in range(len(before) - 1, -1, -1):
+            text = self._spelling.text(before[start:]).strip()
+            if stem and text == whole:
+                ends = range(start + 1, len(before) + 1)
+                return next(end - 1 for end in ends if stem in self._spelling.text(before[start:end]))
+            if len(text) > len(whole):
+                return None
+        return None
+
+    def _template(self, tokenizer: Any) -> tuple[PublishedModel | None, str, bool]:
         """Find the row of the model and the text of the chat template, and whether that is the tokenizer's own."""
         row = published(self.name)
         if own := _template_text(tokenizer):
@@ -191,34 +218,50 @@ class ChatTemplate:
             "set tokenizer.chat_template, or write a row (docs/templates.md)"
         )
 
-    def _lay_out(self, row: PublishedModel | None, *, must_use: bool) -> tuple[Layout, PublishedModel | None]:
+    def _lay_out(
+        self, row: PublishedModel | None, known: Channel | None, *, must_use: bool
+    ) -> tuple[Layout, PublishedModel | None]:
         try:
-            layout = derive(self._renderer, self.channel)
+            layout = derive(self._renderer, known)
         except TemplateError as error:
             if row is None:
-                raise TemplateError(f"{self.name}: {error}; write a row of models.toml (docs/templates.md)") from error
+                causes = complaints.blamed(self._renderer, lambda other: _derivable(other, known))
+                remedy = complaints.drop(self._renderer, causes) if causes else "write a row of models.toml"
+                raise TemplateError(f"{self.name}: {error}; {remedy} (docs/templates.md)") from error
             return from_strings(self._renderer, row.header, row.answer, None), row
         if row is not None and must_use:
             return from_strings(self._renderer, row.header, row.answer, layout), row
         return layout, None
 
+    def _prove(self) -> None:
+        """Raise TemplateError unless a prompt has the assistant's role where depth 0 is read."""
+        ids = self.prompt("text").ids
+        if self.start_index(Prompt(ids), self._role) is None:
+            header = self._layout.header_ids
+            found, wanted = (list(self._spelling.printable(each)) for each in (ids[-len(header) :], header))
+            raise TemplateError(
+                f"{self.name}: a prompt ends with the tokens {found}, the Safety Tokens are {wanted}: depth 0 is "
+                'not found in a prompt; write a row of models.toml with use = "always": its header is put behind the '
+                "prompt (docs/templates.md)"
+            )
+
     def _header(self, read_token: int | str | None, row: PublishedModel | None) -> Header:
-        ids = self._layout.header_ids
-        header = Header(ids, 0, self._layout.answer_ids, self._printable(ids))
+        ids, spelling = self._layout.header_ids, self._spelling
+        header = Header(ids, 0, self._layout.answer_ids, spelling.printable(ids))
         if read_token is None:
-            published_index = self._find(ids, row.read_token) if row and row.read_token else None
-            return header.read_at(self._role_index(ids) if published_index is None else published_index)
+            published_index = spelling.find(ids, row.read_token) if row and row.read_token else None
+            return header.read_at(self._role if published_index is None else published_index)
         if isinstance(read_token, bool) or not isinstance(read_token, int | str):
             raise ConfigError(f"read token is {read_token!r}; give an index in the header or the text of a token")
         if isinstance(read_token, int):
             return header.read_at(read_token)
-        if (index := self._find(ids, read_token)) is not None:
+        if (index := spelling.find(ids, read_token)) is not None:
             return header.read_at(index)
         longer = self._with_answer_opener()  # the paper reads <|message|> and </think>, which are tokens of it
-        if (index := self._find(longer, read_token)) is not None:
-            return Header(longer, index, (), self._printable(longer))
+        if (index := spelling.find(longer, read_token)) is not None:
+            return Header(longer, index, (), spelling.printable(longer))
         raise ConfigError(
-            f"read token is {read_token!r}, the header of {self.name} is {list(self._printable(longer))}; "
+            f"read token is {read_token!r}, the header of {self.name} is {list(spelling.printable(longer))}; "
             "choose one of these or an index"
         )
 
@@ -229,90 +272,49 @@ class ChatTemplate:
         decoding does not give back the text of the header, the ids are joined as they are.
         """
         header_ids, answer_ids = self._layout.header_ids, self._layout.answer_ids
-        text = self._text(header_ids)
+        text = self._spelling.text(header_ids)
         if tuple(self._renderer.ids(text)) != header_ids:
             return header_ids + answer_ids
-        return tuple(self._renderer.ids(text + self._text(answer_ids)))
+        return tuple(self._renderer.ids(text + self._spelling.text(answer_ids)))
 
-    def _find(self, ids: Sequence[int], token: str) -> int | None:
-        """Return the last index in `ids` whose token is spelled `token`: decoded, printable or as in the vocabulary.
-
-        A word of several tokens is found too; its last token is meant.
-        """
-        spellings = zip(self._each(ids), self._printable(ids), self._vocabulary(ids), strict=True)
-        found = [index for index, forms in enumerate(spellings) if token in forms]
-        pieces = self._pieces(ids)
-        starts = list(accumulate(map(len, pieces), initial=0))
-        found += [
-            end - 1
-            for end in range(1, len(starts))
-            if token and any("".join(pieces[start:end]).strip(" ") == token for start in range(end))
-        ]
-        return max(found, default=None)
-
-    def _role_index(self, ids: Sequence[int]) -> int:
-        """Return the index of the last token of the assistant's role, else of the last word before a channel opener."""
-        pieces = self._pieces(ids)
-        text = "".join(pieces)
-        words = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, role_words()))})(?![^\W_])", re.IGNORECASE)
-        ends = [match.end() for match in words.finditer(text)]
-        if not ends:
-            openers = (self.channel.think_open, self.channel.answer_open) if self.channel else ()
-            cuts = [text.find(opener) for opener in openers if opener and opener in text]
-            ends = [len(text[: min(cuts, default=len(text))].rstrip())]
-        lengths = accumulate(map(len, pieces))
-        return next(index for index, length in enumerate(lengths) if length >= ends[-1])
-
-    def _pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of each id as it stands in a sentence; decoded one at a time they lose their spaces."""
-        return [name.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n") for name in self._vocabulary(ids)]
-
-    def _channelled(self, prefill: str) -> str:
-        """Return what the prefill writes after the generation prompt: the answer channel is opened unless it thinks."""
-        channel, layout = self.channel, self._layout
-        if channel is None:
-            return layout.gap + prefill
-        if layout.opened and prefill.startswith(channel.think_open):
-            return prefill.removeprefix(channel.think_open).removeprefix("\n")  # the generation prompt has opened it
-        thinks = prefill.startswith(channel.think_open) or (layout.opened and channel.think_close in prefill)
-        answers = channel.answer_open and prefill.startswith(channel.answer_open)
-        return prefill if thinks or answers else layout.gap + prefill
-
-    def _keeps(self, role: str) -> bool:
-        """Say whether the template writes messages of `role`; some drop a role that they do not know without a word."""
-        if role not in self._kept_roles:
-            trial = [{"role": role, "content": _PROBE}, {"role": "user", "content": "user"}]
-            try:
-                self._kept_roles[role] = _PROBE in self._renderer.text(trial)
-            except Exception:  # the template refuses this order or role; if it refuses the real messages, it says why
-                self._kept_roles[role] = True
-        return self._kept_roles[role]
+    def _role_index(self) -> int:
+        """Return the index in the header of the last token of the assistant's role; see `role_end`."""
+        pieces = self._spelling.pieces(self._layout.header_ids)
+        ends = list(accumulate(map(len, pieces)))
+        begin = sum(map(len, pieces[: self._layout.end or 0]))
+        end = begin + role_end("".join(pieces)[begin:], self.channel, self._layout.question)
+        return next((index for index, length in enumerate(ends) if length >= end), len(ends) - 1)
 
     def _render(self, history: list[dict[str, Any]], tools: Sequence[Any] | None) -> str:
-        try:
-            return self._renderer.text(history, tools=list(tools) if tools else None)
-        except Exception as error:  # whatever the template's author raises: TemplateError, TypeError, KeyError ...
-            roles = [message["role"] for message in history]
+        """Return the prompt as the template writes it, PromptError if it refuses or drops a message."""
+        history, text = self._accepted(history, tools)
+        if (lost := self._kept.dropped(history, tools, text)) is not None:
             raise PromptError(
-                f"the chat template of {self.name} refuses messages of roles {roles}: {error}; "
-                "change the messages (roles and their order)"
-            ) from error
+                f"the chat template of {self.name} drops messages of role {history[lost]['role']!r} in the "
+                f"place of message {lost}; put its text into another message, or use another role"
+            )
+        return text
 
-    def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def _accepted(self, history: list[dict[str, Any]], tools: Sequence[Any] | None) -> tuple[list[dict[str, Any]], str]:
+        """Return the messages as the template takes them, and what it writes; they differ in tool calls only."""
+        try:
+            return history, self._renderer.text(history, tools=tools)
+        except Exception as error:  # whatever the template's author raises: TemplateError, TypeError, KeyError ...
+            for other in other_arguments(history):
+                try:
+                    return other, self._renderer.text(other, tools=tools)
+                except Exception:  # the first error says what is wrong with the messages as they were given
+                    continue
+            reason = complaints.of_messages(self._renderer, history, tools, error)
+            raise PromptError(f"the chat template of {self.name} {reason}") from error
 
-    def _each(self, ids: Sequence[int]) -> list[str]:
-        return [self._text([each]) for each in ids]
 
-    def _vocabulary(self, ids: Sequence[int]) -> list[str]:
-        names = self.tokenizer.convert_ids_to_tokens(list(ids))
-        return [name if isinstance(name, str) else text for text, name in zip(self._each(ids), names, strict=True)]
-
-    def _printable(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """Decode each id by itself; where that gives nothing or half a character, take its name in the vocabulary."""
-        spellings = zip(self._each(ids), self._vocabulary(ids), strict=True)
-        named = [text if text and "\ufffd" not in text else name for text, name in spellings]
-        return tuple(text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") for text in named)
+def _derivable(renderer: Renderer, known: Channel | None) -> bool:
+    try:
+        derive(renderer.fitted(), known)
+    except TemplateError:
+        return False
+    return True
 
 
 def _template_text(tokenizer: Any) -> str:
@@ -331,7 +333,8 @@ def _digest(text: str, kwargs: Mapping[str, Any], row: PublishedModel | None) ->
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return variables for a template as a dict; ConfigError if one of them is not the template's to set."""
     if taken := sorted(_OWN_ARGUMENTS & set(kwargs)):
         raise ConfigError(f"template_kwargs has {taken[0]!r}, which anydepth sets itself; leave it out")
     return dict(kwargs)

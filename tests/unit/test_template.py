@@ -142,13 +142,17 @@ def test_template_that_refuses_to_go_on_after_an_answer() -> None:
     assert header_text(ChatTemplate(make(refusal + CHATML))) == "<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_template_that_ignores_the_generation_prompt_gets_its_own_opener() -> None:
+def test_template_that_ignores_the_generation_prompt_is_left_as_it_is() -> None:
     jinja = CHATML.split("{%- if add_generation_prompt")[0]
     template = ChatTemplate(make(jinja))
     assert header_text(template) == "<|im_end|>\n<|im_start|>assistant\n"
     prompt = template.prompt("hi")
-    assert text_of(template, prompt.ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert template.start_index(prompt, template.header.read_index) == len(prompt.ids) - 2
+    assert text_of(template, prompt.ids) == "<|im_start|>user\nhi<|im_end|>\n"
+    assert template.start_index(prompt, template.header.read_index) is None
+    assert text_of(template, template.answer_ids(prompt)) == "<|im_start|>assistant\n"
+    prefilled = template.prompt("hi", prefill="Sure")
+    assert text_of(template, prefilled.ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nSure"
+    assert prefilled.ids[: prefilled.start] == prompt.ids
 
 
 def test_template_that_writes_eos_instead_of_a_generation_prompt() -> None:
@@ -453,19 +457,19 @@ def test_no_chat_template() -> None:
 
 
 @pytest.mark.parametrize(
-    ("jinja", "message"),
+    ("jinja", "message", "remedy"),
     [
-        ("{{ raise_exception('needs a persona') }}", "fails on a plain conversation: needs a persona"),
-        ("{{ bos_token }}", "does not write the content of a message of role user"),
-        ("{% for m in messages %}{{ m['content'] if m['role'] == 'user' }}{% endfor %}", "of role assistant"),
-        ("{% for m in messages %}{{ m['content'] if m['role'] == 'assistant' }}{% endfor %}", "of role user"),
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "writes nothing between"),
-        ("{% for m in messages %}{{ m['content'] {% endfor %}", "fails on a plain conversation"),
+        ("{{ raise_exception('needs a persona') }}", "fails on a plain conversation: needs a persona", "chat_template"),
+        ("{{ bos_token }}", "does not write the content of a message of role user", "chat_template"),
+        ("{% for m in messages %}{{ m['content'] if m['role'] == 'user' }}{% endfor %}", "role assistant", "a row"),
+        ("{% for m in messages %}{{ m['content'] if m['role'] == 'assistant' }}{% endfor %}", "role user", "chat_"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "writes nothing between", "a row of models.toml"),
+        ("{% for m in messages %}{{ m['content'] {% endfor %}", "fails on .* broken at line 1: mend it", "chat_"),
     ],
     ids=["raises", "constant", "drops the assistant", "drops the user", "no markup", "syntax"],
-)
-def test_templates_that_say_nothing(jinja: str, message: str) -> None:
-    with pytest.raises(TemplateError, match=f"tiny: .*{message}.*models.toml"):
+)  # fmt: skip
+def test_templates_that_say_nothing(jinja: str, message: str, remedy: str) -> None:
+    with pytest.raises(TemplateError, match=f"tiny: .*{message}.*{remedy}"):
         ChatTemplate(make(jinja), name="tiny")
 
 

@@ -78,6 +78,7 @@ def calibrate(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Set a probe's threshold on your own harmless answers.
 
@@ -108,7 +109,10 @@ def calibrate(
     if guarantee and seen:
         raise ConfigError(f"--guarantee does not hold for these answers: {seen}; leave them out")
     guard = load.open_guard(
-        opt.ModelOptions(model, adapter, dtype, device, revision), opt.GuardOptions(probe=artefact, interval=interval)
+        opt.ModelOptions(
+            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
+        ),
+        opt.GuardOptions(probe=artefact, interval=interval),
     )
     old: Any = guard.detector
     _check_other_probe(out, old)

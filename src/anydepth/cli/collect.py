@@ -144,6 +144,7 @@ def collect(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Read the hidden states of finished answers at many depths, as training data for probes.
 
@@ -153,7 +154,10 @@ def collect(
     wanted = _Reads(layers, sites, tokens, interval, depths, longest, suffix, split, view, opt.part_of(part))
     wanted.check()
     runs = "vllm" if engine == "vllm" else "transformers"
-    loaded = opt.ModelOptions(model, adapter, dtype, device, revision, runs, tuple(engine_arg or ()))
+    variables = opt.template_variables(template_kwarg)
+    loaded = opt.ModelOptions(
+        model, adapter, dtype, device, revision, runs, tuple(engine_arg or ()), template_kwargs=variables
+    )
     if on_policy and engine == "vllm":
         raise ConfigError("--on-policy has Transformers write the answers; drop --engine vllm")
     check_folder(output, "-o")

@@ -85,6 +85,7 @@ def demo(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Show one attack, unguarded and guarded, side by side.
 
@@ -97,7 +98,12 @@ def demo(
     options = opt.GuardOptions(probe=probe, detector=detector)
     if probe is None and detector == "probe":  # the shipped one: with the demo's threshold, see demo.toml
         options = opt.GuardOptions(policy="threshold", threshold=shown.threshold)
-    guard = load.open_guard(opt.ModelOptions(name, adapter, dtype, device, revision), options)
+    guard = load.open_guard(
+        opt.ModelOptions(
+            name, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
+        ),
+        options,
+    )
     # at the end of the prefill only: what is shown is that the Safety Tokens speak up deep in an answer
     outcome = _run(guard.with_options(prefill="end"), shown)
     if as_json:

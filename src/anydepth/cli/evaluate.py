@@ -78,6 +78,7 @@ def evaluation(
     dtype: opt.Dtype = "fast",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Measure the guard on a model: separability, deep prefills, attacks, false alarms, cost.
 
@@ -107,7 +108,11 @@ def evaluation(
     check_settings(options.settings)
     given = None if probe is None else LinearProbe.load(probe)
     config = GuardConfig() if interval is None else GuardConfig(schedule=Every(interval))
-    backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
+    backend = load.open_backend(
+        opt.ModelOptions(
+            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
+        )
+    )
     with _progress() as told:
         found = evaluate(Evaluation(backend, output, options, judge, given, config, _command()), names, told)
     for summary in found.values():

@@ -79,6 +79,7 @@ def fit(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Train, choose, calibrate and measure a probe for a model.
 
@@ -96,7 +97,11 @@ def fit(
     for place in {output.resolve(), (work or output).resolve()}:
         context.with_resource(hold(place))
     begun = time.monotonic()
-    backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
+    backend = load.open_backend(
+        opt.ModelOptions(
+            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
+        )
+    )
     _check_other_probe(output, backend)
     folder = work or output / "work"
     with _progress() as told:
@@ -109,6 +114,7 @@ def fit(
         "--revision": revision,
         "--adapter": adapter,
         "--dtype": dtype,
+        "--template-kwarg": template_kwarg,
         "--data": data,
         "--recipe": recipe,
         "--data-dir": "DATA" if data_dir else None,

@@ -80,6 +80,7 @@ def generate(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Answer a request under guard and print the answer as it is released.
 
@@ -90,7 +91,9 @@ def generate(
     opening = _prefill(prefill, prefill_file)
     sampling = _sampling(temperature, top_p)
     guard = load.open_guard(
-        opt.ModelOptions(model, adapter, dtype, device, revision),
+        opt.ModelOptions(
+            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
+        ),
         opt.GuardOptions(probe, detector, policy, threshold, interval, release, on_error, refusal, check_prefill),
     )
     arguments = {"prefill": opening, "max_new_tokens": max_new_tokens, "seed": seed, **sampling}

@@ -14,6 +14,8 @@ from anydepth.cli.output import printable, write_json
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
 
+_QUESTION = "How are you?"
+
 
 def inspect(
     model: opt.Model,
@@ -22,13 +24,18 @@ def inspect(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Show a model's Safety Tokens and what anydepth can do with it.
 
-    The header with the token that is read, the layers, how each kind of cache layer is forked, whether a finished
-    answer can be scanned in one pass, and whether a probe is shipped.
+    The header with the token that is read, how a prompt ends, what brings the answer after it, the layers, how each
+    kind of cache layer is forked, whether a finished answer can be scanned in one pass, and whether a probe is shipped.
     """
-    backend = load.open_backend(opt.ModelOptions(model, adapter, dtype, device, revision))
+    backend = load.open_backend(
+        opt.ModelOptions(
+            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
+        )
+    )
     record = describe(backend, has_probe=load.has_shipped_probe(backend))
     if as_json:
         write_json(record)
@@ -41,6 +48,7 @@ def describe(backend: "TransformersBackend", *, has_probe: bool) -> dict[str, An
     from anydepth.template import published
 
     header, template, identity = backend.header, backend.template, backend.identity
+    prompt, channel = template.prompt(_QUESTION), template.channel
     row = published(identity.name)
     tokens = zip(header.ids, header.tokens, strict=True)
     return {
@@ -52,8 +60,12 @@ def describe(backend: "TransformersBackend", *, has_probe: bool) -> dict[str, An
             for index, (each, token) in enumerate(tokens)
         ],
         "header_source": template.source,
+        "prompt_end": template.text(_QUESTION).rpartition(_QUESTION)[2],
+        "prompt_has_read_token": template.start_index(prompt, header.read_index) is not None,
         "answer_ids": list(header.answer_ids),
+        "answer_opener": template.words(template.answer_ids(prompt)),
         "channels": list(template.channels),
+        "thoughts": [channel.think_open, channel.think_close] if channel else None,
         "template_digest": template.digest,
         "published_site": row.site if row else None,
         "shipped_probe": has_probe,
@@ -80,13 +92,28 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, Text]]:
         ("layers", f"{record['layers']}, hidden size {record['hidden_size']}, context {context}"),
         ("Safety Tokens", _header(record["header"])),
         ("from", "the chat template" if source == "derived" else f"the row {source!r} of models.toml"),
-        ("channels", ", ".join(record["channels"])),
+        ("a prompt ends in", _one_line(record["prompt_end"]) + _lacking(record)),
+        ("an answer opens with", _one_line(record["answer_opener"]) or "nothing: it begins at once"),
+        ("channels", ", ".join(record["channels"]) + _around(record["thoughts"])),
         ("read at", f"{record['default_site']} by default" + (f", published: {published}" if published else "")),
         ("cache", _cache(record["cache"])),
         ("one-pass scan", "yes" if record["packed"] else f"no, check by check: {record['packed_reason']}"),
         ("shipped probe", "yes" if record["shipped_probe"] else "no: pass --probe, or use --detector rethink"),
     ]
     return [(name, value if isinstance(value, Text) else Text(printable(value))) for name, value in rows]
+
+
+def _lacking(record: dict[str, Any]) -> str:
+    """Say where depth 0 is read if the prompt has no read token."""
+    return "" if record["prompt_has_read_token"] else "\n(no read token in it: at depth 0 the header is put behind it)"
+
+
+def _around(thoughts: list[str] | None) -> str:
+    return f"; thoughts stand in {_one_line(' … '.join(thoughts))}" if thoughts else ""
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "\\n")
 
 
 def _header(tokens: list[dict[str, Any]]) -> Text:

@@ -96,7 +96,7 @@ def open_backend(model: ModelOptions) -> "TransformersBackend":
     with _loading(model.model):
         from anydepth.backends.transformers import load
 
-        return load(model.model, template_kwargs=None, **model_arguments(model))
+        return load(model.model, **model_arguments(model))
 
 
 def open_vllm(model: ModelOptions, sites: "Callable[[Any], Sequence[Site]]") -> "VllmBackend":
@@ -109,7 +109,7 @@ def open_vllm(model: ModelOptions, sites: "Callable[[Any], Sequence[Site]]") -> 
         from anydepth.backends.vllm.backend import VllmBackend
 
         options = {"dtype": model.dtype, "revision": model.revision, **model.engine_options()}
-        return VllmBackend(model.model, sites=sites, **options)
+        return VllmBackend(model.model, sites=sites, template_kwargs=model.template_kwargs, **options)
 
 
 def _open_vllm_with_probe(model: ModelOptions, options: GuardChoice) -> "tuple[VllmBackend, LinearProbe]":
@@ -143,4 +143,10 @@ def has_shipped_probe(backend: "TransformersBackend") -> bool:
 
 def model_arguments(model: ModelOptions) -> dict[str, Any]:
     """How Transformers is to load the model."""
-    return {"adapter": model.adapter, "dtype": model.dtype, "device": model.device, "revision": model.revision}
+    return {
+        "adapter": model.adapter,
+        "dtype": model.dtype,
+        "device": model.device,
+        "revision": model.revision,
+        "template_kwargs": dict(model.template_kwargs),
+    }

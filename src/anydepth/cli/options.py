@@ -1,8 +1,9 @@
 """The options that several commands share, and the objects they describe."""
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from anydepth.config import check_detector_name, guard_config
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Every
+from anydepth.template import checked_kwargs
 from anydepth.types import OnError, ReleaseMode
 
 PolicyName = Literal["threshold", "k_of_n", "ewma", "cusum"]
@@ -112,6 +114,16 @@ Device = Annotated[
 Revision = Annotated[
     str | None, typer.Option("--revision", rich_help_panel=_MODEL, help="Branch, tag or commit of a hub model.")
 ]
+TemplateKwargs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-kwarg",
+        metavar="NAME=VALUE",
+        rich_help_panel=_MODEL,
+        help="A variable of the model's chat template, e.g. `enable_thinking=false`; may be given again. VALUE is "
+        "JSON, or else text.",
+    ),
+]
 EngineArgs = Annotated[
     list[str] | None,
     typer.Option(
@@ -135,6 +147,7 @@ class ModelOptions:
         revision: Of a hub model.
         engine: What runs it.
         engine_args: `NAME=VALUE`, options of `vllm.LLM`.
+        template_kwargs: Variables for the chat template.
     """
 
     model: str
@@ -144,6 +157,7 @@ class ModelOptions:
     revision: str | None = None
     engine: EngineName = "transformers"
     engine_args: tuple[str, ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in (("--adapter", self.adapter), ("--device", self.device)):
@@ -154,18 +168,37 @@ class ModelOptions:
         if self.engine_args and self.engine != "vllm":
             raise ConfigError(f"--engine-arg {self.engine_args[0]} goes with --engine vllm")
         self.engine_options()
+        checked_kwargs(self.template_kwargs)
 
     def engine_options(self) -> dict[str, Any]:
         """The options of `vllm.LLM`; a value that is JSON is read as such, any other is text."""
-        found: dict[str, Any] = {}
-        for each in self.engine_args:
-            name, equals, value = each.partition("=")
-            if not equals or not name.isidentifier():
-                raise ConfigError(f"--engine-arg is {each!r}; write NAME=VALUE, e.g. max_model_len=4096")
-            with suppress(ValueError):
-                value = json.loads(value)
-            found[name] = value
-        return found
+        return _named_values("--engine-arg", self.engine_args, "max_model_len=4096")
+
+
+def template_variables(given: Sequence[str] | None) -> dict[str, Any]:
+    """Return the variables that `--template-kwarg` gives; ConfigError if one is not `NAME=VALUE`.
+
+    `False` is Python, not JSON. As text it would be true for a template, so it is refused.
+    """
+    found = _named_values("--template-kwarg", given or (), "enable_thinking=false")
+    for name, value in found.items():
+        if value in ("True", "False", "None"):
+            json_value = {"True": "true", "False": "false", "None": "null"}[value]
+            raise ConfigError(f"--template-kwarg {name}={value} would be a text; write {name}={json_value}")
+    return found
+
+
+def _named_values(option: str, given: Sequence[str], example: str) -> dict[str, Any]:
+    """The values of an option `NAME=VALUE`; a value that is JSON is read as such, any other is text."""
+    found: dict[str, Any] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"{option} is {each!r}; write NAME=VALUE, e.g. {example}")
+        with suppress(ValueError):
+            value = json.loads(value)
+        found[name] = value
+    return found
 
 
 @dataclass(frozen=True, slots=True)

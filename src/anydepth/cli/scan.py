@@ -62,6 +62,7 @@ def scan(
     dtype: opt.Dtype = "auto",
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Score finished answers at every scheduled depth.
 
@@ -76,7 +77,10 @@ def scan(
         raise ConfigError(f"-o {output} is the input file; give another file")
     limit = None if limit is None else min(limit, sys.maxsize)
     options = opt.GuardOptions(probe, detector, policy, threshold, interval, "hold", on_error)
-    loaded = opt.ModelOptions(model, adapter, dtype, device, revision, engine, tuple(engine_arg or ()))
+    variables = opt.template_variables(template_kwarg)
+    loaded = opt.ModelOptions(
+        model, adapter, dtype, device, revision, engine, tuple(engine_arg or ()), template_kwargs=variables
+    )
     with RecordWriter(output) as writer:
         run = _begun(writer, loaded, options)
         with progress_bar() as progress:

@@ -64,6 +64,7 @@ def serve(
     ] = None,
     device: opt.Device = None,
     revision: opt.Revision = None,
+    template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Serve a model to OpenAI clients; no token of an answer leaves before a check that covers it.
 
@@ -75,7 +76,8 @@ def serve(
         model, flags = None, [model, *(flags or ())]
     given = {
         "model": {
-            "path": model, "name": name, "adapter": adapter, "dtype": dtype, "device": device, "revision": revision
+            "path": model, "name": name, "adapter": adapter, "dtype": dtype, "device": device, "revision": revision,
+            "template_kwargs": opt.template_variables(template_kwarg) or None,
         },
         "guard": {
             "probe": None if probe is None else str(probe),
@@ -135,6 +137,8 @@ def _settings(config: Path | None, given: dict[str, dict[str, Any]]) -> "Setting
 
     settings = Settings() if config is None else load_settings(config)
     table = settings.model_dump(exclude_unset=True)
+    if variables := given["model"].get("template_kwargs"):
+        given["model"]["template_kwargs"] = {**settings.model.template_kwargs, **variables}
     for name, values in given.items():
         table.setdefault(name, {}).update({key: value for key, value in values.items() if value is not None})
     if "interval" in table["guard"] and given["guard"]["interval"] is not None:
@@ -152,7 +156,9 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
     settings = _with_policy(settings, policy, threshold)
     model, limits = settings.model, settings.limits
     assert model.path is not None
-    options = opt.ModelOptions(model.path, model.adapter, model.dtype, model.device, model.revision)
+    options = opt.ModelOptions(
+        model.path, model.adapter, model.dtype, model.device, model.revision, template_kwargs=model.template_kwargs
+    )
     guard = load.open_guard(options, settings.guard)
     if threshold is not None and settings.guard.policy is None:
         guard = guard.with_options(policy=with_threshold(guard.policy, threshold))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from anydepth.errors import ConfigError
+from anydepth.errors import ConfigError, PromptError
 from anydepth.evals.wording import wording
 
 if TYPE_CHECKING:
@@ -57,11 +57,9 @@ def _between(backend: "TransformersBackend", fine: str) -> str:
         {"role": "assistant", "content": fine},
         {"role": "user", "content": _END},
     ]
-    text = backend.template.text(history)
+    try:
+        text = backend.template.text(history)
+    except PromptError as error:
+        raise ConfigError(f"no earlier turn can be spoofed: {error}; leave the attack out") from error
     begin, end = text.rfind(_BEGIN), text.rfind(_END)
-    if begin < 0 or end < 0 or fine not in text[begin:end]:
-        raise ConfigError(
-            f"the chat template of {backend.template.name} drops earlier turns, so none can be spoofed; leave the "
-            "attack out"
-        )
     return text[begin + len(_BEGIN) : end]

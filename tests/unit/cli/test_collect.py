@@ -242,9 +242,16 @@ def test_ray_gets_the_same_request(run: Run, monkeypatch: pytest.MonkeyPatch, da
 
     monkeypatch.setattr(command, "collect_with_ray", with_ray)
     arguments = ("--engine", "ray", "--workers", "3", "--device", "cuda", "--revision", "main", "--part", "1/2")
+    arguments += ("--template-kwarg", "enable_thinking=false")
     assert run("collect", "org/m", "--data", data, "-o", tmp_path / "store", *arguments).exit_code == 0
     assert asked["opened"].args == ("org/m",)
-    assert asked["opened"].keywords == {"adapter": None, "dtype": "auto", "device": "cuda", "revision": "main"}
+    assert asked["opened"].keywords == {
+        "adapter": None,
+        "dtype": "auto",
+        "device": "cuda",
+        "revision": "main",
+        "template_kwargs": {"enable_thinking": False},
+    }
     assert (asked["workers"].count, asked["workers"].gpus) == (3, 1)
     assert len(asked["talks"]) == 6 and asked["plan"].sites == (Site(2), Site(3)) and asked["plan"].part == (1, 2)
 

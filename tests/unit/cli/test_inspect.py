@@ -8,15 +8,27 @@ import pytest
 
 from anydepth.backends.base import ModelIdentity
 from anydepth.cli import load
-from anydepth.template import Header
+from anydepth.template import ChatTemplate, Header
 from tests.unit.cli.conftest import Run
+from tests.unit.test_template import make
+
+
+def template() -> ChatTemplate:
+    """A template whose prompts open thoughts; the header of the backend below is not its own."""
+    return ChatTemplate(
+        make(
+            "{% for m in messages %}{{ '<|user|>' + m['content'] + '<|end|>' if m['role'] == 'user' else "
+            "'<|assistant|>' + m['content'] + '<|end|>' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"
+        )
+    )
 
 
 def backend(*, packed_reason: str | None = None) -> Any:
     return SimpleNamespace(
         identity=ModelIdentity("org/m", "abc123", "llama", 576, 30, "f00d"),
         header=Header((2, 198, 1, 520), 3, (), ("<|im_end|>", "\\n", "<|im_start|>", "assistant")),
-        template=SimpleNamespace(source="derived", digest="d1", channels=("thinking", "answer")),
+        template=template(),
         describe=lambda: {
             "layers": 30,
             "hidden_size": 576,
@@ -43,6 +55,46 @@ def test_marks_the_read_token(run: Run, opened: None) -> None:
     assert "520  assistant" in marked[0]
     for fact in ("30 x DynamicLayer, fork shared", "thinking, answer", "15.input_layernorm", "revision abc123"):
         assert fact in result.stdout
+
+
+def test_shows_how_prompts_end_and_answers_begin(run: Run, opened: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = {line[:22].strip(): line[22:].strip() for line in run("inspect", "org/m").stdout.splitlines()}
+    assert lines["a prompt ends in"] == r"<|end|><|assistant|><think>\n"
+    assert lines["an answer opens with"] == r"\n</think>\n\n"
+    assert lines["channels"] == "thinking, answer; thoughts stand in <think> … </think>"
+    record = json.loads(run("inspect", "org/m", "--json").stdout)
+    assert (record["prompt_end"], record["answer_opener"]) == ("<|end|><|assistant|><think>\n", "\n</think>\n\n")
+    assert record["thoughts"] == ["<think>", "</think>"]
+    plain = backend()
+    plain.template = ChatTemplate(
+        make("{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}")
+    )
+    monkeypatch.setattr(load, "open_backend", lambda model: plain)
+    shown = " ".join(run("inspect", "org/m").stdout.split())
+    assert "no read token in it: at depth 0 the header is put behind it" in shown
+
+
+def test_template_variables_reach_the_template(run: Run, opened: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(load, "open_backend", lambda model: asked.append(model) or backend())
+    given = ("--template-kwarg", "enable_thinking=false", "--template-kwarg", "effort=low", "--template-kwarg", "n=3")
+    assert run("inspect", "org/m", *given).exit_code == 0
+    assert asked[0].template_kwargs == {"enable_thinking": False, "effort": "low", "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("enable_thinking", "write NAME=VALUE, e.g. enable_thinking=false"),
+        ("a b=1", "write NAME=VALUE"),
+        ("enable_thinking=False", "enable_thinking=False would be a text; write enable_thinking=false"),
+        ("tokenize=true", "'tokenize', which anydepth sets itself"),
+    ],
+)
+def test_template_variables_that_are_wrong(run: Run, opened: None, value: str, message: str) -> None:
+    result = run("inspect", "org/m", "--template-kwarg", value)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
 
 
 def test_says_why_a_scan_takes_many_passes(run: Run, opened: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def test_a_template_without_earlier_turns_cannot_be_spoofed() -> None:
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.chat_template = tiny.CHATML.replace("for message in messages", "for message in messages[-2:]")
     backend = TransformersBackend(tiny.tiny_model("Llama"), tokenizer)
-    with pytest.raises(ConfigError, match="drops earlier turns"):
+    with pytest.raises(ConfigError, match=r"drops messages of role 'user'.*leave the attack out"):
         spoofed(backend, "turns", "w1")
     with pytest.raises(ConfigError, match=f"'mirror'.*{', '.join(VARIANTS)}"):
         spoofed(backend, "mirror", "w1")

@@ -54,6 +54,30 @@ def test_an_empty_file_has_the_defaults():
     assert settings.http.host == "127.0.0.1"
 
 
+def test_variables_of_the_chat_template():
+    assert parse_settings({}).model.template_kwargs == {}
+    given = parse_settings({"model": {"template_kwargs": {"enable_thinking": False}}})
+    assert given.model.template_kwargs == {"enable_thinking": False}
+    with pytest.raises(ConfigError, match=r"model\.template_kwargs is .*'tokenize', which anydepth sets itself"):
+        parse_settings({"model": {"template_kwargs": {"tokenize": True}}})
+
+
+def test_variables_of_the_chat_template_reach_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from anydepth.cli import load
+
+    opened = []
+
+    def open_guard(model, *_):
+        opened.append(model)
+        raise ConfigError("loaded")
+
+    monkeypatch.setattr(load, "open_guard", open_guard)
+    path = tmp_path / "guard.toml"
+    path.write_text('[model]\npath = "org/model"\ntemplate_kwargs = {enable_thinking = false}\n')
+    CliRunner().invoke(app, ["serve", "--config", str(path), "--template-kwarg", "effort=low"])
+    assert [model.template_kwargs for model in opened] == [{"enable_thinking": False, "effort": "low"}]
+
+
 def test_origins():
     origins = ["*", "http://localhost:3000", "https://chat.example.org", "http://[::1]:8080", "app://-"]
     assert parse_settings({"http": {"cors_origins": origins}}).http.cors_origins == origins

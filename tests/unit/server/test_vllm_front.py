@@ -575,6 +575,15 @@ def test_the_command(monkeypatch):
     assert pairs["--host"] == "0.0.0.0" and "--dtype" not in command
     assert json.loads(pairs["--additional-config"])["anydepth"]["settings"]["guard"] == {"interval": 10}
     assert command.index("--max-model-len") < command.index("--scheduler-cls"), "the last one of a flag counts"
+    assert "--default-chat-template-kwargs" not in command
+
+
+def test_variables_of_the_template_go_to_vllm_and_to_the_guard(monkeypatch):
+    monkeypatch.setattr("anydepth.backends.vllm.launch.find_spec", lambda _: object())
+    pairs = dict(pairwise(server_command(settings_of(model={"path": "x", "template_kwargs": {"thinking": False}}))))
+    assert json.loads(pairs["--default-chat-template-kwargs"]) == {"thinking": False}
+    ours = json.loads(pairs["--additional-config"])["anydepth"]["settings"]["model"]
+    assert ours["template_kwargs"] == {"thinking": False}
 
 
 @pytest.mark.parametrize(
@@ -624,14 +633,17 @@ def executed(monkeypatch) -> list[list[str]]:
 @pytest.mark.parametrize("model", [["org/other"], []])
 def test_the_command_line(executed, tmp_path, model):
     config = tmp_path / "guard.toml"
-    config.write_text('[model]\npath = "org/model"\n[guard]\npolicy = {name = "ewma", alpha = 0.5, threshold = 0.7}\n')
+    policy = 'policy = {name = "ewma", alpha = 0.5, threshold = 0.7}'
+    config.write_text(f'[model]\npath = "org/model"\ntemplate_kwargs = {{a = 1, b = 2}}\n[guard]\n{policy}\n')
     options = ["--engine", "vllm", "--config", str(config), "--threshold", "0.4", "--dtype", "float32", "--port", "0"]
+    options += ["--template-kwarg", "thinking=false", "--template-kwarg", "b=3"]
     result = CliRunner().invoke(app, ["serve", *options, *model, "--", "--max-num-seqs", "4"])
     assert result.exit_code == 0, result.output
     (command,) = executed
     pairs = dict(pairwise(command))
     assert pairs["--model"] == (model or ["org/model"])[0] and pairs["--max-num-seqs"] == "4"
     assert pairs["--dtype"] == "float32"
+    assert json.loads(pairs["--default-chat-template-kwargs"]) == {"a": 1, "b": 3, "thinking": False}
     guard = json.loads(pairs["--additional-config"])["anydepth"]["settings"]["guard"]
     assert guard["policy"] == {"name": "ewma", "alpha": 0.5, "threshold": 0.4}
 

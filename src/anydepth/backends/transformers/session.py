@@ -227,12 +227,12 @@ class TransformersSession:
 
     def _header_branches(self, points: Sequence[CheckPoint]) -> Iterator[Branch]:
         """Branches that end with the header and, where the template has channels, with the way into the answer."""
-        header = self._backend.header
         later = [place for place, point in enumerate(points) if point.depth > 0]
         for place in sorted(set(range(len(points))) - set(later)):
-            yield self._branch_at_start(points[place].row, place).append(header.answer_ids)
+            row = points[place].row
+            yield self._branch_at_start(row, place).append(self._backend.template.answer_ids(self._rows[row].prompt))
         for branch in self._branches(points, later, self._cache) if later else ():
-            yield branch.append(header.ids + header.answer_ids)
+            yield branch.append(self._backend.header.ids + self._backend.header.answer_ids)
 
     def _branches(
         self, points: Sequence[CheckPoint], places: list[int], source: Any, *, at_least: int = 0

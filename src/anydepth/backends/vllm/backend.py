@@ -30,6 +30,7 @@ class VllmBackend:
         model: Hub id or folder.
         sites: Where states can be read: the engine is started for them. A function is told the facts of the model
             (its identity, template and header) before the engine is started, and gives the sites.
+        template_kwargs: Variables for the chat template.
         **options: Options of `vllm.LLM`, e.g. `dtype`, `tensor_parallel_size`, `max_model_len`.
 
     Raises:
@@ -41,18 +42,23 @@ class VllmBackend:
     batches_itself = True
 
     def __init__(
-        self, model: str | Path, *, sites: Sequence[Site] | Callable[[VllmModel], Sequence[Site]], **options: Any
+        self,
+        model: str | Path,
+        *,
+        sites: Sequence[Site] | Callable[[VllmModel], Sequence[Site]],
+        template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         vllm = require("vllm", extra="vllm")
         if callable(sites):
             arguments = require("vllm.engine.arg_utils", extra="vllm").EngineArgs(model=str(model), **options)
-            sites = sites(VllmModel(arguments.create_model_config()))
+            sites = sites(VllmModel(arguments.create_model_config(), template_kwargs))
         self.sites = tuple(dict.fromkeys(sites))
         self._spool = tempfile.TemporaryDirectory(prefix="anydepth-states-")
         collect = {"sites": [str(site) for site in self.sites], "spool": self._spool.name}
         ours = engine_options(Settings(), collect=collect)
         self._llm: Any = vllm.LLM(model=str(model), **{"enforce_eager": True, **options, **ours})
-        self._facts = VllmModel(self._llm.llm_engine.vllm_config.model_config)
+        self._facts = VllmModel(self._llm.llm_engine.vllm_config.model_config, template_kwargs)
         self.template = self._facts.template
         self._batches = 0
 

@@ -81,7 +81,7 @@ def _asking(setup: Setup, detector: TextDetector, ward: Ward, depth: int) -> Chi
     if depth:
         ids = tuple(ward.request.all_token_ids) + setup.header_ids
     else:
-        ids = ward.prompt.ids[: ward.prompt.start] + setup.model.header.answer_ids
+        ids = ward.prompt.ids[: ward.prompt.start] + setup.model.template.answer_ids(ward.prompt)
     request = _request(setup, ward.request, ids, detector.max_new_tokens if detector.mode == "look-ahead" else 1)
     return Child(request, ward, depth, openers=detector.mode == "score")
 

@@ -1,6 +1,6 @@
 """What a probe and the guard must know of the model that vLLM serves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ class VllmModel:
 
     Args:
         config: vLLM's `ModelConfig`, or whatever has its attributes.
+        template_kwargs: Variables for the chat template.
 
     Raises:
         ModelError: There is no tokenizer.
@@ -24,7 +25,7 @@ class VllmModel:
 
     capabilities = frozenset(Capability)
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
         self._config = config
         if config.skip_tokenizer_init:
             raise ModelError("the engine has no tokenizer; the guard needs one, drop --skip-tokenizer-init")
@@ -32,7 +33,7 @@ class VllmModel:
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
             config.tokenizer, revision=config.tokenizer_revision, trust_remote_code=config.trust_remote_code
         )
-        self.template = ChatTemplate(self.tokenizer, name=str(config.model))
+        self.template = ChatTemplate(self.tokenizer, name=str(config.model), template_kwargs=template_kwargs)
 
     @cached_property
     def identity(self) -> ModelIdentity:

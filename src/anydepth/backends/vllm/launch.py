@@ -73,6 +73,9 @@ def server_command(settings: Settings, flags: Sequence[str] = ()) -> list[str]:
         )
     named = {"--served-model-name": model.name, "--revision": model.revision}
     named["--dtype"] = model.dtype if "dtype" in model.model_fields_set else None
+    # vLLM writes the prompts, with these unless a request has its own; the header is of the same.
+    variables = model.model_dump(mode="json")["template_kwargs"]
+    named["--default-chat-template-kwargs"] = json.dumps(variables) if variables else None
     return [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", http.host, "--port", str(http.port)),
         *(part for name, value in named.items() if value is not None for part in (name, value)),

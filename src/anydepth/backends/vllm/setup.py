@@ -40,7 +40,8 @@ class Setup:
     @classmethod
     def of(cls, vllm_config: Any) -> "Setup":
         """Build it from vLLM's configuration; ConfigError if there is no table of ours in it."""
-        return cls(engine_options(vllm_config.additional_config), VllmModel(vllm_config.model_config))
+        options = engine_options(vllm_config.additional_config)
+        return cls(options, VllmModel(vllm_config.model_config, options.settings.model.template_kwargs))
 
     @cached_property
     def detector(self) -> Detector:

@@ -1,0 +1,96 @@
+"""The Safety Tokens as ids, and how the tokens of a tokenizer are spelled."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from anydepth.errors import ConfigError
+
+_BYTE = re.compile(r"^<0x([0-7][0-9A-F])>$")
+"""An ASCII character that a sentencepiece vocabulary spells as a byte, mostly a line break."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    r"""The Safety Tokens of a chat template: the tokens that separate the user from the assistant (arXiv 2510.18081).
+
+    Attributes:
+        ids: The Safety Tokens whole: end of turn, then the full generation prompt.
+        read_index: Index in `ids` of the read token, whose hidden state is read.
+        answer_ids: What must follow `ids` to be in the answer channel; empty for ordinary templates.
+        tokens: Printable form of each of `ids`, line breaks written as `\n`.
+    """
+
+    ids: tuple[int, ...]
+    read_index: int
+    answer_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.read_index < len(self.ids):
+            raise ConfigError(
+                f"read index is {self.read_index}, the header has {len(self.ids)} tokens {list(self.tokens)}; "
+                f"choose 0 to {len(self.ids) - 1}"
+            )
+
+    @property
+    def probe_ids(self) -> tuple[int, ...]:
+        """The header up to the read token, which is all that a probe has to run."""
+        return self.ids[: self.read_index + 1]
+
+    def read_at(self, index: int) -> "Header":
+        """Return the same header with another read token; ConfigError if `index` is out of range."""
+        return replace(self, read_index=index)
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How a tokenizer spells its tokens.
+
+    Attributes:
+        tokenizer: The tokenizer.
+    """
+
+    tokenizer: Any
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each id as it stands in a sentence; decoded one at a time they lose their spaces."""
+        return [
+            _BYTE.sub(lambda found: chr(int(found[1], 16)), name).replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n")
+            for name in self._vocabulary(ids)
+        ]
+
+    def printable(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Decode each id by itself; where that gives nothing or half a character, take its name in the vocabulary."""
+        spellings = zip(self._each(ids), self._vocabulary(ids), strict=True)
+        named = [text if text and "\ufffd" not in text else name for text, name in spellings]
+        return tuple(text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") for text in named)
+
+    def find(self, ids: Sequence[int], token: str) -> int | None:
+        """Return the last index in `ids` whose token is spelled `token`: decoded, printable or as in the vocabulary.
+
+        A word of several tokens is found too; its last token is meant.
+        """
+        spellings = zip(self._each(ids), self.printable(ids), self._vocabulary(ids), strict=True)
+        found = [index for index, forms in enumerate(spellings) if token in forms]
+        pieces = self.pieces(ids)
+        starts = list(accumulate(map(len, pieces), initial=0))
+        found += [
+            end - 1
+            for end in range(1, len(starts))
+            if token and any("".join(pieces[start:end]).strip(" ") == token for start in range(end))
+        ]
+        return max(found, default=None)
+
+    def _each(self, ids: Sequence[int]) -> list[str]:
+        return [self.text([each]) for each in ids]
+
+    def _vocabulary(self, ids: Sequence[int]) -> list[str]:
+        names = self.tokenizer.convert_ids_to_tokens(list(ids))
+        return [name if isinstance(name, str) else text for text, name in zip(self._each(ids), names, strict=True)]
