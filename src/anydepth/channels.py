@@ -5,7 +5,7 @@ from itertools import accumulate
 
 from anydepth.excerpts import Excerpts, thoughts_around
 from anydepth.overrides import Channel
-from anydepth.pieces import pieces, shared_start
+from anydepth.pieces import pieces, shared_end, shared_start
 from anydepth.rendering import Renderer
 from anydepth.roles import stem_of
 
@@ -99,7 +99,7 @@ def openers(
     around = thoughts_around(renderer, _THOUGHT)
     stem = stem_of(prompt, leads + ([around[0]] if around else []), known, question)
     rest = prompt.removeprefix(stem)
-    answers = [each for each in (_after(lead, stem) for lead in leads) if each is not None]
+    answers = [_own(each, question) for each in (_after(lead, stem) for lead in leads) if each is not None]
     answer = answers[0] if answers else rest
     to = None if around is None else _after(around[0], stem)
     emptied = shown = None
@@ -196,6 +196,12 @@ def _marker(before: str, word: str, text: str) -> str:
 
 def _only_words(text: str) -> bool:
     return all(each.isalnum() or each.isspace() for each in text)
+
+
+def _own(answer: str, question: str) -> str:
+    """Return what stands before an answer without the words, an instruction, that stand before questions too."""
+    words = shared_end(answer, question)
+    return answer.removesuffix(words) if " " in words.strip() else answer
 
 
 def _after(text: str, stem: str) -> str | None:
