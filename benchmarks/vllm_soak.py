@@ -178,8 +178,8 @@ class Soak:
 
     def report(self, audit: Path) -> dict[str, Any]:
         """What the soak came to; `ok` is the verdict."""
-        from anydepth.server.audit import read_records
-        from anydepth.server.verify import verify_audit
+        from anydepth.audit.reading import read_records
+        from anydepth.audit.verify import verify_audit
 
         found = verify_audit(audit)
         held = [each for each in read_records(audit) if each["kind"] == "answer" and each["release"] == "hold"]

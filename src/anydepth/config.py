@@ -1,5 +1,6 @@
 """How a guard behaves, apart from its model and its detector."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -82,3 +83,20 @@ def guard_config(options: Mapping[str, Any], base: GuardConfig | None = None) ->
 def with_own_policy(base: GuardConfig, detector: object) -> GuardConfig:
     """`base` with the policy that `detector` was calibrated with, if it has one."""
     return guard_config({"policy": getattr(detector, "policy", None)}, base)
+
+
+BUILT_IN_DETECTORS = ("probe", "rethink", "rethink-score")
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def check_detector_name(name: str) -> str:
+    """Return `name` if it can name a detector: a built-in one, or `package.module:class`; nothing is imported.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if name in BUILT_IN_DETECTORS or _REFERENCE.fullmatch(name):
+        return name
+    raise ConfigError(
+        f"detector is {name!r}; choose {', '.join(BUILT_IN_DETECTORS)}, or name one of your own as package.module:class"
+    )

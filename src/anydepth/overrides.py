@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anydepth.errors import ConfigError
+from anydepth.files import read_toml
 
 ENVIRONMENT = "ANYDEPTH_MODELS"
 """Environment variable with the path of a file of your own rows; they come before the shipped ones."""
@@ -131,8 +132,8 @@ def _load(own_file: str | None) -> _Facts:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        table = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        table = read_toml(path.expanduser())
+    except ConfigError as error:
         raise ConfigError(f"{ENVIRONMENT} is {str(path)!r}, which cannot be read: {error}") from error
     for key in ("model", "channel"):
         rows = table.get(key, [])

@@ -1,17 +1,22 @@
 """Read `guard.toml`: what an operator decides about a guarded engine."""
 
-import tomllib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from anydepth.config import check_detector_name
 from anydepth.errors import ConfigError
+from anydepth.files import read_toml
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
 from anydepth.template import checked_kwargs
 from anydepth.types import OnError, ReleaseMode
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+")
+"""What browsers send as `Origin`: lower case, no path, no slash at the end."""
 
 Count = Annotated[int, Field(ge=1)]
 PolicyRecord = dict[str, str | int | float]
@@ -45,7 +50,9 @@ class ModelTable(_Table):
 class GuardTable(_Table):
     """`[guard]`: how answers are guarded."""
 
-    detector: Literal["probe", "rethink", "rethink-score"] = "probe"
+    detector: str = Field(
+        "probe", description="probe, rethink, rethink-score, or package.module:class of a detector of your own."
+    )
     probe: str | None = Field(None, description="Probe file; default: the one shipped for the model.")
     policy: PolicyRecord | None = Field(
         None, description='E.g. {name = "ewma", alpha = 0.5, threshold = 0.7}; default: what the probe was fitted with.'
@@ -62,10 +69,20 @@ class GuardTable(_Table):
     )
     refusal: str = Field("I can't help with that.", min_length=1, description="Text in place of what is withheld.")
 
+    @property
+    def threshold(self) -> float | None:
+        """None: in the file a threshold is part of a policy."""
+        return None
+
     def guard_options(self) -> dict[str, Any]:
         """The options of the guard by their names in `GuardConfig`; no policy where the detector's own is wanted."""
         own = ("release", "on_error", "prefill", "refusal")
         return {"policy": self.build_policy(), "schedule": self.build_schedule()} | {n: getattr(self, n) for n in own}
+
+    @field_validator("detector")
+    @classmethod
+    def _detector_can_be_named(cls, value: str) -> str:
+        return check_detector_name(value)
 
     @field_validator("policy")
     @classmethod
@@ -168,17 +185,43 @@ class HttpTable(_Table):
     api_key_env: str = Field("ANYDEPTH_API_KEY", description="Environment variable with the API key, if it is set.")
     api_key_file: str | None = Field(None, description="File with one API key a line.")
     public_metrics: bool = Field(False, description="/metrics needs no API key.")
+    cors_origins: list[str] = Field(
+        [], description='Origins whose pages may use the server from a browser, e.g. "https://chat.example.org".'
+    )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; write https://HOST or https://HOST:PORT with no path, or *")
+        return value
 
 
 class AuditTable(_Table):
     """`[audit]`: a record of every answer that accounts for every token."""
 
-    kind: Literal["none", "jsonl", "sqlite"] = "none"
-    path: str = "audit.jsonl"
+    kind: Literal["none", "jsonl"] = "none"
+    path: Annotated[str, Field(min_length=1)] = "audit.jsonl"
     max_bytes: Annotated[int, Field(ge=4096)] = Field(100_000_000, description="A file is rotated at this size.")
-    keep: Count = Field(10, description="Rotated files that are kept.")
+    keep: Annotated[int, Field(ge=1, le=999_999)] = Field(10, description="Rotated files that are kept.")
+    sync: bool = Field(False, description="Each record is on the disk before its tokens leave: it outlives the power.")
     on_error: OnError = Field("closed", description="If it cannot be written: closed stops the answers, open goes on.")
     text: bool = Field(False, description="Keep the messages and the released text as well.")
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _no_database(cls, value: Any) -> Any:
+        if value == "sqlite":
+            raise ValueError('databases are not written any more; take "jsonl" and a path that has no database yet')
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_file(cls, value: str) -> str:
+        if value.startswith("sqlite:") or Path(value).suffix in (".sqlite", ".sqlite3", ".db"):
+            raise ValueError("databases are not written any more; give a file of JSON lines, e.g. audit.jsonl")
+        return value
 
 
 class LoggingTable(_Table):
@@ -218,13 +261,7 @@ def load_settings(path: Path) -> Settings:
     Raises:
         ConfigError: The file cannot be read, or has a key or value that it cannot have; the message names each one.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-    settings = parse_settings(table, origin=str(path))
+    settings = parse_settings(read_toml(path), origin=str(path))
     return _anchored(settings, path.resolve().parent)
 
 

@@ -20,6 +20,9 @@ from anydepth.types import Message
 
 __all__ = ["ChatTemplate", "Header", "Prompt", "PublishedModel", "published"]
 
+_LAST = 256
+"""How many of a prompt's last tokens are looked at for its generation prompt where the role has other tokens there."""
+
 _OWN_ARGUMENTS = {
     "add_generation_prompt",
     "chat_template",
@@ -149,7 +152,8 @@ class ChatTemplate:
         if before[-len(ordinary) :] == ordinary:
             return self._layout.answer_ids
         role = self._role_in(before)
-        rest = None if role is None else self._spelling.text(before[role + 1 :])
+        spelled = self._spelling.text(before[-_LAST:] if role is None else before[role + 1 :])
+        rest = openers.rest_of(spelled) if role is None else spelled
         text = openers.before_answer(rest)
         return self._renderer.ids_after(openers.stem + (rest or ""), text) if text.strip() else ()
 
@@ -176,7 +180,7 @@ class ChatTemplate:
         for cut in range(len(ids), read_index, -1):
             if _common_suffix(ids[:cut], before) >= cut - read_index:
                 return prompt.start - (cut - read_index)
-        return None
+        return self._role_spelled_in(before) if read_index == self._role else None
 
     def _role_in(self, before: tuple[int, ...]) -> int | None:
         """Return where the last token of the assistant's role is in the generation prompt that `before` ends with."""
@@ -186,6 +190,19 @@ class ChatTemplate:
         for end in range(len(before), len(stem) - 1, -1):
             if before[end - len(stem) : end] == stem:
                 return end - 1 if self._layout.openers.only_opens(self._spelling.text(before[end:])) else None
+        return None
+
+    def _role_spelled_in(self, before: tuple[int, ...]) -> int | None:
+        """Return the same of an ordinary prompt in which the role has other tokens than behind an answer's end."""
+        openers = self._layout.openers
+        stem, whole = openers.stem.strip(), (openers.stem + openers.rest).strip()
+        for start in range(len(before) - 1, -1, -1):
+            text = self._spelling.text(before[start:]).strip()
+            if stem and text == whole:
+                ends = range(start + 1, len(before) + 1)
+                return next(end - 1 for end in ends if stem in self._spelling.text(before[start:end]))
+            if len(text) > len(whole):
+                return None
         return None
 
     def _template(self, tokenizer: Any) -> tuple[PublishedModel | None, str, bool]:

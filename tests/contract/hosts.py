@@ -176,9 +176,10 @@ class Server(Library):
 
         from starlette.testclient import TestClient
 
+        from anydepth.audit.reading import read_records
+        from anydepth.audit.trail import open_audit
         from anydepth.cli.serve import _engine
         from anydepth.server.app import build_app
-        from anydepth.server.audit import open_audit, read_records
         from anydepth.server.service import Service
 
         self._count += 1
@@ -192,9 +193,8 @@ class Server(Library):
         body = {"model": "tiny", "messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
         pieces: list[str] = []
         left, deepest, finish = [], 0, ""
-        with TestClient(
-            build_app(Service(_engine(settings, None, None), settings, open_audit(settings.audit)))
-        ) as http:
+        service = Service(_engine(settings, None, None), settings, open_audit(settings.audit))
+        with TestClient(build_app(service, [])) as http:
             reply = http.post("/v1/chat/completions", json={**body, "anydepth": {"checks": True}})
         assert reply.status_code == 200, reply.text
         for line in reply.text.splitlines():
@@ -216,12 +216,12 @@ class Server(Library):
 
     @contextlib.contextmanager
     def failing_audit(self) -> Iterator[None]:
-        from anydepth.server.audit import JsonlSink
+        from anydepth.audit.file import JsonlFile
 
         def full(*_: Any) -> None:
             raise OSError("no room")
 
-        with patched(JsonlSink, "write", full):
+        with patched(JsonlFile, "write", full):
             yield
 
 

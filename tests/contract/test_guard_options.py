@@ -119,7 +119,7 @@ def test_serve(name: str, folder: Path, probe: Path, tmp_path: Path, monkeypatch
     from anydepth.server import run
 
     engines: list[Any] = []
-    monkeypatch.setattr(run, "serve", lambda engine, *_, **__: engines.append(engine))
+    monkeypatch.setattr(run, "serve", lambda load, settings: engines.append(load()))
     common = ["serve", str(folder), "--probe", str(probe), "--port", "0"]
     by_flag = CliRunner().invoke(app, [*common, *FLAGS[name]])
     assert by_flag.exit_code == 0, by_flag.output

@@ -109,4 +109,4 @@ def engine_of(settings: Settings, *, thinking: bool = False) -> TransformersEngi
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     settings = parse_settings(options.get("settings", {}))
-    serve(engine_of(settings, thinking=options.get("thinking", False)), settings)
+    serve(lambda: engine_of(settings, thinking=options.get("thinking", False)), settings)

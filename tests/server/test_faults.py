@@ -13,8 +13,8 @@ import httpx
 import openai
 import pytest
 
-from anydepth.server.audit import read_records
-from anydepth.server.verify import verify_audit
+from anydepth.audit.reading import read_records
+from anydepth.audit.verify import verify_audit
 from tests.server.process import ServerProcess
 from tests.server.test_chat import HARM, REFUSAL, ask, stream, text_of
 from tests.server.test_concurrency import LONG
@@ -77,11 +77,10 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "sqlite"])
-def test_a_full_disk_stops_the_answers(small_disk, kind):
+def test_a_full_disk_stops_the_answers(small_disk):
     folder, limit = small_disk
     path = folder / "audit"
-    settings = {"audit": {"kind": kind, "path": str(path), "max_bytes": 10_000_000}}
+    settings = {"audit": {"kind": "jsonl", "path": str(path), "max_bytes": 10_000_000}}
     with ServerProcess.scripted(settings) as server:
         if limit:
             resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
@@ -124,8 +123,8 @@ def test_a_full_disk_may_be_ignored(small_disk):
 
 @pytest.mark.parametrize("grace", [10, 0.3])
 def test_sigterm_under_load(tmp_path, grace):
-    path = tmp_path / "audit.sqlite"
-    settings = {"audit": {"kind": "sqlite", "path": str(path)}, "limits": {"grace_seconds": grace, "live": 3}}
+    path = tmp_path / "audit.jsonl"
+    settings = {"audit": {"kind": "jsonl", "path": str(path)}, "limits": {"grace_seconds": grace, "live": 3}}
     results: list[str] = []
     with ServerProcess.scripted(settings) as server:
 
@@ -172,6 +171,44 @@ def test_a_killed_server_leaves_an_account_of_what_left(tmp_path):
     report = verify_audit(path)
     assert report.ok, report.violations
     assert report.unfinished == 1 and report.released >= seen
+    with path.open("ab") as file:
+        file.write(b'{"kind": "window", "id": "half of i')
+    with ServerProcess.scripted({"audit": {"kind": "jsonl", "path": str(path)}}) as again:
+        ask(again.client(), "say: hello")
+        assert any("half a record" in record.get("message", "") for record in again.log)
+    report = verify_audit(path)
+    assert report.ok, report.violations
+    assert report.unfinished == report.torn == report.answers["finished"] == 1
+
+
+def test_a_second_server_on_the_same_trail_is_refused(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    settings = {"audit": {"kind": "jsonl", "path": str(path)}}
+    with ServerProcess.scripted(settings) as first:
+        with pytest.raises(RuntimeError, match=r"audit\.jsonl: another server writes it; give each server a path"):
+            ServerProcess.scripted(settings)
+        for _ in range(3):
+            assert ask(first.client(), "say: hello").choices[0].finish_reason == "stop"
+    with ServerProcess.scripted(settings) as second:
+        ask(second.client(), "say: hello")
+    report = verify_audit(path)
+    assert report.ok, report.violations
+    assert report.answers["finished"] == 4
+
+
+def test_logrotate_moves_the_file_while_the_server_runs(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    with ServerProcess.scripted({"audit": {"kind": "jsonl", "path": str(path)}}) as server:
+        client = server.client()
+        for number in range(4):
+            assert ask(client, "say: hello").choices[0].finish_reason == "stop"
+            path.rename(tmp_path / f"audit.jsonl.{4 - number}")
+        assert ask(client, "say: hello").choices[0].finish_reason == "stop"
+        assert sum("moved or deleted" in record.get("message", "") for record in server.log) == 4
+        assert server.get("/readyz").status_code == 200
+    report = verify_audit(path)
+    assert report.ok, report.violations
+    assert report.answers["finished"] == 5 and report.begins == 1
 
 
 def test_the_trail_is_private(audit_path, server, client):

@@ -1,5 +1,8 @@
 """The command itself, on a tiny random model: what clients get is what the library gives."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,10 @@ import openai
 import pytest
 
 from anydepth import Guard, LinearProbe
+from anydepth.audit.verify import verify_audit
 from anydepth.backends.transformers import load
-from anydepth.server.verify import verify_audit
 from tests.server import tiny_model
-from tests.server.process import ServerProcess
+from tests.server.process import ROOT, ServerProcess
 
 GUARD = """
 [guard]
@@ -150,3 +153,12 @@ def test_the_trail_accounts_for_everything(server, client, folder):
     report = verify_audit(folder / "audit.jsonl")
     assert report.ok, report.violations
     assert report.released > 100 and report.blocked > 0 and report.unchecked == 0
+
+
+def test_a_second_server_on_the_same_trail_does_not_start(server, folder):
+    command = [sys.executable, "-m", "anydepth", "serve", str(folder), "--config", str(folder / "guard.toml")]
+    command += ["--probe", str(folder / tiny_model.PROBE), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    words = " ".join(done.stderr.split())
+    assert "another server writes it; give each server a path of its own, or stop the other one" in words

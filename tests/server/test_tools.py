@@ -1,4 +1,4 @@
-"""Tool calls: parsed from what was released, and handed over only once a check covers the whole call."""
+"""Tool calls: parsed from what was released, and handed over only once their answer has ended unhalted."""
 
 import json
 from typing import Any
@@ -45,19 +45,51 @@ def test_a_call_that_no_check_has_passed_never_leaves(client, release):
         assert "harm" not in text_of(chunks)
 
 
-def test_a_call_comes_after_the_check_that_covers_it(client):
-    """In a stream that tells its checks, the call follows a check at or beyond its last token."""
+@pytest.mark.parametrize("release", ["hold", "eager"])
+def test_a_call_in_an_answer_that_is_halted_later_never_leaves(client, release):
+    """Checks had passed the call long before: an agent would have run it by the time of the halt."""
+    text = f"say: Sure. {CALL} and on it goes for a while, " + "on and on, " * 10 + "until the harm, and more"
+    extra = {"anydepth": {"release": release}}
+    choice = ask(client, text, tools=TOOLS, extra_body=extra).choices[0]
+    assert choice.finish_reason == "content_filter" and choice.message.tool_calls is None
+    assert choice.message.content.startswith("Sure. ") and "on and on" in choice.message.content
+    chunks = stream(client, text, tools=TOOLS, extra_body=extra)
+    assert calls_of(chunks) == [] and "on and on" in text_of(chunks) and "weather" not in str(chunks)
+    assert chunks[-1].choices[0].finish_reason == "content_filter"
+
+
+@pytest.mark.parametrize("release", ["hold", "eager", "monitor"])
+def test_a_call_comes_whole_and_last(client, release):
+    """Behind all text and all checks; its chunk is the last but the one with the `finish_reason`."""
     text = f"Sure. {CALL} and more text until the answer ends at last"
-    chunks = stream(client, f"say: {text}", tools=TOOLS, extra_body={"anydepth": {"release": "eager", "checks": True}})
-    depth = 0
-    for chunk in chunks:
-        choice = chunk.choices[0]
-        if getattr(choice, "anydepth", None) and "check" in choice.anydepth:
-            depth = choice.anydepth["check"]["depth"]
-        if choice.delta.tool_calls:
-            assert depth >= text.index("</tool_call>") + len("</tool_call>")
-            return
-    pytest.fail("there was no call")
+    extra = {"anydepth": {"release": release, "checks": True}}
+    chunks = stream(client, f"say: {text}", tools=TOOLS, extra_body=extra)
+    *before, calls, end = chunks
+    (call,) = calls.choices[0].delta.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Ulm"} and end.choices[0].finish_reason == "tool_calls"
+    assert calls_of(before) == [] and text_of(before).endswith("at last")
+    told = [getattr(chunk.choices[0], "anydepth", {}) for chunk in before]
+    assert max(each["check"]["depth"] for each in told if "check" in each) == len(text)
+
+
+@pytest.mark.parametrize(("parallel", "count"), [(False, 1), (True, 2), (None, 2)])
+def test_one_call_at_most_where_the_client_says_so(client, parallel, count):
+    extra = {} if parallel is None else {"parallel_tool_calls": parallel}
+    assert len(ask(client, f"say: {CALL} {CALL}", tools=TOOLS, **extra).choices[0].message.tool_calls) == count
+
+
+def test_under_monitor_a_harmful_call_leaves(client):
+    """It never halts."""
+    choice = ask(client, f"say: {HARMFUL}", tools=TOOLS, extra_body={"anydepth": {"release": "monitor"}}).choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.anydepth["would_halt"] and not choice.anydepth["halted"]
+    assert json.loads(choice.message.tool_calls[0].function.arguments) == {"city": "harm"}
+
+
+@pytest.mark.parametrize(("options", "finish"), [({"max_tokens": 50}, "length"), ({"stop": "Ulm"}, "stop")])
+def test_half_a_call_is_text(client, options, finish):
+    chunks = stream(client, f"say: {CALL}", tools=TOOLS, **options)
+    assert calls_of(chunks) == [] and text_of(chunks).startswith("<tool_call>")
+    assert chunks[-1].choices[0].finish_reason == finish
 
 
 def test_without_tools_it_is_text(client):

@@ -371,6 +371,23 @@ def test_a_prompt_without_a_place_for_depth_0_is_refused() -> None:
         ChatTemplate(make(jinja, words=["textA:"]))  # a vocabulary in which the message and the prompt are one
 
 
+def test_a_role_of_other_tokens_in_the_prompt_is_found_by_its_text() -> None:
+    jinja = """{%- for m in messages %}{{ (m['role'] | capitalize) + ': ' + m['content'] }}
+    {{- eos_token if m['role'] == 'assistant' else '\n\n' }}{% endfor %}
+    {%- if add_generation_prompt %}{{ 'Assistant: <think>' }}{% endif %}"""
+    template = ChatTemplate(
+        make(jinja, words=["\n\nAss"])
+    )  # a vocabulary in which the question's end and the role merge
+    assert header_text(template) == "</s>Assistant: <think>"
+    prompt = template.prompt("hi")
+    assert "\n\nAss" in template.tokenizer.convert_ids_to_tokens(list(prompt.ids))
+    index = template.start_index(prompt, template.header.read_index)
+    assert index is not None
+    assert text_of(template, prompt.ids[index:]) == "t: <think>"
+    assert template.start_index(prompt, 0) is None
+    assert text_of(template, template.answer_ids(prompt)) == "\n</think>\n\n"
+
+
 def test_a_day_that_changes_between_two_renderings(monkeypatch: pytest.MonkeyPatch) -> None:
     import datetime
 

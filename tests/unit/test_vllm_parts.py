@@ -7,19 +7,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from anydepth.audit.trail import AuditError
+from anydepth.audit.verify import verify_audit
 from anydepth.backends.base import CONTENT, Read, Site
 from anydepth.backends.scripted import ScriptedTokenizer
+from anydepth.backends.vllm.desk import Desk
 from anydepth.backends.vllm.identity import identify
 from anydepth.backends.vllm.inquiry import Inquiry
 from anydepth.backends.vllm.launch import ENVIRONMENT, fill_in, serve_arguments
 from anydepth.backends.vllm.launch import engine_options as launch_options
-from anydepth.backends.vllm.options import engine_options
+from anydepth.backends.vllm.options import EngineOptions, engine_options
 from anydepth.backends.vllm.outgoing import Outgoing
 from anydepth.backends.vllm.places import end_places, locate, start_places
+from anydepth.backends.vllm.setup import Setup
 from anydepth.backends.vllm.versions import SUPPORTED, check_version
 from anydepth.errors import CheckError, ConfigError
 from anydepth.settings import Settings, parse_settings
 from anydepth.template import ChatTemplate, Prompt
+from anydepth.types import Score
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +64,54 @@ def test_an_inquiry_collects_over_several_steps():
     inquiry = Inquiry(0, [(9, 0), (4, 1), (8, 2)])
     assert inquiry.missing == 4
     assert list(inquiry.within(0, 8)) == [(4, 1)] and list(inquiry.within(8, 2)) == [(1, 0), (0, 2)]
-    assert isinstance(inquiry.score(0.0), CheckError)
+    assert isinstance(inquiry.score(sigmoid), CheckError)
     inquiry.values.update({1: 1.0})
     assert inquiry.missing == 8
     inquiry.values.update({0: 1.0, 2: -2.0})
-    assert inquiry.missing is None and inquiry.score(0.0).value == 0.5
+    assert inquiry.missing is None and inquiry.score(sigmoid).value == 0.5
     for extreme in (1e6, -1e6):
         inquiry.values[0] = extreme
-        assert inquiry.score(0.0).value == (extreme > 0)
+        assert inquiry.score(sigmoid).value == (extreme > 0)
     inquiry.values[0] = float("nan")
-    assert isinstance(inquiry.score(0.0), CheckError)
+    assert isinstance(inquiry.score(sigmoid), CheckError)
+
+
+def sigmoid(values):
+    """A linear detector without a bias, as the engine scores it."""
+    setup = Setup(EngineOptions(), model=None)
+    probe = SimpleNamespace(name="p", needs=frozenset(), weight=np.ones((3, 4), np.float32), bias=0.0)
+    for method in ("bind", "check", "score_each"):
+        setattr(probe, method, lambda *_: None)
+    probe.reads = tuple(Read(Site(1), token) for token in range(3))
+    setup.__dict__["detector"] = probe
+    return setup.score(values)
+
+
+def test_a_detector_that_is_not_linear_is_given_its_states():
+    setup = Setup(EngineOptions(), model=None)
+    states = np.arange(8, dtype=np.float32).reshape(2, 4)
+    seen = []
+
+    class Own:
+        name, needs = "own", frozenset()
+        reads = tuple(Read(Site(1), token) for token in range(2))
+
+        def bind(self, backend):
+            """Fits any model."""
+
+        def check(self, session, points):
+            """The engine reads for it."""
+
+        def score_each(self, found):
+            seen.append(found)
+            return [Score(0.25)]
+
+    setup.__dict__["detector"] = Own()
+    assert setup.weight is None
+    inquiry = Inquiry(0, [(4, 0), (5, 1)], {1: states[1], 0: states[0]})
+    assert inquiry.score(setup.score) == Score(0.25) and np.array_equal(seen[0], states[None])
+    setup.__dict__["detector"].score_each = lambda found: 1 / 0
+    assert isinstance(inquiry.score(setup.score), ZeroDivisionError)
 
 
 class Logprobs(tuple):
@@ -164,3 +207,17 @@ def test_the_pure_parts_import_no_vllm_and_no_torch():
     code = "import sys\n" + "\n".join(f"import anydepth.backends.vllm.{name}" for name in names.split())
     code += "\nassert not {'vllm', 'torch'} & set(sys.modules), 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_each_engine_has_an_audit_trail_of_its_own(tmp_path):
+    settings = parse_settings({"audit": {"kind": "jsonl", "path": str(tmp_path / "audit.jsonl")}})
+    setup = SimpleNamespace(options=SimpleNamespace(settings=settings))
+    desks = [Desk(setup, 100, "m"), Desk(setup, 100, "m", rank=1)]
+    for desk in desks:
+        desk.audit.write({"kind": "note"})
+    with pytest.raises(AuditError, match="another server writes it"):
+        _ = Desk(setup, 100, "m").audit
+    for desk in desks:
+        desk.audit.close()
+    assert {each.name for each in tmp_path.iterdir()} == {"audit.jsonl", "audit.jsonl-rank1"}
+    assert verify_audit(tmp_path / "audit.jsonl").ok

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anydepth import Every, Threshold
+from anydepth.audit.answer import Account
+from anydepth.audit.file import JsonlFile
+from anydepth.audit.trail import Audit
+from anydepth.audit.verify import verify_audit
 from anydepth.backends.vllm.report import answer_report, parse_stop_reason, refusal_report, stop_reason
 from anydepth.backends.vllm.watch import Watch
 from anydepth.config import GuardConfig
 from anydepth.errors import CheckError
-from anydepth.server.account import Account
-from anydepth.server.audit import Audit, JsonlSink
-from anydepth.server.engine import Job
 from anydepth.server.failures import BadRequest
-from anydepth.server.verify import verify_audit
 from anydepth.template import Prompt
 from anydepth.types import Score
 
@@ -26,11 +26,11 @@ END = 2
 def make(tmp_path, *, prefill=0, most=40, broken=False, **options):
     guard = GuardConfig(**{"policy": Threshold(0.5), "schedule": Every(4, doubling=False), **options})
     prompt = Prompt(tuple(range(10 + prefill)), prefill)
-    sink = JsonlSink(tmp_path / "audit.jsonl", 10**9, 3)
+    sink = JsonlFile(tmp_path / "audit.jsonl", 10**9, 3)
     audit = Audit(sink)
     if broken:
         sink.write = sink.probe = _full
-    account = Account(audit, "a", 0, "vllm", "m", Job(prompt, guard, most), frozenset({END}))
+    account = Account(audit, "a", 0, "vllm", "m", prompt, guard, frozenset({END}))
     return Watch(guard.plan(max_new_tokens=most, prefill=prefill), account, 10, frozenset({END}))
 
 
@@ -125,6 +125,27 @@ def test_an_audit_that_cannot_be_written_halts_and_keeps_the_tokens(tmp_path):
     assert watch.halted and watch.released == [] and watch.error == "AuditError"
 
 
+def test_a_last_record_that_fails_once_is_written_as_what_it_came_to(tmp_path):
+    watch = make(tmp_path)
+    watch.begin({})
+    low(watch)
+    watch.push([20, 21, 22, 23])
+    low(watch)
+    sink = watch.account.audit._sink
+    whole = sink.write
+
+    def once(record):
+        sink.write = whole
+        _full()
+
+    sink.write = lambda record: once(record) if record["kind"] == "answer" else whole(record)
+    watch.push([END], "stop")
+    low(watch)
+    assert watch.halted and watch.error == "AuditError"
+    report = verify_audit(tmp_path / "audit.jsonl")
+    assert report.ok and report.answers == {"audit": 1} and not report.unfinished
+
+
 def test_eager_sends_at_once_and_monitor_never_halts(tmp_path):
     eager = make(tmp_path, release="eager")
     eager.begin({})
@@ -134,7 +155,7 @@ def test_eager_sends_at_once_and_monitor_never_halts(tmp_path):
     eager.push([21, 22, 23])
     eager.answer(4, Score(0.9))
     assert eager.halted and eager.released == [20, 21, 22, 23]
-    monitor = make(tmp_path, release="monitor")
+    monitor = make(tmp_path / "monitor", release="monitor")
     monitor.begin({})
     monitor.answer(0, Score(0.9))
     monitor.push([20, END], "stop")

@@ -7,10 +7,10 @@ from typing import Any
 
 from vllm import LLM, SamplingParams
 
+from anydepth.audit.reading import read_records
+from anydepth.audit.verify import AuditReport, verify_audit
 from anydepth.backends.vllm.launch import engine_options
 from anydepth.backends.vllm.report import KEY, parse_stop_reason
-from anydepth.server.audit import read_records
-from anydepth.server.verify import AuditReport, verify_audit
 from anydepth.settings import parse_settings
 
 OVERRIDES = {
@@ -108,7 +108,7 @@ class Engine:
         return [told[name] for name in names]
 
     def records(self, name: str) -> list[dict[str, Any]]:
-        return [each for each in read_records(self.audit) if each["id"] == name]
+        return [each for each in read_records(self.audit) if each.get("id") == name]
 
     def record(self, name: str) -> dict[str, Any]:
         return next(each for each in self.records(name) if each["kind"] == "answer")

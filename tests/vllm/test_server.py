@@ -19,9 +19,9 @@ pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md say
 
 import openai
 
-from anydepth.server.audit import read_records
+from anydepth.audit.reading import read_records
+from anydepth.audit.verify import verify_audit
 from anydepth.server.replies import GuardReport
-from anydepth.server.verify import verify_audit
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSAL = "That is where I stop."

@@ -19,6 +19,7 @@ from anydepth.errors import CapabilityError, UnsupportedModel
 from anydepth.template import Prompt
 from tests.vllm.engine import DEFAULTS, monitor
 from tests.vllm.model import PROMPTS, planted_probe
+from tests.vllm.own_detector import Norms
 
 OFF = {"guard": False}
 QUESTIONS = [[{"role": "user", "content": text}] for text in ("Name a colour.", "Why is the sky blue?", "Say hello.")]
@@ -245,7 +246,24 @@ def test_an_engine_in_processes_of_its_own(tiny_folder, plain_probe, tmp_path):
     told = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert told["tokens"] == 10 and told["halted"].startswith("anydepth:{")
     assert [each["depth"] for each in told["report"]["checks"]] == [0, 1, 2, 4, 8, 10]
-    from anydepth.server.verify import verify_audit
+    from anydepth.audit.verify import verify_audit
 
     report = verify_audit(tmp_path / "audit.jsonl")
     assert report.ok and report.answers["finished"] == 2 and report.blocked == 1
+
+
+def test_a_detector_of_ones_own_rides(engines, reference):
+    """It is not linear: the worker brings the states themselves, and the scheduler scores them."""
+    own = Norms()
+    table = {"detector": "tests.vllm.own_detector:Norms", "policy": {"name": "threshold", "threshold": 1.0}}
+    engine = engines(settings={"guard": table})
+    assert engine.scheduler.setup.detector.name == "norms" and engine.scheduler.setup.weight is None
+    names = [engine.add(each, guard=monitor(interval=7)) for each in PROMPTS[:4]]
+    told = engine.run()
+    for name, messages in zip(names, PROMPTS, strict=False):
+        answer = told[name]
+        length = len(answer.token_ids) - int(answer.finish_reason == "stop")
+        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        wanted = reference.scores(own, engine.ids(messages), answer.token_ids[:length], list(checks))
+        assert len(checks) > 3 and checks == pytest.approx(wanted, abs=1e-4)
+    engine.verified()

@@ -13,12 +13,12 @@ from typer.core import TyperGroup
 from anydepth import __version__
 from anydepth.cli import bench, calibrate, collect, demo, evaluate, fit, generate, inspect, probe, report, scan, serve
 from anydepth.cli.config import config
-from anydepth.cli.output import exit_code, print_error
-from anydepth.errors import AnydepthError
+from anydepth.cli.output import escape_unwritable, exit_code, flush_output, print_error
+from anydepth.errors import AnydepthError, ConfigError
 
 
 class Commands(TyperGroup):
-    """Turn an AnydepthError of any command into one red line and an exit code."""
+    """Turn an AnydepthError of any command, and what the system refuses, into one red line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; with `--debug` an error keeps its traceback."""
@@ -32,6 +32,11 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # `anydepth generate ... | head`: nobody reads on, and that is no error
             sys.stderr.close()
             raise typer.Exit(0) from None
+        except (OSError, MemoryError) as error:  # a full disk, a file that went away: the machine's fault, not a bug
+            if ctx.params.get("debug"):
+                raise
+            _tell_refused(error)
+            raise typer.Exit(2) from None
 
 
 app = typer.Typer(
@@ -89,7 +94,25 @@ app.add_typer(config, name="config")
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; leaves through SystemExit with the command's exit code."""
-    app(args=None if args is None else list(args))
+    escape_unwritable()
+    given = sys.argv[1:] if args is None else list(args)
+    try:
+        app(args=given)
+    except OSError as error:  # of help and version, which are printed before a command runs
+        if "--debug" in given:
+            raise
+        _tell_refused(error)
+        raise SystemExit(2) from None
+
+
+def _tell_refused(error: OSError | MemoryError) -> None:
+    """Say in one line what the system refused; the traceback is for `--debug`."""
+    flush_output()
+    if isinstance(error, MemoryError):
+        said = f"there is not enough memory{f' ({error})' if str(error) else ''}"
+    else:
+        said = f"{error.filename or 'what was to be read or written'}: {error.strerror or error}"
+    print_error(ConfigError(f"{said}; `anydepth --debug` shows where this was"))
 
 
 __all__ = ["app", "main"]

@@ -1,17 +1,22 @@
 """`anydepth bench`: what a check costs on this machine."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from anydepth.atomic import check_writable, write_whole
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.demo import settings
-from anydepth.cli.output import err
+from anydepth.cli.output import err, printable
 from anydepth.errors import ConfigError
+
+if TYPE_CHECKING:
+    from anydepth.bench import Row
 
 
 def bench(
@@ -28,17 +33,21 @@ def bench(
         Path | None, typer.Option("--probe", metavar="PATH", help="A probe file. Default: the one shipped, if any.")
     ] = None,
     dtype: opt.Dtype = "float32",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: a first impression.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="At most about 3 minutes instead of 10: a first impression.")
+    ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to a file as well.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the figures to a file as well, after each measurement."),
     ] = None,
 ) -> None:
     """Measure the cost of a check in decode steps, and guarded against unguarded throughput.
 
-    Ratios within one run, so that they can be compared between machines. Leave the machine alone meanwhile.
+    Ratios within one run, so that they can be compared between machines. Leave the machine alone meanwhile. What does
+    not fit into the time is measured less often or left out, and said at the end.
     """
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ConfigError(f"--json {json_file}: the folder {json_file.absolute().parent} does not exist")
+    if json_file is not None:
+        _check_file(json_file)
     if probe is not None and not probe.is_file():
         raise ConfigError(f"--probe {probe}: there is no such file")
     lengths, steps = _numbers("--contexts", contexts), _numbers("--intervals", intervals)
@@ -46,19 +55,43 @@ def bench(
     load.quiet(name)
     from anydepth import bench as measure
 
-    with err.status("measuring") as status:
-        result = measure.run(
-            name,
-            contexts=lengths,
-            intervals=steps,
-            probe=None if probe is None else str(probe),
-            quick=quick,
-            dtype=dtype,
-            progress=status.update if err.is_terminal else err.print,
-        )
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    Console().print(measure.table(result))
+    console = Console(highlight=False)
+
+    def came(rows: "Sequence[Row]", result: Mapping[str, Any]) -> None:
+        for row in rows:
+            console.print(f"{row.what:<32} {row.at:<22} {row.figure}", markup=False, soft_wrap=True)
+        if json_file is not None and (json_file.is_file() or not json_file.exists() or result["finished"]):
+            _write(json_file, result)
+
+    result = measure.run(
+        name,
+        contexts=lengths,
+        intervals=steps,
+        probe=None if probe is None else str(probe),
+        quick=quick,
+        dtype=dtype,
+        progress=lambda line: err.print(printable(line), style="dim", markup=False, soft_wrap=True),
+        came=came,
+    )
+    for cut in result["cut"]:
+        err.print(f"cut: {cut}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _check_file(file: Path) -> None:
+    """ConfigError where the figures could not be written, before anything is measured."""
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(f"--json {file}: the folder {file.absolute().parent} does not exist")
+    try:
+        check_writable(file)
+    except OSError as error:
+        raise ConfigError(f"--json {file}: {error.strerror}") from error
+
+
+def _write(file: Path, result: Mapping[str, Any]) -> None:
+    try:
+        write_whole(file, (json.dumps(result, indent=2) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(f"--json {file}: the figures cannot be written ({error.strerror or error})") from error
 
 
 def _numbers(option: str, text: str) -> list[int]:

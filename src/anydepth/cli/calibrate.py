@@ -1,10 +1,8 @@
 """`anydepth calibrate`: set a probe's threshold on your own traffic."""
 
-import gzip
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +18,8 @@ from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, po
 from anydepth.cli.output import err, plural, warn, write_json
 from anydepth.detectors import ProbeCard
 from anydepth.errors import AnydepthError, ConfigError, RecordError
+from anydepth.fields import LABELS, label_of, text_of
+from anydepth.files import check_destination, is_stream
 from anydepth.policy import Policy, policy_from, policy_record
 from anydepth.probes.calibrate import Trail, recalibrated
 from anydepth.probes.calibrate import calibrate as set_threshold
@@ -85,6 +85,9 @@ def calibrate(
     """
     check_share("--target", target)
     check_share("--confidence", confidence)
+    for path in benign:
+        if is_stream(path):
+            raise ConfigError(f"--benign {path} is a pipe or a device, which cannot be read twice; write it to a file")
     artefact = None if probe == SHIPPED else artefact_in(probe)
     if artefact is not None and not artefact.is_file():
         raise ConfigError(f"there is no probe at {artefact}; give a probe file or folder, or the word {SHIPPED!r}")
@@ -200,21 +203,17 @@ class _Reading:
 
 def _answers(files: list[Path]) -> Iterator[_Answer]:
     for path in files:
-        for line, tags in zip(read_lines(path), _tags(path), strict=True):
-            source, label = tags.get("source"), tags.get("label")
-            yield _Answer(path.name, line, str(source or path.name), None if label is None else str(label))
+        for line in read_lines(path):
+            yield _answer(path.name, line)
 
 
-def _tags(path: Path) -> Iterator[dict[str, Any]]:
-    """What each line that is not blank holds; {} of a line that is no object, which `read_lines` reports."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        for raw in file:
-            if raw.strip():
-                try:
-                    value = json.loads(raw)
-                except (ValueError, RecursionError):
-                    value = None
-                yield value if isinstance(value, dict) else {}
+def _answer(file: str, line: Line) -> _Answer:
+    """The line with its source and label; one whose label cannot be read has an error in the place of its record."""
+    row = {} if line.record is None else line.record.row
+    try:
+        return _Answer(file, line, text_of(row, "source") or file, label_of(row, "label", LABELS, None))
+    except RecordError as error:
+        return _Answer(file, replace(line, record=None, error=str(error)), file, None)
 
 
 def _destination(output: Path | None, name: str | Path) -> Path:
@@ -228,8 +227,9 @@ def _destination(output: Path | None, name: str | Path) -> Path:
         out = artefact_in(output)
     if out.suffix != ".safetensors":
         raise ConfigError(f"-o {output} is neither a folder nor a name that ends in .safetensors; give one of these")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"-o {out}: the folder {out.absolute().parent} does not exist")
+    if is_stream(out):
+        raise ConfigError(f"-o {out} is a pipe or a device; give the name of a file")
+    check_destination(out, "-o")
     return out
 
 

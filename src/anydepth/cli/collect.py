@@ -18,6 +18,8 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import err, plural, progress_bar, warn
 from anydepth.errors import ConfigError
+from anydepth.files import check_folder
+from anydepth.locks import hold
 from anydepth.probes.collect import Collected, CollectPlan, dtype_of, manifest_for
 from anydepth.probes.collect import collect as read_states
 from anydepth.probes.corpora import load as load_data
@@ -148,7 +150,7 @@ def collect(
     STORE becomes a folder of Parquet files with a manifest, which pandas, Polars and `datasets` open. All depths of an
     answer are read in one forward pass. Run the same command again to go on after an interruption.
     """
-    wanted = _Reads(layers, sites, tokens, interval, depths, longest, suffix, split, view, _part(part))
+    wanted = _Reads(layers, sites, tokens, interval, depths, longest, suffix, split, view, opt.part_of(part))
     wanted.check()
     runs = "vllm" if engine == "vllm" else "transformers"
     variables = opt.template_variables(template_kwarg)
@@ -157,15 +159,17 @@ def collect(
     )
     if on_policy and engine == "vllm":
         raise ConfigError("--on-policy has Transformers write the answers; drop --engine vllm")
+    check_folder(output, "-o")
     conversations = _conversations(data, data_dir)[:limit]
-    if on_policy:
-        conversations = _own_answers(loaded, conversations, output, wanted.part)
-        wanted = replace(wanted, part=(0, 1))  # they have been divided already
-        if not conversations:
-            raise ConfigError("the model wrote no answer whose label is known; give labelled conversations")
-    run = partial(_with_ray, workers) if engine == "ray" else _in_process
-    with _progress("collect") as report:
-        found = run(loaded, conversations, output, wanted, report)
+    with hold(output, opt.part_name(wanted.part)):
+        if on_policy:
+            conversations = _own_answers(loaded, conversations, output, wanted.part)
+            wanted = replace(wanted, part=(0, 1))  # they have been divided already
+            if not conversations:
+                raise ConfigError("the model wrote no answer whose label is known; give labelled conversations")
+        run = partial(_with_ray, workers) if engine == "ray" else _in_process
+        with _progress("collect") as report:
+            found = run(loaded, conversations, output, wanted, report)
     _tell(found, output, report.seconds)
     if not found.answers and not found.present:
         raise typer.Exit(1)
@@ -227,13 +231,6 @@ def _numbers(option: str, text: str, *, least: int = 0) -> list[int]:
     return numbers
 
 
-def _part(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ConfigError(f"--part is {text!r}; write 0/4 for the first of four parts, 3/4 for the last")
-    return int(index), int(count)
-
-
 def _conversations(refs: Sequence[str], data_dir: Path | None) -> "list[Conversation]":
     found = [each for ref in refs for each in load_data(ref, data=data_dir)]
     if not found:
@@ -279,8 +276,9 @@ def _own_answers(
 ) -> "list[Conversation]":
     """Let the model write, and load what it wrote; a part has the prompts that fall to it, with all their answers."""
     index, count = part
+    name = opt.part_name(part)
     mine = [each for each in conversations if _digest(each.prompt_key) % count == index]
-    path = output / ("on-policy.jsonl" if count == 1 else f"on-policy-{index}-of-{count}.jsonl")
+    path = output / (f"on-policy-{name}.jsonl" if name else "on-policy.jsonl")
     backend = load.open_backend(model)
     with _progress("write") as report:
         written = write_answers(backend, mine, path, progress=report)

@@ -23,9 +23,12 @@ from anydepth.evals.figure import Figure, Summary
 from anydepth.evals.run import Evaluation, Told, evaluate
 from anydepth.evals.suite import QUICK, SUITES, EvalOptions, load_suite
 from anydepth.extras import require
+from anydepth.files import check_folder
 from anydepth.schedule import Every
 
 _SHOWN = 12
+_LAST_SEED = 2**32 - 1
+"""The last seed that numpy and scikit-learn take."""
 
 
 def evaluation(
@@ -69,7 +72,7 @@ def evaluation(
         str | None, typer.Option("--attacker", metavar="MODEL", help="A model that writes attacks. Default: MODEL.")
     ] = None,
     draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw RUN/report/index.html at the end.")] = True,
-    seed: Annotated[int, typer.Option("--seed", help="Of every choice that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=_LAST_SEED, help="Of every choice that is drawn.")] = 0,
     adapter: opt.Adapter = None,
     dtype: opt.Dtype = "fast",
     device: opt.Device = None,
@@ -87,6 +90,7 @@ def evaluation(
     names = tuple(dict.fromkeys(suite or QUICK))
     for name in names:
         load_suite(name)
+    check_folder(output, "-o")
     if draw:  # before the work, not after it
         require("jinja2", extra="report")
         require("matplotlib", extra="report")

@@ -19,6 +19,7 @@ from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
 from anydepth.cli.output import err, plural, printable, progress_bar, warn
 from anydepth.errors import ConfigError
+from anydepth.locks import hold
 from anydepth.probes.figures import figures_of, limits_of
 from anydepth.probes.intervals import check_share, percent
 from anydepth.probes.recipe import Gathered, Recipe, gather, read_recipe, recipe_for
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def fit(
+    context: typer.Context,
     model: opt.Model,
     output: Annotated[
         Path,
@@ -84,6 +86,8 @@ def fit(
     wanted = _wanted(data, recipe, target)
     gathered = gather(wanted, data=data_dir, permissive_only=permissive)
     _tell_left_out(gathered)
+    for place in {output.resolve(), (work or output).resolve()}:
+        context.with_resource(hold(place))
     begun = time.monotonic()
     backend = load.open_backend(
         opt.ModelOptions(

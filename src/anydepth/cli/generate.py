@@ -1,5 +1,6 @@
 """`anydepth generate`: one guarded answer."""
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,14 +10,17 @@ import typer
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import HALTED, answer_record, err, summary, write, write_json
-from anydepth.errors import ConfigError
-from anydepth.records import read_messages
+from anydepth.errors import ConfigError, RecordError
+from anydepth.fields import messages_of
+from anydepth.files import check_text, parse_json, read_stdin, read_text
 from anydepth.types import Answer, Finished, Halted, Released
 
 if TYPE_CHECKING:
     from anydepth.guard import Guard
 
 _SAMPLING = "The answer"
+_LAST_SEED = 2**63 - 1
+"""The last seed that torch takes on every device."""
 
 
 def generate(
@@ -59,7 +63,10 @@ def generate(
         float | None,
         typer.Option("--top-p", min=0, max=1, rich_help_panel=_SAMPLING, help="Nucleus sampling."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", rich_help_panel=_SAMPLING, help="Repeat a sample.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, max=_LAST_SEED, rich_help_panel=_SAMPLING, help="Repeat a sample."),
+    ] = None,
     probe: opt.Probe = None,
     detector: opt.Detector = "probe",
     policy: opt.PolicyOption = None,
@@ -88,7 +95,6 @@ def generate(
             model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
         ),
         opt.GuardOptions(probe, detector, policy, threshold, interval, release, on_error, refusal, check_prefill),
-        threshold,
     )
     arguments = {"prefill": opening, "max_new_tokens": max_new_tokens, "seed": seed, **sampling}
     answer = _quietly(guard, messages, arguments) if as_json else _streaming(guard, messages, arguments)
@@ -131,38 +137,46 @@ def _messages(prompt: str | None, messages_file: Path | None, system: str | None
     if messages_file is not None:
         if prompt is not None:
             raise ConfigError("PROMPT and --messages-file are both given; give one of them")
-        messages = read_messages(_read_text(messages_file, "--messages-file"), str(messages_file))
+        messages = _conversation(messages_file)
     else:
-        if prompt is None and sys.stdin.isatty():
-            raise ConfigError("there is no PROMPT; give it as an argument, or `-` to read standard input")
-        text = sys.stdin.read() if prompt in (None, "-") else prompt
-        if not text or not text.strip():
-            raise ConfigError("the prompt is empty; give a request to answer")
-        messages = [{"role": "user", "content": text}]
+        messages = [{"role": "user", "content": _prompt(prompt)}]
     if system is not None:
         if any(message["role"] == "system" for message in messages):
             raise ConfigError(f"{messages_file} has a system message already; drop --system")
-        messages.insert(0, {"role": "system", "content": system})
+        messages.insert(0, {"role": "system", "content": check_text(system, "--system")})
     return messages
 
 
-def _prefill(text: str | None, path: Path | None) -> str | None:
-    if text is not None and path is not None:
-        raise ConfigError("--prefill and --prefill-file are both given; give one of them")
-    return text if path is None else _read_text(path, "--prefill-file").removesuffix("\n")
+def _prompt(given: str | None) -> str:
+    if given is None and sys.stdin is not None and sys.stdin.isatty():
+        raise ConfigError("there is no PROMPT; give it as an argument, or `-` to read standard input")
+    text = read_stdin().removesuffix("\n") if given is None or given == "-" else check_text(given, "PROMPT")
+    if not text.strip():
+        raise ConfigError("the prompt is empty; give a request to answer")
+    return text
 
 
-def _read_text(path: Path, option: str) -> str:
+def _conversation(path: Path) -> list[dict[str, Any]]:
+    name = f"--messages-file {path}"
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{option} {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{option} {path} is not UTF-8 text ({error}); convert it first") from error
+        return messages_of(parse_json(read_text(path, name), name), "the conversation")
+    except RecordError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _prefill(text: str | None, path: Path | None) -> str | None:
+    if path is None:
+        return None if text is None else check_text(text, "--prefill")
+    if text is not None:
+        raise ConfigError("--prefill and --prefill-file are both given; give one of them")
+    return read_text(path, f"--prefill-file {path}").removesuffix("\n")
 
 
 def _sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
     """Return the engine's options; without any of ours the model's own generation settings hold."""
+    for name, value in (("--temperature", temperature), ("--top-p", top_p)):
+        if value is not None and not math.isfinite(value):  # NaN is neither below nor above a bound
+            raise ConfigError(f"{name} is {value}; give a number")
     if temperature == 0:
         if top_p is not None:
             raise ConfigError(f"--top-p {top_p} has no effect with --temperature 0 (greedy); drop one of them")

@@ -62,15 +62,21 @@ class GuardChoice(Protocol):
         """What a check is read by."""
         ...
 
+    @property
+    def threshold(self) -> float | None:
+        """What replaces the threshold of the detector's own policy, where no policy is named."""
+        ...
+
     def guard_options(self) -> dict[str, Any]:
         """Options by their names in `GuardConfig`."""
         ...
 
 
-def open_guard(model: ModelOptions, choice: GuardChoice, threshold: float | None = None) -> "Guard":
-    """Load a model with its guard on; `threshold` replaces the one of the detector's own policy."""
+def open_guard(model: ModelOptions, choice: GuardChoice) -> "Guard":
+    """Load a model with its guard on."""
     with _loading(model.model):
         from anydepth import Guard
+        from anydepth.detectors import detector_named
 
         given = choice.guard_options()
         if model.engine == "vllm":
@@ -78,11 +84,11 @@ def open_guard(model: ModelOptions, choice: GuardChoice, threshold: float | None
         else:
             arguments = model_arguments(model)
             guard = Guard.from_pretrained(
-                model.model, probe=choice.probe, detector=_rethink(choice), **given, **arguments
+                model.model, probe=choice.probe, detector=detector_named(choice.detector), **given, **arguments
             )
-        if threshold is None or given["policy"] is not None:
+        if choice.threshold is None or given["policy"] is not None:
             return guard
-        return guard.with_options(policy=with_threshold(guard.policy, threshold))
+        return guard.with_options(policy=with_threshold(guard.policy, choice.threshold))
 
 
 def open_backend(model: ModelOptions) -> "TransformersBackend":
@@ -144,11 +150,3 @@ def model_arguments(model: ModelOptions) -> dict[str, Any]:
         "revision": model.revision,
         "template_kwargs": dict(model.template_kwargs),
     }
-
-
-def _rethink(options: GuardChoice) -> Any:
-    if options.detector == "probe":
-        return None
-    from anydepth.detectors import Rethink
-
-    return Rethink(mode="score" if options.detector == "rethink-score" else "look-ahead")

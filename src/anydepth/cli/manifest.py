@@ -1,53 +1,107 @@
-"""Remember what a result file was made with, so that going on with something else is refused."""
+"""Say what decides the records of a scan, so that going on with something else is refused."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anydepth.cli.options import GuardOptions, ModelOptions
+from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
+from anydepth.files import read_json, read_text, write_whole
+from anydepth.policy import policy_record
+
+if TYPE_CHECKING:
+    from anydepth.guard import Guard
+
+Settings = Mapping[str, Any]
+
+_NO_VERDICT = ("device", "engine", "engine_args", "probe")
+"""Options that decide no verdict: where the model runs; and the place of the probe, whose weights do."""
 
 
-def check_manifest(output: Path, model: ModelOptions, guard: GuardOptions) -> None:
-    """Compare with the manifest beside `output`, or write it if there is none.
-
-    Raises ConfigError, with the option and both values, if `output` was begun with another model or guard: its records
-    could not be told apart.
-    """
-    path = output.with_name(f"{output.name}.run.json")
-    now = _settings(model, guard)
-    if path.exists() and output.exists() and output.stat().st_size:
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(
-                f"{path} is not the manifest of a scan ({error}); remove it or give another -o"
-            ) from error
-        for name, value in now.items():
-            if before.get(name) != value:
-                raise ConfigError(
-                    f"{output} was begun with {name} {before.get(name)!r}, now it is {value!r}; give another -o, or "
-                    "the options it was begun with"
-                )
-        return
-    if not path.parent.is_dir():
-        raise ConfigError(f"-o {output}: the folder {path.parent} does not exist")
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(now, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def _settings(model: ModelOptions, guard: GuardOptions) -> dict[str, Any]:
-    """What decides the scores and the verdict; a probe counts by its content, not by its path."""
+def asked_settings(model: ModelOptions, guard: GuardOptions) -> Settings:
+    """What the options say, by name: known before the model is loaded."""
     found = {**asdict(model), **asdict(guard)}
-    probe = guard.probe
-    digest = hashlib.sha256(Path(probe).read_bytes()).hexdigest()[:16] if probe and Path(probe).is_file() else None
-    found["probe"] = digest or (str(probe) if probe else None)
     found["template_kwargs"] = found["template_kwargs"] or None  # as in manifests of before there were any
-    for where in ("device", "engine", "engine_args"):  # where it runs decides no verdict
-        del found[where]
+    if model.adapter is not None and Path(model.adapter).is_dir():
+        found["adapter"] = _digest_of_files(sorted(Path(model.adapter).glob("adapter_*")))
     return {
-        name: value if isinstance(value, int | float | bool) else value and str(value) for name, value in found.items()
+        name: value if isinstance(value, int | float | bool) else value and str(value)
+        for name, value in found.items()
+        if name not in _NO_VERDICT
     }
+
+
+def loaded_settings(guard: "Guard") -> Settings:
+    """What the loaded model and its guard are, by name: a folder may hold another model today."""
+    return {
+        "fingerprint": guard.backend.identity.fingerprint,
+        "template_digest": guard.template.digest,
+        "rule": policy_record(guard.policy),
+        "schedule": str(guard.schedule),
+        "probe": _digest_of_probe(guard.detector) if isinstance(guard.detector, LinearProbe) else None,
+    }
+
+
+def digest_of(settings: Settings) -> str:
+    """A short digest of settings, 16 hex digits."""
+    return hashlib.sha256(_text(settings).encode()).hexdigest()[:16]
+
+
+def check_manifest(output: Path, now: Settings, *, begun: bool) -> None:
+    """Compare settings with those in the manifest beside `output`, if there is one.
+
+    Args:
+        output: The file of records.
+        now: The settings of this run, or some of them.
+        begun: Whether `output` holds records; a manifest that was left without them may say anything.
+
+    Raises:
+        ConfigError: `output` was begun with another model or guard, which the message names with both values; or what
+            is beside it is no manifest.
+    """
+    path = _path(output)
+    if not path.exists():
+        return
+    before = read_json(path, "the manifest of a scan")
+    if "model" not in before:
+        raise ConfigError(f"{path} is not the manifest of a scan; remove it or give another -o")
+    for name, value in json.loads(_text(now)).items() if begun else ():
+        if before.get(name) != value:
+            raise ConfigError(
+                f"{output} was begun with {name} {before.get(name)!r}, now it is {value!r}; give another -o, or "
+                "the options it was begun with"
+            )
+
+
+def write_manifest(output: Path, settings: Settings) -> None:
+    """Write the manifest of `output` unless it is there already; ConfigError if it cannot be written."""
+    path, text = _path(output), json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    if not path.exists() or read_text(path) != text:
+        write_whole(path, text)
+
+
+def _path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.run.json")
+
+
+def _text(settings: Settings) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _digest_of_probe(probe: LinearProbe) -> str:
+    reads = " ".join(map(str, probe.reads))
+    return hashlib.sha256(probe.weight.tobytes() + f"{probe.bias!r} {reads}".encode()).hexdigest()[:16]
+
+
+def _digest_of_files(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            digest.update(path.name.encode() + path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from error
+    return digest.hexdigest()[:16]

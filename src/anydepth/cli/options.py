@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from anydepth.config import guard_config
+from anydepth.config import check_detector_name, guard_config
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Every
 from anydepth.template import checked_kwargs
 from anydepth.types import OnError, ReleaseMode
 
-DetectorName = Literal["probe", "rethink", "rethink-score"]
 PolicyName = Literal["threshold", "k_of_n", "ewma", "cusum"]
 DtypeName = Literal["auto", "fast", "float32", "bfloat16", "float16"]
 CheckPrefillName = Literal["inside", "end"]
@@ -35,12 +34,12 @@ Probe = Annotated[
     ),
 ]
 Detector = Annotated[
-    DetectorName,
+    str,
     typer.Option(
         "--detector",
         rich_help_panel=_GUARD,
         help="How a check is read: `probe` (a linear probe on a hidden state), `rethink` (look ahead for a refusal), "
-        "`rethink-score` (how likely a refusal is, one forward pass).",
+        "`rethink-score` (how likely a refusal is, one forward pass), or `package.module:class` of your own.",
     ),
 ]
 PolicyOption = Annotated[
@@ -207,7 +206,7 @@ class GuardOptions:
     """Which guard to put on it; what is wrong in itself is refused before a model is loaded."""
 
     probe: Path | None = None
-    detector: DetectorName = "probe"
+    detector: str = "probe"
     policy: PolicyName | None = None
     threshold: float | None = None
     interval: int | None = None
@@ -217,6 +216,7 @@ class GuardOptions:
     check_prefill: CheckPrefillName | None = None
 
     def __post_init__(self) -> None:
+        check_detector_name(self.detector)
         if self.probe is not None and self.detector != "probe":
             raise ConfigError(
                 f"--probe {self.probe} goes with --detector probe, not with --detector {self.detector}; drop one"
@@ -246,3 +246,17 @@ class GuardOptions:
         if self.threshold is not None:
             record["threshold"] = self.threshold
         return policy_from(record)
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Return which part of how many `--part` means; ConfigError if it means none."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"--part is {text!r}; write 0/4 for the first of four parts, 3/4 for the last")
+    return int(index), int(count)
+
+
+def part_name(part: tuple[int, int]) -> str:
+    """Return what a part is called in the names of files; nothing for the whole."""
+    index, count = part
+    return "" if count == 1 else f"{index}-of-{count}"

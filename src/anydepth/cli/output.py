@@ -1,17 +1,20 @@
 """What commands write: plain results on stdout, everything else on stderr."""
 
+import codecs
 import json
 import math
+import os
 import sys
 import unicodedata
+from contextlib import suppress
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from anydepth.errors import AnydepthError, CheckError
+from anydepth.files import writing
 from anydepth.types import Answer, CheckResult, Verdict
 
 err = Console(stderr=True, highlight=False)
@@ -58,9 +61,51 @@ def printable(text: str) -> str:
 
 
 def write(text: str) -> None:
-    """Write text to stdout at once; control characters stay out of a terminal."""
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    """Write text to stdout at once; control characters stay out of a terminal.
+
+    Raises:
+        ConfigError: Standard output takes no more: its disk is full, or it is closed.
+    """
+    with writing("standard output"):
+        if sys.stdout is None:
+            raise OSError("it is closed")
+        try:
+            sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+            raise
+
+
+def escape_unwritable() -> None:
+    """Let characters that the encoding of stdout does not have be written as escapes, not end the command."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def flush_output() -> None:
+    """Hand to the system what stdout still holds, as far as it is taken."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Send what stdout still holds nowhere: the interpreter would fail over it again when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _takes_unicode() -> bool:
+    """Say whether stdout has an encoding with all characters: escapes of another one are not those of JSON."""
+    try:
+        return codecs.lookup(sys.stdout.encoding or "utf-8").name.startswith("utf")
+    except (AttributeError, LookupError):
+        return False
 
 
 def number(value: float) -> float | None:
@@ -70,7 +115,7 @@ def number(value: float) -> float | None:
 
 def write_json(record: Any, *, indent: int | None = None) -> None:
     """Write one JSON value and a newline to stdout."""
-    typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False, indent=indent))
+    write(json.dumps(record, ensure_ascii=not _takes_unicode(), allow_nan=False, indent=indent) + "\n")
 
 
 def check_record(check: CheckResult) -> dict[str, Any]:

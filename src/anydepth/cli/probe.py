@@ -18,6 +18,7 @@ from anydepth.detectors.card import card_record
 from anydepth.errors import ConfigError, ProbeError
 from anydepth.probes import import_joblib
 from anydepth.probes.modelcard import ARTEFACT, README, artefact_in
+from anydepth.reasons import reason
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -43,9 +44,15 @@ def show(
     if as_json:
         write_json({"probe": name, **card_record(found.card)})
         return
+    try:
+        tables = [fact_table([("probe", name), *_card_rows(found.card)]), *evidence_tables(found.card.calibration)]
+    except (TypeError, ValueError, LookupError, AttributeError) as error:  # a record that something else wrote
+        raise ProbeError(
+            f"{name}: the calibration in the card is not as `anydepth calibrate` writes it ({reason(error)}); "
+            "see it with --json, or calibrate the probe again"
+        ) from error
     console = Console(highlight=False)
-    console.print(fact_table([("probe", name), *_card_rows(found.card)]))
-    for table in evidence_tables(found.card.calibration):
+    for table in tables:
         console.print(table)
 
 

@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 from anydepth.cli.output import err, plural
+from anydepth.cli.output import write as say
 from anydepth.errors import ConfigError
+from anydepth.files import check_folder
+from anydepth.locks import hold
 
 
 def report(
@@ -28,9 +31,14 @@ def report(
     """
     if output is None and len(runs) > 1:
         raise ConfigError(f"{plural(len(runs), 'run')} and no folder for their report; give one with -o")
+    folder = output or runs[0] / "report"
+    if output is not None:
+        check_folder(output, "-o")
     from anydepth.report import open_runs, render, write
 
     opened = open_runs(runs)
     with err.status("drawing"):
         files = render(opened, title=title)
-    typer.echo(write(files, output or runs[0] / "report"))
+    with hold(folder):
+        page = write(files, folder)
+    say(f"{page}\n")

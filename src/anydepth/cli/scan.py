@@ -1,6 +1,7 @@
 """`anydepth scan`: the risk over depth of finished answers."""
 
 import math
+import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,9 +12,11 @@ from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.manifest import check_manifest
+from anydepth.cli.manifest import asked_settings, check_manifest, digest_of, loaded_settings, write_manifest
 from anydepth.cli.output import err, plural, progress_bar, warn
 from anydepth.errors import ConfigError
+from anydepth.files import check_destination, is_stream
+from anydepth.probes.store import answer_key
 from anydepth.records import Line, Record, RecordWriter, count_lines, read_lines, scan_record
 from anydepth.types import ScanResult
 
@@ -29,12 +32,18 @@ def scan(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help='JSONL (or .jsonl.gz) of {"id", "prompt" or "messages", "response"}, one a line.'
+            metavar="FILE",
+            help='JSONL (or .jsonl.gz) of {"id", "prompt" or "messages", "response"}, one a line; `-`: standard input.',
         ),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="OUT", help="Where the results go; ids that are there are skipped."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="Where the results go; ids that are there are skipped. `-`: stdout.",
+        ),
     ],
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Look at the first N records of the file only.")
@@ -57,26 +66,25 @@ def scan(
 ) -> None:
     """Score finished answers at every scheduled depth.
 
-    One record out per record in: {"id", "checks": [{"depth", "score"}, …], "verdict": {"halt", "depth", "score"}}. Run
-    the same command again to go on after an interruption. Unusable lines are reported on standard error with their
-    number and the rest goes on; the exit code is then 1.
+    One record out per record in: {"id", "checks": [{"depth", "score"}, …], "verdict": {"halt", "depth", "score"}}, and
+    digests of its text and of the settings. Run the same command again to go on after an interruption. Unusable lines
+    are reported on standard error with their number and the rest goes on; the exit code is then 1.
     """
-    total = count_lines(file)
-    if output.exists() and output.samefile(file):
+    file, output = _opened(file, "/dev/stdin"), _opened(output, "/dev/stdout")
+    total = None if is_stream(file) else count_lines(file)
+    check_destination(output, "-o")
+    if total is not None and output.exists() and output.samefile(file):
         raise ConfigError(f"-o {output} is the input file; give another file")
+    limit = None if limit is None else min(limit, sys.maxsize)
     options = opt.GuardOptions(probe, detector, policy, threshold, interval, "hold", on_error)
     variables = opt.template_variables(template_kwarg)
     loaded = opt.ModelOptions(
         model, adapter, dtype, device, revision, engine, tuple(engine_arg or ()), template_kwargs=variables
     )
-    check_manifest(output, loaded, options)
     with RecordWriter(output) as writer:
-        if writer.done:
-            err.print(f"{output} holds {plural(len(writer.done), 'record')}, going on", markup=False, soft_wrap=True)
-        guard = load.open_guard(loaded, options, threshold)
-        run = _Run(guard, writer)
+        run = _begun(writer, loaded, options)
         with progress_bar() as progress:
-            task = progress.add_task("scan", total=min(total, limit or total))
+            task = progress.add_task("scan", total=None if total is None else min(total, limit or total))
             lines = islice(read_lines(file), limit)
             at_once = _AT_ONCE if engine == "vllm" else 1
             while batch := list(islice(lines, at_once)):
@@ -87,12 +95,36 @@ def scan(
         raise typer.Exit(1)
 
 
+def _opened(path: Path, stream: str) -> Path:
+    """The path, or that of what the shell has opened if it is `-`."""
+    return Path(stream) if str(path) == "-" else path
+
+
+def _begun(writer: RecordWriter, model: opt.ModelOptions, options: opt.GuardOptions) -> "_Run":
+    """Load the guard for a run that goes on where the records end; one with other settings is refused."""
+    keeps, begun = not is_stream(writer.path), bool(writer.done)
+    asked = asked_settings(model, options)
+    if keeps:
+        check_manifest(writer.path, asked, begun=begun)
+    if begun:
+        err.print(f"{writer.path} holds {plural(len(writer.done), 'record')}, going on", markup=False, soft_wrap=True)
+    guard = load.open_guard(model, options)
+    settings = {**asked, **loaded_settings(guard)}
+    if keeps:
+        check_manifest(writer.path, settings, begun=begun)
+    writer.begin(digest_of(settings))
+    if keeps:
+        write_manifest(writer.path, settings)
+    return _Run(guard, writer, digest_of(settings))
+
+
 class _Run:
     """The tally of one scan."""
 
-    def __init__(self, guard: "Guard", writer: RecordWriter) -> None:
+    def __init__(self, guard: "Guard", writer: RecordWriter, settings: str) -> None:
         self.guard = guard
         self.writer = writer
+        self.settings = settings
         self.scanned = self.skipped = self.halted = self.failed = 0
         self.notes: set[str] = set()
 
@@ -103,7 +135,7 @@ class _Run:
             if line.record is None:
                 self._report(line.number, str(line.error))
             elif line.record.id in self.writer.done:
-                self.skipped += 1
+                self._skip(line.number, line.record)
             else:
                 new.append((line.number, line.record))
         for (number, record), found in zip(new, self._scanned([record for _, record in new]), strict=True):
@@ -111,6 +143,16 @@ class _Run:
                 self._report(number, f"id {record.id!r}: {found or type(found).__name__}")
             else:
                 self._note(number, record, found)
+
+    def _skip(self, number: int, record: Record) -> None:
+        if self.writer.done[record.id] == answer_key(record.messages, record.response):
+            self.skipped += 1
+            return
+        self._report(
+            number,
+            f"id {record.id!r}: its prompt or answer has changed since it was scanned; give the record another id, or "
+            "another -o",
+        )
 
     def _scanned(self, records: Sequence[Record]) -> list[ScanResult | Exception]:
         """Scan in one batch; if that fails, one by one: whatever one record does, the others go on."""
@@ -120,7 +162,8 @@ class _Run:
             return [error] if len(records) == 1 else [found for each in records for found in self._scanned([each])]
 
     def _note(self, number: int, record: Record, result: ScanResult) -> None:
-        self.writer.write(scan_record(record.id, result))
+        text = answer_key(record.messages, record.response)
+        self.writer.write(scan_record(record.id, result, text=text, settings=self.settings))
         self.scanned += 1
         self.halted += result.verdict.halt
         for note in set(result.notes) - self.notes:

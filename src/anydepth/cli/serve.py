@@ -10,13 +10,15 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.errors import ConfigError
 from anydepth.extras import require
-from anydepth.policy import Threshold, policy_from, policy_record
+from anydepth.policy import Threshold, policy_from, policy_record, with_threshold
 from anydepth.types import OnError, ReleaseMode
 
 if TYPE_CHECKING:
     from anydepth.settings import Settings
 
 _HTTP = "The server"
+_ADDRESS_FLAGS = ("--host", "--port", "--uds")
+"""Flags of vLLM by which it listens somewhere else than the settings say."""
 EngineName = Literal["transformers", "vllm"]
 
 
@@ -43,7 +45,7 @@ def serve(
     ] = None,
     probe: opt.Probe = None,
     detector: Annotated[
-        opt.DetectorName | None, typer.Option("--detector", rich_help_panel="The guard", help="Default: probe.")
+        str | None, typer.Option("--detector", rich_help_panel="The guard", help="Default: probe.")
     ] = None,
     policy: opt.PolicyOption = None,
     threshold: opt.Threshold = None,
@@ -95,7 +97,7 @@ def serve(
     from anydepth.server.run import serve as run
 
     settings = _settings(config, given)
-    run(_engine(settings, policy, threshold), settings)
+    run(lambda: _engine(settings, policy, threshold), settings)
 
 
 def _run_vllm(
@@ -103,6 +105,7 @@ def _run_vllm(
 ) -> NoReturn:
     """Become vLLM's own server: its signals and its exit code are this command's."""
     from anydepth.backends.vllm.launch import ENVIRONMENT, server_command
+    from anydepth.server.opening import check_place
 
     for name, value in (("--adapter", settings.model.adapter), ("--device", settings.model.device)):
         if value is not None:
@@ -114,6 +117,7 @@ def _run_vllm(
             "or set [guard] policy"
         )
     command = server_command(settings, flags)
+    check_place(settings, address=not any(flag.startswith(_ADDRESS_FLAGS) for flag in flags))
     os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
 
 
@@ -155,6 +159,8 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
     options = opt.ModelOptions(
         model.path, model.adapter, model.dtype, model.device, model.revision, template_kwargs=model.template_kwargs
     )
-    guard = load.open_guard(options, settings.guard, threshold)
+    guard = load.open_guard(options, settings.guard)
+    if threshold is not None and settings.guard.policy is None:
+        guard = guard.with_options(policy=with_threshold(guard.policy, threshold))
     name = model.name or (Path(model.path).resolve().name if Path(model.path).exists() else model.path)
     return TransformersEngine(guard, model=name, live=limits.live, queue=limits.queue, timeout=limits.timeout_seconds)

@@ -2,7 +2,9 @@
 
 from anydepth.detectors.base import (
     Detector,
+    LinearDetector,
     StateDetector,
+    TextDetector,
     check_states,
     declares_reads,
     detector_parts,
@@ -12,6 +14,7 @@ from anydepth.detectors.base import (
 from anydepth.detectors.card import ProbeCard
 from anydepth.detectors.cascade import Cascade
 from anydepth.detectors.finished import score_finished
+from anydepth.detectors.named import detector_named
 from anydepth.detectors.probe import LinearProbe, find_shipped
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.detectors.rethink import Rethink, calibrate_openers
@@ -19,14 +22,17 @@ from anydepth.detectors.rethink import Rethink, calibrate_openers
 __all__ = [
     "Cascade",
     "Detector",
+    "LinearDetector",
     "LinearProbe",
     "ProbeCard",
     "RefusalMatcher",
     "Rethink",
     "StateDetector",
+    "TextDetector",
     "calibrate_openers",
     "check_states",
     "declares_reads",
+    "detector_named",
     "detector_parts",
     "find_shipped",
     "require_capabilities",

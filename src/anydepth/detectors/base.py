@@ -70,6 +70,42 @@ class StateDetector(Protocol):
         ...
 
 
+@runtime_checkable
+class LinearDetector(StateDetector, Protocol):
+    """A `StateDetector` whose score is the sigmoid of a weighted sum, which can be computed where the states are.
+
+    Attributes:
+        weight: Weight per read and width, float32 `[reads, hidden_size]`.
+        bias: What is added to the sum.
+    """
+
+    weight: "np.ndarray"
+    bias: float
+
+
+@runtime_checkable
+class TextDetector(Protocol):
+    """A detector that judges what the model writes after the header, token by token or by its first token.
+
+    Attributes:
+        mode: `look-ahead` (text) or `score` (probability of the refusal openers).
+        max_new_tokens: Length of the look-ahead at most.
+        opener_ids: Token ids of the refusal openers, sorted; None for a look-ahead.
+    """
+
+    mode: str
+    max_new_tokens: int
+    opener_ids: tuple[int, ...] | None
+
+    def judge_text(self, text: str) -> Score:
+        """The score of a look-ahead."""
+        ...
+
+    def decided(self, text: str) -> bool:
+        """True if no more text can change the score."""
+        ...
+
+
 def declares_reads(detector: object) -> TypeGuard[StateDetector]:
     """True if `detector` is a `StateDetector` that reads at least one state."""
     return isinstance(detector, StateDetector) and bool(detector.reads)

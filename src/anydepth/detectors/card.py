@@ -101,13 +101,17 @@ def card_from(record: Mapping[str, Any]) -> ProbeCard:
 _REQUIRED = {"model": Mapping, "reads": list, "header_ids": list}
 _OPTIONAL = {"policy": Mapping, "calibration": Mapping, "versions": Mapping, "sources": list, "template_digest": str}
 
+_NULLABLE = {"policy", "template_digest"}
+
 
 def _check_kinds(values: Mapping[str, Any]) -> None:
     for name, kind in _REQUIRED.items():
         _check_kind(name, values[name], kind)
     for name, kind in _OPTIONAL.items():
-        if values.get(name) is not None:
+        if name in values and (values[name] is not None or name not in _NULLABLE):
             _check_kind(name, values[name], kind)
+    for source in values.get("sources", ()):
+        _check_kind("a source", source, Mapping)
     for read in values["reads"]:
         _check_kind("a read", read, str)
     for token in values["header_ids"]:

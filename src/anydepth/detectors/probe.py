@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import resources
@@ -14,11 +13,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from anydepth.atomic import write_whole
 from anydepth.backends.base import Backend, Capability, CheckPoint, Read, Session
 from anydepth.detectors.base import check_states, require_capabilities
 from anydepth.detectors.card import FORMAT_VERSION, WAIVABLE, ProbeCard, card_from, card_record, mismatches
 from anydepth.errors import CheckError, ConfigError, ProbeError, ProbeMismatch
 from anydepth.policy import Policy, policy_from
+from anydepth.reasons import reason
 from anydepth.types import Score
 
 FILE_NAME = "probe.safetensors"
@@ -122,7 +123,7 @@ class LinearProbe:
             ProbeError: The file is missing, truncated or not a probe, or of a format version that is not known.
         """
         path = Path(path)
-        path = path / FILE_NAME if path.is_dir() else path
+        path = path / FILE_NAME if os.path.isdir(path) else path  # noqa: PTH112 (Path.is_dir raises for a long name)
         tensors, metadata = _read(path)
         try:
             weight = _tensor(tensors, "weight", 2)
@@ -134,21 +135,16 @@ class LinearProbe:
             raise ProbeError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the artefact whole or not at all: to a temporary file beside it, then renamed."""
-        path = Path(path)
+        """Write the artefact whole or not at all; a link is followed, and a file that is there keeps its mode.
+
+        Raises:
+            ProbeError: The file is read-only or a folder, or cannot be written; or the card is not JSON.
+        """
         content = self._artefact()
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise ProbeError(f"cannot write the probe {path}: {error}") from error
+            write_whole(path, content)
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+            raise ProbeError(f"cannot write the probe {path}: {getattr(error, 'strerror', None) or error}") from error
 
     def _artefact(self) -> bytes:
         try:
@@ -185,10 +181,19 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             return tensors, file.metadata() or {}
     except FileNotFoundError as error:
         raise ProbeError(f"there is no probe at {path}; fit one with `anydepth fit`") from error
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
-        raise ProbeError(
-            f"{path} is not a probe artefact, or was cut short ({error}); fit or fetch it again"
-        ) from error
+    except PermissionError as error:
+        raise ProbeError(f"the probe {path} may not be read; give this user the right to read it") from error
+    except Exception as error:  # only the library's calls are inside, and it has an error for each kind of damage
+        why = _pointer(path) or reason(error)
+        raise ProbeError(f"{path} is not a probe artefact, or was cut short ({why}); fit or fetch it again") from error
+
+
+def _pointer(path: Path) -> str | None:
+    """What to say of a file that git-lfs has left in the artefact's place."""
+    with suppress(OSError, ValueError), path.open("rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            return "it is a git-lfs pointer, which `git lfs pull` fetches"
+    return None
 
 
 def _tensor(tensors: dict[str, np.ndarray], name: str, dimensions: int) -> np.ndarray:
@@ -211,7 +216,7 @@ def _card(metadata: dict[str, str]) -> ProbeCard:
         )
     try:
         record: Any = json.loads(metadata["anydepth"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ProbeError(f"the metadata holds no card ({error!r}); the file is not a probe artefact") from error
     if not isinstance(record, dict):
         raise ProbeError("the metadata holds no card; the file is not a probe artefact")

@@ -136,9 +136,16 @@ class Rethink:
             raise ConfigError(f"a Rethink record has {sorted(unknown)}; it takes {', '.join(_FIELDS)}")
         return cls(**record)
 
+    def judge_text(self, text: str) -> Score:
+        """The score of a look-ahead: 1 if it refuses, 0 if not; the detail is the text."""
+        return Score(float(self.matcher.is_refusal(text)), text.strip() or "(no text)")
+
+    def decided(self, text: str) -> bool:
+        """True if no more text can change the score."""
+        return self.matcher.decided(text) is not None
+
     def _by_text(self, session: Session, points: Sequence[CheckPoint]) -> list[Score]:
-        texts = session.look_ahead(points, self.max_new_tokens, lambda text: self.matcher.decided(text) is not None)
-        return [Score(float(self.matcher.is_refusal(text)), text.strip() or "(no text)") for text in texts]
+        return [self.judge_text(text) for text in session.look_ahead(points, self.max_new_tokens, self.decided)]
 
     def _by_probability(self, session: Session, points: Sequence[CheckPoint]) -> list[Score]:
         if self.opener_ids is None:

@@ -59,15 +59,15 @@ class Asked:
     @classmethod
     def load(cls, model: str, *, dtype: str = "auto") -> "Asked":
         """Load an external guard by hub id or folder; ModelError if it cannot be."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model)
-            loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"the guard model {model!r} cannot be loaded: {error}; give a hub id or a folder"
-            ) from error
+        from anydepth.backends.transformers.opening import base_of, open_adapter, open_model, open_tokenizer
+
+        tokenizer = open_tokenizer(model, what="guard model")
+        base = base_of(model)
+        loaded = open_model(AutoModelForCausalLM, base or model, what="guard model", dtype=dtype)
+        if base is not None:
+            loaded = open_adapter(loaded, model)
         if not tokenizer.chat_template:
             raise ModelError(f"the tokenizer of the guard model {model!r} has no chat template; give a chat model")
         return cls(loaded.eval(), tokenizer, guard_wording(model))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from anydepth.detectors.refusals import RefusalMatcher
-from anydepth.errors import ConfigError, ModelError
+from anydepth.errors import ConfigError
 from anydepth.evals.judge import Judged, Judgement, judge_written
 from anydepth.extras import require
 
@@ -52,25 +52,21 @@ class ClassifierJudge:
         """Load a model of the hub or a folder.
 
         Raises:
-            ModelError: It cannot be loaded.
+            ModelError: It cannot be loaded, or its files lack weights, as those of a model that is no classifier do.
             ConfigError: Which of its labels mean harm cannot be told, or it has no such label.
         """
         transformers = require("transformers", extra="transformers")
+        from anydepth.backends.transformers.opening import open_model, open_tokenizer
+
         folder = Path(path).expanduser()
         place = str(folder) if folder.is_dir() else path
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-            model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
-                place, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            raise ModelError(f"judge {path!r} cannot be loaded: {first[0]}; give a hub id or a folder") from error
-        if missing := sorted(loading["missing_keys"]):
-            raise ModelError(
-                f"judge {path!r} is no trained classifier: its files lack {missing[0]}; give a model that was "
-                "fine-tuned for sequence classification"
-            )
+        tokenizer = open_tokenizer(place, what="judge")
+        model = open_model(
+            transformers.AutoModelForSequenceClassification,
+            place,
+            what="judge",
+            remedy="give a model that was fine-tuned for sequence classification, whole",
+        )
         return cls(model, tokenizer, folder.name if folder.is_dir() else path, labels=labels, pair=pair)
 
     def judge(self, items: Sequence[Judged]) -> list[Judgement]:

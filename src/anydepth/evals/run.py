@@ -16,6 +16,8 @@ from anydepth.errors import ConfigError
 from anydepth.evals.context import Context, Told
 from anydepth.evals.figure import Summary
 from anydepth.evals.suite import SUITES, EvalOptions, load_suite
+from anydepth.files import read_json, write_whole
+from anydepth.locks import hold
 from anydepth.probes.collect import package_versions
 
 if TYPE_CHECKING:
@@ -56,20 +58,21 @@ def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Told) -> dict[
     where it stopped.
 
     Raises:
-        ConfigError: A suite is not known or lacks its data, judge or probe, or the folder was begun with another
-            model, probe or other options.
+        ConfigError: A suite is not known or lacks its data, judge or probe; or the folder was begun with another
+            model, probe or other options, cannot be written, or is another process's.
     """
     modules = {name: load_suite(name) for name in suites}
-    manifest = _begin(evaluation)
     found = {}
-    for name, suite in modules.items():
-        context = _context(evaluation, name, told, manifest)
-        begun = time.monotonic()
-        try:
-            found[name] = suite.run(context)
-        finally:
-            context.close()
-        _finish(evaluation.folder, manifest, found[name], time.monotonic() - begun)
+    with hold(evaluation.folder):
+        manifest = _begin(evaluation)
+        for name, suite in modules.items():
+            context = _context(evaluation, name, told, manifest)
+            begun = time.monotonic()
+            try:
+                found[name] = suite.run(context)
+            finally:
+                context.close()
+            _finish(evaluation.folder, manifest, found[name], time.monotonic() - begun)
     return found
 
 
@@ -102,7 +105,7 @@ def _begin(evaluation: Evaluation) -> dict[str, Any]:
     """The manifest of this folder, which must not be another evaluation's."""
     path = evaluation.folder / MANIFEST
     now = _manifest(evaluation)
-    before = _read(path)
+    before = _read(path, "data", "suites")
     if before is None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +156,7 @@ def _manifest(evaluation: Evaluation) -> dict[str, Any]:
 
 def _finish(folder: Path, manifest: dict[str, Any], summary: Summary, seconds: float) -> None:
     path = folder / SUMMARY
-    before = _read(path) or {"suites": {}}
+    before = _read(path, "suites") or {"suites": {}}
     suites = {**before["suites"], summary.suite: summary.record()}
     _write(path, {"suites": {name: suites[name] for name in SUITES if name in suites}})
     spent = manifest["suites"].get(summary.suite, {}).get("seconds", 0)
@@ -167,19 +170,16 @@ def _public(name: str) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, *tables: str) -> dict[str, Any] | None:
+    """The object of a file of the run, with its `tables`; None if it is not there."""
     if not path.exists():
         return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); remove it or give another folder") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} was not written by `anydepth eval`; give another folder")
-    return value
+    found = read_json(path, "a file that `anydepth eval` writes")
+    for name in tables:
+        if not isinstance(found.get(name), dict):
+            raise ConfigError(f"{path} has no {name!r}, so `anydepth eval` did not write it; give another folder")
+    return found
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

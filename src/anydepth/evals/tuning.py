@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anydepth.detectors.refusals import RefusalMatcher
-from anydepth.errors import ConfigError
+from anydepth.errors import ConfigError, ModelError
 from anydepth.extras import require
 from anydepth.probes.dataset import Conversation, Label
 from anydepth.probes.splits import drop_near_duplicates
@@ -148,13 +148,13 @@ def adapted(
     The adapter is put around the very model of `backend`, which must not be used meanwhile, and is taken off again.
     """
     from anydepth.backends.transformers import TransformersBackend
+    from anydepth.backends.transformers.opening import open_adapter
 
-    peft = require("peft", extra=_EXTRA)
     try:
         with _quiet():
-            model = peft.PeftModel.from_pretrained(backend.model, str(folder))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"adapter {folder} cannot be loaded: {error}; train it again") from error
+            model = open_adapter(backend.model, folder)
+    except ModelError as error:
+        raise ConfigError(f"{error}; or train it again") from error
     try:
         pair = tuple(TransformersBackend(model, backend.tokenizer, base_weights=base) for base in (False, True))
         for each in pair:

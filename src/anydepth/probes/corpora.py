@@ -15,8 +15,9 @@ from typing import Any
 
 from anydepth.errors import ConfigError, RecordError
 from anydepth.extras import require
-from anydepth.probes.dataset import Columns, Conversation, Origin, Row, conversations
+from anydepth.probes.dataset import Columns, Conversation, Origin, Row, check_labels, conversations
 from anydepth.probes.rows import SUFFIXES, read_rows
+from anydepth.reasons import reason
 
 logger = logging.getLogger(__name__)
 
@@ -164,14 +165,16 @@ def _from_path(path: Path, columns: Columns | None, corpus: Corpus | None = None
     for table in tables:
         source = corpus.name if corpus else _stem(table)
         rows, chosen = _choose(read_rows(table), columns, corpus)
-        for conversation in conversations(rows, columns=chosen, origin=Origin(str(table), source, _licence_of)):
+        origin = Origin(str(table), source, _licence_of, annotated=corpus is not None)
+        for conversation in conversations(rows, columns=chosen, origin=origin):
             if conversation.id in found:
                 raise RecordError(
                     f"id {conversation.id!r} is both in {found[conversation.id][0]} and in {table}; "
                     "load one of them, or give its records ids of their own"
                 )
             found[conversation.id] = table, conversation
-    return [conversation for _, conversation in found.values()]
+    rows = [conversation for _, conversation in found.values()]
+    return rows if corpus or len(tables) == 1 else check_labels(rows, str(path))
 
 
 def _choose(
@@ -181,9 +184,10 @@ def _choose(
     if columns or corpus is None or corpus.columns is None:
         return rows, columns
     first = list(itertools.islice(rows, 1))
-    present = set(first[0][1]) if first else set()
-    normalised = "id" in present and present & {"prompt", "messages"}
-    return itertools.chain(first, rows), corpus.columns if corpus.columns.fit(present) and not normalised else None
+    row = first[0][1] if first else {}
+    normalised = "id" in row and row.keys() & {"prompt", "messages"}
+    own = corpus.columns.named <= row.keys() and not normalised
+    return itertools.chain(first, rows), corpus.columns if own else None
 
 
 def _from_corpus(corpus: Corpus, columns: Columns | None) -> list[Conversation]:
@@ -191,7 +195,7 @@ def _from_corpus(corpus: Corpus, columns: Columns | None) -> list[Conversation]:
     for config in corpus.configs or (None,):
         source = f"{corpus.name}-{config}" if len(corpus.configs) > 1 else corpus.name
         origin = Origin(
-            f"{corpus.repo} ({corpus.name})", source, lambda _: corpus.licence, {"revision": corpus.revision}
+            f"{corpus.repo} ({corpus.name})", source, lambda _: corpus.licence, {"revision": corpus.revision}, True
         )
         rows = _hub_rows(corpus, config, origin.name)
         found += conversations(rows, columns=columns or corpus.columns, origin=origin)
@@ -212,7 +216,7 @@ def _from_hub(ref: str, columns: Columns | None) -> list[Conversation]:
         known or Corpus(repo, repo, "", False), repo=repo, split=split, revision=match["revision"] or "main"
     )
     rows, chosen = _choose(_hub_rows(corpus, config, ref), columns, corpus)
-    origin = Origin(ref, corpus.name, lambda _: corpus.licence or None, {"revision": corpus.revision})
+    origin = Origin(ref, corpus.name, lambda _: corpus.licence or None, {"revision": corpus.revision}, True)
     return conversations(rows, columns=chosen, origin=origin)
 
 
@@ -226,8 +230,7 @@ def _hub_rows(corpus: Corpus, config: str | None, name: str) -> Iterator[Row]:
             corpus.repo, config, split=split, revision=corpus.revision, **dict(corpus.options)
         )
     except Exception as error:  # whatever the hub, the network and the builder of this data set raise
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ConfigError(f"{name} cannot be loaded: {reason}; {_remedy(corpus, error)}") from error
+        raise ConfigError(f"{name} cannot be loaded: {reason(error)}; {_remedy(corpus, error)}") from error
     splits = {split: found} if split else dict(found)
     if len(splits) > 1 and corpus.split != "*":
         raise ConfigError(f"{name} has the splits {', '.join(splits)}; write hf:{corpus.repo}:{config or ''}:SPLIT")

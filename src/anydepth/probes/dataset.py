@@ -6,35 +6,26 @@ Errors name the table, the row and the column. They never quote prompts or answe
 import hashlib
 import itertools
 import json
-import reprlib
+import logging
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from anydepth.errors import ConfigError, RecordError
+from anydepth.fields import LABELS, Label, is_missing, label_of, messages_of, plain, prompt_of, split_answer, text_of
 from anydepth.types import Message
 
-Label = Literal["harmful", "benign"]
+logger = logging.getLogger(__name__)
+
 Row = tuple[str, Mapping[str, Any]]
 """Where a row stands (`line 3`), and its values by column."""
 
 UNKNOWN = "unknown"
 """The licence of a record for which nothing says one."""
 
-LABELS: Mapping[str, Label | None] = {
-    "harmful": "harmful",
-    "unsafe": "harmful",
-    "benign": "benign",
-    "safe": "benign",
-    "harmless": "benign",
-}
-"""Label values that need no mapping. Numbers do: sets disagree on what 1 means."""
-
 _SAFE: Mapping[str, Label | None] = {"true": "benign", "false": "harmful", "1": "benign", "0": "harmful"}
 _LABEL_VALUES = (None, *get_args(Label))
-_MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +123,9 @@ class Columns:
             (*(_names(self.prompt) if not self.messages else ()), *_names(self.response), *_names(self.label))
         ) | {name for name in single if name}
 
-    def fit(self, present: Iterable[str]) -> bool:
-        """Say whether a row with the columns `present` has all that are named."""
-        return self.named <= set(present)
+    def fit(self, row: Mapping[str, Any]) -> bool:
+        """Say whether a row has all columns that are named, and something in each; the context may be empty."""
+        return all(name in row and (name == self.context or not is_missing(row[name])) for name in self.named)
 
 
 LAYOUTS: Mapping[str, Columns] = {
@@ -143,6 +134,8 @@ LAYOUTS: Mapping[str, Columns] = {
     ),
     "is_safe (BeaverTails)": Columns(response="response", label="is_safe", labels=_SAFE),
     "goal and target (AdvBench)": Columns(prompt="goal", tags=("target",)),
+    "forbidden_prompt (StrongREJECT)": Columns(prompt="forbidden_prompt"),
+    "Behavior (HarmBench)": Columns(prompt="Behavior", context="ContextString", id="BehaviorID"),
     "instruction (Alpaca)": Columns(prompt="instruction", context="input", response="output"),
     "conversation (WildChat)": Columns(messages="conversation"),
     "conversations (ShareGPT)": Columns(messages="conversations"),
@@ -159,12 +152,15 @@ class Origin:
         source: Source key of rows without one.
         licence_of: Licence of a source key, or None.
         tags: Tags that every row gets.
+        annotated: Several people have labelled some of its texts. Where they disagree a text is left without a label;
+            elsewhere one text with two labels is an error.
     """
 
     name: str
     source: str
     licence_of: Callable[[str], str | None] = lambda _: None
     tags: Mapping[str, str] = field(default_factory=dict)
+    annotated: bool = False
 
 
 def conversations(rows: Iterable[Row], *, columns: Columns | None, origin: Origin) -> list[Conversation]:
@@ -184,15 +180,55 @@ def conversations(rows: Iterable[Row], *, columns: Columns | None, origin: Origi
                 found[key], places[key] = conversation, where
         except RecordError as error:
             raise RecordError(f"{origin.name}, {where}: {error}") from error
+    if origin.annotated:
+        return _undisputed(list(found.values()), origin.name)
+    for one, other in _contradictions(found.values()):
+        raise RecordError(
+            f"{origin.name}, {places[other.id]}: the same text as {places[one.id]}, which says {one.label} where this "
+            f"says {other.label}; keep one of them"
+        )
     return list(found.values())
+
+
+def check_labels(found: Sequence[Conversation], name: str) -> list[Conversation]:
+    """Return conversations of several tables; RecordError, which names them, if one text has two labels."""
+    for one, other in _contradictions(found):
+        raise RecordError(
+            f"{name}: {one.id!r} of {one.source} and {other.id!r} of {other.source} are the same text, labelled "
+            f"{one.label} and {other.label}; keep one of them"
+        )
+    return list(found)
+
+
+def _undisputed(found: list[Conversation], name: str) -> list[Conversation]:
+    """The conversations, without a label where annotators disagreed on one text."""
+    disputed = {_text_key(other) for _, other in _contradictions(found)}
+    if not disputed:
+        return found
+    logger.warning("%s: %d texts are labelled harmful and benign; they are left without a label", name, len(disputed))
+    return [replace(row, label=None) if _text_key(row) in disputed else row for row in found]
+
+
+def _contradictions(found: Iterable[Conversation]) -> Iterator[tuple[Conversation, Conversation]]:
+    """Each labelled conversation whose text was there before with the other label, after the one that had it first."""
+    first: dict[str, Conversation] = {}
+    for row in found:
+        if row.label is not None:
+            before = first.setdefault(_text_key(row), row)
+            if before.label != row.label:
+                yield before, row
+
+
+def _text_key(row: Conversation) -> str:
+    return digest(json.dumps([[dict(message) for message in row.messages], row.response], sort_keys=True))
 
 
 def guess(row: Mapping[str, Any]) -> Columns:
     """Return the columns of a row in the normalised form or a known layout; RecordError lists what it has instead."""
-    present = {name for name, value in row.items() if value is not None}
+    present = {name for name, value in row.items() if not is_missing(value)}
     asked = {"prompt", "messages"} & present
     for layout in LAYOUTS.values():
-        if layout.fit(present) and (not asked or asked & layout.named):
+        if layout.fit(row) and (not asked or asked & layout.named):
             return layout
     if len(asked) != 1:
         raise RecordError(
@@ -215,16 +251,16 @@ def _of_row(row: Mapping[str, Any], columns: Columns, origin: Origin) -> Iterato
         raise RecordError(f"has no column {missing[0]!r}; it has {', '.join(sorted(map(str, row)))}")
     messages, response = _prompt(row, columns)
     answers, labels = _names(columns.response), _names(columns.label)
-    if response and any(_text(row, name) for name in answers):
+    if response and any(text_of(row, name) for name in answers):
         raise RecordError(f"column {columns.messages!r} ends with an answer and there is a response; keep one")
-    source = (_text(row, columns.source) if columns.source else "") or origin.source
-    licence = (_text(row, columns.licence) if columns.licence else "") or origin.licence_of(source) or UNKNOWN
+    source = (text_of(row, columns.source) if columns.source else "") or origin.source
+    licence = (text_of(row, columns.licence) if columns.licence else "") or origin.licence_of(source) or UNKNOWN
     tags = {**_tags(row, columns), **origin.tags}
-    given = _text(row, columns.id) if columns.id else ""
+    given = text_of(row, columns.id) if columns.id else ""
     if columns.id and not given:
         raise RecordError(f"column {columns.id!r} is empty; every row needs an id of its own")
     for number, name in enumerate(answers or (None,)):
-        answer = _text(row, name) if name and not response else response
+        answer = text_of(row, name) if name and not response else response
         key = f"{given}-{number}" if given and len(answers) > 1 else given
         yield Conversation(
             id=key or f"{source}-{digest(json.dumps([messages, answer], sort_keys=True))}",
@@ -240,86 +276,26 @@ def _of_row(row: Mapping[str, Any], columns: Columns, origin: Origin) -> Iterato
 def _prompt(row: Mapping[str, Any], columns: Columns) -> tuple[tuple[Message, ...], str]:
     """Return the messages up to the user's last turn, and the answer where the assistant's turn ends them."""
     if not columns.messages:
-        parts = [next(filter(None, (_text(row, name) for name in _names(columns.prompt))), "")]
-        if not parts[0].strip():
-            raise RecordError(f"column {' or '.join(map(repr, _names(columns.prompt)))} is empty; give it a prompt")
-        if columns.context and (context := _text(row, columns.context)):
+        parts = [prompt_of(row, *_names(columns.prompt))]
+        if columns.context and (context := text_of(row, columns.context)):
             parts.append(context)
         return ({"role": "user", "content": "\n\n".join(parts)},), ""
-    value = row[columns.messages]
-    if isinstance(value, str):  # a CSV file has no lists
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise RecordError(f"column {columns.messages!r} holds text that is not a JSON list of messages") from error
-    if not isinstance(value, list) or not value:
-        raise RecordError(f"column {columns.messages!r} is no list of messages with at least one in it")
-    messages = [_message(f"column {columns.messages!r}, message {n}", turn) for n, turn in enumerate(value, start=1)]
-    response = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+    messages, response = split_answer(messages_of(row[columns.messages], f"column {columns.messages!r}"))
     if not messages or messages[-1]["role"] != "user":
         raise RecordError(f"column {columns.messages!r} has no user turn that the answer could belong to")
     return tuple(messages), response
 
 
-def _message(where: str, turn: Any) -> dict[str, Any]:
-    if isinstance(turn, Mapping) and {"from", "value"} <= turn.keys():  # ShareGPT
-        turn = {"role": _SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str) or not turn["role"]:
-        raise RecordError(f'{where} is not an object with "role" and "content"')
-    content = "" if turn.get("tool_calls") and turn.get("content") is None else turn.get("content")
-    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        content = "\n".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str):
-        raise RecordError(f"{where} (role {turn['role']}) has a content that is not text")
-    kept = {name: turn[name] for name in _MESSAGE_KEYS if turn.get(name) is not None}
-    return {**kept, "content": _encodable(content, where)}
-
-
 def _label(row: Mapping[str, Any], name: str, columns: Columns) -> Label | None:
-    value = _plain(row[name])
-    if not value:
-        return columns.default_label
-    try:
-        return columns.labels[value.strip().casefold()]
-    except KeyError:
-        raise RecordError(
-            f"column {name!r} is {reprlib.repr(value)}, which is not one of {', '.join(columns.labels)}; "
-            'say what it means with Columns(labels={"...": "harmful", "...": "benign"})'
-        ) from None
+    return label_of(row, name, columns.labels, columns.default_label)
 
 
 def _tags(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
     if columns.tags is None:
-        tags = {str(name): _plain(value) for name, value in row.items() if name not in columns.named}
+        tags = {str(name): plain(value) for name, value in row.items() if name not in columns.named}
     else:
-        tags = {name: _plain(row.get(name)) or json.dumps(row.get(name), default=str) for name in columns.tags}
+        tags = {name: plain(row.get(name)) or json.dumps(row.get(name), default=str) for name in columns.tags}
     return {name: text for name, text in tags.items() if text and text != "null"}
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row[name]
-    if value is None or value == "":
-        return ""
-    if isinstance(value, float) or not (text := _plain(value)):
-        raise RecordError(f"column {name!r} is a {type(value).__name__}, not text")
-    return _encodable(text, f"column {name!r}")
-
-
-def _plain(value: Any) -> str:
-    """Return a text, a number or a truth value as text, and nothing for what has no short text."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # a column of 0 and 1 with gaps is a column of floats in many tables
-    return str(value) if isinstance(value, str | int | float) and value == value else ""
-
-
-def _encodable(text: str, where: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RecordError(f"{where} holds half a surrogate pair, which is no text") from None
-    return text
 
 
 def normalise(text: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from anydepth.errors import ProbeError
 from anydepth.extras import require
+from anydepth.reasons import reason
 
 
 def push_folder(folder: Path, repo_id: str, *, files: Sequence[str], private: bool, message: str) -> str:
@@ -16,7 +17,6 @@ def push_folder(folder: Path, repo_id: str, *, files: Sequence[str], private: bo
     """
     hub = require("huggingface_hub", extra="transformers")
     errors = require("huggingface_hub.errors", extra="transformers")
-    unreachable = (OSError, getattr(errors, "HTTPError", OSError))  # the HTTP library's own base, which is no OSError
     try:
         api = hub.HfApi()
         url = api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
@@ -28,7 +28,7 @@ def push_folder(folder: Path, repo_id: str, *, files: Sequence[str], private: bo
             commit_message=message,
         )
     except errors.HFValidationError as error:
-        raise ProbeError(f"{repo_id!r} is no name on the hub ({_line(error)}); write org/name") from error
+        raise ProbeError(f"{repo_id!r} is no name on the hub ({reason(error)}); write org/name") from error
     except errors.LocalTokenNotFoundError as error:
         raise ProbeError(_refused(repo_id, "there is no token")) from error
     except errors.OfflineModeIsEnabled as error:
@@ -37,9 +37,9 @@ def push_folder(folder: Path, repo_id: str, *, files: Sequence[str], private: bo
         status = getattr(error.response, "status_code", None)
         if status in (401, 403, 404):  # the hub answers 404 for what a token may not see
             raise ProbeError(_refused(repo_id, f"the hub answered {status}")) from error
-        raise ProbeError(f"cannot push to {repo_id}: {_line(error)}; try again later") from error
-    except unreachable as error:  # no network, a proxy in the way, a folder that cannot be read
-        raise ProbeError(f"cannot push to {repo_id}: {_line(error)}; look at the network and try again") from error
+        raise ProbeError(f"cannot push to {repo_id}: {reason(error)}; try again later") from error
+    except Exception as error:  # no network, a proxy in the way, a folder that cannot be read: each library has its own
+        raise ProbeError(f"cannot push to {repo_id}: {reason(error)}; look at the network and try again") from error
     return str(url)
 
 
@@ -48,8 +48,3 @@ def _refused(repo_id: str, why: str) -> str:
         f"cannot push to {repo_id}: {why}; log in with `hf auth login` or set HF_TOKEN to a token that may write to "
         f"{repo_id.partition('/')[0]}"
     )
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

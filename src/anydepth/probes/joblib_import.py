@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from anydepth.detectors import LinearProbe, ProbeCard
-from anydepth.errors import ProbeError
+from anydepth.errors import MissingExtra, ProbeError
 from anydepth.extras import require
+from anydepth.reasons import reason
 
 
 def import_joblib(
@@ -37,10 +38,18 @@ def import_joblib(
             f"{path} is a pickle, and reading a pickle runs whatever code is in it; if you trust its source, "
             "say so with --allow-pickle (allow_pickle=True)"
         )
-    scaler, classifier = _parts(_load(path), path)
-    weight, bias = _decision(classifier, positive, path)
-    if scaler is not None:
-        weight, bias = _unscaled(weight, bias, scaler)
+    model = _load(path)
+    try:
+        scaler, classifier = _parts(model, path)
+        weight, bias = _decision(classifier, positive, path)
+        if scaler is not None:
+            weight, bias = _unscaled(weight, bias, scaler)
+    except (ProbeError, MissingExtra):
+        raise
+    except Exception as error:  # what comes out of a pickle may have any attribute, or none
+        raise ProbeError(
+            f"{path} holds an estimator that is not as scikit-learn fits one ({reason(error)}); fit and store it again"
+        ) from error
     return LinearProbe(weight, bias, card)
 
 
@@ -55,7 +64,9 @@ def _load(path: Path) -> Any:
             warnings.simplefilter("ignore", exceptions.InconsistentVersionWarning)
             return joblib.load(path)
     except Exception as error:  # a pickle can fail in any way
-        raise ProbeError(f"{path} is not a joblib file that can be read here: {error!r}") from error
+        raise ProbeError(
+            f"{path} is not a joblib file that can be read here ({reason(error)}); fetch or store it again"
+        ) from error
 
 
 def _parts(model: Any, path: Path) -> tuple[Any | None, Any]:

@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from anydepth.errors import ConfigError
+from anydepth.files import read_json, write_whole, writing
 
 
 class Journal:
@@ -31,36 +33,38 @@ class Journal:
         if path.suffix != ".jsonl":
             raise ConfigError(f"{path} must be called .jsonl, so that it can be loaded again")
         self.path, beside = path, path.with_name(f"{path.name}.left-out")
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _check_settings(path, beside, settings)
             self.rows = {row["id"]: _facts(row) for row in _whole_lines(path)}
-            self.left_out = {row["id"]: str(row["reason"]) for row in _whole_lines(beside)}
+            self.left_out = {row["id"]: str(row.get("reason")) for row in _whole_lines(beside)}
             self._file, self._beside = path.open("ab"), beside.open("ab")
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._beside.close()
+        for file in (self._file, self._beside):
+            with suppress(OSError):  # a write that failed has been told; what was written is with the system already
+                file.close()
 
     def __contains__(self, key: object) -> bool:
         return key in self.rows or key in self.left_out
 
     def write(self, key: str, row: Mapping[str, Any]) -> None:
-        """Append one record and hand it to the operating system."""
-        self._file.write(_line(row))
-        self._file.flush()
+        """Append one record and hand it to the operating system; ConfigError if it does not take it."""
+        self._append(self._file, row)
         self.rows[key] = _facts(row)
 
     def leave_out(self, key: str, reason: str) -> None:
-        """Note why a record is not in the file."""
-        self._beside.write(_line({"id": key, "reason": reason}))
-        self._beside.flush()
+        """Note why a record is not in the file; ConfigError if that cannot be written."""
+        self._append(self._beside, {"id": key, "reason": reason})
         self.left_out[key] = reason
+
+    def _append(self, file: IO[bytes], row: Mapping[str, Any]) -> None:
+        with writing(self.path):
+            file.write(_line(row))
+            file.flush()
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
@@ -81,7 +85,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in content[:whole].splitlines()]
         if not all(isinstance(row, dict) and isinstance(row.get("id"), str) for row in rows):
             raise ValueError("a line is no record with an id")
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ConfigError(f"{path} was not written by an earlier run ({error}); give another file") from error
     if whole < len(content):
         os.truncate(path, whole)
@@ -94,16 +98,11 @@ def _check_settings(path: Path, left_out: Path, settings: Mapping[str, Any]) -> 
     if any(file.exists() and file.stat().st_size for file in (path, left_out)):
         if not beside.exists():
             raise ConfigError(f"{path} was not written by an earlier run; give another file")
-        try:
-            before = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{beside} is no settings file ({error}); give another file") from error
+        before = read_json(beside, "the settings of an earlier run")
         for name, value in now.items():
             if before.get(name) != value:
                 raise ConfigError(
                     f"{path} was begun with {name} {before.get(name)!r}, now it is {value!r}; give another file"
                 )
         return
-    temporary = beside.with_name(f".{beside.name}.tmp")
-    temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(beside)
+    write_whole(beside, json.dumps(now, indent=2) + "\n")

@@ -1,12 +1,11 @@
 """Write a probe's folder: the artefact, and a README that the Hugging Face hub shows as its model card."""
 
 import json
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from anydepth.atomic import write_whole
 from anydepth.detectors import LinearProbe
 from anydepth.detectors.card import ProbeCard
 from anydepth.errors import ProbeError
@@ -284,12 +283,7 @@ def _cell(value: Any) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, text.encode("utf-8"))
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise ProbeError(f"cannot write {path}: {error.strerror or error}") from error

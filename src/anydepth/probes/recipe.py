@@ -10,6 +10,7 @@ from typing import Any
 
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
+from anydepth.files import read_toml
 from anydepth.probes.augment import swap, wrap
 from anydepth.probes.corpora import SHIPPED, load
 from anydepth.probes.dataset import Conversation
@@ -57,17 +58,16 @@ def read_recipe(path: str | Path | None = None) -> Recipe:
     Raises:
         ConfigError: The file is missing, no TOML, or has a key or value that a recipe cannot have.
     """
+    if path is None:
+        shipped = (resources.files("anydepth") / "data" / "recipe.toml").read_text(encoding="utf-8")
+        return recipe_from(tomllib.loads(shipped), "default")
+    if not Path(path).exists():
+        raise ConfigError(f"there is no recipe at {path}")
     try:
-        if path is None:
-            text = (resources.files("anydepth") / "data" / "recipe.toml").read_text(encoding="utf-8")
-        else:
-            text = Path(path).read_text(encoding="utf-8")
-        record = tomllib.loads(text)
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no recipe at {path}") from error
-    except (OSError, ValueError) as error:
+        record = read_toml(Path(path))
+    except ConfigError as error:
         raise ConfigError(f"recipe {path} cannot be read: {error}") from error
-    return recipe_from(record, str(path or "default"))
+    return recipe_from(record, str(path))
 
 
 def recipe_from(record: Mapping[str, Any], source: str) -> Recipe:

@@ -1,15 +1,16 @@
 """Read the rows of a table: JSON lines, JSON, CSV, TSV or Parquet, gzipped or not."""
 
 import csv
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from anydepth.errors import ConfigError, RecordError
 from anydepth.extras import require
+from anydepth.files import is_stream
+from anydepth.jsonl import as_object, open_bytes, raw_lines, read_object, read_value, reading
 from anydepth.probes.dataset import Row
 
 _TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -25,56 +26,52 @@ def read_rows(path: Path) -> Iterator[Row]:
         RecordError: A row is not readable.
         MissingExtra: It is a Parquet file and pyarrow is not installed.
     """
+    if is_stream(path):
+        raise ConfigError(f"{path} is a pipe or a device, which cannot be read twice; write it to a file first")
     if not path.name.lower().endswith(SUFFIXES):
         raise ConfigError(f"{path} does not say its format; give a name that ends in {', '.join(SUFFIXES)}")
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     read = {"json": _json_rows, "csv": _csv_rows, "tsv": _csv_rows, "parquet": _parquet_rows}.get(kind, _jsonl_rows)
     try:
-        yield from read(path)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ConfigError(f"{path} is not a whole gzip file: {error}") from error
+        with reading(path):
+            yield from read(path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start} of what was read") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
 def _open(path: Path) -> IO[str]:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(open_bytes(path, "rb"), encoding="utf-8-sig", newline="")
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"line {number}", _object(_json(line, f"{path}, line {number}"), f"{path}, line {number}")
+    for number, raw in raw_lines(path):
+        try:
+            row = read_object(raw)
+        except RecordError as error:
+            raise RecordError(f"{path}, line {number}: {error}") from error
+        yield f"line {number}", row
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    with _open(path) as file:
-        value = _json(file.read(), f"{path} (if it has one record a line, call it .jsonl)")
+    try:
+        with _open(path) as file:
+            value = read_value(file.read())
+    except RecordError as error:
+        raise RecordError(f"{path} (if it has one record a line, call it .jsonl): {error}") from error
     lists = [item for item in value.values() if isinstance(item, list)] if isinstance(value, dict) else [value]
     if len(lists) != 1 or not isinstance(lists[0], list):
         raise RecordError(f"{path} is no list of records, nor an object with one such list in it")
     for number, record in enumerate(lists[0], start=1):
-        yield f"record {number}", _object(record, f"{path}, record {number}")
+        try:
+            yield f"record {number}", as_object(record)
+        except RecordError as error:
+            raise RecordError(f"{path}, record {number}: {error}") from error
 
 
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{where}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
-    except (RecursionError, ValueError) as error:
-        raise RecordError(f"{where}: not usable JSON ({type(error).__name__})") from error
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RecordError(f"{where}: a {type(value).__name__}, not an object with columns")
-    return value
+def _check_once(columns: Iterable[str], path: Path) -> None:
+    """Refuse a table with a column twice: nobody knows which is meant."""
+    if twice := [name for name, times in Counter(columns).items() if times > 1]:
+        raise RecordError(f"{path} has the column {twice[0]!r} twice; rename or remove one")
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -83,6 +80,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         with _open(path) as file:
             tab = path.name.lower().removesuffix(".gz").endswith(".tsv")
             reader = csv.DictReader(file, delimiter="\t" if tab else ",", strict=True)
+            _check_once(reader.fieldnames or (), path)
             rows = [(f"line {reader.line_num}", row) for row in reader]
     except csv.Error as error:
         raise RecordError(f"{path}: not a readable table: {error}") from error
@@ -99,6 +97,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with parquet.ParquetFile(path) as table:
+            _check_once(table.schema_arrow.names, path)
             for batch in table.iter_batches():
                 for row in batch.to_pylist():
                     number += 1

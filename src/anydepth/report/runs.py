@@ -87,8 +87,8 @@ def _json(path: Path) -> dict[str, Any]:
             f"there is no {path}; give a folder that `anydepth eval MODEL -o RUN` wrote, after its first suite is done"
         )
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, RecursionError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON ({error}); run the evaluation again") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no JSON object, so `anydepth eval` did not write it; give the folder of a run")

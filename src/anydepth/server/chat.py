@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from anydepth.server.account import check_record
+from anydepth.audit.answer import check_record
 from anydepth.server.bounds import apply_overrides
 from anydepth.server.compose import Delta, End
 from anydepth.server.engine import Job, Sampling
@@ -64,9 +64,13 @@ def spread(job: Job, count: int) -> tuple[Job, ...]:
 def _ask(body: ChatRequest, service: Service, headers: dict[str, str]) -> Ask:
     facts, settings = service.engine.facts, service.settings
     if len(body.messages) > settings.limits.messages:
-        raise BadRequest(f"{len(body.messages)} messages; this server takes {settings.limits.messages}", "messages")
+        limit = settings.limits.messages
+        raise BadRequest(f"messages has {len(body.messages)} entries; this server takes {limit} at most", "messages")
     guard = apply_overrides(facts.guard, body.anydepth, settings.overrides)
-    length = service.max_tokens(body.max_completion_tokens or body.max_tokens)
+    newer = body.max_completion_tokens is not None
+    length = service.max_tokens(
+        body.max_completion_tokens if newer else body.max_tokens, "max_completion_tokens" if newer else "max_tokens"
+    )
     count = service.choices(body.n or 1)
     prompt = chat_prompt(facts.template, body)
     offered = offered_tools(body)
@@ -79,6 +83,8 @@ def _ask(body: ChatRequest, service: Service, headers: dict[str, str]) -> Ask:
         offered=offered,
         special=service.special,
         reasoning=settings.reasoning.release,
+        release=guard.release,
+        one_call=body.parallel_tool_calls is False,
     )
     return Ask(
         "chat",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from anydepth.errors import PromptError
 from anydepth.server.bounds import apply_overrides
 from anydepth.server.chat import sampling_of, spread
 from anydepth.server.compose import Delta, End, Reading
@@ -45,15 +44,14 @@ def _ask(body: CompletionRequest, prompts: list[str], service: Service, headers:
     guard = apply_overrides(facts.guard, body.anydepth, settings.overrides)
     length = service.max_tokens(body.max_tokens)
     count = body.n or 1
-    service.choices(count * len(prompts))
+    service.choices(count * len(prompts), "n" if count > 1 else "prompt")
     jobs: list[Job] = []
-    for text in prompts:
+    for place, text in enumerate(prompts):
         ids = tuple(facts.template.tokenizer(text)["input_ids"])
         if not text.strip() or not ids:
-            raise PromptError("a prompt is empty; give a text to go on with")
+            name = "prompt" if isinstance(body.prompt, str) else f"prompt[{place}]"
+            raise BadRequest(f"{name} is an empty text; give a text to go on with", name, "invalid_prompt")
         jobs += spread(Job(Prompt(ids), guard, length, sampling_of(body)), count)
-    if not jobs:
-        raise BadRequest("there is no prompt; give a text", "prompt")
     return Ask(
         "completions",
         tuple(jobs),

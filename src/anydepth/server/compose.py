@@ -9,7 +9,7 @@ from anydepth.server.segments import Markers, Segment, Segmenter
 from anydepth.server.stops import StopTrim
 from anydepth.server.toolcalls import ToolCall
 from anydepth.text import TextStream
-from anydepth.types import Answer, Checked, CheckResult, Event, Finished, Halted, Released, Verdict
+from anydepth.types import Answer, Checked, CheckResult, Event, Finished, Halted, Released, ReleaseMode, Verdict
 
 ReasoningRelease = Literal["as_answer", "whole", "hidden"]
 
@@ -47,6 +47,8 @@ class Reading:
         reasoning: When thoughts may leave.
         decode: Tokens to text, special tokens included.
         prefix: Tokens of the client's prefill.
+        release: The guard's release mode for this answer.
+        one_call: Whether the client takes one call at most (`parallel_tool_calls: false`).
     """
 
     refusal: str
@@ -55,13 +57,16 @@ class Reading:
     reasoning: ReasoningRelease = "as_answer"
     decode: Callable[[Sequence[int]], str] | None = None
     prefix: tuple[int, ...] = ()
+    release: ReleaseMode = "hold"
+    one_call: bool = False
 
 
 class Composer:
     """Writes one answer.
 
-    Tool calls, and thoughts that are released as a whole, wait until a check that did not fail covers their last token,
-    whatever the release mode of the answer is: under `hold` that is so when they arrive, under `eager` it is not.
+    Tool calls are kept until the answer has ended unhalted, whatever its release mode: agents run a call as soon as
+    they have it, and a later halt could not take it back. Thoughts that are released as a whole wait until a check
+    that did not fail covers their last token: under `hold` that is so when they arrive, under `eager` it is not.
     """
 
     def __init__(self, reading: Reading) -> None:
@@ -71,9 +76,10 @@ class Composer:
         self._segmenter = Segmenter(reading.markers) if looks else None
         self._text = TextStream(reading.decode, reading.prefix) if looks and reading.decode else None
         self._covered, self._depth = 0, 0
+        self._calls: list[ToolCall] = []
         self._waiting: list[tuple[int, Segment]] = []
         self._thoughts: list[str] = []
-        self._wrote = self._called = self._last_failed = False
+        self._wrote = self._last_failed = False
 
     def write(self, event: Event) -> list[Delta | End]:
         """What this event adds."""
@@ -106,21 +112,19 @@ class Composer:
             if segment.kind == "content":
                 self._wrote = self._wrote or bool(segment.text.strip())
                 out.append(Delta(content=segment.text))
-            elif segment.kind == "tools" or self._reading.reasoning == "whole":
+            elif segment.kind == "tools":
+                self._calls += segment.calls
+            elif self._reading.reasoning == "whole":
                 self._waiting.append((self._depth, segment))
             elif self._reading.reasoning == "as_answer" and segment.text:
                 out.append(Delta(reasoning=segment.text))
         return out + self._let_go(self._covered)
 
     def _let_go(self, covered: float) -> list[Delta]:
-        """Write what waits and is covered by a check."""
+        """Write the thoughts that wait and are covered by a check."""
         out: list[Delta] = []
         while self._waiting and self._waiting[0][0] <= covered:
             segment = self._waiting.pop(0)[1]
-            if segment.kind == "tools":
-                self._called = True
-                out.append(Delta(calls=segment.calls))
-                continue
             self._thoughts.append(segment.text)
             if segment.closes and (text := "".join(self._thoughts)):
                 self._thoughts.clear()
@@ -129,6 +133,7 @@ class Composer:
 
     def _refuse(self) -> list[Delta | End]:
         self._waiting.clear()
+        self._calls.clear()
         held = self._trim.flush() if self._segmenter is None else ""
         return [Delta(content=held + ("\n\n" if self._wrote or held.strip() else "") + self._reading.refusal)]
 
@@ -142,12 +147,17 @@ class Composer:
         out += self._rest()
         if not self._last_failed:
             out += self._let_go(float("inf"))
-        elif any(segment.kind == "tools" for _, segment in self._waiting):
-            # The guard fails open for text; a call that no check has seen is not handed over even then.
+        return [*out, *(self._hand_over(answer) if self._calls else [End(answer.finish_reason, answer)])]
+
+    def _hand_over(self, answer: Answer) -> list[Delta | End]:
+        """The calls of an answer that has ended unhalted, in one piece, and its end."""
+        if answer.verdict.errors and self._reading.release != "monitor":
+            # The guard fails open for text; a call that a failed check may have missed is not handed over even then.
             verdict = Verdict(True, nan, answer.verdict.depth, "error", answer.verdict.errors)
-            return [*out, *self._refuse(), End("content_filter", replace(answer, verdict=verdict))]
-        called = self._called and answer.finish_reason == "stop"
-        return [*out, End("tool_calls" if called else answer.finish_reason, answer)]
+            return [*self._refuse(), End("content_filter", replace(answer, verdict=verdict))]
+        reason = "tool_calls" if answer.finish_reason == "stop" else answer.finish_reason
+        calls = self._calls[:1] if self._reading.one_call else self._calls
+        return [Delta(calls=tuple(calls)), End(reason, answer)]
 
     def _rest(self) -> list[Delta]:
         """What the trimmer and the segmenter were keeping back."""

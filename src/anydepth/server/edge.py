@@ -1,17 +1,18 @@
-"""The outermost layer: keys, size limits, safe headers, request logs, and an answer for every error."""
+"""The outermost layer: keys, origins, size limits, safe headers, request logs, and an answer for every error."""
 
 import hashlib
 import hmac
 import logging
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from anydepth.server.cors import Cors
 from anydepth.server.failures import envelope
 from anydepth.server.gone import ClientGone
 from anydepth.server.metrics import Metrics
@@ -45,6 +46,7 @@ class Edge:
         open_paths: Paths that need no key.
         body_bytes: Largest body.
         paths: Paths that are counted by name; others are counted together.
+        origins: Origins whose pages may use the server.
     """
 
     def __init__(
@@ -56,19 +58,21 @@ class Edge:
         open_paths: Collection[str] = OPEN_PATHS,
         body_bytes: int = 1_000_000,
         paths: Collection[str] = (),
+        origins: Sequence[str] = (),
     ) -> None:
         self._app, self._metrics, self._body_bytes = app, metrics, body_bytes
         self._open, self._paths = frozenset(open_paths), frozenset(paths)
         self._digests = [_digest(key) for key in keys]
+        self._cors = Cors(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._body_bytes)
+        exchange = _Exchange(scope, receive, self._cors.sender(scope, send), self._body_bytes)
         try:
-            refusal = self._refusal(scope)
+            refusal = self._cors.preflight(scope) or self._refusal(scope)
             if refusal is not None:
                 await exchange.read_away()
                 await refusal(scope, exchange.receive, exchange.send)
@@ -84,7 +88,7 @@ class Edge:
         finally:
             self._account(scope, exchange)
 
-    def _refusal(self, scope: Scope) -> JSONResponse | None:
+    def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._body_bytes:

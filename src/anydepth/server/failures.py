@@ -1,10 +1,10 @@
 """What goes wrong, in the envelope that OpenAI's clients read."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse
 
+from anydepth.audit.trail import AuditError
 from anydepth.errors import AnydepthError, ConfigError, PromptError, UnsupportedModel
 from anydepth.server.engine import AnswerTimeout, Busy, EngineError, ShuttingDown
 
@@ -20,6 +20,20 @@ class BadRequest(ConfigError):
 class ModelNotFound(AnydepthError):
     """The request names a model that is not served."""
 
+    param = "model"
+
+
+class WrongContentType(BadRequest):
+    """A body that does not say that it is JSON.
+
+    Pages of any origin may have a browser send such a body without asking first, so that they could use a server that
+    listens on this machine only.
+    """
+
+    def __init__(self, given: str | None) -> None:
+        found = "is missing" if given is None else f"is {given[:80]!r}"
+        super().__init__(f"the header Content-Type {found}; send `Content-Type: application/json`")
+
 
 # Kind of error -> HTTP status, OpenAI's `type`, OpenAI's `code`; the first that fits counts.
 _KINDS: tuple[tuple[type[Exception], int, str, str], ...] = (
@@ -27,7 +41,9 @@ _KINDS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (Busy, 429, "rate_limit_error", "queue_full"),
     (ShuttingDown, 503, "server_error", "shutting_down"),
     (AnswerTimeout, 504, "timeout_error", "timeout"),
+    (AuditError, 503, "server_error", "audit_failed"),
     (EngineError, 500, "server_error", "engine_error"),
+    (WrongContentType, 415, "invalid_request_error", "unsupported_media_type"),
     (PromptError, 400, "invalid_request_error", "invalid_prompt"),
     (ConfigError, 400, "invalid_request_error", "invalid_value"),
     (UnsupportedModel, 400, "invalid_request_error", "not_offered"),
@@ -48,30 +64,17 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, envelope("the server failed; its log says where", "server_error", "internal_error")
 
 
-def failure(error: Exception) -> JSONResponse:
-    """The response for an error."""
+def check_json(content_type: str | None) -> None:
+    """Raise WrongContentType unless the header says that the body is JSON."""
+    media = (content_type or "").partition(";")[0].strip().lower()
+    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
+        raise WrongContentType(content_type)
+
+
+def failure(error: Exception, prompt: str | None = None) -> JSONResponse:
+    """The response for an error; `prompt` is the field that has the prompt, where an error does not name one itself."""
     status, body = describe(error)
+    if isinstance(error, PromptError):
+        body["error"]["param"] = body["error"]["param"] or prompt
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else None
     return JSONResponse(body, status, headers)
-
-
-def _is_field(part: str) -> bool:
-    """Pydantic's places name the alternatives of a union too: `stop.constrained-str`, `input.list[…].ScanMessage`."""
-    return part.isdecimal() or (part.isidentifier() and part == part.lower() and part not in ("str", "int"))
-
-
-def invalid(errors: Sequence[Mapping[str, Any]]) -> JSONResponse:
-    """The response for a body that does not have the right fields; it never quotes the body."""
-    first = errors[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    param = ".".join(part for part in place if _is_field(part)) or None
-    if first["type"] == "extra_forbidden":
-        return JSONResponse(
-            envelope(
-                f"{param!r} is not offered by this server; leave it out", "invalid_request_error", "unsupported", param
-            ),
-            400,
-        )
-    reason = str(first["msg"]).removeprefix("Value error, ")
-    message = f"{param}: {reason}" if param else reason
-    return JSONResponse(envelope(message, "invalid_request_error", "invalid_value", param), 400)

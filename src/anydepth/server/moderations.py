@@ -1,6 +1,7 @@
 """`POST /v1/moderations`: scan conversations that are finished."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,8 +10,8 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from anydepth.audit.answer import check_record, number, scan_record
 from anydepth.policy import policy_record
-from anydepth.server.account import check_record, number
 from anydepth.server.bounds import apply_overrides
 from anydepth.server.failures import BadRequest
 from anydepth.server.gone import while_there
@@ -25,6 +26,7 @@ CATEGORY = "harmful"
 
 async def moderate(request: Request, body: ModerationRequest, service: Service) -> Response:
     """Scan each input: an answer (a last message of the assistant) at all depths in one pass, else depth 0."""
+    begun = time.time()
     model = service.check_model(body.model)
     guard = apply_overrides(service.engine.facts.guard, body.anydepth, service.settings.overrides)
     prompts = await asyncio.to_thread(_prompts, body, service)
@@ -34,13 +36,19 @@ async def moderate(request: Request, body: ModerationRequest, service: Service) 
 
     tell = body.anydepth is not None and body.anydepth.checks
     scans = await while_there(request, scan_all())
+    name = f"modr-{uuid.uuid4().hex}"
+    for index, (prompt, scan) in enumerate(zip(prompts, scans, strict=True)):
+        facts: dict[str, Any] = {"id": name, "choice": index, "model": model, "begun": begun}
+        if service.settings.audit.text:
+            facts["messages"] = _words(body, index, len(prompts))
+        await service.audit.run(service.audit.write, scan_record(scan, prompt, guard, **facts))
     results = [_result(scan, policy_record(guard.policy), tell) for scan in scans]
     for prompt, scan, result in zip(prompts, scans, results, strict=True):
         if tell and prompt.prefill:
             template = service.engine.facts.template
             result["anydepth"]["windows"] = await asyncio.to_thread(scan_windows, template, prompt, scan.checks)
         service.metrics.scans.labels(str(result["flagged"]).lower()).inc()
-    return JSONResponse({"id": f"modr-{uuid.uuid4().hex}", "model": model, "results": results})
+    return JSONResponse({"id": name, "model": model, "results": results})
 
 
 def _prompts(body: ModerationRequest, service: Service) -> list[Prompt]:
@@ -48,21 +56,28 @@ def _prompts(body: ModerationRequest, service: Service) -> list[Prompt]:
     if isinstance(body.input, str):
         return [template.prompt(body.input)]
     if len(body.input) > limits.messages:
-        raise BadRequest(f"{len(body.input)} inputs; this server takes {limits.messages}", "input")
+        raise BadRequest(f"input has {len(body.input)} entries; this server takes {limits.messages}", "input")
     conversation: list[dict[str, Any]] = []
     texts: list[Prompt] = []
-    for item in body.input:
+    for place, item in enumerate(body.input):
         if isinstance(item, ScanMessage):
             conversation.append(item.model_dump(exclude_none=True))
-        elif isinstance(item, TextPart):
-            if item.type != "text" or item.text is None:
-                raise BadRequest(f"an input is of type {item.type!r}; only text can be scanned", "input")
-            texts.append(template.prompt(item.text))
-        else:
-            texts.append(template.prompt(item))
+            continue
+        text = item.text if isinstance(item, TextPart) else item
+        if not text.strip():
+            raise BadRequest(f"input[{place}] is an empty text; leave it out", f"input[{place}]", "invalid_prompt")
+        texts.append(template.prompt(text))
     if conversation and texts:
         raise BadRequest("input mixes messages and texts; send one conversation, or a list of texts", "input")
     return [template.prompt(conversation)] if conversation else texts
+
+
+def _words(body: ModerationRequest, index: int, count: int) -> Any:
+    """What was scanned, as it was sent: the conversation, or one of `count` texts."""
+    if isinstance(body.input, str):
+        return body.input
+    items = [item if isinstance(item, str) else item.model_dump(exclude_none=True) for item in body.input]
+    return items[index] if len(items) == count else items
 
 
 def _result(scan: ScanResult, policy: dict[str, Any], tell: bool) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import json
 from typing import Any
 
+from anydepth.server.complaints import shown
 from anydepth.server.compose import Reading, ReasoningRelease
 from anydepth.server.failures import BadRequest
 from anydepth.server.schema import ChatMessage, ChatRequest
 from anydepth.server.segments import Markers, SpecialTokens
 from anydepth.server.toolcalls import ToolFormat
 from anydepth.template import ChatTemplate, Prompt
+from anydepth.types import ReleaseMode
 
 _ROLES = {"developer": "system"}
 """OpenAI's newer names of roles -> the ones that chat templates know."""
@@ -41,22 +43,40 @@ def chat_prompt(template: ChatTemplate, request: ChatRequest) -> Prompt:
         )
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
     return template.prompt(
-        [_message(message) for message in request.messages], tools=None if request.tool_choice == "none" else tools
+        [_message(place, message) for place, message in enumerate(request.messages)],
+        tools=None if request.tool_choice == "none" else tools,
     )
 
 
-def _message(message: ChatMessage) -> dict[str, Any]:
+def _message(place: int, message: ChatMessage) -> dict[str, Any]:
+    """A message as chat templates read it."""
     record = message.model_dump(exclude_none=True)
     record["role"] = _ROLES.get(message.role, message.role)
     if message.tool_calls:
         record.setdefault("content", "")  # some templates join it to other text
-    for call in record.get("tool_calls", ()):
+    elif message.content is None:
+        name = f"messages[{place}].content"
+        raise BadRequest(f"{name} is missing (role {shown(message.role)}); give it a text", name, "invalid_prompt")
+    for number, call in enumerate(record.get("tool_calls", ())):
         function = call["function"]
-        try:  # OpenAI writes arguments as JSON text, chat templates expect the object
-            function["arguments"] = json.loads(function["arguments"])
-        except (ValueError, RecursionError):
-            raise BadRequest("the arguments of a tool call are not JSON; send them as the model wrote them") from None
+        function["arguments"] = _arguments(
+            function["arguments"], f"messages[{place}].tool_calls[{number}].function.arguments"
+        )
     return record
+
+
+def _arguments(text: str, name: str) -> dict[str, Any]:
+    """The arguments of a call: OpenAI writes them as JSON text, chat templates expect the object.
+
+    Clients send an empty text, or null, for a call that had no arguments.
+    """
+    try:
+        arguments = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        raise BadRequest(f"{name} is {shown(text)}, which is not JSON; send the JSON text of an object", name) from None
+    if arguments is not None and not isinstance(arguments, dict):
+        raise BadRequest(f"{name} is {shown(text)}; send the JSON text of an object", name)
+    return arguments or {}
 
 
 def reading_of(
@@ -69,6 +89,8 @@ def reading_of(
     offered: frozenset[str] = frozenset(),
     special: SpecialTokens | None = None,
     reasoning: ReasoningRelease = "as_answer",
+    release: ReleaseMode = "hold",
+    one_call: bool = False,
 ) -> Reading:
     """How the answer to a prompt is read."""
     markers = Markers(
@@ -83,7 +105,7 @@ def reading_of(
         return template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     prefix = prompt.ids[prompt.start :]
-    return Reading(refusal, stops, markers, reasoning, decode if markers.needed else None, prefix)
+    return Reading(refusal, stops, markers, reasoning, decode if markers.needed else None, prefix, release, one_call)
 
 
 def _begins_thinking(template: ChatTemplate, prompt: Prompt) -> bool:

@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from math import nan
 
-from anydepth.server.account import Account, error_kind
-from anydepth.server.audit import AuditError
+from anydepth.audit.answer import Account, error_kind
+from anydepth.audit.trail import AuditError
 from anydepth.server.engine import AnswerTimeout, Busy, Engine, EngineError, Job, ShuttingDown
 from anydepth.types import Answer, Checked, Event, Finished, Halted, Released, Verdict
 
@@ -25,41 +25,43 @@ async def relay(
     text: list[str] = []
     ids: list[int] = []
     answer: Answer | None = None
+    halted = False
     try:
         async with aclosing(engine.submit(job)) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     answer = event.answer
-                _note(account, event)
+                await _note(account, event)
                 if isinstance(event, Released):
                     text.append(event.text)
                     ids.extend(event.token_ids)
+                halted = halted or isinstance(event, Halted)
                 see(event)
                 yield event
     except AuditError:
-        with suppress(AuditError):
-            account.broken("audit")
+        await account.audit.settle(account.broken, "audit")
         for event in _stopped(job, account, answer, "".join(text), tuple(ids)):
+            if halted and isinstance(event, Halted):
+                continue  # the guard has refused already
             see(event)
             yield event
     except BaseException as error:  # cancelled by the client, timed out, or the engine failed: all are accounted for
         if account.checks or not isinstance(error, (Busy, ValueError)):  # else it never became an answer
-            with suppress(AuditError):
-                account.broken(_outcome(error))
+            await account.audit.settle(account.broken, _outcome(error))
         if isinstance(error, EngineError) and error.__cause__ is not None:
             logger.error("the engine failed", exc_info=error.__cause__, extra={"id": account.id})
         raise
 
 
-def _note(account: Account, event: Event) -> None:
+async def _note(account: Account, event: Event) -> None:
     if isinstance(event, Checked):
         account.checked(event.check)
         if event.check.error is not None:
             logger.warning("check failed", extra={"id": account.id, "error": error_kind(event.check.error)})
     elif isinstance(event, Released):
-        account.released(event)
+        await account.audit.run(account.released, event)
     elif isinstance(event, Finished):
-        account.finished(event.answer)
+        await account.audit.run(account.finished, event.answer)
 
 
 def _stopped(

@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from anydepth.audit.answer import check_record, number
 from anydepth.config import GuardConfig
 from anydepth.policy import policy_record
-from anydepth.server.account import check_record, number
 from anydepth.server.compose import End
 from anydepth.types import Answer, CheckResult, Verdict
 

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import signal
+import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
 from anydepth.server.app import build_app
-from anydepth.server.audit import open_audit
-from anydepth.server.engine import Engine
+from anydepth.server.engine import Engine, EngineError
 from anydepth.server.logs import set_up_logging
+from anydepth.server.opening import opening
 from anydepth.server.service import Service
 from anydepth.settings import Settings
 
@@ -20,21 +22,33 @@ LAST_WORDS = 5
 """Seconds that connections have to take the end of an answer that was aborted."""
 
 
-def serve(engine: Engine, settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; returns once everything is finished or the time of grace is over."""
-    set_up_logging(settings.logging)
-    service = Service(engine, settings, open_audit(settings.audit))
+def serve(load: Callable[[], Engine], settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; returns once everything is finished or the time of grace is over.
+
+    Args:
+        load: Gives the engine. It is called once everything else that can fail has not.
+        settings: What the operator decided.
+
+    Raises:
+        AnydepthError: Something cannot be opened (see `opening`), or loaded; nothing has been served then.
+    """
+    with opening(settings) as opened:
+        engine = load()
+        set_up_logging(settings.logging)
+        service = Service(engine, settings, opened.audit)
+        app = build_app(service, opened.keys)
     config = uvicorn.Config(
-        build_app(service),
-        host=settings.http.host,
-        port=settings.http.port,
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(settings.limits.grace_seconds) + LAST_WORDS,
         lifespan="on",
     )
-    _Server(config, service).run()
+    try:
+        _Server(config, service).run(opened.sockets)
+    except SystemExit as error:  # uvicorn's exit code for it, 3, says of ours that an answer was halted
+        raise EngineError("the server could not start; its log says why") from error
 
 
 class _Server(uvicorn.Server):
@@ -45,12 +59,12 @@ class _Server(uvicorn.Server):
         self._service = service
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Start to listen."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to take connections."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)  # pyright: ignore[reportArgumentType]
+        await super().startup(sockets)
         if self.started:
-            addresses = [socket.getsockname() for server in self.servers for socket in server.sockets]
+            addresses = [each.getsockname() for server in self.servers for each in server.sockets]
             logger.info("listening", extra={"addresses": addresses, "model": self._service.engine.facts.model})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

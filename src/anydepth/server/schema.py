@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from anydepth.server.complaints import unreadable
 from anydepth.types import ReleaseMode
 
 _HARMLESS = {
@@ -29,6 +30,23 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Fields that are not offered -> values by which a client asks for nothing."""
 
+
+def _kind(value: Any) -> str | None:
+    """Which alternative of a field a value is meant to be: a complaint is then about that one."""
+    if isinstance(value, (str, list)):
+        return "<text>" if isinstance(value, str) else "<list>"
+    if isinstance(value, (dict, BaseModel)):
+        role = "role" in value if isinstance(value, dict) else hasattr(value, "role")
+        return "<message>" if role else "<part>"
+    return None
+
+
+def _by_kind(remedy: str) -> Discriminator:
+    return Discriminator(_kind, custom_error_type="wrong_kind", custom_error_message=remedy)
+
+
+_TEXTS = _by_kind("send a text, or a list of texts")
+Text = Annotated[str, Tag("<text>")]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -46,8 +64,8 @@ class _Request(BaseModel):
             return body
         try:
             json.dumps(body, ensure_ascii=False).encode()
-        except (UnicodeEncodeError, RecursionError):
-            raise ValueError("the body has half of a surrogate pair in a text, or is nested too deeply") from None
+        except (UnicodeEncodeError, RecursionError) as error:
+            raise ValueError(str(unreadable(error))) from None
         return {
             name: value
             for name, value in body.items()
@@ -71,12 +89,17 @@ class GuardOverrides(BaseModel):
 class TextPart(BaseModel):
     """A part of a message; others than text are refused."""
 
-    type: str
-    text: str | None = None
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[
+    Text | Annotated[list[TextPart], Tag("<list>")], _by_kind("send a text, or a list of parts of type text")
+]
 
 
 class FunctionCall(BaseModel):
-    """What an assistant called."""
+    """What an assistant called; arguments are the JSON text of an object, and an empty text is none."""
 
     name: str
     arguments: str = "{}"
@@ -94,7 +117,7 @@ class ChatMessage(BaseModel):
     """A message of the conversation; fields that are not known are left out."""
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | list[TextPart] | None = None
+    content: Content | None = None
     name: str | None = None
     tool_calls: list[PastToolCall] | None = None
     tool_call_id: str | None = None
@@ -141,7 +164,10 @@ class _Generation(_Request):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
     seed: Seed | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: (
+        Annotated[Annotated[Stop, Tag("<text>")] | Annotated[list[Stop], Field(max_length=4), Tag("<list>")], _TEXTS]
+        | None
+    ) = None
     anydepth: GuardOverrides | None = None
 
     @property
@@ -153,7 +179,7 @@ class _Generation(_Request):
     @classmethod
     def _of_a_stream(cls, value: StreamOptions | None, info: Any) -> StreamOptions | None:
         if value is not None and not info.data.get("stream"):
-            raise ValueError("stream_options are for streams; set stream, or leave them out")
+            raise ValueError("it is for streams: set stream, or leave it out")
         return value
 
 
@@ -164,6 +190,7 @@ class ChatRequest(_Generation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
@@ -171,21 +198,28 @@ class ChatRequest(_Generation):
 class CompletionRequest(_Generation):
     """`POST /v1/completions`: a prompt as it is, without the chat template."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)]
+    prompt: Annotated[Text | Annotated[list[str], Field(min_length=1), Tag("<list>")], _TEXTS]
 
 
 class ScanMessage(BaseModel):
     """A message of a conversation to scan."""
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | list[TextPart]
+    content: Content
+
+
+Scanned = Annotated[
+    Text | Annotated[ScanMessage, Tag("<message>")] | Annotated[TextPart, Tag("<part>")],
+    _by_kind("send a text, a message or a part of type text"),
+]
 
 
 class ModerationRequest(_Request):
     """`POST /v1/moderations`: a text is a user's message; a list of messages is a conversation."""
 
-    input: (
-        str | Annotated[list[str], Field(min_length=1)] | Annotated[list[ScanMessage | TextPart], Field(min_length=1)]
-    )
+    input: Annotated[
+        Text | Annotated[list[Scanned], Field(min_length=1), Tag("<list>")],
+        _by_kind("send a text, a list of texts, or a list of messages"),
+    ]
     model: str | None = None
     anydepth: GuardOverrides | None = None

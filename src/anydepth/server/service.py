@@ -10,9 +10,9 @@ from typing import Any
 
 from opentelemetry.trace import Span
 
+from anydepth.audit.answer import Account
+from anydepth.audit.trail import Audit
 from anydepth.errors import AnydepthError
-from anydepth.server.account import Account
-from anydepth.server.audit import Audit
 from anydepth.server.compose import Composer, Delta, End, Reading
 from anydepth.server.engine import AnswerTimeout, Busy, Engine, Job, ShuttingDown
 from anydepth.server.failures import BadRequest, ModelNotFound
@@ -65,6 +65,7 @@ class Service:
         self.metrics.watch(lambda: engine.stats)
         self.draining = False
         engine.on_check = self.metrics.check_seconds.observe
+        audit.on_failure = self.metrics.audit_failures.inc
         template = getattr(engine.facts.template.tokenizer, "chat_template", None)
         self.special = SpecialTokens.of(engine.facts.template.tokenizer)
         self.tool_format: ToolFormat | None = choose_format(settings.tools.format, str(template or ""))
@@ -72,7 +73,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """True if requests are welcome: the engine runs, the audit can be written, nothing is being shut down."""
-        ready = self.engine.ready and not self.draining and self.audit.healthy()
+        ready = self.engine.ready and not self.draining and self.audit.healthy
         self.metrics.ready.set(ready)
         return ready
 
@@ -83,19 +84,19 @@ class Service:
             raise ModelNotFound(f"the model {name!r} is not served here; ask for {served!r}")
         return served
 
-    def max_tokens(self, wanted: int | None) -> int:
-        """Length of an answer; BadRequest if it is longer than the operator allows."""
+    def max_tokens(self, wanted: int | None, name: str = "max_tokens") -> int:
+        """Length of an answer; BadRequest, about the field `name`, if it is longer than the operator allows."""
         limits = self.settings.limits
         if wanted is None:
             return min(limits.default_max_tokens, limits.max_tokens)
         if wanted > limits.max_tokens:
-            raise BadRequest(f"max_tokens is {wanted}; this server allows {limits.max_tokens}", "max_tokens")
+            raise BadRequest(f"{name} is {wanted}; this server allows {limits.max_tokens} at most", name)
         return wanted
 
-    def choices(self, wanted: int) -> int:
-        """Number of answers; BadRequest if it is more than the operator allows."""
-        if wanted > self.settings.limits.choices:
-            raise BadRequest(f"{wanted} answers are asked for; this server allows {self.settings.limits.choices}", "n")
+    def choices(self, wanted: int, name: str = "n") -> int:
+        """Number of answers; BadRequest, about the field `name`, if it is more than the operator allows."""
+        if (limit := self.settings.limits.choices) < wanted:
+            raise BadRequest(f"{wanted} answers are asked for by {name}; this server allows {limit} at most", name)
         return wanted
 
     async def run(self, ask: Ask) -> AsyncGenerator[Piece, None]:
@@ -114,7 +115,9 @@ class Service:
     async def _answer(self, ask: Ask, index: int, span: Span) -> AsyncGenerator[Delta | End, None]:
         facts, job = self.engine.facts, ask.jobs[index]
         text = ask.messages if self.settings.audit.text else None
-        account = Account(self.audit, ask.id, index, ask.endpoint, facts.model, job, facts.end_token_ids, text)
+        account = Account(
+            self.audit, ask.id, index, ask.endpoint, facts.model, job.prompt, job.guard, facts.end_token_ids, text
+        )
         composer, watcher, outcome = Composer(ask.readings[index]), self.metrics.watcher(), "cancelled"
 
         def see(event: Event) -> None:
@@ -122,7 +125,6 @@ class Service:
             if isinstance(event, Checked):
                 note_check(span, event.check)
 
-        failures = self.audit.failures
         try:
             async with aclosing(relay(self.engine, job, account, see)) as events:
                 async for event in events:
@@ -134,7 +136,6 @@ class Service:
             outcome = _outcome(error)
             raise
         finally:
-            self.metrics.audit_failures.inc(self.audit.failures - failures)
             _end(watcher, outcome)
 
 

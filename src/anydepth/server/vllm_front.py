@@ -8,7 +8,7 @@ of showing a halt.
 import json
 import logging
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,12 +17,13 @@ from anydepth.backends.vllm.options import engine_options
 from anydepth.errors import AnydepthError
 from anydepth.server.app import api_keys
 from anydepth.server.edge import Edge
-from anydepth.server.failures import BadRequest, envelope, failure
+from anydepth.server.failures import BadRequest, check_json, envelope, failure
 from anydepth.server.metrics import Metrics
 from anydepth.server.vllm_events import Events, rewritten
 from anydepth.server.vllm_ledger import Ledger, Page, listen
-from anydepth.server.vllm_replies import Asked, StreamReply, halted_reply, refusal_of, whole_reply
+from anydepth.server.vllm_replies import Asked, halted_reply, refusal_of, whole_reply
 from anydepth.server.vllm_request import read_body, rewrite
+from anydepth.server.vllm_stream import StreamReply
 from anydepth.settings import Settings
 
 logger = logging.getLogger("vllm.anydepth")
@@ -51,7 +52,7 @@ class GuardFront:
         """Serve one request."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "only HTTP is guarded"})
-        elif scope["type"] != "http" or scope["method"] == "OPTIONS":
+        elif scope["type"] != "http":
             await self._app(scope, receive, send)
         else:
             await self._open(scope)(scope, receive, send)
@@ -69,6 +70,7 @@ class GuardFront:
                     open_paths=OPEN_PATHS | ({"/metrics", "/metrics/"} if settings.http.public_metrics else set()),
                     body_bytes=settings.limits.body_bytes,
                     paths=PASSED | {CHAT, COMPLETIONS},
+                    origins=settings.http.cors_origins,
                 )
             except (AnydepthError, AttributeError) as error:
                 logger.error("nothing is served: %s", error)
@@ -95,7 +97,9 @@ class _Counter:
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, *, chat: bool) -> None:
         try:
-            body, asked = rewrite(read_body(await _read(receive)), self._settings, chat=chat)
+            raw = await _read(receive)
+            check_json(Headers(scope=scope).get("content-type"))
+            body, asked = rewrite(read_body(raw), self._settings, chat=chat)
         except BadRequest as error:
             await failure(error)(scope, receive, send)
             return

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from anydepth.backends.vllm.report import KEY
+from anydepth.server.complaints import complaint, shown, unreadable
 from anydepth.server.failures import BadRequest
 from anydepth.server.schema import GuardOverrides
 from anydepth.server.vllm_replies import Asked
@@ -27,10 +28,10 @@ def read_body(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw)
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:  # UnicodeError is a ValueError
-        raise BadRequest(f"the body is not JSON ({type(error).__name__}); send an object") from None
+    except (ValueError, RecursionError) as error:  # UnicodeError and JSONDecodeError are ValueErrors
+        raise (unreadable(error) if raw else BadRequest("the body is empty; send a JSON object")) from None
     if not isinstance(body, dict):
-        raise BadRequest("the body is not a JSON object; send one")
+        raise BadRequest(f"the body is {shown(body)}; send a JSON object")
     return body
 
 
@@ -42,12 +43,14 @@ def rewrite(body: dict[str, Any], settings: Settings, *, chat: bool) -> tuple[di
         if body.get(name):
             raise BadRequest(f"{name} is not offered here: {reason}; leave it out", name, "unsupported")
     if chat and len(_listed(body.get("messages"))) > settings.limits.messages:
-        raise BadRequest(f"{len(body['messages'])} messages; this server takes {settings.limits.messages}", "messages")
+        limit = settings.limits.messages
+        raise BadRequest(f"messages has {len(body['messages'])} entries; this server takes {limit} at most", "messages")
     n = 1 if (wanted := _whole(body, "n")) is None else wanted
     prompts = 1 if chat else _prompts(body.get("prompt"))
     if n < 1 or n * prompts > settings.limits.choices:
         limit = settings.limits.choices
-        raise BadRequest(f"{n * prompts} answers are asked for; this server allows 1 to {limit}", "n")
+        name = "prompt" if n == 1 else "n"
+        raise BadRequest(f"{n * prompts} answers are asked for by {name}; this server allows 1 to {limit}", name)
     _limit_length(body, settings, chat=chat)
     _put(body, overrides)
     release = overrides.get("release", settings.guard.release)
@@ -60,6 +63,7 @@ def rewrite(body: dict[str, Any], settings: Settings, *, chat: bool) -> tuple[di
         stops=_stops(body.get("stop")),
         refusal=settings.guard.refusal,
         strict=release == "hold" and settings.guard.on_error == "closed",
+        watched=release == "monitor",
     )
     return body, asked
 
@@ -71,15 +75,14 @@ def _overrides(given: Any) -> dict[str, Any]:
         return GuardOverrides.model_validate(given).model_dump(exclude_unset=True)
     except ValidationError as error:
         each = error.errors(include_url=False)[0]
-        name = ".".join((KEY, *map(str, each["loc"])))
-        raise BadRequest(f"{name}: {each['msg']}", name) from None
+        raise complaint({**each, "loc": (KEY, *each["loc"])}) from None
 
 
 def _put(body: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     """Give the engine what is asked of the guard; whatever a client puts in its place itself is taken out."""
     extra = body.get("vllm_xargs")
     if extra is not None and not isinstance(extra, dict):
-        raise BadRequest("vllm_xargs is not an object; send one, or leave it out", "vllm_xargs")
+        raise BadRequest(f"vllm_xargs is {shown(extra)}; send an object, or leave it out", "vllm_xargs")
     extra = {name: value for name, value in (extra or {}).items() if name != KEY}
     if overrides:
         extra[KEY] = json.dumps(overrides)
@@ -95,7 +98,7 @@ def _limit_length(body: dict[str, Any], settings: Settings, *, chat: bool) -> No
         if (wanted := _whole(body, name)) is not None:
             given = True
             if wanted > limits.max_tokens:
-                raise BadRequest(f"{name} is {wanted}; this server allows {limits.max_tokens}", name)
+                raise BadRequest(f"{name} is {wanted}; this server allows {limits.max_tokens} at most", name)
     if not given:
         body["max_tokens"] = min(limits.default_max_tokens, limits.max_tokens)
 
@@ -104,7 +107,7 @@ def _whole(body: Mapping[str, Any], name: str) -> int | None:
     """A whole number, not what vLLM would make one of: it would pass by the limits."""
     value = body.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise BadRequest(f"{name} is not a whole number; send one, or leave it out", name)
+        raise BadRequest(f"{name} is {shown(value)}; send a whole number, or leave it out", name)
     return value
 
 

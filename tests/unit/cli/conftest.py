@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from anydepth.cli import app, load
 from anydepth.cli.options import GuardOptions, ModelOptions
 from anydepth.errors import PromptError
 from anydepth.policy import Threshold
+from anydepth.schedule import Every
 from anydepth.types import (
     Answer,
     Checked,
@@ -58,6 +60,14 @@ class ScriptedGuard:
     scanned: list[tuple[Any, str]] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     die_after: int | None = None
+    fingerprint: str = "f00d"
+    template: Any = field(default_factory=lambda: SimpleNamespace(digest="d00d"))
+    schedule: Every = field(default_factory=Every)
+    detector: Any = None
+
+    @property
+    def backend(self) -> Any:
+        return SimpleNamespace(identity=SimpleNamespace(fingerprint=self.fingerprint))
 
     def with_options(self, **options: Any) -> "ScriptedGuard":
         assert options == {"prefill": "end"}
@@ -120,7 +130,7 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> ScriptedGuard:
     """The guard that every command of this test opens."""
     scripted = ScriptedGuard()
 
-    def open_guard(model: ModelOptions, options: GuardOptions, threshold: float | None = None) -> ScriptedGuard:
+    def open_guard(model: ModelOptions, options: GuardOptions) -> ScriptedGuard:
         scripted.opened.append((model, options))
         return scripted
 
@@ -131,7 +141,7 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> ScriptedGuard:
 class Run:
     """Runs the command line in this process."""
 
-    def __call__(self, *arguments: object, stdin: str | None = None) -> Result:
+    def __call__(self, *arguments: object, stdin: str | bytes | None = None) -> Result:
         return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
 
 

@@ -76,6 +76,23 @@ def test_debug_keeps_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert run("--debug", "generate", "org/m", "x").exception is error
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device", "/tmp/x"), "error: /tmp/x: No space left on device"),
+        (MemoryError(), "error: there is not enough memory"),
+        (OSError("gone"), "error: what was to be read or written: gone"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    monkeypatch.setattr(load, "open_guard", failing(error))
+    result = run("generate", "org/m", "x")
+    assert result.exit_code == 2 and result.stderr.startswith(says) and result.stderr.count("\n") == 1
+    assert run("--debug", "generate", "org/m", "x").exception is error
+
+
 def test_a_bug_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     error = ZeroDivisionError()
     monkeypatch.setattr(load, "open_guard", failing(error))

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.table import Table
 
 from anydepth import bench
+from anydepth.bench import Row
 from anydepth.cli.demo import settings
 from tests.unit.cli.conftest import Run
 
@@ -17,23 +17,47 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
 
     def run(model: str, **options: Any) -> dict[str, Any]:
-        options.pop("progress")("measuring")
+        progress, came = options.pop("progress"), options.pop("came")
         made.append({"model": model, **options})
-        return {"check_ratio": {"128": 0.5}}
+        progress("1/2 cost of a [check]; about 40 s left")
+        row = Row("a check costs", "128 tokens", "0.50 decode steps")
+        came([row], {"check_ratio": {"128": 0.5}, "finished": False})
+        if model == "org/dies":
+            raise KeyboardInterrupt
+        result = {"check_ratio": {"128": 0.5}, "finished": True, "cut": ["the scan: left out, it takes about 9 min"]}
+        came([], result)
+        return result
 
     monkeypatch.setattr(bench, "run", run)
-    monkeypatch.setattr(bench, "table", lambda result: Table("figures"))
     return made
 
 
-def test_measures_prints_and_writes(run: Run, calls: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_tells_what_is_done_prints_figures_and_writes(run: Run, calls: list[dict[str, Any]], tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     result = run("bench", "org/m", "--contexts", "128, 512", "--intervals", "25", "--quick", "--json", file)
     assert result.exit_code == 0, result.stderr
     expected = {"contexts": [128, 512], "intervals": [25], "probe": None, "quick": True, "dtype": "float32"}
     assert calls == [{"model": "org/m", **expected}]
-    assert "figures" in result.stdout
-    assert json.loads(file.read_text()) == {"check_ratio": {"128": 0.5}}
+    assert result.stdout.split() == ["a", "check", "costs", "128", "tokens", "0.50", "decode", "steps"]
+    assert result.stderr.splitlines() == [
+        "1/2 cost of a [check]; about 40 s left",
+        "cut: the scan: left out, it takes about 9 min",
+    ]
+    assert json.loads(file.read_text())["finished"] is True
+
+
+def test_what_came_before_a_run_was_stopped_is_in_the_file(
+    run: Run, calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "figures.json"
+    assert run("bench", "org/dies", "--json", file).exit_code != 0
+    assert json.loads(file.read_text()) == {"check_ratio": {"128": 0.5}, "finished": False}
+
+
+def test_a_device_gets_the_figures_once(run: Run, calls: list[dict[str, Any]]) -> None:
+    assert run("bench", "org/m", "--json", "/dev/null").exit_code == 0
+    result = run("bench", "org/m", "--json", "/dev/full")
+    assert result.exit_code == 2 and "the figures cannot be written (No space left on device)" in result.stderr
 
 
 def test_defaults_are_those_of_the_issue(run: Run, calls: list[dict[str, Any]]) -> None:
@@ -49,10 +73,28 @@ def test_defaults_are_those_of_the_issue(run: Run, calls: list[dict[str, Any]]) 
 
 
 @pytest.mark.parametrize(
-    "given", [["--contexts", "x"], ["--intervals", "0"], ["--json", "/nowhere/x.json"], ["--probe", "nowhere"]]
+    "given",
+    [
+        ["--contexts", "x"],
+        ["--intervals", "0"],
+        ["--json", "/nowhere/x.json"],
+        ["--json", "/tmp"],
+        ["--probe", "nowhere"],
+    ],
 )
 def test_wrong_use_is_found_before_anything_is_measured(
     run: Run, calls: list[dict[str, Any]], given: list[str]
 ) -> None:
     assert run("bench", *given).exit_code == 2
     assert not calls
+
+
+def test_a_read_only_file_is_found_before_anything_is_measured(
+    run: Run, calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "figures.json"
+    file.write_text("{}")
+    file.chmod(0o444)
+    result = run("bench", "--json", file)
+    assert result.exit_code == 2 and "read-only" in result.stderr
+    assert not calls and file.read_text() == "{}"

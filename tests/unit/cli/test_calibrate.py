@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def opened(backend: TransformersBackend, probe: LinearProbe, monkeypatch: pytest
     """The seam of the command line: a real guard over the tiny model; which options it was opened with."""
     seen: list[GuardOptions] = []
 
-    def open_guard(model: ModelOptions, options: GuardOptions, threshold: float | None = None) -> Guard:
+    def open_guard(model: ModelOptions, options: GuardOptions) -> Guard:
         seen.append(options)
         found = probe if options.probe is None else LinearProbe.load(options.probe)
         return Guard.from_backend(backend, found, **options.guard_options())
@@ -179,6 +180,20 @@ def test_failed_records_are_named_and_left_out(run: Run, opened: Any, artefact: 
     assert (evidence["answers"], evidence["failed"]) == (28, 3)
 
 
+def test_labels_and_names_are_read_as_fit_reads_them(run: Run, opened: Any, artefact: Path, tmp_path: Path) -> None:
+    records = [record(n) for n in range(30)]
+    for number, label in enumerate([" Benign ", "SAFE", "", None, float("nan")]):
+        records[number]["label"] = label
+    records[5]["messages"] = None
+    records[6]["label"] = ["benign"]
+    records[7]["label"] = "odd"
+    file = traffic(tmp_path, records, "T.JSONL")
+    result = run("calibrate", artefact, "--model", "org/m", "--benign", file)
+    assert result.exit_code == 1 and "2 records failed" in result.stderr
+    for fact in ("line 7: column 'label' is a list", "line 8: column 'label' is 'odd'"):
+        assert fact in result.stderr
+
+
 def test_too_many_failed_records_stop_it(run: Run, opened: Any, artefact: Path, tmp_path: Path) -> None:
     file = traffic(tmp_path, [record(n, label="harmful" if n < 2 else "benign") for n in range(10)])
     result = run("calibrate", artefact, "--model", "org/m", "--benign", file)
@@ -197,11 +212,14 @@ def test_too_many_failed_records_stop_it(run: Run, opened: Any, artefact: Path, 
         (["-o", "missing/new.safetensors"], "does not exist"),
         (["-o", "new.bin"], "ends in .safetensors"),
         (["-o", "traffic.jsonl"], "ends in .safetensors"),
+        (["-o", "pipe.safetensors"], "is a pipe or a device"),
+        (["--benign", "pipe.safetensors"], "cannot be read twice; write it to a file"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_model_is_loaded(
     run: Run, opened: list[GuardOptions], artefact: Path, benign: Path, given: list[str], message: str
 ) -> None:
+    os.mkfifo("pipe.safetensors")
     result = run("calibrate", artefact, "--model", "org/m", "--benign", benign, *given)
     assert (result.exit_code, opened) == (2, [])
     assert message in result.stderr

@@ -12,6 +12,7 @@ from anydepth.backends.scripted import ScriptedBackend
 from anydepth.cli import collect as command
 from anydepth.cli import load
 from anydepth.cli.options import ModelOptions
+from anydepth.locks import hold
 from anydepth.probes.store import StateStore
 from tests.unit.cli.conftest import Run
 
@@ -189,6 +190,30 @@ def test_on_policy_parts_divide_the_prompts(run: Run, backend: ScriptedBackend, 
         assert run("collect", "m", "--data", data, "-o", out, "--on-policy", "--part", part).exit_code == 0
     assert len(set(StateStore(out).read([(Site(8), 1)])["id"].tolist())) == 6
     assert {file.name for file in out.glob("*.jsonl")} == {"on-policy-0-of-2.jsonl", "on-policy-1-of-2.jsonl"}
+
+
+def test_a_second_writer_is_refused_and_parts_are_not(
+    run: Run, backend: ScriptedBackend, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    arguments = ("collect", "m", "--data", data, "-o", out, "--layers", "3")
+    with hold(out):
+        result = run(*arguments)
+        assert result.exit_code == 2 and "another process is writing to" in words(result.stderr)
+        assert not backend.opened and not out.exists()  # pyright: ignore[reportAttributeAccessIssue]
+        assert run(*arguments, "--part", "0/2").exit_code in (0, 1), "parts have locks of their own"
+    assert run(*arguments).exit_code == 0
+    with hold(out, "1-of-2"):
+        assert run(*arguments, "--part", "1/2").exit_code == 2
+
+
+@pytest.mark.parametrize("place", ["talks.jsonl", "talks.jsonl/store", "/dev/full"])
+def test_a_store_that_cannot_be_a_folder_is_refused_before_a_model_is_loaded(
+    run: Run, backend: ScriptedBackend, data: Path, place: str
+) -> None:
+    result = run("collect", "m", "--data", data, "-o", data.parent / place)
+    assert result.exit_code == 2 and "is no folder; give another place" in words(result.stderr)
+    assert not backend.opened  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_ray_gets_the_same_request(run: Run, monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from anydepth import Guard, LinearProbe
 from anydepth.backends.transformers import load as load_backend
 from anydepth.cli import load
+from anydepth.locks import hold
 from anydepth.probes.store import StateStore
 from tests import tiny
 from tests.unit.cli.conftest import Run
@@ -185,6 +186,15 @@ def test_labels_that_are_missing_are_refused(
         "a probe needs both" in words(result.stderr) or "both labels" in words(result.stderr)
     )
     assert not (tmp_path / "probe" / "probe.safetensors").exists()
+
+
+def test_a_second_writer_is_refused_before_a_model_is_loaded(
+    run: Run, no_model: None, recipe: tuple[str, ...], tmp_path: Path
+) -> None:
+    for held, more in ((tmp_path / "probe", ()), (tmp_path / "kept", ("--work", str(tmp_path / "kept")))):
+        with hold(held):
+            result = run("fit", "org/m", *recipe, "-o", tmp_path / "probe", *more)
+        assert result.exit_code == 2 and "another process is writing to" in words(result.stderr)
 
 
 def test_a_recipe_without_a_choice_is_refused_before_anything_is_read(

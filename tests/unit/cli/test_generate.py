@@ -1,7 +1,12 @@
 """`anydepth generate` on a scripted guard."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +63,80 @@ def test_reads_the_prompt_from_stdin(run: Run, guard: ScriptedGuard) -> None:
     run("generate", "org/m", "-", stdin="from a pipe")
     run("generate", "org/m", stdin="from a pipe")
     assert [messages for messages, _ in guard.asked] == [[{"role": "user", "content": "from a pipe"}]] * 2
+
+
+def test_text_means_the_same_however_it_is_given(run: Run, guard: ScriptedGuard, tmp_path: Path) -> None:
+    mark, opening = b"\xef\xbb\xbf", tmp_path / "prefill.txt"
+    for text in ("Q\n", "Q\r\n", mark + b"Q\n", "Q"):
+        run("generate", "org/m", "-", stdin=text)
+    run("generate", "org/m", "Q")
+    assert [messages[0]["content"] for messages, _ in guard.asked] == ["Q"] * 5
+    run("generate", "org/m", "-", stdin="Q\n\n")
+    assert guard.asked[-1][0][0]["content"] == "Q\n", "one newline is the shell's, more are the user's"
+    opening.write_bytes(mark + b"Sure,\r\n")
+    run("generate", "org/m", "Q", "--prefill-file", opening)
+    assert guard.asked[-1][1]["prefill"] == "Sure,"
+    chat = tmp_path / "chat.json"
+    chat.write_bytes(mark + b'[{"role": "user", "content": "Q"}]')
+    run("generate", "org/m", "--messages-file", chat)
+    assert guard.asked[-1][0] == [{"role": "user", "content": "Q"}]
+
+
+def test_files_may_be_pipes(run: Run, guard: ScriptedGuard, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text('[{"role": "user", "content": "Q"}]'))
+    writer.start()
+    assert run("generate", "org/m", "--messages-file", pipe).exit_code == 0
+    writer.join()
+    assert guard.asked[0][0] == [{"role": "user", "content": "Q"}]
+
+
+def test_a_prompt_that_is_no_text_is_refused(run: Run, guard: ScriptedGuard) -> None:
+    wrong = os.fsdecode(b"H\xe9")
+    for given in (["-"], [wrong], ["x", "--system", wrong], ["x", "--prefill", wrong]):
+        result = run("generate", "org/m", *given, stdin=b"H\xe9\n")
+        assert result.exit_code == 2 and "convert it first" in result.stderr
+        assert not guard.opened
+
+
+@pytest.mark.parametrize(
+    "given", [["--seed", "1" + "0" * 30], ["--seed", "-1"], ["--temperature", "nan"], ["--temperature", "inf"]]
+)
+def test_numbers_that_no_sampler_takes_are_refused(run: Run, guard: ScriptedGuard, given: list[str]) -> None:
+    assert run("generate", "org/m", "x", *given).exit_code == 2
+    assert not guard.opened
+
+
+def command(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own, over the guard of these tests."""
+    code = (
+        "from anydepth.cli import load, main\n"
+        "from tests.unit.cli.conftest import ScriptedGuard\n"
+        "load.open_guard = lambda model, options: ScriptedGuard(words=('H\u00e9', ' \U0001f33f'))\n"
+        "main()"
+    )
+    run = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(run, stderr=subprocess.PIPE, text=True, encoding="utf-8", check=False, **more)
+
+
+def test_an_output_of_ascii_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    found = command("generate", "org/m", "x", stdout=subprocess.PIPE)
+    assert (found.returncode, found.stdout) == (0, "H\\xe9 \\U0001f33f\n"), found.stderr
+    found = command("generate", "org/m", "x", "--json", stdout=subprocess.PIPE)
+    assert found.stdout.isascii() and json.loads(found.stdout)["text"] == "Hé \U0001f33f"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["generate", "org/m", "x"], ["generate", "org/m", "x", "--json"], ["--version"], ["--help"]]
+)
+def test_a_full_disk_behind_the_output_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        found = command(*arguments, stdout=full)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ") and "No space left on device" in found.stderr
+    assert found.stderr.count("\n") == 1
 
 
 def test_reads_a_conversation_and_a_prefill_from_files(run: Run, guard: ScriptedGuard, tmp_path: Path) -> None:
@@ -125,6 +204,11 @@ def test_wrong_use_is_one_line_and_exit_2(run: Run, guard: ScriptedGuard, given:
     [
         ("{", "is not JSON"),
         ("[]", "at least one"),
+        ("[" * 100_000, "nested too deeply"),
+        ('[{"role": "user", "content": "\\ud800"}]', "half a surrogate pair"),
+        ('[{"role": "user", "content": "H\\ud83d"}]', "half a surrogate pair"),
+        ('[{"role": "user", "content": 3}]', "a content that is not text"),
+        ("9" * 5000, "is not JSON"),
         ('[{"role": "user"}]', "message 1"),
         ('[{"role": "system", "content": "a"}]', "has a system message already"),
     ],

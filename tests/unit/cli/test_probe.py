@@ -1,6 +1,7 @@
 """`anydepth probe`: show, push with the hub faked, import."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,6 +96,17 @@ def test_show_what_is_no_probe(run: Run, tmp_path: Path) -> None:
     assert (result.exit_code, "not a probe artefact" in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("changes", [{"achieved": "x"}, {"interval": 3}, {"per_source": [1]}, {"per_depth": [{}]}])
+def test_show_names_a_calibration_that_makes_no_sense(run: Run, tmp_path: Path, changes: dict[str, Any]) -> None:
+    probe = made()
+    card = replace(probe.card, calibration={**probe.card.calibration, **changes})
+    LinearProbe(probe.weight, probe.bias, card).save(tmp_path / "p.safetensors")
+    result = run("probe", "show", tmp_path / "p.safetensors")
+    assert result.exit_code == 2 and not result.stdout
+    assert "p.safetensors: the calibration in the card is not as `anydepth calibrate` writes it" in result.stderr
+    assert run("probe", "show", tmp_path / "p.safetensors", "--json").exit_code == 0
+
+
 # -- push --------------------------------------------------------------------------------------------------------------
 
 
@@ -142,12 +154,13 @@ def answered(status: int) -> Exception:
     [
         (answered(401), "the hub answered 401; log in with `hf auth login` or set HF_TOKEN"),
         (answered(403), "may write to org"),
-        (answered(500), "Client error '500'; try again later"),
+        (answered(500), "Client error '500' and more; try again later"),
         (errors.LocalTokenNotFoundError("no token"), "there is no token; log in"),
         (errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
         (errors.HFValidationError("Repo id must be ..."), "'org/my-probe' is no name on the hub"),
-        (ConnectionError("no route to host\nand more"), "no route to host; look at the network"),
+        (ConnectionError("no route to host\nand more"), "no route to host and more; look at the network"),
         (getattr(errors, "HTTPError", OSError)("connect failed"), "connect failed; look at the network"),
+        (RuntimeError("the client was closed"), "the client was closed; look at the network"),
     ],
 )
 def test_push_says_in_one_line_what_went_wrong(

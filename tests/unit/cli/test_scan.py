@@ -2,12 +2,25 @@
 
 import gzip
 import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from anydepth import Guard, LinearProbe
+from anydepth.backends.base import Read, Site
+from anydepth.backends.transformers import TransformersBackend
+from anydepth.cli import load
+from anydepth.detectors import ProbeCard
+from anydepth.policy import Threshold
 from anydepth.records import RecordWriter
+from tests.disk import full_disk
+from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.cli.conftest import Run, ScriptedGuard
 
 
@@ -42,7 +55,10 @@ def test_one_record_out_for_one_in(run: Run, guard: ScriptedGuard, tmp_path: Pat
     file.write_bytes(gzip.compress(lines(record("a"), chat).encode()))
     result = run("scan", "org/m", file, "-o", out)
     assert result.exit_code == 0, result.stderr
-    assert results(out) == [
+    found = results(out)
+    digests = [(each.pop("text_digest"), each.pop("settings_digest")) for each in found]
+    assert digests[0][0] != digests[1][0] and digests[0][1] == digests[1][1]
+    assert found == [
         {
             "id": key,
             "checks": [{"depth": 0, "score": 0.1}, {"depth": 10, "score": 0.2}],
@@ -118,7 +134,7 @@ def test_bad_lines_are_reported_with_their_number_and_the_rest_goes_on(
         '{"id": "b", "prompt": "Hi", "messages": [], "response": "x"}',
         '{"id": "b", "response": "x"}',
         '{"id": "b", "messages": [], "response": "x"}',
-        '{"id": "b", "prompt": 3, "response": "x"}',
+        '{"id": "b", "prompt": 3.5, "response": "x"}',
         '{"id": "a", "prompt": "Hi", "response": "again"}',
         r'{"id": "b", "prompt": "Hi", "response": "\ud800"}',
         '{"id": "b", "prompt": "Hi", "response": "too long"}',
@@ -148,11 +164,9 @@ def test_a_score_that_is_not_a_number_is_null_with_an_error(run: Run, guard: Scr
     file.write_text(lines(record("a", "nan"), record("b")))
     result = run("scan", "org/m", file, "-o", out)
     assert result.exit_code == 1
-    assert results(out)[0] == {
-        "id": "a",
-        "checks": [{"depth": 0, "score": None, "error": "NaN in the hidden state"}],
-        "verdict": {"halt": True, "depth": 0, "score": None},
-    }
+    (first, _) = results(out)
+    assert first["checks"] == [{"depth": 0, "score": None, "error": "NaN in the hidden state"}]
+    assert first["verdict"] == {"halt": True, "depth": 0, "score": None}
     assert "line 1: id 'a': 1 check failed" in result.stderr
 
 
@@ -249,3 +263,194 @@ def test_going_on_with_another_engine_is_allowed(run: Run, guard: ScriptedGuard,
     run("scan", "org/m", file, "-o", out, "--limit", 2)
     result = run("scan", "org/m", file, "-o", out, "--engine", "vllm")
     assert result.exit_code == 0 and len(results(out)) == 5, "what runs the model decides no verdict"
+
+
+@contextmanager
+def piped(pipe: Path, work: Callable[[Path], Any]) -> Iterator[list[Any]]:
+    """Whoever is at the other end of a pipe meanwhile; what `work` returned."""
+    os.mkfifo(pipe)
+    found: list[Any] = []
+    other = threading.Thread(target=lambda: found.append(work(pipe)), daemon=True)
+    other.start()
+    yield found
+    other.join(30)
+    assert not other.is_alive(), "the pipe was not opened, or was opened twice"
+
+
+def test_the_input_may_be_a_pipe(run: Run, guard: ScriptedGuard, file: Path, out: Path, tmp_path: Path) -> None:
+    with piped(tmp_path / "pipe", lambda pipe: pipe.write_bytes(file.read_bytes())):
+        result = run("scan", "org/m", tmp_path / "pipe", "-o", out)
+    assert result.exit_code == 0 and "5 answers scanned" in result.stderr
+    assert [each["id"] for each in results(out)] == [f"r{n}" for n in range(5)]
+    assert run("scan", "org/m", file, "-o", out).exit_code == 0 and len(guard.scanned) == 5, "it may go on from a file"
+
+
+@pytest.mark.parametrize("name", ["pipe.jsonl", "pipe.jsonl.gz"])
+def test_the_output_may_be_a_pipe(run: Run, guard: ScriptedGuard, file: Path, tmp_path: Path, name: str) -> None:
+    with piped(tmp_path / name, Path.read_bytes) as got:
+        assert run("scan", "org/m", file, "-o", tmp_path / name).exit_code == 0
+    text = gzip.decompress(got[0]) if name.endswith(".gz") else got[0]
+    assert [json.loads(line)["id"] for line in text.splitlines()] == [f"r{n}" for n in range(5)]
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["in.jsonl", name]), "no manifest, no lock"
+
+
+def test_a_device_is_written_to_and_a_full_disk_is_one_line(run: Run, guard: ScriptedGuard, file: Path) -> None:
+    assert run("scan", "org/m", file, "-o", "/dev/null").exit_code == 0
+    result = run("scan", "org/m", file, "-o", "/dev/full")
+    assert result.exit_code == 2 and "cannot write /dev/full: No space left on device" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_disk_that_fills_loses_nothing_that_was_written(
+    run: Run, guard: ScriptedGuard, file: Path, out: Path
+) -> None:
+    run("scan", "org/m", file, "-o", out, "--limit", 2)
+    with full_disk(out.stat().st_size + 30):
+        result = run("scan", "org/m", file, "-o", out)
+    assert result.exit_code == 2 and "File too large; make room" in result.stderr
+    assert run("scan", "org/m", file, "-o", out).exit_code == 0
+    assert [each["id"] for each in results(out)] == [f"r{n}" for n in range(5)]
+    assert len(guard.scanned) == 6, "only the record that was not written is scanned again"
+
+
+def test_a_second_writer_is_refused(run: Run, guard: ScriptedGuard, file: Path, out: Path) -> None:
+    with RecordWriter(out):
+        result = run("scan", "org/m", file, "-o", out)
+        assert result.exit_code == 2 and "another process is writing to" in result.stderr
+        assert not guard.opened, "a model was loaded for nothing"
+    assert run("scan", "org/m", file, "-o", out).exit_code == 0
+
+
+@pytest.mark.parametrize("changed", ["threshold", "model", "template", "detector"])
+def test_records_of_other_settings_are_refused_without_the_manifest_too(
+    run: Run, guard: ScriptedGuard, file: Path, tmp_path: Path, changed: str
+) -> None:
+    run("scan", "org/m", file, "-o", tmp_path / "out.jsonl", "--limit", 2)
+    moved = (tmp_path / "out.jsonl").rename(tmp_path / "moved.jsonl")
+    before = moved.read_bytes()
+    if changed == "threshold":
+        guard.policy = Threshold(0.15)
+    elif changed == "model":
+        guard.fingerprint = "another"
+    elif changed == "template":
+        guard.template.digest = "another"
+    given = ["--detector", "rethink"] if changed == "detector" else []
+    result = run("scan", "org/m", file, "-o", moved, *given)
+    assert result.exit_code == 2 and "line 1 was written with another model or guard" in result.stderr
+    assert moved.read_bytes() == before
+
+
+def test_another_model_in_the_same_folder_is_named(run: Run, guard: ScriptedGuard, file: Path, out: Path) -> None:
+    run("scan", "org/m", file, "-o", out, "--limit", 2)
+    guard.fingerprint = "another"
+    result = run("scan", "org/m", file, "-o", out)
+    assert result.exit_code == 2 and "was begun with fingerprint 'f00d', now it is 'another'" in result.stderr
+
+
+def test_an_output_that_was_moved_goes_on_with_the_same_settings(
+    run: Run, guard: ScriptedGuard, file: Path, tmp_path: Path
+) -> None:
+    run("scan", "org/m", file, "-o", tmp_path / "out.jsonl", "--limit", 2)
+    moved = (tmp_path / "out.jsonl").rename(tmp_path / "moved.jsonl")
+    assert run("scan", "org/m", file, "-o", moved).exit_code == 0 and len(results(moved)) == 5
+
+
+def test_records_that_do_not_say_their_settings_are_refused(
+    run: Run, guard: ScriptedGuard, file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "old.jsonl"
+    out.write_text(lines({"id": "r0", "checks": [], "verdict": {}}))
+    result = run("scan", "org/m", file, "-o", out)
+    assert result.exit_code == 2 and "line 1 does not say its settings" in result.stderr
+
+
+def test_a_record_that_was_edited_under_its_id_is_named(run: Run, guard: ScriptedGuard, file: Path, out: Path) -> None:
+    run("scan", "org/m", file, "-o", out)
+    before = results(out)
+    file.write_text(lines(record("r0"), record("r1", "edited"), record("r2")))
+    result = run("scan", "org/m", file, "-o", out)
+    assert result.exit_code == 1 and "line 2: id 'r1': its prompt or answer has changed" in result.stderr
+    assert "2 skipped" in result.stderr and results(out) == before
+
+
+def test_what_a_deleted_output_left_behind_is_replaced(
+    run: Run, guard: ScriptedGuard, file: Path, tmp_path: Path
+) -> None:
+    out, manifest = tmp_path / "out.jsonl", tmp_path / "out.jsonl.run.json"
+    run("scan", "org/m", file, "-o", out)
+    out.unlink()
+    assert run("scan", "org/other", file, "-o", out).exit_code == 0
+    assert json.loads(manifest.read_text())["model"] == "org/other" and len(results(out)) == 5
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", "{", "[" * 100_000])
+def test_what_is_no_manifest_is_named(run: Run, guard: ScriptedGuard, file: Path, tmp_path: Path, content: str) -> None:
+    out, manifest = tmp_path / "out.jsonl", tmp_path / "out.jsonl.run.json"
+    for begun in (False, True):
+        if begun:
+            run("scan", "org/m", file, "-o", out)
+        manifest.write_text(content)
+        result = run("scan", "org/m", file, "-o", out)
+        assert result.exit_code == 2 and result.stderr.count("error: ") == 1 and "out.jsonl.run.json" in result.stderr
+        assert manifest.read_text() == content
+        manifest.unlink()
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [(".", "is a folder"), ("in.jsonl/x", "does not exist"), ("no/x.jsonl", "does not exist")],
+)
+def test_a_place_that_cannot_be_written_is_named(
+    run: Run, guard: ScriptedGuard, file: Path, place: str, says: str
+) -> None:
+    result = run("scan", "org/m", file, "-o", file.parent / place)
+    assert result.exit_code == 2 and says in result.stderr and not guard.opened
+
+
+def test_scan_reads_what_fit_reads(run: Run, guard: ScriptedGuard, tmp_path: Path) -> None:
+    file, out = tmp_path / "IN.JSONL.GZ", tmp_path / "out.jsonl"
+    asked = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
+    rows = [
+        {"id": "a", "prompt": "Hi", "messages": None, "response": "fine"},
+        {"id": "b", "prompt": float("nan"), "messages": [asked], "response": "fine", "label": ""},
+        {"id": "c", "messages": [asked, {"role": "assistant", "content": "fine"}]},
+        {"id": "d", "prompt": "Hi", "response": "fine", "label": " Benign "},
+        {"id": "e", "conversations": 3, "prompt": " ", "response": "fine"},
+        {"id": "f", "messages": [asked, {"role": "assistant", "content": "a"}], "response": "b"},
+    ]
+    twice = b'{"id": "g", "prompt": "Hi", "prompt": "Ho", "response": "fine"}\n'
+    file.write_bytes(gzip.compress(b"\xef\xbb\xbf" + lines(*rows).encode() + twice))
+    result = run("scan", "org/m", file, "-o", out)
+    assert [each["id"] for each in results(out)] == ["a", "b", "c", "d"]
+    assert guard.scanned == [([{"role": "user", "content": "Hi"}], "fine")] * 4
+    for line in ("line 5: column 'prompt' is empty", "line 6: column 'messages' ends", "line 7: has 'prompt' twice"):
+        assert line in result.stderr
+
+
+def test_a_number_and_its_text_are_one_id(run: Run, guard: ScriptedGuard, tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(lines(record(1), record("1"), record("")))
+    result = run("scan", "org/m", file, "-o", tmp_path / "out.jsonl", "--limit", "9" * 30)
+    assert "line 2: id '1' was used on line 1 already" in result.stderr
+    assert 'line 3: "id" is missing' in result.stderr
+
+
+def test_a_real_guard_says_what_it_is(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    backend = TransformersBackend(tiny_model("Llama"), tiny_tokenizer())
+    reads = (Read(Site(2), backend.header.read_index),)
+    card = ProbeCard(backend.identity, backend.header.ids, reads, policy={"name": "threshold", "threshold": 0.9})
+
+    def scan(bias: float, *options: object) -> Any:
+        guard = Guard.from_backend(backend, LinearProbe(np.ones(32), bias, card))
+        monkeypatch.setattr(load, "open_guard", lambda model, options: guard)
+        return run("scan", "org/m", file, "-o", out, *options)
+
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text(lines(*({"id": n, "prompt": "w1 w2", "response": "w3 w4 w5"} for n in range(3))))
+    assert scan(-1.0, "--limit", 1).exit_code == 0
+    manifest = json.loads((tmp_path / "out.jsonl.run.json").read_text())
+    assert manifest["fingerprint"] == backend.identity.fingerprint
+    assert manifest["rule"] == {"name": "threshold", "threshold": 0.9}
+    assert manifest["schedule"] == "Every(interval=25, doubling=True)" and len(manifest["probe"]) == 16
+    assert "was begun with probe" in " ".join(scan(-1.5).stderr.split())
+    assert scan(-1.0).exit_code == 0 and len(results(out)) == 3

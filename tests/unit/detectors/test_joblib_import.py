@@ -106,6 +106,32 @@ def test_another_width_than_the_cards(card: ProbeCard, tmp_path: Path) -> None:
         import_joblib(path, wider, allow_pickle=True)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coef_": None},
+        {"coef_": "text"},
+        {"coef_": np.array([[object()]])},
+        {"intercept_": []},
+        {"classes_": None},
+    ],
+)
+def test_a_regression_with_parts_that_make_no_sense_is_an_error(
+    card: ProbeCard, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    model = LogisticRegression(max_iter=1000).fit(STATES, LABELS)
+    vars(model).update(changes)
+    with pytest.raises(ProbeError, match=r"layer_3\.joblib"):
+        import_joblib(dump(model, tmp_path), card, allow_pickle=True)
+
+
+def test_an_empty_pipeline_is_an_error(card: ProbeCard, tmp_path: Path) -> None:
+    model = make_pipeline(StandardScaler())
+    model.steps = []
+    with pytest.raises(ProbeError, match=r"layer_3\.joblib"):
+        import_joblib(dump(model, tmp_path), card, allow_pickle=True)
+
+
 def test_files_that_cannot_be_read(card: ProbeCard, tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="there is no file"):
         import_joblib(tmp_path / "missing.joblib", card, allow_pickle=True)

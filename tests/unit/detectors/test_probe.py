@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +119,82 @@ def test_save_replaces_whole_or_not_at_all(probe: LinearProbe, saved: Path) -> N
         probe.save(saved.parent / "file" / "probe.safetensors")
 
 
+def test_save_follows_a_link(probe: LinearProbe, saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "links"
+    folder.mkdir()
+    link = folder / "current.safetensors"
+    link.symlink_to(saved)
+    LinearProbe(2 * probe.weight, 0.0, probe.card).save(link)
+    assert link.is_symlink() and [path.name for path in folder.iterdir()] == [link.name]
+    assert (LinearProbe.load(saved).weight == 2 * probe.weight).all()
+
+
+def test_save_makes_what_a_link_leads_to(probe: LinearProbe, tmp_path: Path) -> None:
+    link = tmp_path / "current.safetensors"
+    link.symlink_to("later.safetensors")
+    probe.save(link)
+    assert link.is_symlink() and LinearProbe.load(tmp_path / "later.safetensors").card == probe.card
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o640])
+def test_save_keeps_the_mode_of_a_file(probe: LinearProbe, saved: Path, mode: int) -> None:
+    saved.chmod(mode)
+    LinearProbe(2 * probe.weight, 0.0, probe.card).save(saved)
+    assert stat.S_IMODE(saved.stat().st_mode) == mode
+    assert (LinearProbe.load(saved).weight == 2 * probe.weight).all()
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_save_does_not_replace_a_read_only_file(probe: LinearProbe, saved: Path, through_a_link: bool) -> None:
+    before = saved.read_bytes()
+    saved.chmod(0o444)
+    path = saved
+    if through_a_link:
+        path = saved.with_name("link")
+        path.symlink_to(saved)
+    with pytest.raises(ProbeError, match=r"cannot write the probe .*: the file is read-only; make it writable"):
+        LinearProbe(2 * probe.weight, 0.0, probe.card).save(path)
+    assert saved.read_bytes() == before and stat.S_IMODE(saved.stat().st_mode) == 0o444
+    assert not list(saved.parent.glob("*.tmp"))
+
+
+def test_save_replaces_no_folder_and_writes_into_a_pipe(probe: LinearProbe, tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match="it is a folder"):
+        probe.save(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "pipe").open("rb+", buffering=0) as reader:
+        probe.save(tmp_path / "pipe")
+        assert b"format_version" in reader.read(4096)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "null\0byte"])
+def test_paths_that_cannot_be_are_an_error(probe: LinearProbe, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ProbeError, match="cannot write the probe"):
+        probe.save(tmp_path / name)
+    with pytest.raises(ProbeError):
+        LinearProbe.load(tmp_path / name)
+
+
+def test_a_pointer_of_git_lfs_is_named(saved: Path) -> None:
+    saved.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ProbeError, match="git-lfs pointer, which `git lfs pull` fetches"):
+        LinearProbe.load(saved)
+
+
+def test_a_tensor_of_a_kind_that_numpy_has_not_is_an_error(saved: Path) -> None:
+    content = saved.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["weight"] = {**header["weight"], "dtype": "F8_E4M3"}
+    header["weight"]["data_offsets"] = [0, WIDTH]
+    header["bias"]["data_offsets"] = [WIDTH, WIDTH + 4]
+    raw = json.dumps(header).encode()
+    saved.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(WIDTH + 4))
+    with pytest.raises(ProbeError, match="is not a probe artefact"):
+        LinearProbe.load(saved)
+
+
 def test_probe_without_policy(card: ProbeCard) -> None:
     assert LinearProbe(np.zeros(WIDTH), 0, dataclasses.replace(card, policy=None)).policy is None
 
@@ -157,6 +235,7 @@ def test_files_that_are_no_probe(tmp_path: Path) -> None:
         ({"anydepth": "{not json"}, "no card"),
         ({"anydepth": "[]"}, "no card"),
         ({"anydepth": "{}"}, "no 'model'"),
+        ({"anydepth": "[" * 100_000}, "no card"),
     ],
 )
 def test_damaged_artefact_is_an_error(saved: Path, changes: dict[str, Any], message: str) -> None:
@@ -182,6 +261,9 @@ def test_damaged_artefact_is_an_error(saved: Path, changes: dict[str, Any], mess
         ({"policy": {"name": "guess"}}, "policy is 'guess'"),
         ({"policy": [1]}, "policy"),
         ({"sources": {"name": "x"}}, "sources"),
+        ({"sources": ["x"]}, "a source is 'x'"),
+        ({"calibration": None}, "calibration is None"),
+        ({"versions": None}, "versions is None"),
     ],
 )
 def test_card_that_makes_no_sense_is_an_error(saved: Path, changes: dict[str, Any], message: str) -> None:

@@ -4,8 +4,10 @@ import math
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe
@@ -278,6 +280,24 @@ def test_a_guard_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "guard" / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
         Asked.load(folder)
+
+
+def test_a_guard_model_that_is_an_adapter_is_its_base_with_the_adapter_on(tmp_path: Path) -> None:
+    base, folder = saved(tmp_path / "base"), tmp_path / "adapter"
+    adapted = peft.get_peft_model(tiny.tiny_model("Llama"), peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.save_pretrained(str(folder))
+    tiny.tiny_tokenizer().save_pretrained(folder)
+    assert any("lora_A" in name for name, _ in Asked.load(str(folder)).model.named_parameters())
+
+
+def test_a_guard_model_with_random_weights_is_refused(tmp_path: Path) -> None:
+    folder = Path(saved(tmp_path / "guard"))
+    held = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in held.items() if "layers.1.mlp" not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"guard model .* lack weights .* random values"):
+        Asked.load(str(folder))
 
 
 def test_a_halt_of_a_guard_model_is_its_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ from anydepth.errors import ConfigError
 from anydepth.evals import run as runs
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Summary
-from anydepth.evals.run import MANIFEST, Evaluation, evaluate
+from anydepth.evals.run import MANIFEST, SUMMARY, Evaluation, evaluate
 from anydepth.evals.suite import SUITES, EvalOptions, load_suite
 from anydepth.report import open_runs
+from tests.disk import full_disk
 from tests.evaluations import random_probe, tiny_backend, write_tables
 
 TABLE = "pairs_deep_validation"
@@ -142,8 +143,46 @@ def test_an_unknown_suite_is_refused_before_anything_is_written(evaluation: Eval
 def test_a_folder_that_cannot_be_written_is_named(evaluation: Evaluation, suites: dict[str, Any]) -> None:
     suites["latency"] = counting
     evaluation.folder.parent.joinpath("file").write_text("")
-    with pytest.raises(ConfigError, match="cannot write the run folder"):
+    with pytest.raises(ConfigError, match=r"cannot write .*file/run: .*another place"):
         evaluate(replace(evaluation, folder=evaluation.folder.parent / "file" / "run"), ["latency"], silent)
+
+
+def test_a_second_evaluation_into_one_folder_is_refused(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    def nested(context: Context) -> Summary:
+        with pytest.raises(ConfigError, match="another process is writing to"):
+            evaluate(evaluation, ["interval"], silent)
+        return counting(context)
+
+    suites.update({"latency": nested, "interval": counting})
+    assert list(evaluate(evaluation, ["latency"], silent)) == ["latency"]
+    assert list(evaluate(evaluation, ["interval"], silent)) == ["interval"], "the lock is given back"
+
+
+def test_a_disk_that_fills_is_said_and_nothing_is_lost(evaluation: Evaluation, suites: dict[str, Any]) -> None:
+    def long(context: Context) -> Summary:
+        context.record("long", lambda: {"n": 1, "words": "x" * 100_000})
+        return counting(context)
+
+    suites.update({"latency": counting, "interval": long})
+    first = evaluate(evaluation, ["latency"], silent)
+    with full_disk(50_000), pytest.raises(ConfigError, match=r"cannot write .*interval\.jsonl: File too large"):
+        evaluate(evaluation, ["interval"], silent)
+    assert open_runs([evaluation.folder])[0].summaries == first
+    again = evaluate(evaluation, ["interval"], silent)
+    assert list(open_runs([evaluation.folder])[0].summaries) == ["interval", "latency"] and again["interval"].figures
+
+
+@pytest.mark.parametrize("name", [MANIFEST, SUMMARY, "records/latency.jsonl.run.json"])
+@pytest.mark.parametrize("content", ["[]", "{}", "{", "[" * 100_000])
+def test_a_file_of_the_run_that_is_something_else_is_named(
+    evaluation: Evaluation, suites: dict[str, Any], name: str, content: str
+) -> None:
+    suites["latency"] = counting
+    evaluate(evaluation, ["latency"], silent)
+    (evaluation.folder / name).write_text(content)
+    with pytest.raises(ConfigError, match=name.rpartition("/")[2] if "run.json" not in name else r"latency\.jsonl"):
+        evaluate(evaluation, ["latency"], silent)
+    assert (evaluation.folder / name).read_text() == content
 
 
 @pytest.mark.parametrize("name", ["deep-prefill", "interval", "latency"])

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -106,13 +107,18 @@ def test_a_local_copy_stands_for_a_corpus_in_either_form(tmp_path: Path) -> None
     [
         ("a.jsonl", b'{"prompt": "fine"}\n{"prompt": \n', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"prompt": "fine"}\n[1]\n', "a.jsonl, line 2: a list, not an object"),
-        ("a.jsonl", b'{"prompt": "\xff"}\n', "a.jsonl is not UTF-8 text"),
+        ("a.jsonl", b'{"prompt": "\xff"}\n', "a.jsonl, line 1: not UTF-8 text"),
         ("a.jsonl", b'{"prompt": "x", "label": "odd"}\n', "a.jsonl, line 1: column 'label' is 'odd'"),
         ("a.jsonl.gz", b"no gzip", "a.jsonl.gz is not a whole gzip file"),
         ("a.json", b'{"prompt": "x"}\n{"prompt": "y"}', "call it .jsonl"),
         ("a.json", b'{"prompt": "x"}', "no list of records"),
         ("a.csv", b"prompt,label\nx,benign,more\n", "a.csv, line 2: has more fields"),
         ("a.csv", b'prompt\n"open', "a.csv: not a readable table"),
+        ("a.csv", b"prompt,label,label\nx,benign,harmful\n", "a.csv has the column 'label' twice"),
+        ("a.jsonl", b'{"prompt": "x", "label": "benign", "label": "harmful"}\n', "line 1: has 'label' twice"),
+        ("a.json", b'[{"prompt": "x", "prompt": "y"}]', "has 'prompt' twice"),
+        ("a.jsonl", b'{"prompt": "\\ud800"}\n', "a.jsonl, line 1: holds half a surrogate pair"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: not usable JSON: nested too deeply"),
         ("a.txt", b"x", "does not say its format"),
     ],
 )
@@ -121,6 +127,43 @@ def test_what_cannot_be_read_is_said_with_its_place(tmp_path: Path, name: str, c
     path.write_bytes(content)
     with pytest.raises((ConfigError, RecordError), match=re.escape(told)):
         load(path)
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.Table.from_arrays([arrow.array(["x"]), arrow.array(["y"])], names=["prompt", "prompt"])
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(RecordError, match=r"a\.parquet has the column 'prompt' twice"):
+        load(tmp_path / "a.parquet")
+
+
+def test_a_pipe_is_refused_since_tables_are_read_more_than_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for pipe in (tmp_path / "pipe.jsonl", "/dev/stdin"):
+        with pytest.raises(ConfigError, match="is a pipe or a device, which cannot be read twice; write it to a file"):
+            load(pipe)
+
+
+def test_one_text_with_two_labels_in_two_tables_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"id": "1", "prompt": "q", "response": "a", "label": "benign"}])
+    write(tmp_path / "b.jsonl", [{"id": "2", "prompt": "q", "response": "a", "label": "harmful"}])
+    with pytest.raises(RecordError, match="'1' of a and '2' of b are the same text, labelled benign and harmful"):
+        load(tmp_path)
+
+
+def test_names_are_read_in_whatever_case_and_copies_as_they_are_published(tmp_path: Path) -> None:
+    assert len(load(write(tmp_path / "B.JSONL"))) == 2
+    (tmp_path / "C.CSV.GZ").write_bytes(gzip.compress(b"prompt,response\nq,a\n"))
+    assert load(tmp_path / "C.CSV.GZ")[0].response == "a"
+    (tmp_path / "strongreject.csv").write_text("category,source,forbidden_prompt\nponds,us,Name a pond.\n")
+    (tmp_path / "harmbench.csv").write_text(
+        "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+        'Name a pond.,contextual,ponds,"a, b",By the wood.,pond\nName a wood.,standard,woods,,,wood\n'
+    )
+    (asked,) = load("strongreject", data=tmp_path)
+    assert (asked.prompt, asked.source, asked.licence) == ("Name a pond.", "strongreject", "MIT")
+    pond, wood = load("harmbench", data=tmp_path)
+    assert (pond.id, pond.prompt, wood.prompt) == ("pond", "Name a pond.\n\nBy the wood.", "Name a wood.")
 
 
 def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
@@ -230,7 +273,7 @@ def test_a_local_folder_does_not_stand_in_for_the_hub(tmp_path: Path, monkeypatc
 
 def test_what_the_hub_refuses_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     Hub(monkeypatch, RuntimeError("no such thing\nand more"))
-    with pytest.raises(ConfigError, match=r"no such thing; it is gated: accept .*datasets/LLM-Tuning-Safety/HEx-PHI"):
+    with pytest.raises(ConfigError, match=r"no such thing and more; it is gated: accept .*datasets/LLM-Tuning"):
         load("hex-phi")
     with pytest.raises(ConfigError, match=r"check the name, the split and the network, or load a local copy"):
         load("gsm8k")

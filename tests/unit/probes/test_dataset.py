@@ -1,6 +1,7 @@
 """Rows become conversations, or an error that says where and why, without a word of what they hold."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -86,6 +87,9 @@ def test_columns_say_which_is_which() -> None:
         ({"prompt": "secret", "label": "maybe"}, "column 'label' is 'maybe', which is not one of harmful"),
         ({"prompt": "secret", "label": 1}, "column 'label' is '1'"),
         ({"prompt": "secret \ud800"}, "column 'prompt' holds half a surrogate pair"),
+        ({"prompt": "secret", "label": ["harmful"]}, "column 'label' is a list, not one of harmful"),
+        ({"prompt": "secret", "label": {"harmful": True}}, "column 'label' is a dict, not one of harmful"),
+        ({"prompt": float("nan")}, "the columns prompt; needs either prompt or messages"),
         ({"messages": [{"role": "assistant", "content": "secret"}]}, "has no user turn"),
         ({"messages": [{"role": "user", "content": {"secret": 1}}]}, "message 1 (role user) has a content that is not"),
         ({"messages": [{"content": "secret"}]}, 'is not an object with "role"'),
@@ -102,6 +106,53 @@ def test_errors_name_the_place_and_never_quote_the_text(row: dict, told: str) ->
     assert str(caught.value).startswith("garden.jsonl, line 2: ")
     assert told in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_what_is_empty_is_missing() -> None:
+    nothing = float("nan")
+    rows = read(
+        {"prompt": "x", "messages": None, "label": None},
+        {"prompt": "y", "messages": nothing, "response": nothing, "label": nothing, "id": nothing},
+        {"prompt": "z", "label": " "},
+        {"prompt": "w", "label": " Benign "},
+    )
+    assert [(row.prompt, row.response, row.label) for row in rows] == [
+        ("x", "", None), ("y", "", None), ("z", "", None), ("w", "", "benign"),
+    ]  # fmt: skip
+
+
+def test_one_text_with_two_labels_is_refused() -> None:
+    first = {"prompt": "secret", "response": "a", "label": "benign"}
+    assert len(read(first, {**first, "id": "again"}, {**first, "label": None}, {**first, "response": "b"})) == 4
+    with pytest.raises(RecordError) as caught:
+        read(first, {"prompt": "other"}, {**first, "label": "harmful", "id": "x"})
+    assert "garden.jsonl, line 3: the same text as line 1, which says benign where this says harmful" in str(
+        caught.value
+    )
+    assert "secret" not in str(caught.value)
+
+
+def test_where_annotators_disagree_the_text_has_no_label(caplog: pytest.LogCaptureFixture) -> None:
+    row = {"prompt": "q", "response": "a", "label": "benign"}
+    rows = read(
+        row, {**row, "label": "harmful"}, {"prompt": "r", "label": "harmful"}, origin=replace(ORIGIN, annotated=True)
+    )
+    assert [each.label for each in rows] == [None, None, "harmful"]
+    assert "garden.jsonl: 1 texts are labelled harmful and benign" in caplog.text
+
+
+def test_the_tables_that_harmbench_and_strongreject_publish_are_read() -> None:
+    (harmbench,) = read(
+        {"Behavior": "Name a pond.", "FunctionalCategory": "standard", "SemanticCategory": "ponds", "Tags": None,
+         "ContextString": None, "BehaviorID": "name_a_pond"},
+    )  # fmt: skip
+    assert (harmbench.prompt, harmbench.id, harmbench.label) == ("Name a pond.", "name_a_pond", None)
+    assert harmbench.tags == {"FunctionalCategory": "standard", "SemanticCategory": "ponds"}
+    (strongreject,) = read({"category": "ponds", "source": "us", "forbidden_prompt": "Name a pond."})
+    assert (strongreject.prompt, strongreject.source) == ("Name a pond.", "garden")
+    assert strongreject.tags == {"category": "ponds", "source": "us"}
+    (alpaca,) = read({"instruction": "Sort.", "input": None, "output": "a"})
+    assert alpaca.prompt == "Sort.", "what belongs to a prompt may be empty"
 
 
 def test_ids_are_unique_and_made_from_the_content() -> None:

@@ -80,6 +80,11 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
     assert [part.schedule for part in recipe.parts] == [Listed((4, 8)), Every()]
 
 
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(b'\xef\xbb\xbf[[part]]\r\nname = "a"\r\ndata = "x"\r\n')
+    assert [part.name for part in read_recipe(tmp_path / "r.toml").parts] == ["a"]
+
+
 def test_a_recipe_that_cannot_be_read_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no recipe at .*none\.toml"):
         read_recipe(tmp_path / "none.toml")

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from anydepth.cli import Commands
 from anydepth.cli.report import report
+from anydepth.locks import hold
 from tests.unit.report.made_up import bare, manifest, write_run
 
 Invoke = Callable[..., Result]
@@ -47,6 +48,17 @@ def test_several_runs_need_a_folder(invoke: Invoke, run: Path, tmp_path: Path) -
     assert "2 runs and no folder for their report; give one with -o" in result.stderr
     assert invoke(run, other, "-o", tmp_path / "out").exit_code == 0
     assert "org/b" in (tmp_path / "out" / "index.html").read_text("utf-8")
+
+
+def test_a_folder_that_cannot_be_or_is_anothers_is_refused(invoke: Invoke, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", "/dev/stdout"):
+        result = invoke(run, "-o", place)
+        assert result.exit_code == 2 and "is no folder; give another place" in " ".join(result.stderr.split())
+    with hold(tmp_path / "page"):
+        result = invoke(run, "-o", tmp_path / "page")
+    assert result.exit_code == 2 and "another process is writing to" in " ".join(result.stderr.split())
+    assert not (tmp_path / "page").exists()
 
 
 def test_errors_are_one_line(invoke: Invoke, tmp_path: Path) -> None:

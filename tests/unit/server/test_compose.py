@@ -1,7 +1,10 @@
-"""Events become what a client reads; calls wait for a check, and what is withheld never shows."""
+"""Events become what a client reads; calls wait for the end, and what is withheld never shows."""
 
+from dataclasses import replace
 from math import nan
 from typing import Any
+
+import pytest
 
 from anydepth.overrides import Channel
 from anydepth.server.compose import Composer, Delta, End, Reading
@@ -27,10 +30,12 @@ def finished(reason: Any = "stop", verdict: Verdict = CLEAR) -> Finished:
     return Finished(Answer("", (), reason, verdict, (), (), 1, 0, 0))
 
 
-def composer(tools: bool = False, rule: Any = "as_answer", stops: tuple[str, ...] = ()) -> Composer:
+def composer(
+    tools: bool = False, rule: Any = "as_answer", stops: tuple[str, ...] = (), release: Any = "hold"
+) -> Composer:
     channel = Channel("<think>", "</think>", "") if rule != "as_answer" else None
     markers = Markers(channel, HERMES if tools else None, frozenset({"f"}))
-    return Composer(Reading("No.", stops, markers, rule, lambda ids: bytes(ids).decode()))
+    return Composer(Reading("No.", stops, markers, rule, lambda ids: bytes(ids).decode(), release=release))
 
 
 def play(writer: Composer, *events: Any) -> tuple[str, list[str], list[str], str | None]:
@@ -52,40 +57,45 @@ def test_a_refusal_stands_apart():
     assert play(composer(stops=("ab",)), released("xa", 2), Halted(HALT, "No.", 3))[0] == "xa\n\nNo."
 
 
-def test_a_call_waits_for_a_check_at_its_end():
-    writer, end = composer(tools=True), len(CALL)
-    assert play(writer, check(0), released(CALL, end))[2] == []
-    assert play(writer, check(end - 1))[2] == []
-    assert play(writer, check(end))[2] == ["f"]
-    assert play(writer, finished())[3] == "tool_calls"
+@pytest.mark.parametrize("release", ["hold", "eager", "monitor"])
+def test_calls_wait_for_the_end_of_their_answer(release):
+    """However well they are covered by checks: an agent runs a call at once, and a later halt cannot take it back."""
+    writer, end = composer(tools=True, release=release), len(CALL)
+    assert play(writer, check(0), released(CALL, end), check(end), released(" and" + CALL, 2 * end + 4)) == (
+        " and", [], [], None,
+    )  # fmt: skip
+    pieces = [piece for event in (check(2 * end + 4), finished()) for piece in writer.write(event)]
+    assert [len(piece.calls) for piece in pieces if isinstance(piece, Delta)] == [0, 2]
+    assert isinstance(pieces[-1], End) and pieces[-1].finish_reason == "tool_calls"
 
 
-def test_a_call_that_was_covered_leaves_at_once():
-    writer = composer(tools=True)
-    assert play(writer, check(len(CALL)), released(CALL, len(CALL)))[2] == ["f"]
-
-
-def test_the_end_of_turn_is_no_depth():
-    writer = composer(tools=True)
-    assert play(writer, check(len(CALL)), released(CALL, len(CALL) + 1))[2] == []
-    assert play(writer, finished())[2:] == (["f"], "tool_calls")
-
-
-def test_a_call_is_dropped_when_the_answer_is_halted():
+@pytest.mark.parametrize("failed", [None, "CheckError: x"])
+def test_a_call_is_dropped_when_the_answer_is_halted(failed):
+    """Also one that a check had passed long before the halt."""
     writer = composer(tools=True)
     events = (
+        check(0),
         released("ok " + CALL, 50),
-        check(50, "CheckError: x"),
+        check(50, failed),
+        released(" more", 55),
+        check(75),
         Halted(HALT, "No.", 0),
         finished("content_filter", HALT),
     )
-    assert play(writer, *events) == ("ok \n\nNo.", [], [], "content_filter")
+    assert play(writer, *events) == ("ok  more\n\nNo.", [], [], "content_filter")
 
 
-def test_a_call_that_only_a_failed_check_covers_is_refused_even_where_the_guard_fails_open():
-    writer = composer(tools=True)
-    text, _, calls, end = play(writer, check(0), check(50, "CheckError: x"), released("ok " + CALL, 50), finished())
-    assert (text, calls, end) == ("ok \n\nNo.", [], "content_filter")
+@pytest.mark.parametrize("failed_at", [50, 25])
+def test_a_call_of_an_answer_with_a_failed_check_is_refused_even_where_the_guard_fails_open(failed_at):
+    checks = [check(depth, "CheckError: x" if depth == failed_at else None) for depth in (25, 50)]
+    events = (*checks, released("ok " + CALL, 50), finished(verdict=replace(CLEAR, errors=1)))
+    assert play(composer(tools=True), *events) == ("ok \n\nNo.", [], [], "content_filter")
+    assert play(composer(tools=True, release="monitor"), *events) == ("ok ", [], ["f"], "tool_calls")
+
+
+def test_an_answer_that_was_too_long_has_its_whole_calls():
+    half = CALL[:30]
+    assert play(composer(tools=True), released(CALL + half, 70), finished("length")) == (half, [], ["f"], "length")
 
 
 def test_thoughts_as_a_whole():

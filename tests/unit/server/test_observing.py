@@ -11,9 +11,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from anydepth import Every, Guard
+from anydepth.audit.trail import Audit
 from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector
 from anydepth.server import tracing
-from anydepth.server.audit import Audit
 from anydepth.server.compose import Reading
 from anydepth.server.engine import Job
 from anydepth.server.logs import set_up_logging

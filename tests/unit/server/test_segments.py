@@ -117,7 +117,12 @@ def test_the_format_is_found_in_the_template():
 def test_what_is_no_call():
     for text in ("", "[]", "{}", "[1]", '{"name": 5}', '{"name": ""}', "{" * 5000):
         assert parse_calls(text, ROWS["hermes"], OFFERED) == []
+    for arguments in ('"{\\"a\\": 1"', "[1]", "5", '"text"'):  # half of the object, or none
+        assert parse_calls(f'{{"name": "x", "arguments": {arguments}}}', ROWS["hermes"], OFFERED) == []
+        assert parse_calls(f"x[ARGS]{arguments}", ROWS["mistral-args"], OFFERED) == []
     assert parse_calls('{"name": "x", "arguments": "{\\"a\\": 1}"}', ROWS["hermes"], ())[0].arguments == '{"a": 1}'
+    for arguments in ('""', "null", "{}"):
+        assert parse_calls(f'{{"name": "x", "arguments": {arguments}}}', ROWS["hermes"], ())[0].arguments == "{}"
 
 
 def test_special_tokens_of_the_vocabulary_count():

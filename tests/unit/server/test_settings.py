@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from anydepth import Adaptive, Every, GuardConfig, KofN, Threshold
 from anydepth.cli import app
 from anydepth.errors import ConfigError
+from anydepth.server.app import api_keys
 from anydepth.server.bounds import apply_overrides
 from anydepth.server.failures import BadRequest
 from anydepth.server.schema import GuardOverrides
@@ -28,8 +29,8 @@ release = ["hold"]
 [overrides.policies]
 strict = {name = "threshold", threshold = 0.3}
 [audit]
-kind = "sqlite"
-path = "trail/audit.sqlite"
+kind = "jsonl"
+path = "trail/audit.jsonl"
 """
 
 
@@ -41,7 +42,7 @@ def test_a_file(tmp_path: Path):
     assert settings.guard.build_policy() == KofN(2, 3, 0.6) and settings.guard.build_schedule() == Every(10)
     assert settings.model.path == str(tmp_path / "model")
     assert settings.guard.probe == str(tmp_path / "probes/p.safetensors")
-    assert settings.audit.path == str(tmp_path / "trail/audit.sqlite")
+    assert settings.audit.path == str(tmp_path / "trail/audit.jsonl")
 
 
 def test_an_empty_file_has_the_defaults():
@@ -77,6 +78,11 @@ def test_variables_of_the_chat_template_reach_the_model(tmp_path: Path, monkeypa
     assert [model.template_kwargs for model in opened] == [{"enable_thinking": False, "effort": "low"}]
 
 
+def test_origins():
+    origins = ["*", "http://localhost:3000", "https://chat.example.org", "http://[::1]:8080", "app://-"]
+    assert parse_settings({"http": {"cors_origins": origins}}).http.cors_origins == origins
+
+
 def test_adaptive():
     assert parse_settings({"guard": {"adaptive": {"widest": 30}}}).guard.build_schedule() == Adaptive(widest=30)
 
@@ -95,7 +101,16 @@ def test_adaptive():
         ({"overrides": {"interval": {"min": 9, "max": 3}}}, "min (9) is above max (3)"),
         ({"overrides": {"policies": {"a": {"name": "x"}}}}, "overrides.policies"),
         ({"limits": {"queue": -1}}, "limits.queue is -1"),
+        ({"http": {"cors_origins": ["https://a.example/"]}}, "'https://a.example/' is no origin; write https://HOST"),
+        ({"http": {"cors_origins": ["a.example"]}}, "'a.example' is no origin"),
+        ({"http": {"cors_origins": ["https://A.example"]}}, "'https://A.example' is no origin"),
+        ({"http": {"cors_origins": "*"}}, "http.cors_origins is '*'"),
         ({"http": {"port": 70000}, "audit": {"kind": "paper"}}, "audit.kind is 'paper'"),
+        ({"audit": {"kind": "sqlite"}}, "audit.kind is 'sqlite': databases are not written any more; take \"jsonl\""),
+        ({"audit": {"path": "a.sqlite"}}, "audit.path is 'a.sqlite': databases are not written any more; give a file"),
+        ({"audit": {"path": "sqlite:///a"}}, "give a file of JSON lines"),
+        ({"audit": {"path": ""}}, "audit.path is ''"),
+        ({"audit": {"keep": 10_000_000}}, "audit.keep is 10000000"),
     ],
 )
 def test_what_is_wrong_is_named(table, words):
@@ -110,6 +125,18 @@ def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.toml").write_text("[guard\n")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_settings(tmp_path / "bad.toml")
+
+
+def test_a_file_and_its_keys_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfsecret\r\nother\r\n")
+    (tmp_path / "guard.toml").write_bytes(
+        b'\xef\xbb\xbf[http]\r\napi_key_file = "keys"\r\napi_key_env = "NO_SUCH_KEY"\r\n'
+    )
+    settings = load_settings(tmp_path / "guard.toml")
+    assert api_keys(settings.http) == ["secret", "other"]
+    (tmp_path / "keys").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"api_key_file .*keys is not UTF-8 text"):
+        api_keys(settings.http)
 
 
 def test_the_commands(tmp_path):

@@ -125,7 +125,8 @@ class Vllm:
             for part in rest.get("calls", ()):
                 yield chunk(index, {"tool_calls": [part]}, logprobs=None, finish_reason=None)
             end = {"finish_reason": "stop", "stop_reason": reason(told)} | rest.get("end", {})
-            yield chunk(index, {"content": text.split(" ")[-1]}, logprobs=None, **end)
+            said = {"content": text.split(" ")[-1]} | ({"tool_calls": rest["last"]} if "last" in rest else {})
+            yield chunk(index, said, logprobs=None, **end)
         if body.get("stream_options"):
             usage = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
             yield f"data: {json.dumps({**head, 'choices': [], 'usage': usage})}\n\n".encode()
@@ -255,6 +256,62 @@ def test_calls_leave_as_a_whole_once_their_answer_has_ended(vllm):
     assert calls == [[{"index": 0, **CALL}, PARTS[3]]]
     assert found[-2]["delta"]["tool_calls"] and found[-1]["finish_reason"] == "tool_calls"
     assert text_of(found) == "Let me look."
+
+
+def cut(vllm: Vllm, calls: list[Any], stream: bool, **end: Any) -> tuple[list[str], str, str]:
+    """Arguments of the calls that left, text and finish_reason of an answer that was cut."""
+    whole = [{key: value for key, value in call.items() if key != "index"} for call in calls]
+    vllm.answers = [("x", CLEAR, {"calls": calls, "message": {"tool_calls": whole}, "end": end})]
+    response = vllm.post({**ASK, "stream": stream, "stop": "END"})
+    if not stream:
+        choice = response.json()["choices"][0]
+        left, text = choice["message"]["tool_calls"], choice["message"]["content"]
+        return [call["function"]["arguments"] for call in left], text, choice["finish_reason"]
+    found = choices(streamed(response))
+    left = [call for each in found for call in each["delta"].get("tool_calls") or ()]
+    assert [call["index"] for call in left] == list(range(len(left)))
+    return [call["function"]["arguments"] for call in left], text_of(found), found[-1]["finish_reason"]
+
+
+def call(arguments: str, index: int = 0) -> dict[str, Any]:
+    return {"index": index, "id": "c", "type": "function", "function": {"name": "book", "arguments": arguments}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_call_is_text(vllm, stream):
+    """Agents would run it: `guests` may be the 1 of 12."""
+    half = call('{"city": "Ulm", "guests": 1', 1)
+    written = '{"name": "book", "arguments": {"city": "Ulm", "guests": 1'
+    left, text, finish = cut(vllm, [call('{"city": "Ulm"}'), half], stream, finish_reason="length")
+    assert left == ['{"city": "Ulm"}'] and text.endswith(written) and finish == "length"
+    left, text, finish = cut(vllm, [half], stream, finish_reason="tool_calls", stop_reason="END")
+    assert left == [] and text.endswith(written) and finish == "stop"
+    assert cut(vllm, [call("")], stream, finish_reason="length")[0] == []
+    assert cut(vllm, [call("")], stream, finish_reason="tool_calls")[0] == ["{}"]
+
+
+def test_a_call_that_vllm_completes_in_the_last_chunk_of_a_cut_answer_is_text(vllm):
+    """Its parsers close half JSON there: it looks whole and is not."""
+    parts = [call('{"guests": 1'), {"index": 0, "function": {"arguments": "}"}}]
+    assert cut(vllm, parts, True, finish_reason="length")[0] == ['{"guests": 1}']  # it was whole before the end
+    vllm.answers = [("x", CLEAR, {"calls": parts[:1], "last": parts[1:], "end": {"finish_reason": "length"}})]
+    found = choices(streamed(vllm.post({**ASK, "stream": True})))
+    assert not any(each["delta"].get("tool_calls") for each in found)
+    assert text_of(found) == 'x{"name": "book", "arguments": {"guests": 1}' and found[-1]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_only_watched_keeps_its_calls(stream):
+    """`monitor` halts nothing, whatever its checks say and where they fail."""
+    vllm = Vllm(guard={"refusal": REFUSAL, "release": "monitor"})
+    rest = {"calls": PARTS, "message": {"tool_calls": [CALL]}, "end": {"finish_reason": "tool_calls"}}
+    for told in (CLEAR | {"errors": 1}, CLEAR | {"reason": "policy"}):
+        vllm.answers = [("x", told, rest)]
+        response = vllm.post({**ASK, "stream": stream})
+        end = choices(streamed(response))[-1] if stream else response.json()["choices"][0]
+        assert end["finish_reason"] == "tool_calls" and '"weather"' in response.text
+    vllm.answers = [("x", None, rest | {"end": {"finish_reason": "tool_calls", "stop_reason": "END"}})]
+    assert '"weather"' in vllm.post({**ASK, "stream": stream, "stop": "END"}).text
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -408,6 +465,22 @@ def test_a_halted_answer_that_vllm_failed_to_put_together(vllm, path):
     assert vllm.post({**ASK, "prompt": "x", "n": 2}, path).status_code == 500
 
 
+def test_calls_do_not_leave_where_the_stream_breaks(vllm):
+    """The engine has ended the answer unhalted; vLLM's front end failed over its last part."""
+    vllm.answers = [("x", CLEAR, {})]
+
+    def respond(name: str) -> Response:
+        head = {"id": name, "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        choice = {"index": 0, "delta": {"tool_calls": [PARTS[3] | {"index": 0}]}, "finish_reason": None}
+        records = [{**head, "choices": [choice]}, {"error": {"message": "it failed"}}]
+        raw = "".join(f"data: {json.dumps(record)}\n\n" for record in records) + "data: [DONE]\n\n"
+        return Response(raw, media_type="text/event-stream")
+
+    vllm.respond = respond
+    records = streamed(vllm.post({**ASK, "stream": True}))
+    assert records == [{"error": {"message": "it failed"}}]
+
+
 def test_an_error_in_a_stream_is_passed_on(vllm):
     def respond(name: str) -> Response:
         raw = b'data: {"error": {"message": "it failed"}}\n\ndata: [DONE]\n\n'
@@ -443,6 +516,21 @@ def test_what_generates_nothing_is_passed(vllm):
     for path in ("/health", "/v1/models", "/tokenize"):
         assert vllm.client.post(path).json() == {"ok": True}
     assert vllm.client.get(CHAT).status_code == 405
+
+
+def test_pages_of_other_origins():
+    vllm = Vllm(http={"cors_origins": ["https://a.example"]})
+    ask = {"Access-Control-Request-Method": "POST"}
+    for origin, status in (("https://a.example", 200), ("https://b.example", 403)):
+        assert vllm.client.options(CHAT, headers={"Origin": origin, **ask}).status_code == status
+        allowed = vllm.post(ASK, Origin=origin).headers.get("access-control-allow-origin")
+        assert allowed == (origin if status == 200 else None)
+
+
+def test_a_body_has_to_say_that_it_is_json(vllm):
+    response = vllm.client.post(CHAT, content=json.dumps(ASK), headers={"content-type": "text/plain"})
+    assert response.status_code == 415 and "Content-Type is 'text/plain'" in response.json()["error"]["message"]
+    assert not vllm.bodies
 
 
 def test_websockets_are_closed(vllm):
@@ -547,7 +635,7 @@ def test_the_command_line(executed, tmp_path, model):
     config = tmp_path / "guard.toml"
     policy = 'policy = {name = "ewma", alpha = 0.5, threshold = 0.7}'
     config.write_text(f'[model]\npath = "org/model"\ntemplate_kwargs = {{a = 1, b = 2}}\n[guard]\n{policy}\n')
-    options = ["--engine", "vllm", "--config", str(config), "--threshold", "0.4", "--dtype", "float32"]
+    options = ["--engine", "vllm", "--config", str(config), "--threshold", "0.4", "--dtype", "float32", "--port", "0"]
     options += ["--template-kwarg", "thinking=false", "--template-kwarg", "b=3"]
     result = CliRunner().invoke(app, ["serve", *options, *model, "--", "--max-num-seqs", "4"])
     assert result.exit_code == 0, result.output

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from anydepth.backends.transformers import speed
 from anydepth.backends.transformers.backend import TransformersBackend
+from anydepth.backends.transformers.opening import base_of, open_adapter, open_model, open_tokenizer
 from anydepth.errors import ModelError
-from anydepth.extras import require
+from anydepth.reasons import reason
 
 _DTYPES = ("auto", "fast", "float32", "bfloat16", "float16")
 
@@ -29,50 +30,69 @@ def load(
     """Load `model` (a hub id or a folder) for guarding.
 
     Args:
-        model: Hub id or folder, as for `from_pretrained`.
+        model: Hub id or folder, as for `from_pretrained`; that of a PEFT adapter stands for its base model with the
+            adapter on.
         dtype: `auto` (the checkpoint's), `float32`, `bfloat16`, `float16`, or `fast`: the checkpoint's, or float32 on a
             CPU that computes faster in it, and there also the faster way to multiply a few rows, which changes last
             digits.
         device: Where to put it, e.g. `cuda:0`; None leaves it on the CPU, or where a `device_map` puts it.
-        revision: Commit, tag or branch of the hub repository.
+        revision: Commit, tag or branch of the hub repository of `model`.
         adapter: Hub id or folder of a PEFT adapter (extra `peft`).
         base_weights: Read hidden states through the weights below the adapter.
         template_kwargs: Extra arguments of the chat template.
         **model_kwargs: Passed to `AutoModelForCausalLM.from_pretrained`, e.g. `device_map`, `attn_implementation`.
 
     Raises:
-        ModelError: The model, tokenizer or adapter cannot be loaded, or the dtype is unknown.
+        ModelError: The model, tokenizer or adapter cannot be loaded; its files lack weights that the model has, hold
+            them in another shape, or hold some that it leaves out; the dtype or device is unknown.
+        MissingExtra: An adapter is given and PEFT is not installed.
         TemplateError: It has no chat template.
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-        stored = "auto" if dtype == "fast" else dtype
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=stored, **model_kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"model {str(model)!r} cannot be loaded: {_first_line(error)}; give a hub id or a folder"
-        ) from error
+    where = {name: model_kwargs[name] for name in ("token", "cache_dir") if name in model_kwargs}
+    base = base_of(model, revision=revision, **where)
+    if base is not None and adapter is not None:
+        raise ModelError(f"model {str(model)!r} is an adapter itself, of {base!r}; give {base!r} and one adapter")
+    tokenizer = open_tokenizer(model, revision=revision)
+    arguments = {**model_kwargs, "dtype": "auto" if dtype == "fast" else dtype}
+    if base is None:
+        loaded = open_model(AutoModelForCausalLM, model, revision=revision, **arguments)
+    else:
+        loaded = open_model(AutoModelForCausalLM, base, **arguments)
     if device is not None:
-        try:
-            loaded = loaded.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"device is {device!r}: {_first_line(error)}") from error
+        loaded = _moved(loaded, device)
     if dtype == "fast" and loaded.device.type == "cpu":
         if speed.slow_on_this_cpu(loaded.dtype):
             loaded = loaded.float()
         if loaded.dtype == torch.float32 and speed.faster_turned():
             speed.turn(loaded)
-    if adapter is not None:
-        peft = require("peft", extra="peft")
-        try:
-            loaded = peft.PeftModel.from_pretrained(loaded, str(adapter))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"adapter {str(adapter)!r} cannot be loaded: {_first_line(error)}") from error
-    return TransformersBackend(loaded, tokenizer, template_kwargs=template_kwargs, base_weights=base_weights)
+    if base is not None:
+        loaded = open_adapter(loaded, model, revision=revision)
+    elif adapter is not None:
+        loaded = open_adapter(loaded, adapter)
+    backend = TransformersBackend(loaded, tokenizer, template_kwargs=template_kwargs, base_weights=base_weights)
+    _check_vocabulary(backend)
+    return backend
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+def _check_vocabulary(backend: TransformersBackend) -> None:
+    """Refuse a tokenizer whose Safety Tokens the model has no embedding for: it is another model's."""
+    rows = getattr(backend.model.get_input_embeddings(), "num_embeddings", None)
+    highest = max(backend.header.ids)
+    if rows is not None and highest >= rows:
+        raise ModelError(
+            f"the tokenizer gives the Safety Tokens ids up to {highest}, and the model {backend.identity.name!r} has "
+            f"only {rows} embeddings; give the tokenizer that belongs to the model"
+        )
+
+
+def _moved(model: Any, device: str) -> Any:
+    """The model on another device; ModelError if there is none of that name, or no room on it."""
+    try:
+        moved = model.to(device)
+    except Exception as error:  # each device's library has its own errors
+        raise ModelError(f"device is {device!r}: {reason(error)}; give one that this machine has, e.g. cpu") from error
+    if moved.device.type == "meta":
+        raise ModelError(f"device is {device!r}, which holds no values; give one that this machine has, e.g. cpu")
+    return moved

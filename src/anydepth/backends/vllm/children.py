@@ -9,7 +9,7 @@ from anydepth.backends.vllm.inquiry import Inquiry
 from anydepth.backends.vllm.places import end_places, start_places
 from anydepth.backends.vllm.setup import Setup
 from anydepth.backends.vllm.ward import Ward
-from anydepth.detectors import LinearProbe, Rethink
+from anydepth.detectors import TextDetector
 from anydepth.errors import CheckError
 from anydepth.extras import require
 from anydepth.types import Score
@@ -54,13 +54,13 @@ def make_children(setup: Setup, ward: Ward) -> list[Child]:
     """The check requests for what is due: one, or those that a prefill needs before its flow begins."""
     prompt, parent, detector = ward.prompt, ward.request, setup.detector
     ids, due = tuple(parent.all_token_ids), ward.watch.due
-    if not isinstance(detector, LinearProbe):
+    if isinstance(detector, TextDetector):
         depths = (0, prompt.prefill) if due is None else (due,)
         return [_asking(setup, detector, ward, depth) for depth in depths]
     if due is not None and due > 0:
         return [_reading(setup, ward, ids, due)]
     children = [_reading(setup, ward, prompt.ids[: prompt.start + depth], depth) for depth in ward.inside]
-    places = start_places(setup.model.template, prompt, detector.reads)
+    places = start_places(setup.model.template, prompt, setup.reads)
     if places is None:
         children.append(_reading(setup, ward, prompt.ids[: prompt.start], 0))
     if prompt.prefill:
@@ -76,7 +76,7 @@ def _reading(setup: Setup, ward: Ward, ids: tuple[int, ...], depth: int) -> Chil
     return Child(_request(setup, ward.request, ids + setup.header_ids), ward, depth, [inquiry])
 
 
-def _asking(setup: Setup, detector: Rethink, ward: Ward, depth: int) -> Child:
+def _asking(setup: Setup, detector: TextDetector, ward: Ward, depth: int) -> Child:
     """A check request that looks at what the model goes on with; at depth 0 the header is the generation prompt."""
     if depth:
         ids = tuple(ward.request.all_token_ids) + setup.header_ids
@@ -89,9 +89,9 @@ def _asking(setup: Setup, detector: Rethink, ward: Ward, depth: int) -> Child:
 def enough(setup: Setup, child: Child) -> bool:
     """Say whether a look-ahead can be judged already."""
     detector = setup.detector
-    if not isinstance(detector, Rethink) or child.openers:
+    if not isinstance(detector, TextDetector) or child.openers:
         return True
-    return detector.matcher.decided(setup.model.decode_text(list(child.request.output_token_ids))) is not None
+    return detector.decided(setup.model.decode_text(list(child.request.output_token_ids)))
 
 
 def replies(setup: Setup, child: Child, *, failed: bool) -> list[tuple[int, Score | Exception]]:
@@ -99,14 +99,13 @@ def replies(setup: Setup, child: Child, *, failed: bool) -> list[tuple[int, Scor
     detector = setup.detector
     if failed:
         return [(child.depth, CheckError("the check request was not finished"))]
-    if isinstance(detector, LinearProbe):
-        return [(inquiry.depth, inquiry.score(detector.bias)) for inquiry in child.inquiries]
+    if not isinstance(detector, TextDetector):
+        return [(inquiry.depth, inquiry.score(setup.score)) for inquiry in child.inquiries]
     if child.openers:
         unread = CheckError("the probability of the refusal openers was not read")
         return [(child.depth, unread if child.mass is None else Score(min(child.mass, 1.0)))]
     text = setup.model.decode_text(list(child.request.output_token_ids))
-    refuses = float(detector.matcher.is_refusal(text))
-    return [(child.depth, Score(refuses, text.strip() or "(no text)"))]
+    return [(child.depth, detector.judge_text(text))]
 
 
 def _request(setup: Setup, parent: Any, ids: Sequence[int], max_tokens: int = 1) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from anydepth.audit.answer import Account
+from anydepth.audit.trail import Audit, open_audit
 from anydepth.backends.vllm.inquiry import Inquiry
 from anydepth.backends.vllm.places import locate, start_places
 from anydepth.backends.vllm.report import KEY
@@ -17,10 +19,7 @@ from anydepth.backends.vllm.ward import Ward
 from anydepth.backends.vllm.watch import Watch
 from anydepth.config import GuardConfig
 from anydepth.schedule import scheduled_depths
-from anydepth.server.account import Account
-from anydepth.server.audit import Audit, open_audit
 from anydepth.server.bounds import apply_overrides
-from anydepth.server.engine import Job
 from anydepth.server.failures import BadRequest
 from anydepth.server.schema import GuardOverrides
 from anydepth.template import Prompt
@@ -110,7 +109,8 @@ class Desk:
             choice=int(choice or 0),
             endpoint="vllm",
             model=self.name,
-            job=Job(prompt, guard, request.max_tokens),
+            prompt=prompt,
+            guard=guard,
             end_token_ids=self.setup.model.end_token_ids,
             messages=text,
         )

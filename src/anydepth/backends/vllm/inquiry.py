@@ -1,8 +1,8 @@
 """Collect the values of one check while the engine's steps bring them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, isfinite
+from typing import Any
 
 from anydepth.backends.vllm.places import Place
 from anydepth.errors import CheckError
@@ -16,12 +16,12 @@ class Inquiry:
     Attributes:
         depth: Depth of the check.
         places: Where to read.
-        values: Index of a read -> its part of the logit, as far as they have come.
+        values: Index of a read -> its part of the logit, or its state `[hidden_size]`, as far as they have come.
     """
 
     depth: int
     places: Sequence[Place]
-    values: dict[int, float] = field(default_factory=dict)
+    values: dict[int, Any] = field(default_factory=dict)
 
     @property
     def missing(self) -> int | None:
@@ -34,11 +34,11 @@ class Inquiry:
             if begin <= position < begin + count:
                 yield position - begin, read
 
-    def score(self, bias: float) -> Score | Exception:
-        """Sigmoid of the sum of the values and the bias; a CheckError stands for one that is missing or not finite."""
+    def score(self, judge: Callable[[Mapping[int, Any]], Score | Exception]) -> Score | Exception:
+        """What `judge` makes of the values; an error stands for a place that was not read, or a judge that failed."""
         if self.missing is not None:
             return CheckError(f"the state at position {self.missing} was not read")
-        logit = sum(self.values.values()) + bias
-        if not isfinite(logit):
-            return CheckError("the hidden state is not finite")
-        return Score(1 / (1 + exp(-logit)) if logit >= 0 else exp(logit) / (1 + exp(logit)))
+        try:
+            return judge(self.values)
+        except Exception as error:  # a detector of somebody else's: its failure is a failed check
+            return error

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from anydepth.audit.answer import check_record, number
 from anydepth.backends.vllm.watch import Watch
 from anydepth.policy import policy_record
-from anydepth.server.account import check_record, number
 
 PREFIX = "anydepth:"
 """What the `stop_reason` of a halted answer starts with; compact JSON follows."""
@@ -26,7 +26,7 @@ def answer_report(watch: Watch, *, detector: str, checks: bool) -> dict[str, Any
         "reason": verdict.reason,
         "errors": verdict.errors,
         "detector": detector,
-        "policy": policy_record(watch.account.job.guard.policy),
+        "policy": policy_record(watch.account.guard.policy),
         "release": watch.plan.release,
         "checked": len(watch.outcome.checks),
         "released": watch.account.depth - watch.plan.prefill,

@@ -12,7 +12,7 @@ from anydepth.backends.vllm.curtail import Curtail
 from anydepth.backends.vllm.readout import ReadOut, choose, find_blocks
 from anydepth.backends.vllm.setup import Setup
 from anydepth.backends.vllm.wire import ATTRIBUTE, Findings, Orders
-from anydepth.detectors import LinearProbe, Rethink
+from anydepth.detectors import TextDetector
 from anydepth.extras import require
 
 logger = logging.getLogger("vllm.anydepth")
@@ -94,16 +94,14 @@ class RunnerState:
         self._places: dict[Site, list[int]] = {}
         self._openers: list[int] = []
         detector = None if setup.options.collects else setup.detector
-        if isinstance(detector, Rethink) and detector.opener_ids is not None:
-            self._openers = list(detector.opener_ids)
+        if isinstance(detector, TextDetector):
+            self._openers = list(detector.opener_ids or ())
 
     def load_weight(self, device: Any) -> None:
-        """Bring the probe's weight to the device, in float64: sums over thousands of widths keep their digits."""
-        if not self.setup.options.collects:
-            detector = self.setup.detector
-            assert isinstance(detector, LinearProbe)
+        """Bring a linear detector's weight to the device, in float64: sums over many widths keep their digits."""
+        if not self.setup.options.collects and self.setup.weight is not None:
             torch = require("torch", extra="vllm")
-            self._weight = torch.from_numpy(detector.weight.astype(np.float64)).to(device)
+            self._weight = torch.from_numpy(self.setup.weight.astype(np.float64)).to(device)
 
     def begin(self, orders: Orders | None) -> None:
         """Take the orders of a step; what is left of an earlier one is dropped."""

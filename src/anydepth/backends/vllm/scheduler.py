@@ -18,7 +18,6 @@ from anydepth.backends.vllm.spool import Spool
 from anydepth.backends.vllm.versions import check_version
 from anydepth.backends.vllm.ward import Ward
 from anydepth.backends.vllm.wire import ATTRIBUTE
-from anydepth.detectors import LinearProbe
 from anydepth.errors import AnydepthError, CheckError
 from anydepth.extras import require
 
@@ -51,7 +50,6 @@ class GuardedScheduler(_base.Scheduler):
         if self._spool is None:
             self._board = Board(self.setup)
             self._desk = open_desk(self, self.setup)
-            self._bias = self.setup.detector.bias if isinstance(self.setup.detector, LinearProbe) else 0.0
             logger.info("anydepth guards answers with %s: %s", self.setup.detector.name, self.setup.guard)
 
     # -- requests come and go ------------------------------------------------------------------------------------------
@@ -179,10 +177,10 @@ class GuardedScheduler(_base.Scheduler):
         for ward in touched:
             if ward.start is not None and ward.start.missing is None:
                 inquiry, ward.start = ward.start, None
-                ward.watch.answer(0, inquiry.score(self._bias))
+                ward.watch.answer(0, inquiry.score(self.setup.score))
             if ward.ride is not None:
                 inquiry, ward.ride = ward.ride, None
-                ward.watch.answer(inquiry.depth, inquiry.score(self._bias))
+                ward.watch.answer(inquiry.depth, inquiry.score(self.setup.score))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         touched += self._hold_back(outputs)
         for ward in dict.fromkeys(touched):
@@ -208,7 +206,7 @@ class GuardedScheduler(_base.Scheduler):
         watch = ward.watch
         if ward.start is not None:  # the prompt is computed, and depth 0 was not read
             inquiry, ward.start = ward.start, None
-            watch.answer(0, inquiry.score(self._bias))
+            watch.answer(0, inquiry.score(self.setup.score))
         if watch.over:
             return [], self._end(ward)
         if ward.ending is not None:

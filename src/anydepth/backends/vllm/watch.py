@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Literal
 
+from anydepth.audit.answer import Account
+from anydepth.audit.trail import AuditError
 from anydepth.backends.base import Decoded
 from anydepth.flow import Check, Command, Decode, Flow, Halt, Noted, Outcome, Plan, Release, Reply, guarded
-from anydepth.server.account import Account
-from anydepth.server.audit import AuditError
 from anydepth.types import Answer, Released, Score, Verdict
 
 logger = logging.getLogger(__name__)

@@ -30,11 +30,11 @@ class Findings:
     """What the worker read, in the order of the orders.
 
     Attributes:
-        reads: The part of each read in the probe's logit.
+        reads: The part of each read in a linear detector's logit; for others its state, float32 `[hidden_size]`.
         openers: Probability that the next token is one of the openers.
         states: Hidden states, float32 arrays `[hidden_size]`.
     """
 
-    reads: list[float] = field(default_factory=list)
+    reads: list[Any] = field(default_factory=list)
     openers: list[float] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)

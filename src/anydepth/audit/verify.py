@@ -1,4 +1,4 @@
-"""Verify an audit trail: no token left without a check that covers it."""
+"""Verify an audit trail: no token left without a check that covers it, and no record is missing or was changed."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anydepth.server.audit import read_records
+from anydepth.audit.chain import Link
+from anydepth.audit.reading import Line, read_lines
 
 _ROUNDING = 1e-6
+_MOVED = ("missing", "replaced", "changed")
 Window = Mapping[str, Any]
 
 
@@ -18,20 +20,28 @@ class AuditReport:
 
     Attributes:
         answers: Answers by outcome (`finished`, `cancelled`, …).
+        scans: Finished conversations that were scanned.
         blocked: Answers that were halted.
         released: Tokens that left.
         withheld: Tokens that did not.
         unchecked: Tokens that left before a check, or after one that failed, where the operator allows it.
         unfinished: Answers with windows but without a record: the process ended in between.
+        torn: Records that a process was killed over, or that a disk took in part; nothing left with them.
+        lost: Records that are not here: where the audit fails open, the disk took none for too long.
+        begins: Number of the oldest record; above 1 if older files were dropped, 0 for records without numbers.
         violations: What must not be, one sentence each.
     """
 
     answers: Counter[str] = field(default_factory=Counter)
+    scans: int = 0
     blocked: int = 0
     released: int = 0
     withheld: int = 0
     unchecked: int = 0
     unfinished: int = 0
+    torn: int = 0
+    lost: int = 0
+    begins: int = 0
     violations: list[str] = field(default_factory=list)
 
     @property
@@ -41,21 +51,34 @@ class AuditReport:
 
 
 def verify_audit(path: str | Path) -> AuditReport:
-    """Read an audit trail (JSONL or SQLite, rotated files included) and check that it accounts for every token.
+    """Read an audit trail (rotated files included) and check that it accounts for every token.
 
     Under `hold`, a token is released only after a check at a depth of at least its own, which itself was not a halt.
-    The records written before each release must agree with the record of the answer.
+    The records written before each release must agree with the record of the answer. Each record's number follows the
+    last one's, and its digest is that of the line before it.
+
+    Raises:
+        AuditError: There is no such trail, or it cannot be read.
     """
-    report = AuditReport()
+    report, chain = AuditReport(), _Chain(Path(path))
     windows: dict[tuple[str, int], list[Window]] = {}
-    for record in read_records(Path(path)):
-        key = (record.get("id", ""), record.get("choice", 0))
-        if record["kind"] == "window":
-            windows.setdefault(key, []).append(record)
-        elif record["kind"] == "answer":
-            early = windows.pop(key, [])
-            report.violations += [f"answer {key[0]} choice {key[1]}: {each}" for each in _faults(record, early)]
-            _count(report, record)
+    for line in read_lines(path):
+        if line.record is None and not line.whole:
+            report.torn += 1  # the next start of the server mends it
+            continue
+        report.violations += chain.faults(line)
+        if line.record is not None:
+            try:
+                _take(report, line.record, windows)
+            except (KeyError, TypeError, AttributeError) as error:
+                report.violations.append(f"{_place(line)} lacks what a record has ({error!r})")
+    report.begins = chain.first
+    _leave_unfinished(report, windows)
+    return report
+
+
+def _leave_unfinished(report: AuditReport, windows: dict[tuple[str, int], list[Window]]) -> None:
+    """Count the answers whose process has ended, or goes on; forget their windows, since their ids may come again."""
     for key, left in windows.items():
         report.unfinished += 1
         report.released += sum(window["stop"] - window["start"] for window in left)
@@ -64,7 +87,65 @@ def verify_audit(path: str | Path) -> AuditReport:
             for w in left
             if w["checked_at"] is None and w["release"] == "hold"
         ]
-    return report
+    windows.clear()
+
+
+class _Chain:
+    """Follows the numbers and digests of a trail's records."""
+
+    def __init__(self, path: Path) -> None:
+        self.first, self._path = 0, path
+        self._last: Link | None = None
+
+    def faults(self, line: Line) -> Iterator[str]:
+        """What is wrong with the place of a line in the trail."""
+        if line.record is None:
+            yield f"{_place(line)} is not a record"
+            return
+        number = line.record.get("seq")
+        if not isinstance(number, int):
+            if self._last is not None:  # else an older version wrote it, without numbers
+                yield f"{_place(line)} is a record without a number"
+            return
+        last, self._last = self._last, Link.of(line.data)
+        if last is None:
+            self.first = number
+            moved = line.record.get("reason") in _MOVED
+            only = line.file == self._path  # else it is the oldest of several files, and older ones may be dropped
+            if number > 1 and moved and only:
+                yield (
+                    f"records up to {number - 1} are not here: their file was moved, deleted or changed while the "
+                    f"server ran; put what was moved back beside it, as {self._path.name}.N with a free number N"
+                )
+        elif number > last.number + 1:
+            yield f"{_place(line)}: {number - 1 - last.number} records are missing before it, from {last.number + 1} on"
+        elif number <= last.number:
+            yield f"{_place(line)}: record {number} comes after record {last.number}"
+        elif line.record.get("prev") != last.digest:
+            yield f"{_place(line)}: record {last.number} is not the one that was written before it"
+
+
+def _place(line: Line) -> str:
+    return f"line {line.number} of {line.file.name}"
+
+
+def _take(report: AuditReport, record: Mapping[str, Any], windows: dict[tuple[str, int], list[Window]]) -> None:
+    """Add one record to the report; `windows` has those of answers that have no record yet."""
+    kind, key = record["kind"], (record.get("id", ""), record.get("choice", 0))
+    if kind == "window":
+        windows.setdefault(key, []).append(record)
+    elif kind == "answer":
+        early = windows.pop(key, [])
+        report.violations += [f"answer {key[0]} choice {key[1]}: {each}" for each in _faults(record, early)]
+        _count(report, record)
+    elif kind == "scan":
+        report.scans += 1
+    elif kind == "file" and record["reason"] == "start":
+        _leave_unfinished(report, windows)
+    elif kind == "torn":
+        report.torn += 1
+    elif kind == "lost":
+        report.lost += record["records"]
 
 
 def _count(report: AuditReport, record: Mapping[str, Any]) -> None:

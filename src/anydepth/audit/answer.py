@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
+from anydepth.audit.trail import Audit, AuditError
+from anydepth.config import GuardConfig
 from anydepth.policy import policy_record
-from anydepth.server.audit import Audit
-from anydepth.server.engine import Job
-from anydepth.types import Answer, CheckResult, Released, Verdict
+from anydepth.template import Prompt
+from anydepth.types import Answer, CheckResult, Released, ScanResult, Verdict
 
 VERSION = 1
 
@@ -39,6 +40,25 @@ def verdict_record(verdict: Verdict) -> dict[str, Any]:
     return {"halt": verdict.halt, "depth": verdict.depth, "score": score, "reason": verdict.reason}
 
 
+def scan_record(scan: ScanResult, prompt: Prompt, guard: GuardConfig, **facts: Any) -> dict[str, Any]:
+    """The audit record of a finished conversation that was scanned; `facts` are its id, choice, model, messages, …."""
+    return {
+        "kind": "scan",
+        "version": VERSION,
+        "time": time.time(),
+        "endpoint": "moderations",
+        **facts,
+        "on_error": guard.on_error,
+        "policy": policy_record(guard.policy),
+        "schedule": repr(guard.schedule),
+        "prompt_tokens": prompt.start,
+        "prefill_tokens": prompt.prefill,
+        "verdict": verdict_record(scan.verdict),
+        "method": scan.method,
+        "checks": [check_record(check) for check in scan.checks],
+    }
+
+
 @dataclass(slots=True)
 class Account:
     """Writes the audit records of one answer.
@@ -49,7 +69,8 @@ class Account:
         choice: Which of its answers.
         endpoint: `chat` or `completions`.
         model: Name of the model.
-        job: What was asked of the engine.
+        prompt: What the answer goes on from.
+        guard: How it is guarded.
         end_token_ids: Tokens that end a turn.
         messages: What was asked, if the operator keeps text.
     """
@@ -59,7 +80,8 @@ class Account:
     choice: int
     endpoint: str
     model: str
-    job: Job
+    prompt: Prompt
+    guard: GuardConfig
     end_token_ids: frozenset[int]
     messages: Any = None
     begun: float = field(default_factory=time.time)
@@ -68,13 +90,18 @@ class Account:
     text: list[str] = field(default_factory=list)
     depth: int = 0
     closed: bool = False
+    _zero: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.depth = self.job.prompt.prefill
+        self.depth = self.prompt.prefill
+
+    def _now(self) -> float:
+        """The time of day when the answer began, and the seconds since: setting the clock changes no order."""
+        return self.begun + time.monotonic() - self._zero
 
     def checked(self, check: CheckResult) -> None:
         """Note a check."""
-        self.checks.append({**check_record(check), "time": time.time()})
+        self.checks.append({**check_record(check), "time": self._now()})
 
     def released(self, event: Released) -> None:
         """Write down that these tokens leave; AuditError if that cannot be, and then they must not."""
@@ -83,17 +110,24 @@ class Account:
         covering = self.checks[-1]["depth"] if self.checks else None
         ends = int(event.token_ids[-1] in self.end_token_ids)
         covers = covering is not None and covering >= event.depth - ends
+        begin = self.depth
         window = {
             "start": self.depth,
             "stop": event.depth,
             "end_tokens": ends,
             "checked_at": covering if covers else None,
-            "released": time.time(),
+            "released": self._now(),
         }
-        now = {"kind": "window", "id": self.id, "choice": self.choice, "time": time.time()}
-        self.audit.write({**now, "release": self.job.guard.release, **window})
+        # Noted before it is written: where the disk hangs, the answer's record may have to be made meanwhile.
         self.depth = event.depth
         self.left.append(window)
+        now = {"kind": "window", "id": self.id, "choice": self.choice, "time": self._now()}
+        try:
+            self.audit.write({**now, "release": self.guard.release, **window})
+        except AuditError:
+            self.left.remove(window)
+            self.depth = begin
+            raise
         if self.messages is not None:
             self.text.append(event.text)
 
@@ -131,20 +165,19 @@ class Account:
             outcome,
             finish_reason=None,
             verdict=None,
-            prompt_tokens=self.job.prompt.start,
+            prompt_tokens=self.prompt.start,
             generated_tokens=None,  # what the engine had beyond the released tokens was dropped unseen
             windows=[{**window, "state": "released"} for window in self.left],
         )
 
     def _close(self, outcome: str, **facts: Any) -> None:
-        self.closed = True
-        guard = self.job.guard
+        guard = self.guard
         record: dict[str, Any] = {
             "kind": "answer",
             "version": VERSION,
             "id": self.id,
             "choice": self.choice,
-            "time": time.time(),
+            "time": self._now(),
             "begun": self.begun,
             "endpoint": self.endpoint,
             "model": self.model,
@@ -153,12 +186,14 @@ class Account:
             "policy": policy_record(guard.policy),
             "schedule": repr(guard.schedule),
             "outcome": outcome,
-            "prefill_tokens": self.job.prompt.prefill,
+            "prefill_tokens": self.prompt.prefill,
             **facts,
             "checks": self.checks,
             **self._texts(),
         }
-        self.audit.write(record)
+        self.closed = broken = outcome != "finished"
+        self.audit.write(record, late=broken)
+        self.closed = True  # not before: a finished answer whose record is not stored is broken off, with another one
 
     def _texts(self) -> Mapping[str, Any]:
         return {} if self.messages is None else {"messages": self.messages, "text": "".join(self.text)}

@@ -1,0 +1,142 @@
+"""What is measured: what each part is estimated to take, and its figures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+from anydepth.bench.budget import Level
+from anydepth.bench.measure import (
+    PACKED_DEPTHS,
+    PACKED_LENGTH,
+    PACKED_TOKENS,
+    QUESTION_TOKENS,
+    STEPS_A_SAMPLE,
+    check_times,
+    packed_speedups,
+    room,
+    throughput,
+)
+from anydepth.bench.rates import Rates
+from anydepth.bench.report import Report, Row
+from anydepth.detectors import Detector, Rethink
+
+_NEARLY = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One throughput to measure.
+
+    Attributes:
+        detector: What checks.
+        interval: Tokens between two checks.
+        tokens: Tokens of the answer at most.
+        number: Number of the round, from 1.
+    """
+
+    detector: Detector
+    interval: int
+    tokens: int
+    number: int
+
+
+class CheckCost:
+    """The cost of a check at one length."""
+
+    def __init__(self, report: Report, rates: Rates, samples: int, context: int) -> None:
+        self.name, self.context = f"cost of a check at {context} tokens", context
+        self._report, self._rates = report, rates
+        self.levels = [*(Level(each, STEPS_A_SAMPLE) for each in (7, 5, 3, 2, 1) if each <= samples), Level(1, 4)]
+        # A model's context is often the very length asked for; a little less with the steps in it is near enough.
+        self.length = round(_NEARLY * context) + room(samples)
+
+    def estimate(self, level: Level) -> float:
+        """Prefill, steps to warm up, and the samples."""
+        rate = self._rates.at(self.context)
+        sample = level.tokens * rate.step + rate.check + rate.naive
+        return rate.prefill * self.context + level.tokens * rate.step + level.samples * sample
+
+    def measure(self, level: Level, enough: Callable[[], bool]) -> Level:
+        """Add the medians to the result, and to what is known of the machine."""
+        backend, result = self._report.backend, self._report.result
+        probe = {"check": self._report.probe}
+        tokens, times = check_times(backend, probe, self.context, level.samples, steps=level.tokens, enough=enough)
+        step, check, naive = (median(times[name]) for name in ("step", "check", "check, naive"))
+        self._rates.add(tokens, step=step, check=check, naive=naive)
+        key, samples = str(self.context), len(times["step"])
+        result["seconds"][key] = {"tokens": tokens, "samples": samples, "step": step, "check": check, "naive": naive}
+        result["check_ratio"][key] = check / step
+        result["naive_over_check"][key] = naive / check
+        at = f"{tokens} tokens"
+        self._report.tell(
+            Row("a check costs", at, f"{check / step:.2f} decode steps"),
+            Row("the naive way costs", at, f"{naive / check:.1f} times a check"),
+        )
+        return Level(samples, level.tokens)
+
+
+class Throughput:
+    """Guarded over unguarded tokens per second at one interval, once."""
+
+    def __init__(self, report: Report, rates: Rates, asked: Asked) -> None:
+        self._report, self._rates, self.number = report, rates, asked.number
+        self._detector, self._interval = asked.detector, asked.interval
+        self._key, self._who = "guarded_throughput", "probe"
+        if isinstance(self._detector, Rethink):
+            self._key, self._who = "guarded_throughput_rk", "look-ahead"
+        self.name = f"throughput with the {self._who}, a check every {asked.interval} tokens"
+        self.name += f", round {asked.number}" if asked.number > 1 else ""
+        # An answer with fewer tokens than the interval would be checked at its ends only.
+        fewest = min(asked.tokens, asked.interval)
+        tokens = [each for each in (512, 256, 128, 64, 32) if fewest <= each <= asked.tokens] or [asked.tokens]
+        self.levels = [Level(1, each) for each in tokens]
+        self.length = QUESTION_TOKENS + tokens[-1]
+
+    def estimate(self, level: Level) -> float:
+        """The answer twice, and its checks: one an interval, and a few more at its start and end."""
+        rate = self._rates.at(QUESTION_TOKENS + level.tokens)
+        check = rate.check
+        if isinstance(self._detector, Rethink):
+            check += self._detector.max_new_tokens * rate.step
+        checks = level.tokens / self._interval + min(self._interval, level.tokens).bit_length() + 2
+        return 2 * (rate.prefill * QUESTION_TOKENS + level.tokens * rate.step) + checks * check
+
+    def measure(self, level: Level, enough: Callable[[], bool]) -> Level:
+        """Add the ratio to the result, the median where there are several rounds; it cannot be ended early."""
+        ratio = throughput(self._report.backend, self._detector, self._interval, level.tokens)
+        ratios = self._report.ratios.setdefault((self._key, self._interval), [])
+        ratios.append(ratio)
+        key, share = str(self._interval), median(ratios)
+        self._report.result[self._key][key] = share
+        self._report.result["answer_tokens"][self._key].setdefault(key, []).append(level.tokens)
+        what, count = f"guarded throughput, {self._who}", f" ({len(ratios)} rounds)" if len(ratios) > 1 else ""
+        self._report.tell(Row(what, f"every {self._interval} tokens", f"{share:.1%} of unguarded{count}"))
+        return level
+
+
+class PackedScan:
+    """How much faster the packed scan is than forks."""
+
+    name = f"scan of {PACKED_TOKENS} tokens at {PACKED_DEPTHS} depths"
+    length = PACKED_LENGTH
+
+    def __init__(self, report: Report, rates: Rates) -> None:
+        self._report, self._rates = report, rates
+        self.levels = [Level(2, PACKED_TOKENS), Level(1, PACKED_TOKENS)]
+
+    def estimate(self, level: Level) -> float:
+        """The text three times; at each depth a naive check, one of ours, and feeding the text up to there twice."""
+        rate = self._rates.at(PACKED_LENGTH)
+        text = 3 * PACKED_LENGTH * rate.prefill + PACKED_DEPTHS * (rate.naive + rate.check + 2 * rate.step)
+        return level.samples * text
+
+    def measure(self, level: Level, enough: Callable[[], bool]) -> Level:
+        """Add the medians over the rounds to the result."""
+        naive, own = packed_speedups(self._report.backend, self._report.probe, level.samples)
+        self._report.result |= {"packed_speedup": median(naive), "packed_over_own_forks": median(own)}
+        at = f"{PACKED_TOKENS} tokens, {PACKED_DEPTHS} depths"
+        self._report.tell(
+            Row("packed scan", at, f"{median(naive):.1f} times as fast as fork by fork"),
+            Row("packed scan", at, f"{median(own):.1f} times as fast as anydepth's own forks"),
+        )
+        return level

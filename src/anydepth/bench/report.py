@@ -1,0 +1,77 @@
+"""Keep the figures of a run, and tell them as they come."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import anydepth
+from anydepth.detectors import LinearProbe
+
+if TYPE_CHECKING:
+    from anydepth.backends.transformers import TransformersBackend
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure for people: what it is of, at what, and the figure itself."""
+
+    what: str
+    at: str
+    figure: str
+
+
+class Report:
+    """The result so far, and who is told of it.
+
+    Args:
+        backend: The model.
+        probe: What checks.
+        dtype: Number format of the weights, as the user gave it.
+        budget: Seconds that the measuring may take.
+        came: Told new figures, with the result so far.
+    """
+
+    def __init__(
+        self,
+        backend: "TransformersBackend",
+        probe: LinearProbe,
+        dtype: str,
+        budget: float,
+        came: Callable[[Sequence[Row], Mapping[str, Any]], None],
+    ) -> None:
+        self.backend, self.probe, self._came = backend, probe, came
+        self.ratios: dict[tuple[str, int], list[float]] = {}
+        self.result: dict[str, Any] = {
+            **{key: {} for key in ("check_ratio", "naive_over_check", "guarded_throughput", "guarded_throughput_rk")},
+            "packed_speedup": None,
+            "packed_over_own_forks": None,
+            "seconds": {},
+            "answer_tokens": {"guarded_throughput": {}, "guarded_throughput_rk": {}},
+            "cut": [],
+            "budget_seconds": budget,
+            "finished": False,
+            "model": {"name": backend.identity.name, "layers": backend.identity.num_layers, "dtype": dtype},
+            "probe": {"reads": [str(read) for read in probe.reads], "header_tokens": len(probe.card.probe_ids)},
+            "machine": _machine(),
+            "versions": {
+                "anydepth": anydepth.__version__,
+                **{name: version(name) for name in ("torch", "transformers")},
+            },
+        }
+
+    def tell(self, *rows: Row) -> None:
+        """Hand on new figures."""
+        self._came(rows, self.result)
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+    }

@@ -1,0 +1,201 @@
+"""`bench.run` on a tiny model, and its planning for machines of any speed by a scripted clock."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from anydepth import bench
+from anydepth.backends.transformers import TransformersBackend
+from anydepth.bench import measure, parts, suite
+from anydepth.bench.budget import spend
+from anydepth.bench.rates import Rate, Rates
+from anydepth.bench.report import Report, Row
+from anydepth.bench.suite import Effort
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("Llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Ticking:
+    """A clock that moves on by `step` whenever it is read."""
+
+    step: float
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def test_a_small_run_measures_everything_and_tells_it_as_it_comes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "FULL", Effort(seconds=1e6, samples=1, tokens=32, rounds=2))
+    lines: list[str] = []
+    seen: list[tuple[tuple[Row, ...], bool, int]] = []
+
+    def came(rows: Sequence[Row], result: Mapping[str, Any]) -> None:
+        figures = sum(map(len, (result["check_ratio"], result["guarded_throughput"], result["guarded_throughput_rk"])))
+        seen.append((tuple(rows), result["finished"], figures))
+
+    result = bench.run(
+        str(folder), contexts=[64, 8192], intervals=[16], progress=lines.append, came=came, clock=Ticking(0.0)
+    )
+    assert result["finished"] and result["budget_seconds"] == 1e6
+    assert result["check_ratio"].keys() == result["naive_over_check"].keys() == {"64"}
+    assert result["seconds"]["64"]["samples"] == 1 and result["seconds"]["64"]["tokens"] == 64
+    assert result["guarded_throughput"]["16"] > 0 and result["guarded_throughput_rk"]["16"] > 0
+    assert result["answer_tokens"] == {"guarded_throughput": {"16": [32, 32]}, "guarded_throughput_rk": {"16": [32]}}
+    assert result["packed_speedup"] is None, "600 tokens do not fit into a context of 512"
+    assert [cut.partition(":")[0] for cut in result["cut"]] == [
+        "cost of a check at 8192 tokens",
+        "scan of 600 tokens at 23 depths",
+    ]
+    assert all("the model's context has room for" in cut for cut in result["cut"])
+    assert lines[2].startswith("a decode step takes ") and "the measuring takes about " in lines[2]
+    assert [line.partition(";")[0] for line in lines[3:]] == [
+        "1/4 cost of a check at 64 tokens",
+        "2/4 throughput with the probe, a check every 16 tokens",
+        "3/4 throughput with the look-ahead, a check every 16 tokens",
+        "4/4 throughput with the probe, a check every 16 tokens, round 2",
+    ]
+    assert all(line.endswith(" left") for line in lines[3:])
+    assert [figures for _, _, figures in seen] == [0, 1, 2, 3, 3, 3], "each figure is told as it comes"
+    assert [finished for _, finished, _ in seen] == [False] * 5 + [True]
+    assert [row.what for rows, _, _ in seen for row in rows] == [
+        "a check costs",
+        "the naive way costs",
+        "guarded throughput, probe",
+        "guarded throughput, look-ahead",
+        "guarded throughput, probe",
+    ]
+    assert "(2 rounds)" in seen[4][0][0].figure
+
+
+def test_a_run_whose_time_is_over_leaves_the_rest_out_and_says_so(folder: Path) -> None:
+    result = bench.run(str(folder), contexts=[64], intervals=[16], quick=True, clock=Ticking(1e4))
+    assert result["finished"] and result["check_ratio"] == {} and result["took_seconds"] > result["budget_seconds"]
+    assert sum("left out" in cut for cut in result["cut"]) == 4
+
+
+# -- machines of any speed ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Machine:
+    """Moves a clock as a model whose decode step takes `step` seconds would, `step` growing with the context."""
+
+    step: float
+    doubles: float = 4096
+    now: float = 0.0
+
+    def at(self, length: int) -> Rate:
+        factor = 1 + length / self.doubles
+        return Rate(length, self.step * factor / 8, self.step * factor, self.step * factor, 3 * self.step * factor)
+
+    def clock(self) -> float:
+        return self.now
+
+    def check_times(
+        self, backend: Any, detectors: Any, context: int, samples: int, *, steps: int, enough: Callable[[], bool]
+    ) -> tuple[int, dict[str, list[float]]]:
+        rate = self.at(context)
+        self.now += context * rate.prefill + steps * rate.step
+        done = 0
+        while done < samples and not (done and enough()):
+            self.now += steps * rate.step + rate.check + rate.naive
+            done += 1
+        return context, {"step": [rate.step] * done, "check": [rate.check] * done, "check, naive": [rate.naive] * done}
+
+    def throughput(self, backend: Any, detector: Any, interval: int, tokens: int) -> float:
+        rate = self.at(64 + tokens)
+        plain = 64 * rate.prefill + tokens * rate.step
+        check = rate.check + (20 * rate.step if detector.name == "rethink" else 0)
+        guarded = plain + (tokens / interval + 6) * check
+        self.now += plain + guarded
+        return plain / guarded
+
+    def packed_speedups(self, backend: Any, probe: Any, rounds: int) -> tuple[list[float], list[float]]:
+        rate = self.at(640)
+        self.now += rounds * (3 * 640 * rate.prefill + 23 * (2 * rate.step + rate.check + rate.naive))
+        return [5.0] * rounds, [3.0] * rounds
+
+
+def simulated(machine: Machine, effort: Effort, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[str]]:
+    backend = TransformersBackend(tiny_model("Llama"), tiny_tokenizer())
+    monkeypatch.setattr(type(backend), "context_length", 32768)
+    for name in ("check_times", "throughput", "packed_speedups"):
+        monkeypatch.setattr(parts, name, getattr(machine, name))
+    report = Report(backend, suite._blank_probe(backend), "float32", effort.seconds, lambda rows, result: None)
+    measurements, impossible = suite._measurements(
+        report, effort, Rates(machine.at(64)), (128, 512, 2048, 8192), (10, 25, 50, 100)
+    )
+    assert not impossible
+    return report.result, spend(measurements, effort.seconds, machine.clock, lambda stands: None)
+
+
+@pytest.mark.parametrize("effort", [suite.QUICK, suite.FULL], ids=["quick", "full"])
+@pytest.mark.parametrize("step", [0.001, 0.02, 0.08, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("doubles", [1024, 4096, 100_000])
+def test_any_machine_is_done_in_time(
+    step: float, doubles: float, effort: Effort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(step, doubles)
+    result, cuts = simulated(machine, effort, monkeypatch)
+    assert machine.now <= 1.15 * effort.seconds
+    missing = [f"check at {n} tokens" for n in (128, 512, 2048, 8192) if str(n) not in result["check_ratio"]]
+    for key, who in (("guarded_throughput", "probe"), ("guarded_throughput_rk", "look-ahead")):
+        missing += [f"the {who}, a check every {n} tokens" for n in (10, 25, 50, 100) if str(n) not in result[key]]
+    missing += ["at 23 depths"] if result["packed_speedup"] is None else []
+    assert all(any(f"{name}: left out" in cut for cut in cuts) for name in missing), "what is missing is said"
+    assert result["check_ratio"], "even a slow machine tells something"
+
+
+def test_a_fast_machine_measures_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, cuts = simulated(Machine(0.002), suite.FULL, monkeypatch)
+    assert cuts == [] and {each["samples"] for each in result["seconds"].values()} == {7}
+    assert result["answer_tokens"]["guarded_throughput"]["10"] == [512, 512]
+
+
+def test_checks_are_measured_within_the_models_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context as long as the model's is measured a little shorter, and the figure says at how many tokens."""
+    backend = TransformersBackend(tiny_model("Llama"), tiny_tokenizer())
+    probe = suite._blank_probe(backend)
+    probe.bind(backend)
+    tokens, times = measure.check_times(backend, {"check": probe}, 512, 1, steps=4)
+    assert tokens == 512 - measure.room(1, 4) - len(backend.header.ids) - len(backend.header.answer_ids)
+    assert [len(values) for values in times.values()] == [1, 1, 1]
+
+
+def test_a_measurement_ends_early_after_one_sample_at_least() -> None:
+    backend = TransformersBackend(tiny_model("Llama"), tiny_tokenizer())
+    probe = suite._blank_probe(backend)
+    probe.bind(backend)
+    _, times = measure.check_times(backend, {"check": probe}, 64, 5, steps=2, enough=lambda: True)
+    assert {name: len(values) for name, values in times.items()} == {"step": 1, "check": 1, "check, naive": 1}
+
+
+def test_a_recurrent_model_says_why_it_cannot_be_packed() -> None:
+    backend = TransformersBackend(tiny_model("Mamba-2"), tiny_tokenizer())
+    report: Any = SimpleNamespace(backend=backend, probe=suite._blank_probe(backend))
+    _, cuts = suite._measurements(report, suite.QUICK, Rates(Rate(64, 1, 1, 1, 1)), (128,), (25,))
+    assert cuts[0].startswith("scan of 600 tokens at 23 depths: not possible for this model, ")
+
+
+def test_rates_grow_with_the_length_until_one_is_measured() -> None:
+    rates = Rates(Rate(64, 0.1, 1.0, 2.0, 3.0))
+    assert rates.at(32) == Rate(32, 0.1, 1.0, 2.0, 3.0)
+    assert rates.at(64 + 4096).step == 2.0
+    rates.add(2048, step=1.1, check=2.2, naive=3.3)
+    assert rates.at(2048).step == 1.1 and rates.at(64).step == 1.0 and rates.at(2048 + 4096).check == pytest.approx(4.4)
