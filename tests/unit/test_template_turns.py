@@ -37,6 +37,17 @@ def test_end_of_turn(jinja: str, header: str) -> None:
     assert header_text(ChatTemplate(make(jinja))) == header
 
 
+@pytest.mark.parametrize("name", ["assistant", "回复"])
+def test_role_before_a_wide_colon(name: str) -> None:
+    jinja = (
+        "{%- for m in messages %}{{ '<|header|>' + m['role'].replace('assistant', NAME) + '：' + m['content'] }}"
+        "{{- '<|end|>' }}{%- endfor %}{% if add_generation_prompt %}{{ '<|header|>' + NAME + '：' }}{% endif %}"
+    )
+    template = ChatTemplate(make(jinja.replace("NAME", repr(name))))
+    assert header_text(template) == f"<|end|><|header|>{name}："
+    assert text_of(template, template.header.probe_ids) == f"<|end|><|header|>{name}"
+
+
 def test_a_call_without_words_is_one_empty_part() -> None:
     template = ChatTemplate(make(FIRST_PART))
     call = {"type": "function", "id": "1", "function": {"name": "weather", "arguments": {}}}
