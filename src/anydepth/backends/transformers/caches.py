@@ -18,9 +18,9 @@ def new_cache(model: Any, length: int, options: dict[str, Any]) -> Any:
     Raises ConfigError for a kind that cannot be forked (`offloaded`) or does not exist.
     """
     defaults = model.generation_config
-    kind = options.pop("cache_implementation", None) or defaults.cache_implementation
+    kind = options.pop("cache_implementation", defaults.cache_implementation)
     config = text_config(model)
-    settings = dict(options.pop("cache_config", None) or {})
+    settings = dict(options.pop("cache_config", defaults.cache_config) or {})
     if defaults.cache_implementation is not None:
         options["cache_implementation"] = None  # `generate` refuses a default of its own beside the cache it is given
     if kind in (None, "dynamic", "hybrid"):
