@@ -71,3 +71,11 @@ def test_the_versions_that_are_refused_are_those_that_pip_would_not_install() ->
         (line,) = [line for line in wanted["transformers"] if re.match(rf"{name}>=", line)]
         major, minor = line.removeprefix(f"{name}>=").split(".")
         assert f'require("{name}", extra="transformers", at_least=({major}, {minor}))' in code
+
+
+def test_all_holds_every_extra_of_a_user_but_the_engine_that_pins_versions_of_its_own() -> None:
+    root = Path(__file__).resolve().parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    (whole,) = extras["all"]
+    named = set(re.fullmatch(r"anydepth\[(.+)\]", whole)[1].split(","))  # pyright: ignore[reportOptionalSubscript]
+    assert named == extras.keys() - {"all", "vllm", "test", "check", "docs"}
