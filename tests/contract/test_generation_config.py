@@ -3,11 +3,13 @@
 import re
 
 import pytest
+import torch
 import transformers
 from transformers import GenerationConfig
 
 from anydepth.backends.base import CheckPoint
 from anydepth.backends.transformers import options as vetting
+from anydepth.backends.transformers.endings import Endings
 from anydepth.backends.transformers.options import PLAIN, unlisted_fields, vet_options
 from anydepth.errors import ConfigError, UnsupportedModel
 from tests.contract.contract import MAX_NEW_TOKENS, LooksAhead, backend_of, prompt_of, run
@@ -74,8 +76,7 @@ def test_what_cannot_be_guarded_is_refused_with_a_remedy_that_works(case):
     (name,) = options
     with pytest.raises(ConfigError, match=rf"^{name}=.* cannot be guarded \(the model's .* asks for it\).*; pass") as e:
         backend.open([prompt_of(backend)], max_new_tokens=5)
-    remedy = re.search(r"pass (\w+)=(.*)$", str(e.value))
-    assert remedy is not None and remedy[1] == name
+    assert re.search(rf"; pass {name}=\S+ or set it in generation_config.json$", str(e.value))
     others = {key: value for key, value in config.items() if key != name}
     untouched = _same_stream(_backend(others))
     # the bare `generate` does not take None for a number, the guard takes it for the library's default
@@ -119,6 +120,14 @@ def test_stopping_criteria_see_the_text_from_its_beginning_on_a_recurrent_model(
 
     (released,), _ = run(backend, [prompt], LooksAhead(), do_sample=False, stopping_criteria=[criterion])
     assert seen == [(*prompt.ids, *released[:count]) for count in range(1, len(released) + 1)]
+
+
+def test_a_token_that_the_library_takes_back_does_not_undo_an_ending():
+    endings = Endings(frozenset({2}), [], [True, True, False], torch.zeros(3, 0, dtype=torch.long))
+    assert not endings(torch.tensor([[5, 6], [5, 7], [5, 2]]), None).any()
+    assert endings(torch.tensor([[5, 6, 8], [5, 7, 2], [5, 2, 2]]), None).all()
+    endings(torch.tensor([[5, 6, 8, 2], [5, 7, 2, 9], [5, 2, 2, 9]]), None)
+    assert endings.ended.tolist() == [False, True, False]
 
 
 def test_forcing_the_first_token_is_refused_where_each_window_would_begin_anew():

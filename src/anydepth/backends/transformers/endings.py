@@ -34,5 +34,6 @@ class Endings(StoppingCriteria):
         text = torch.cat([self._before, input_ids], 1) if self._criteria else input_ids
         for criterion in self._criteria:
             ended = ended | criterion(text, scores, **kwargs).to(ended.device)
-        self.ended = ended & self._live
+        # The first row to end decides: on Apple's GPUs the library looks one token late, and takes that token back.
+        self.ended = torch.where(self.ended.any(), self.ended, ended & self._live)
         return self.ended.any().expand(input_ids.shape[0])

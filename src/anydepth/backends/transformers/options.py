@@ -121,7 +121,9 @@ def vet_options(defaults: GenerationConfig, options: Mapping[str, Any], *, sees_
         if name not in options and value is None:
             continue  # the library's own default, which is harmless
         if not any(value is good or (value == good and type(value) is not bool) for good in harmless):
-            remedy = f"pass {name}={harmless[0]!r}"
+            remedy = f"pass {name}={harmless[0]!r}" + (
+                "" if name in options else " or set it in generation_config.json"
+            )
             raise ConfigError(f"{name}={value!r} cannot be guarded{_source(name, options)}: {why}; {remedy}")
         if name in options:
             passed[name] = harmless[0]
