@@ -9,7 +9,7 @@ from anydepth.server.segments import Markers, Segment, Segmenter
 from anydepth.server.stops import StopTrim
 from anydepth.server.toolcalls import ToolCall
 from anydepth.text import TextStream
-from anydepth.types import Answer, Checked, CheckResult, Event, Finished, Halted, Released, ReleaseMode, Verdict
+from anydepth.types import Answer, Checked, CheckResult, Event, Halted, Released, ReleaseMode, Verdict
 
 ReasoningRelease = Literal["as_answer", "whole", "hidden"]
 
@@ -79,6 +79,7 @@ class Composer:
         self._calls: list[ToolCall] = []
         self._waiting: list[tuple[int, Segment]] = []
         self._thoughts: list[str] = []
+        self._last: list[Delta] = []
         self._wrote = self._last_failed = False
 
     def write(self, event: Event) -> list[Delta | End]:
@@ -90,8 +91,9 @@ class Composer:
             deltas = self._read(self._text.push(event.token_ids) if self._text else event.text)
             return [replace(delta, depth=self._depth) for delta in deltas]
         if isinstance(event, Halted):
-            return self._refuse()
-        return self._finish(event)
+            self._last.clear()  # the account of a finished answer could not be kept: its last words do not leave
+            return [*self._refuse()]
+        return self._finish(event.answer)
 
     def _checked(self, check: CheckResult) -> list[Delta]:
         self._last_failed = check.error is not None
@@ -131,33 +133,37 @@ class Composer:
                 out.append(Delta(reasoning=text))
         return out
 
-    def _refuse(self) -> list[Delta | End]:
+    def _refuse(self) -> list[Delta]:
         self._waiting.clear()
         self._calls.clear()
         held = self._trim.flush() if self._segmenter is None else ""
         return [Delta(content=held + ("\n\n" if self._wrote or held.strip() else "") + self._reading.refusal)]
 
-    def _finish(self, event: Finished) -> list[Delta | End]:
-        answer = event.answer
-        if answer.halted:
-            return [End("content_filter", answer)]
-        out: list[Delta | End] = []
-        if self._text is not None and (rest := self._text.flush()):
-            out += self._read(rest)
-        out += self._rest()
-        if not self._last_failed:
-            out += self._let_go(float("inf"))
-        return [*out, *(self._hand_over(answer) if self._calls else [End(answer.finish_reason, answer)])]
+    def settle(self, answer: Answer) -> Answer:
+        """The answer as the client is about to get it; called once, before `write` of its end.
 
-    def _hand_over(self, answer: Answer) -> list[Delta | End]:
-        """The calls of an answer that has ended unhalted, in one piece, and its end."""
-        if answer.verdict.errors and self._reading.release != "monitor":
-            # The guard fails open for text; a call that a failed check may have missed is not handed over even then.
-            verdict = Verdict(True, nan, answer.verdict.depth, "error", answer.verdict.errors)
-            return [*self._refuse(), End("content_filter", replace(answer, verdict=verdict))]
+        Where the guard fails open, text goes on after a failed check. A call that such a check may have missed is not
+        handed over even then: the answer ends with the refusal instead, and its account has to say so.
+        """
+        if answer.halted:
+            return answer
+        if self._text is not None and (rest := self._text.flush()):
+            self._last += self._read(rest)
+        self._last += self._rest()
+        if not self._last_failed:
+            self._last += self._let_go(float("inf"))
+        if not self._calls or not answer.verdict.errors or self._reading.release == "monitor":
+            return answer
+        self._last += self._refuse()
+        verdict = Verdict(True, nan, answer.verdict.depth, "error", answer.verdict.errors)
+        return replace(answer, finish_reason="content_filter", verdict=verdict)
+
+    def _finish(self, answer: Answer) -> list[Delta | End]:
+        if answer.halted or not self._calls:
+            return [*self._last, End(answer.finish_reason, answer)]
         reason = "tool_calls" if answer.finish_reason == "stop" else answer.finish_reason
         calls = self._calls[:1] if self._reading.one_call else self._calls
-        return [Delta(calls=tuple(calls)), End(reason, answer)]
+        return [*self._last, Delta(calls=tuple(calls)), End(reason, answer)]
 
     def _rest(self) -> list[Delta]:
         """What the trimmer and the segmenter were keeping back."""

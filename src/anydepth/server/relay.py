@@ -15,9 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 async def relay(
-    engine: Engine, job: Job, account: Account, see: Callable[[Event], None]
+    engine: Engine,
+    job: Job,
+    account: Account,
+    see: Callable[[Event], None],
+    settle: Callable[[Answer], Answer] = lambda answer: answer,
 ) -> AsyncGenerator[Event, None]:
     """The events of one answer, accounted for.
+
+    `settle` says what the client gets of a finished answer, before that is written down.
 
     If the account cannot be kept (and the audit fails closed), the answer ends with a refusal at once, and what was not
     written down does not leave.
@@ -30,7 +36,8 @@ async def relay(
         async with aclosing(engine.submit(job)) as events:
             async for event in events:
                 if isinstance(event, Finished):
-                    answer = event.answer
+                    answer = settle(event.answer)
+                    event = Finished(answer)
                 await _note(account, event)
                 if isinstance(event, Released):
                     text.append(event.text)

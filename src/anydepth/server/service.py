@@ -126,7 +126,7 @@ class Service:
                 note_check(span, event.check)
 
         try:
-            async with aclosing(relay(self.engine, job, account, see)) as events:
+            async with aclosing(relay(self.engine, job, account, see, composer.settle)) as events:
                 async for event in events:
                     for piece in composer.write(event):
                         if isinstance(piece, End):

@@ -38,8 +38,13 @@ def composer(
     return Composer(Reading("No.", stops, markers, rule, lambda ids: bytes(ids).decode(), release=release))
 
 
+def write(writer: Composer, event: Any) -> list[Delta | End]:
+    """As `relay` does: what the client gets of a finished answer is settled before that is written down."""
+    return writer.write(Finished(writer.settle(event.answer)) if isinstance(event, Finished) else event)
+
+
 def play(writer: Composer, *events: Any) -> tuple[str, list[str], list[str], str | None]:
-    pieces = [piece for event in events for piece in writer.write(event)]
+    pieces = [piece for event in events for piece in write(writer, event)]
     deltas = [piece for piece in pieces if isinstance(piece, Delta)]
     ends = [piece.finish_reason for piece in pieces if isinstance(piece, End)]
     thoughts = [delta.reasoning for delta in deltas if delta.reasoning]
@@ -64,7 +69,7 @@ def test_calls_wait_for_the_end_of_their_answer(release):
     assert play(writer, check(0), released(CALL, end), check(end), released(" and" + CALL, 2 * end + 4)) == (
         " and", [], [], None,
     )  # fmt: skip
-    pieces = [piece for event in (check(2 * end + 4), finished()) for piece in writer.write(event)]
+    pieces = [piece for event in (check(2 * end + 4), finished()) for piece in write(writer, event)]
     assert [len(piece.calls) for piece in pieces if isinstance(piece, Delta)] == [0, 2]
     assert isinstance(pieces[-1], End) and pieces[-1].finish_reason == "tool_calls"
 
@@ -113,3 +118,21 @@ def test_nothing_follows_a_stop_string():
     writer = composer(stops=("END",))
     assert play(writer, released("one E", 5), released("ND two", 11), finished())[0] == "one "
     assert play(composer(stops=("END",)), released("one EN", 6), finished())[0] == "one EN"
+
+
+def test_what_the_client_gets_of_an_answer_is_known_before_its_account_is_written():
+    writer = composer(tools=True)
+    play(writer, check(0), released(CALL, len(CALL)), check(len(CALL), "CheckError: x"))
+    clear = Verdict(False, 0.1, 0, errors=1)
+    settled = writer.settle(finished(verdict=clear).answer)
+    assert settled.halted and settled.verdict.reason == "error"
+    pieces = writer.write(Finished(settled))
+    assert pieces[0].content == "No." and pieces[-1].finish_reason == "content_filter"
+
+
+def test_last_words_do_not_leave_if_their_account_cannot_be_kept():
+    """The stop string might have gone on: its beginning was kept back until the end."""
+    writer = composer(stops=("ab",))
+    assert play(writer, check(0), released("xa", 2))[0] == "x"
+    writer.settle(finished().answer)
+    assert play(writer, Halted(HALT, "No.", 0), finished("content_filter", HALT))[0] == "\n\nNo."
