@@ -32,7 +32,7 @@ def litellm_python() -> Path:
         if not folder.exists():
             with tempfile.TemporaryDirectory(dir=root) as scratch:
                 _install(Path(scratch) / name)
-                # in one step: a run that is killed leaves nothing half done; `python -m` and -c work after it, scripts do not
+                # in one step: a killed run leaves nothing half done; `python -m` and -c work after it, scripts do not
                 (Path(scratch) / name).rename(folder)
     return folder / "bin" / "python"
 
