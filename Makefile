@@ -3,6 +3,7 @@
 # make test          the tests in about five minutes (not the slow ones; four families of models)
 # make test-all      every test          make check    lint, types, import order, file lengths
 # make test-vllm     the tests on a real vLLM engine (CPU build, an environment of its own, 4 GB)
+# make test-newest   what a user gets today: a fresh environment without constraints.txt, and the contract suite on it
 # make docs          the documentation in site/
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=path the virtual environment, WORKERS=4 the processes that test,
@@ -24,7 +25,7 @@ versions of constraints.txt (the first run needs a network)." >&2; exit 1; }
 export TOKENIZERS_PARALLELISM ?= false
 
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test test-all test-vllm check docs clean
+.PHONY: help demo venv test test-all test-vllm test-newest check docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -80,6 +81,22 @@ $(VLLM_VENV)/.anydepth: pyproject.toml
 
 test-vllm: $(VLLM_VENV)/.anydepth
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm $(PYTEST_ARGS)
+
+# Made anew each time, since pip would keep a version that still satisfies pyproject.toml. Plain torch brings gigabytes of
+# CUDA on Linux; choose a CPU build with make test-newest TORCH='torch --index-url https://download.pytorch.org/whl/cpu'
+NEWEST_VENV ?= $(HOME)/.cache/anydepth/newest-venv
+TORCH ?= torch
+NEWEST_FAMILIES = Llama or Gemma-3 or Jamba or Qwen3-Next or Mixtral
+NEWEST_OPTIONS = tests/contract/test_sampling_options.py tests/contract/test_generation_config.py
+
+test-newest:
+	rm -rf '$(NEWEST_VENV)' && $(PYTHON) -m venv '$(NEWEST_VENV)'
+	env -u PIP_CONSTRAINT '$(NEWEST_VENV)/bin/pip' install --quiet $(TORCH)
+	env -u PIP_CONSTRAINT '$(NEWEST_VENV)/bin/pip' install --quiet '.[all,test]'
+	'$(NEWEST_VENV)/bin/pip' check
+	'$(NEWEST_VENV)/bin/pip' list | grep -iE '^(torch|transformers|accelerate|peft|numpy|safetensors|tokenizers|huggingface_hub) '
+	'$(NEWEST_VENV)/bin/python' -m pytest tests/contract/test_families.py -k '$(NEWEST_FAMILIES)' $(PYTEST_ARGS)
+	'$(NEWEST_VENV)/bin/python' -m pytest $(NEWEST_OPTIONS) $(PYTEST_ARGS)
 
 check: $(STAMPS)/dev
 	$(BIN)/ruff check .

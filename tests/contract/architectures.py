@@ -24,7 +24,8 @@ HEAD = """\
 
 <!-- Written by `python -m tests.contract.architectures` from the contract suite's result. Do not edit by hand. -->
 
-Each family is tried as a tiny random model, in float32, with Transformers {version}. Two contracts:
+Each family is tried as a tiny random model, in float32, with Transformers {version} (5.16 is the oldest that
+works). Two contracts:
 
 1. **Same stream**: the guarded, un-halted answer is the unguarded one token for token, greedy and with seeded sampling.
 2. **True states**: what a check reads on the fork equals a full recompute without a cache (within 1e-4).

@@ -1,12 +1,18 @@
 """Every family: the guarded stream is the unguarded one, and a fork reads what a full recompute reads."""
 
+import inspect
+import warnings
+
 import numpy as np
 import pytest
 import torch
+import transformers
+from transformers.cache_utils import Cache
 
 from anydepth.backends.base import CONTENT, CheckPoint, FinishedAnswer, Read, Site
 from anydepth.backends.transformers.blocks import default_site, find_blocks
 from anydepth.backends.transformers.fork import can_rewind
+from anydepth.backends.transformers.inputs import ForwardInputs
 from anydepth.backends.transformers.naive import naive_scan, naive_state
 from anydepth.backends.transformers.read import read, to_numpy
 from anydepth.errors import UnsupportedModel
@@ -232,3 +238,56 @@ def test_the_baselines_of_the_bench_read_what_they_should(family):
     session = backend.replay(prompt, answer)
     session.decode(25)
     np.testing.assert_allclose(naive_state(session, Site(2))[0].numpy(), expected[1], atol=TOLERANCE)
+
+
+class _Forgetful(transformers.LlamaForCausalLM):
+    """A model that runs the whole text for every token: its `forward` is never handed a cache."""
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        return {name: value for name, value in inputs.items() if not isinstance(value, Cache)}
+
+
+def test_a_model_whose_generate_keeps_the_cache_from_forward_is_refused():
+    model = tiny.tiny_model("Llama")
+    model.__class__ = _Forgetful
+    with pytest.raises(UnsupportedModel, match="_Forgetful does not hand the tokens and the cache"):
+        ForwardInputs(model)
+
+
+def test_a_cache_argument_that_generate_does_not_fill_is_not_taken_for_one():
+    config = transformers.XLMConfig(vocab_size=256, emb_dim=32, n_layers=2, n_heads=4)
+    with pytest.raises(UnsupportedModel, match="XLMWithLMHeadModel"):
+        ForwardInputs(transformers.XLMWithLMHeadModel(config))
+
+
+def test_a_model_that_cannot_generate_is_refused_with_what_the_library_says():
+    model = tiny.tiny_model("Llama")
+    model.generation_config = None
+    with pytest.raises(UnsupportedModel, match="fails before its first forward pass"):
+        ForwardInputs(model)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma-3", "Mamba-2", "Jamba (hybrid)"])
+def test_nothing_is_run_to_find_out_how_a_model_wants_its_tokens(family):
+    model = tiny.tiny_model(family)
+    ran = []
+    for module in model.children():
+        module.register_forward_pre_hook(lambda *_: ran.append(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inputs = ForwardInputs(model)
+        assert inputs.cache_name in inspect.signature(model.forward).parameters
+        assert inputs.slices_history == (family != "Mamba-2")
+    assert not ran and not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma-3", "Mamba-2", "Jamba (hybrid)", "Mixtral"])
+def test_checks_and_scans_use_no_name_that_the_library_gives_up(family, recwarn):
+    backend = backend_of(family)
+    prompt = prompt_of(backend)
+    run(backend, [prompt], LooksAhead(), **GREEDY)
+    if backend.packs:
+        backend.read_batch([FinishedAnswer(prompt, (5, 6), (1,))], [watcher_for(backend).site], tokens=[0])
+    given_up = [str(each.message) for each in recwarn if "deprecated" in str(each.message)]
+    assert not given_up

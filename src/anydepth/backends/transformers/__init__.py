@@ -2,8 +2,8 @@
 
 from anydepth.extras import require
 
-require("torch", extra="transformers")
-require("transformers", extra="transformers")
+require("torch", extra="transformers", at_least=(2, 6))  # the oldest that Transformers 5.24 takes
+require("transformers", extra="transformers", at_least=(5, 16))  # the oldest that the contract suite was run against
 
 from anydepth.backends.transformers.backend import TransformersBackend  # noqa: E402
 from anydepth.backends.transformers.load import load  # noqa: E402

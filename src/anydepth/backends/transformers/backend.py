@@ -16,9 +16,10 @@ from anydepth.backends.transformers.blocks import default_site, find_blocks, fin
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.caches import new_cache
 from anydepth.backends.transformers.fork import fork_kinds
+from anydepth.backends.transformers.handover import try_options
 from anydepth.backends.transformers.identity import identify
 from anydepth.backends.transformers.inputs import ForwardInputs
-from anydepth.backends.transformers.options import end_token_ids, vet_options
+from anydepth.backends.transformers.options import PLAIN, end_token_ids, vet_options
 from anydepth.backends.transformers.prove import ANSWER_TOKENS, prove
 from anydepth.backends.transformers.read import read
 from anydepth.backends.transformers.replay import ReplaySession
@@ -131,6 +132,7 @@ class TransformersBackend:
         options = self._pin_minimum(options, length)
         budget = self._budget(length, max_new_tokens)
         with self.lock:  # seeding it passes through the random state that a window of another thread may be using
+            try_options(self.model, self.inputs.cache_name, options)
             return TransformersSession(self, prompts, budget=budget, seed=seed, options=options)
 
     def replay(self, prompt: Prompt, answer_ids: Sequence[int]) -> ReplaySession:
@@ -161,9 +163,8 @@ class TransformersBackend:
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     max_new_tokens=max_new_tokens,
-                    pad_token_id=self.pad_id,
                     tokenizer=self.tokenizer,
-                    **options,
+                    **{"pad_token_id": self.pad_id, **options},
                 )
             answers.append(tuple(out[0, ids.shape[1] :].tolist()))
         return answers
@@ -215,9 +216,7 @@ class TransformersBackend:
                 attention_mask=mask,
                 max_new_tokens=n,
                 stopping_criteria=StoppingCriteriaList([stop]),
-                pad_token_id=self.pad_id,
-                **{self.inputs.cache_name: cache},
-                **options,
+                **{"pad_token_id": self.pad_id, self.inputs.cache_name: cache, **options},
             )
 
     def read_branch(self, branch: Branch, sites: tuple[Site, ...]) -> dict[Site, torch.Tensor]:
@@ -316,21 +315,7 @@ class _Decided(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-# A look-ahead is greedy whatever the answer's sampling is, and whatever the model's generation config says.
-_GREEDY: Mapping[str, Any] = {
-    "do_sample": False,
-    "use_cache": True,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "return_dict_in_generate": False,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "cache_implementation": None,
-}
+_KEPT = {"max_new_tokens", "eos_token_id", "pad_token_id", "compile_config", "disable_compile", "prefill_chunk_size"}
+# A look-ahead is greedy whatever the answer's sampling is, and whatever the model's generation config says, but for
+# where a turn ends.
+_GREEDY: Mapping[str, Any] = {name: value for name, value in PLAIN.items() if name not in _KEPT}

@@ -12,18 +12,28 @@ class Endings(StoppingCriteria):
 
     Transformers' own loop stops a batch when *all* rows have ended and pads the others; a padded row cannot be checked
     at its last token where the cache cannot be rewound (recurrent layers).
+
+    Args:
+        end_tokens: Ids that end a turn.
+        criteria: Stopping criteria of the caller's, which see the text from its beginning.
+        live: Whether each row may still end.
+        before: Tokens `[batch, t]` that `generate` is not given again; none where it takes the whole text.
     """
 
-    def __init__(self, end_tokens: frozenset[int], criteria: Sequence[Any], live: Sequence[bool], device: Any) -> None:
-        self._end_tokens = torch.tensor(sorted(end_tokens), device=device, dtype=torch.long)
-        self._criteria = criteria
-        self._live = torch.tensor(live, device=device)
+    def __init__(
+        self, end_tokens: frozenset[int], criteria: Sequence[Any], live: Sequence[bool], before: torch.Tensor
+    ) -> None:
+        self._end_tokens = torch.tensor(sorted(end_tokens), device=before.device, dtype=torch.long)
+        self._criteria, self._before = criteria, before
+        self._live = torch.tensor(live, device=before.device)
         self.ended = torch.zeros_like(self._live)
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
         """Bool `[batch]`: all True once a live row has ended."""
         ended = torch.isin(input_ids[:, -1], self._end_tokens)
+        text = torch.cat([self._before, input_ids], 1) if self._criteria else input_ids
         for criterion in self._criteria:
-            ended = ended | criterion(input_ids, scores, **kwargs).to(ended.device)
-        self.ended = ended & self._live
+            ended = ended | criterion(text, scores, **kwargs).to(ended.device)
+        # The first row to end decides: on Apple's GPUs the library looks one token late, and takes that token back.
+        self.ended = torch.where(self.ended.any(), self.ended, ended & self._live)
         return self.ended.any().expand(input_ids.shape[0])

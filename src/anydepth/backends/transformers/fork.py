@@ -125,7 +125,8 @@ def can_rewind(cache: Cache) -> bool:
     layers: list[Any] = cache.layers
     for layer in layers:
         rebinds = _kind(layer, 0)[1] in (_shared, GrowingLayer.fork)
-        if not rebinds or not layer.is_croppable or isinstance(layer, _QUANTIZED):
+        croppable = getattr(layer, "is_croppable", hasattr(layer, "crop"))  # told since Transformers 5.17
+        if not rebinds or not croppable or isinstance(layer, _QUANTIZED):
             return False
         if getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window:
             return False

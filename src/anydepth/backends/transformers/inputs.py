@@ -6,32 +6,58 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, LinearAttentionCacheLayerMixin
+import transformers
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 
 from anydepth.backends.transformers.blocks import text_config
+from anydepth.backends.transformers.handover import hands_over
 from anydepth.errors import UnsupportedModel
+
+# What `forward` calls its cache. Since Transformers 5.24 it is `cache` for all models; before, one of the others.
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 class ForwardInputs:
-    """Knows how a model's `forward` wants new tokens: what it calls its cache, and how many it can take at once."""
+    """Knows how a model's `forward` wants new tokens: what it calls its cache, and how many it can take at once.
+
+    Raises UnsupportedModel for a model whose `forward` takes no Transformers Cache, or does not get it from `generate`.
+
+    Attributes:
+        cache_name: What `forward` and `generate` call the cache.
+        takes_positions: Whether `forward` can be told the positions of the new tokens.
+        keeps_logits: Whether `forward` can leave out the logits that nobody needs.
+    """
 
     def __init__(self, model: Any) -> None:
         names = inspect.signature(model.forward).parameters
-        found = [name for name in ("past_key_values", "cache_params") if name in names]
+        found = [name for name in _CACHE_NAMES if name in names]
         if not found:
             raise UnsupportedModel(
                 f"{type(model).__name__} keeps its state outside of a Transformers Cache, so it cannot be forked; "
                 "guard it through a server with a look-ahead detector"
+            )
+        # The name alone will not do: XLM has a `cache`, and its `generate` adds a token to every text; a model whose
+        # code is not the library's may still say `past_key_values` where the library hands over a `cache`.
+        if not hands_over(model, found[0]):
+            raise UnsupportedModel(
+                f"generate() of {type(model).__name__} does not hand the tokens and the cache that it is given on to "
+                f"forward({found[0]}=...) as they are (Transformers {transformers.__version__}), so its answers cannot "
+                "be forked; guard it through a server with a look-ahead detector"
             )
         self._model = model
         self.cache_name = found[0]
         self.takes_positions = "position_ids" in names
         self.keeps_logits = "logits_to_keep" in names
 
-    @property
+    @cached_property
     def slices_history(self) -> bool:
-        """True if `generate` takes the whole sequence and skips what the cache holds (not so for pure Mamba)."""
-        return self.cache_name == "past_key_values"
+        """True if `generate` takes the whole sequence and skips what the cache holds.
+
+        Not so for pure Mamba, whose cache does not know how many tokens it has seen.
+        """
+        if self.cache_name == "cache_params":
+            return False
+        return any(isinstance(layer, CacheLayerMixin) for layer in self._cache().layers)
 
     def build(self, ids: torch.Tensor, cache: Cache | None, mask: torch.Tensor) -> dict[str, Any]:
         """Arguments for the new tokens `ids` `[b, t]`; `mask` `[b, cached + t]` marks what is no padding."""
@@ -60,21 +86,22 @@ class ForwardInputs:
         Some recurrent layers (Jamba's Mamba in Transformers 5) start such a chunk from an empty state and say nothing,
         so recurrent models are tried once on eight tokens.
         """
-        config = text_config(self._model)
-        layers = DynamicCache(config=config).layers
-        if not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+        if not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in self._cache().layers):
             return True
-        ids = (torch.arange(8, device=self._model.device) * 7 % config.vocab_size)[None]
+        ids = (torch.arange(8, device=self._model.device) * 7 % text_config(self._model).vocab_size)[None]
         whole = self._last_logits([ids])
         singly = (self._last_logits([ids[:, :4], *ids[:, 4:].split(1, 1)]) - whole).abs().max()
         chunked = (self._last_logits([ids[:, :4], ids[:, 4:]]) - whole).abs().max()
         return bool(chunked <= 10 * singly + 1e-4 * whole.abs().max())
 
     def _last_logits(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        cache = DynamicCache(config=text_config(self._model))
+        cache = self._cache()
         fed, logits = 0, torch.empty(0)
         with torch.no_grad():
             for part in parts:
                 fed += part.shape[1]
                 logits = self._model(**self.build(part, cache, torch.ones_like(part[:, :1]).expand(-1, fed))).logits
         return logits[:, -1].float()
+
+    def _cache(self) -> DynamicCache:
+        return DynamicCache(config=text_config(self._model))

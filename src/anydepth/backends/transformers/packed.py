@@ -125,7 +125,7 @@ def _copies(
     arguments: dict[str, Any] = {
         "input_ids": torch.tensor([list(header) * count] * len(ends), device=device),
         "attention_mask": _masks(backend, seen, distance),
-        "past_key_values": cache,
+        backend.inputs.cache_name: cache,
         "use_cache": True,
     }
     if backend.inputs.takes_positions:

@@ -35,7 +35,7 @@ class ReplaySession(TransformersSession):
         *,
         eos: int | None = None,
     ) -> None:
-        options = {} if eos is None else {"eos_token_id": eos}
+        options = {"stop_strings": None} | ({} if eos is None else {"eos_token_id": eos})
         super().__init__(backend, prompts, budget=max(map(len, answers)), seed=None, options=options)
         # A recurrent model is tried out when this is first asked: now, not while the hooks of a check are on.
         _ = backend.inputs.takes_chunks

@@ -148,9 +148,8 @@ class TransformersSession:
         options = self._options
         if self._cached and options.get("begin_suppress_tokens") is not None:
             options = {**options, "begin_suppress_tokens": None}
-        endings = Endings(
-            self._backend.end_tokens(options), self._text_criteria, [row.live for row in self._rows], self._ids.device
-        )
+        live = [row.live for row in self._rows]
+        endings = Endings(self._backend.end_tokens(options), self._text_criteria, live, self._ids[:, :begin])
         with self._own_randomness():
             out = self._backend.generate(ids, mask, self._cache, n, endings, options)
         fresh = out[:, ids.shape[1] :]
@@ -160,7 +159,8 @@ class TransformersSession:
         self._ended = endings.ended.tolist()
 
     def _stop_criteria(self) -> list[Any]:
-        strings = self._options.pop("stop_strings", None) or self._model.generation_config.stop_strings
+        strings = self._options.get("stop_strings", self._model.generation_config.stop_strings)
+        self._options["stop_strings"] = None  # `generate` would want the tokenizer, and take the model's own
         criteria: list[Any] = list(self._options.pop("stopping_criteria", None) or ())
         if strings:
             criteria.append(StopStringCriteria(self._backend.tokenizer, strings))

@@ -1,0 +1,81 @@
+"""Find out what `generate` hands to a model's `forward`, without a forward pass."""
+
+import warnings
+from collections.abc import Mapping
+from threading import get_ident
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from anydepth.backends.transformers.blocks import text_config
+from anydepth.backends.transformers.options import PLAIN
+from anydepth.errors import ConfigError, UnsupportedModel
+
+
+class _Reached(Exception):
+    """Ends a call of `generate` as soon as it calls `forward`."""
+
+
+def hands_over(model: Any, name: str) -> bool:
+    """True if `generate` hands the tokens, and the cache it is given as `name`, to `forward` as they are.
+
+    Raises UnsupportedModel if `generate` fails before it calls `forward`.
+    """
+    cache = DynamicCache(config=text_config(model))
+    ids = _two_tokens(model)
+    try:
+        arguments = _first_arguments(model, ids, {**PLAIN, "max_new_tokens": 1, "pad_token_id": 0, name: cache})
+    except Exception as error:
+        raise UnsupportedModel(
+            f"generate() of {type(model).__name__} fails before its first forward pass, with a "
+            f"{type(error).__name__}: {error}; mend the model or its generation config"
+        ) from error
+    tokens = arguments.get("input_ids")
+    return arguments.get(name) is cache and tokens is not None and torch.equal(tokens, ids)
+
+
+def try_options(model: Any, name: str, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError with the library's own words if `generate` refuses the values of these options.
+
+    It would do so at the first token, where nobody looks for a mistake of that kind.
+
+    Args:
+        model: A model whose `generate` takes its cache as `name`.
+        name: The argument's name.
+        options: What `vet_options` gave.
+    """
+    cache = DynamicCache(config=text_config(model))
+    ours = {"max_new_tokens": 1, "cache_implementation": None, "stop_strings": None, name: cache}
+    given = {key: value for key, value in options.items() if key not in ("cache_config", "stopping_criteria")}
+    try:
+        _first_arguments(model, _two_tokens(model), {"pad_token_id": 0, **given, **ours})
+    except Exception as error:
+        names = ", ".join(sorted(given)) or "the model's own generation config"
+        raise ConfigError(f"transformers' generate() refuses the options ({names}): {error}") from error
+
+
+def _two_tokens(model: Any) -> torch.Tensor:
+    return torch.zeros(1, 2, dtype=torch.long, device=model.device)
+
+
+def _first_arguments(model: Any, ids: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of the first call of `forward` by `generate`; empty where it makes none."""
+    seen: dict[str, Any] = {}
+    mine = get_ident()
+
+    def look(_module: Any, _args: Any, arguments: dict[str, Any]) -> None:
+        if get_ident() == mine:  # else it is another thread's pass over the same model
+            seen.update(arguments)
+            raise _Reached
+
+    hook = model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to warn of, the real call does
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    return seen
