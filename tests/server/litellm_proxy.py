@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 import openai
-import platformdirs
 import yaml
+
+from tests.fetched import alone, cache_root
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "litellm"
@@ -24,18 +25,15 @@ KEY = "sk-proxy"
 def litellm_python() -> Path:
     """The interpreter that has LiteLLM: fetched once a machine, at the versions of the example's requirements.txt."""
     wanted = (EXAMPLE / "requirements.txt").read_bytes()
-    root = Path(os.environ.get("ANYDEPTH_TEST_CACHE") or platformdirs.user_cache_path("anydepth") / "tests")
+    root = cache_root()
     name = f"litellm-{sys.version_info.major}.{sys.version_info.minor}-{hashlib.sha256(wanted).hexdigest()[:16]}"
     folder = root / name
-    if not folder.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as scratch:
-            _install(Path(scratch) / name)
-            try:
-                (Path(scratch) / name).rename(folder)  # in one step; `python -m` and -c work after it, scripts do not
-            except OSError:
-                if not folder.exists():
-                    raise
+    with alone(name):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=root) as scratch:
+                _install(Path(scratch) / name)
+                # in one step: a killed run leaves nothing half done; `python -m` and -c work after it, scripts do not
+                (Path(scratch) / name).rename(folder)
     return folder / "bin" / "python"
 
 

@@ -32,9 +32,9 @@ def serve(load: Callable[[], Engine], settings: Settings) -> None:
     Raises:
         AnydepthError: Something cannot be opened (see `opening`), or loaded; nothing has been served then.
     """
+    set_up_logging(settings.logging)  # first: what opening the audit trail finds and mends is logged as well
     with opening(settings) as opened:
         engine = load()
-        set_up_logging(settings.logging)
         service = Service(engine, settings, opened.audit)
         app = build_app(service, opened.keys)
     config = uvicorn.Config(

@@ -114,6 +114,7 @@ def test_rates_are_the_guards_own(tmp_path: Path, data: Path, halving: Any) -> N
     assert 0 < sum(halts) < len(halts)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_figures(tmp_path: Path, data: Path, halving: Any) -> None:
     attacks = "prefill,style,suffix"
     whole = measured(context(tmp_path / "one", data, halving, attacks=attacks))

@@ -121,6 +121,7 @@ def test_best_of_n_wins_with_its_first_success(tmp_path: Path, data: Path) -> No
     assert max(queries) > 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_figures(tmp_path: Path, data: Path, halving: Any) -> None:
     def measure(folder: Path) -> Summary:
         arms = ("base", "probe")

@@ -51,6 +51,7 @@ def test_the_suffix_makes_the_target_likelier_and_is_text_that_a_user_can_type()
     assert not control & set(ids)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_one_suffix_and_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     one, again, other = (find_suffix(tables.backend(), REQUEST, TARGET, SMALL, seed=seed) for seed in (5, 5, 6))

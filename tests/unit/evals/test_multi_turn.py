@@ -112,6 +112,7 @@ def test_shares_agree_with_the_guards_own_scan(tmp_path: Path, data: Path, halti
     assert (delay.value, delay.answers) == (pytest.approx(np.mean(delays)) if delays else None, len(delays))
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_nothing_and_a_broken_one_goes_on(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def test_refusals_of_the_model_and_halts_of_the_guard_are_told_apart(tmp_path: P
     assert passed.value == pytest.approx(1 - one(summary, "halted of those answered", set="XSTest contrast, own").value)
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_nothing_and_a_broken_one_goes_on(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
