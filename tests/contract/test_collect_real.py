@@ -178,9 +178,14 @@ def test_an_answer_longer_than_the_context_is_skipped_and_named(backend, tmp_pat
     talks = [conversation(1, 600), conversation(2)]
     report, store = gather(backend, talks, tmp_path, CollectPlan((Site(2),)))
     assert report.skipped == [("c1", "prompt and answer do not fit the context of 512 tokens")]
-    report, _ = gather(backend, talks, tmp_path, CollectPlan((Site(2),), longest=100))
-    assert not report.skipped and (report.answers, report.present) == (1, 1)
-    assert set(store.read([(Site(2), 0)])["id"].tolist()) == {"c1", "c2"}
+    assert set(store.read([(Site(2), 0)])["id"].tolist()) == {"c2"}
+    short = CollectPlan((Site(2),), longest=100)
+    report, _ = gather(backend, talks, tmp_path, short)
+    assert not report.skipped and (report.answers, report.present) == (2, 0)  # another `longest` is another reading
+    with pytest.raises(StoreError, match="read in two ways"):
+        store.read([(Site(2), 0)])
+    _, alone = gather(backend, talks, tmp_path / "short", short)
+    assert set(alone.read([(Site(2), 0)])["id"].tolist()) == {"c1", "c2"}
 
 
 @pytest.mark.parametrize("family", ["Llama", "Falcon-H1 (hybrid)"])
