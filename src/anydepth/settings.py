@@ -27,7 +27,7 @@ def _without_nul(value: str) -> str:
 
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
-"""The name of something outside: a file, a host, a variable. An empty one would stand for a folder, or for every host."""
+"""Name of something outside, e.g. a file or a host. An empty one would stand for a folder, or for every host."""
 PolicyRecord = dict[str, str | int | float]
 
 
