@@ -21,7 +21,10 @@ def lock(path: Path, part: str = "") -> FileLock:
     Raises:
         ConfigError: Another process has it, or the lock's file cannot be made.
     """
-    place = path.resolve()
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError) as error:  # until Python 3.13 links that lead to each other are a RuntimeError
+        raise ConfigError(f"cannot write {path}: its links lead nowhere ({error}); give another place") from error
     if not place.name:
         raise ConfigError(f"{path} is the root of the file system; give another place")
     file = place.with_name(f".{place.name}{part and f'.{part}'}.lock")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anydepth.config import check_detector_name
 from anydepth.errors import ConfigError
@@ -18,25 +18,38 @@ from anydepth.types import OnError, ReleaseMode
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+")
 """What browsers send as `Origin`: lower case, no path, no slash at the end."""
 
+
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("a character of it is NUL, which no name can have; leave it out")
+    return value
+
+
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+"""Name of something outside, e.g. a file or a host. An empty one would stand for a folder, or for every host."""
 PolicyRecord = dict[str, str | int | float]
 
 
 class _Table(BaseModel):
-    """A table of the file; a key that it does not have is an error, not a silent typing mistake."""
+    """A table of the file; a key that it does not have is an error, not a silent typing mistake.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Values are of the kind that is asked for: `true` is not the number 1, which as a threshold would halt nothing, and
+    neither NaN nor an infinity is a limit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelTable(_Table):
     """`[model]`: what to load. The command line's MODEL and options come first."""
 
-    path: str | None = Field(None, description="Hub id or folder of the model.")
-    name: str | None = Field(None, description="Name that clients use; default: the hub id, or the folder's name.")
-    adapter: str | None = Field(None, description="PEFT adapter to load on top.")
+    path: Name | None = Field(None, description="Hub id or folder of the model.")
+    name: Name | None = Field(None, description="Name that clients use; default: the hub id, or the folder's name.")
+    adapter: Name | None = Field(None, description="PEFT adapter to load on top.")
     dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = "auto"
-    device: str | None = Field(None, description="Where to run, e.g. cuda:0; default: the CPU.")
-    revision: str | None = Field(None, description="Commit, tag or branch of a hub model.")
+    device: Name | None = Field(None, description="Where to run, e.g. cuda:0; default: the CPU.")
+    revision: Name | None = Field(None, description="Commit, tag or branch of a hub model.")
     template_kwargs: dict[str, Any] = Field(
         {}, description="Variables of the chat template: {enable_thinking = false}."
     )
@@ -53,7 +66,7 @@ class GuardTable(_Table):
     detector: str = Field(
         "probe", description="probe, rethink, rethink-score, or package.module:class of a detector of your own."
     )
-    probe: str | None = Field(None, description="Probe file; default: the one shipped for the model.")
+    probe: Name | None = Field(None, description="Probe file; default: the one shipped for the model.")
     policy: PolicyRecord | None = Field(
         None, description='E.g. {name = "ewma", alpha = 0.5, threshold = 0.7}; default: what the probe was fitted with.'
     )
@@ -180,10 +193,10 @@ class LimitsTable(_Table):
 class HttpTable(_Table):
     """`[http]`: where to listen and who may ask."""
 
-    host: str = "127.0.0.1"
+    host: Name = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    api_key_env: str = Field("ANYDEPTH_API_KEY", description="Environment variable with the API key, if it is set.")
-    api_key_file: str | None = Field(None, description="File with one API key a line.")
+    api_key_env: Name = Field("ANYDEPTH_API_KEY", description="Environment variable with the API key, if it is set.")
+    api_key_file: Name | None = Field(None, description="File with one API key a line.")
     public_metrics: bool = Field(False, description="/metrics needs no API key.")
     cors_origins: list[str] = Field(
         [], description='Origins whose pages may use the server from a browser, e.g. "https://chat.example.org".'
@@ -202,7 +215,7 @@ class AuditTable(_Table):
     """`[audit]`: a record of every answer that accounts for every token."""
 
     kind: Literal["none", "jsonl"] = "none"
-    path: Annotated[str, Field(min_length=1)] = "audit.jsonl"
+    path: Name = "audit.jsonl"
     max_bytes: Annotated[int, Field(ge=4096)] = Field(100_000_000, description="A file is rotated at this size.")
     keep: Annotated[int, Field(ge=1, le=999_999)] = Field(10, description="Rotated files that are kept.")
     sync: bool = Field(False, description="Each record is on the disk before its tokens leave: it outlives the power.")
@@ -292,7 +305,13 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
 
 
 def _complaints(error: ValidationError) -> list[str]:
-    return [_complaint(".".join(map(str, each["loc"])), each) for each in error.errors(include_url=False)]
+    """One sentence a key; of a value that may be of several kinds, what the last of them lacks."""
+    found: dict[str, str] = {}
+    for each in error.errors(include_url=False):
+        place = each["loc"][:-1] if each["loc"][-1:] in (("str",), ("int",), ("float",)) else each["loc"]
+        key = ".".join(map(str, place))
+        found[key] = _complaint(key, each)
+    return list(found.values())
 
 
 def _complaint(key: str, error: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ def test_parts_and_neighbours_have_locks_of_their_own(tmp_path: Path) -> None:
 
 def test_a_place_that_no_lock_can_be_in_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file" / "out", Path("/"), Path("/proc/out")):
+    (tmp_path / "loop").symlink_to("loop")
+    for place in (tmp_path / "file" / "out", tmp_path / "loop", Path("/"), Path("/proc/out")):
         with pytest.raises(ConfigError, match="another place"):
             lock(place)

@@ -1,6 +1,7 @@
 """`guard.toml`: read, refused with the key named, and described by a schema."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,20 @@ def test_adaptive():
         ({"audit": {"path": "sqlite:///a"}}, "give a file of JSON lines"),
         ({"audit": {"path": ""}}, "audit.path is ''"),
         ({"audit": {"keep": 10_000_000}}, "audit.keep is 10000000"),
+        ({"audit": {"path": "a\0b"}}, "audit.path is 'a\\x00b': a character of it is NUL"),
+        ({"http": {"host": ""}}, "http.host is '': string should have at least 1 character"),  # it would be every host
+        ({"http": {"api_key_file": ""}}, "http.api_key_file is ''"),
+        ({"model": {"path": ""}}, "model.path is ''"),  # it would be the folder of guard.toml
+        ({"guard": {"probe": ""}}, "guard.probe is ''"),
+        ({"guard": {"interval": True}}, "guard.interval is True: input should be a valid integer"),
+        ({"guard": {"policy": {"name": "threshold", "threshold": True}}}, "guard.policy.threshold is True: "),
+        ({"console": {"enabled": "yes"}}, "console.enabled is 'yes': input should be a valid boolean"),
+        ({"limits": {"timeout_seconds": math.inf}}, "limits.timeout_seconds is inf: input should be a finite number"),
+        ({"overrides": {"threshold": {"min": 0, "max": math.nan}}}, "overrides.threshold.max is nan"),
+        (
+            {"guard": {"policy": {"name": "cusum", "drift": 0.1, "threshold": math.inf}}},
+            "guard.policy.threshold is inf",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(table, words):
