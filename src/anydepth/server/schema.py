@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator, model_validator
 
 from anydepth.server.complaints import unreadable
 from anydepth.types import ReleaseMode
@@ -48,7 +48,9 @@ def _by_kind(remedy: str) -> Discriminator:
 _TEXTS = _by_kind("send a text, or a list of texts")
 Text = Annotated[str, Tag("<text>")]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Flag = Annotated[bool, Strict()]
+"""`true` or `false`: a text or number that could stand for one is an error, and neither is a number."""
+Seed = Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)]
 
 
 class _Request(BaseModel):
@@ -79,11 +81,11 @@ class GuardOverrides(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    interval: Annotated[int, Field(ge=1, description="Check every N tokens.")] | None = None
-    threshold: Annotated[float, Field(ge=0, description="Value at which the policy halts.")] | None = None
+    interval: Annotated[int, Strict(), Field(ge=1, description="Check every N tokens.")] | None = None
+    threshold: Annotated[float, Strict(), Field(ge=0, description="Value at which the policy halts.")] | None = None
     policy: Annotated[str, Field(description="Name of a policy that the operator has defined.")] | None = None
     release: ReleaseMode | None = None
-    checks: bool = Field(False, description="Tell the score of every check.")
+    checks: Flag = Field(False, description="Tell the score of every check.")
 
 
 class TextPart(BaseModel):
@@ -146,23 +148,23 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: Flag = False
+    include_obfuscation: Flag = False
 
 
 class _Generation(_Request):
     """What chat and plain completions have in common."""
 
     model: str
-    stream: bool | None = False
+    stream: Flag | None = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1)] | None = 1
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
+    n: Annotated[int, Strict(), Field(ge=1)] | None = 1
+    max_tokens: Annotated[int, Strict(), Field(ge=1)] | None = None
+    temperature: Annotated[float, Strict(), Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Strict(), Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Strict(), Field(ge=-1)] | None = None
+    min_p: Annotated[float, Strict(), Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Strict(), Field(ge=0.1, le=10)] | None = None
     seed: Seed | None = None
     stop: (
         Annotated[Annotated[Stop, Tag("<text>")] | Annotated[list[Stop], Field(max_length=4), Tag("<list>")], _TEXTS]
@@ -187,12 +189,12 @@ class ChatRequest(_Generation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Strict(), Field(ge=1)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
+    parallel_tool_calls: Flag | None = None
+    add_generation_prompt: Flag | None = None
+    continue_final_message: Flag | None = None
 
 
 class CompletionRequest(_Generation):
