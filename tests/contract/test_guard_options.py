@@ -1,5 +1,6 @@
 """Every option of a guard is taken by every way to make one."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,20 @@ def test_serve(name: str, folder: Path, probe: Path, tmp_path: Path, monkeypatch
     by_file = CliRunner().invoke(app, [*common, "--config", str(config)])
     assert by_file.exit_code == 0, by_file.output
     assert [engine.facts.guard for engine in engines] == [command_line(name, probe), wanted(name, probe)]
+
+
+def test_a_generation_config_that_no_answer_can_be_guarded_under_is_refused_when_the_server_starts(
+    probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anydepth.cli import app
+    from anydepth.server import run
+
+    place = tiny_model.build(tmp_path / "tiny")
+    (place / "generation_config.json").write_text(json.dumps({"num_beams": 4, "eos_token_id": 2}))
+    monkeypatch.setattr(run, "serve", lambda load, settings: load())
+    result = CliRunner().invoke(app, ["serve", str(place), "--probe", str(probe), "--port", "0"])
+    assert result.exit_code == 2
+    assert "num_beams=4 cannot be guarded (the model's generation config asks for it)" in result.output
 
 
 def toml(value: Any) -> str:

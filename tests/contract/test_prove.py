@@ -9,7 +9,7 @@ import transformers
 
 from anydepth import Guard, Rethink, Threshold
 from anydepth.backends.transformers import TransformersBackend
-from anydepth.errors import UnsupportedModel
+from anydepth.errors import ConfigError, TemplateError, UnsupportedModel
 from tests import tiny
 from tests.contract.test_inside_prefill import PREFILL, probe_of
 
@@ -99,3 +99,32 @@ def test_the_trial_leaves_the_random_state_alone() -> None:
     torch.manual_seed(7)
     Guard.from_backend(backend, probe_of(backend))
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("detector", ["probe", "rethink"])
+def test_the_trial_is_on_the_cache_that_answers_will_be_on(detector: str) -> None:
+    backend = backend_of("LlamaConfig", "LlamaForCausalLM", **tiny._SMALL)
+    backend.model.generation_config.cache_implementation = "offloaded"
+    with pytest.raises(ConfigError, match="cache_implementation in the model's generation config is 'offloaded'"):
+        Guard.from_backend(backend, probe_of(backend) if detector == "probe" else Rethink())
+
+
+def test_a_cache_of_the_models_own_choice_that_checks_cannot_work_on_is_refused() -> None:
+    pytest.importorskip("optimum.quanto")
+    backend = backend_of("LlamaConfig", "LlamaForCausalLM", **tiny._SMALL)
+    backend.model.generation_config.cache_implementation = "quantized"  # groups of 64, which these layers are not
+    with pytest.raises(
+        UnsupportedModel, match=r"checks do not work on LlamaForCausalLM.*take cache_implementation \(quantized\) out"
+    ):
+        Guard.from_backend(backend, probe_of(backend))
+
+
+@pytest.mark.parametrize("detector", ["probe", "rethink"])
+def test_a_template_that_fills_the_context_by_itself(detector: str) -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    default = f"<|im_start|>system\n{'w1 ' * 600}<|im_end|>\n"
+    tokenizer.chat_template = f"{{% if messages[0]['role'] != 'system' %}}{default}{{% endif %}}{tiny.CHATML}"
+    built = backend_of("LlamaConfig", "LlamaForCausalLM", **tiny._SMALL).model
+    backend = TransformersBackend(built, tokenizer)
+    with pytest.raises(TemplateError, match=r"even a message of one word.*context of 512.*shorter default system"):
+        Guard.from_backend(backend, probe_of(backend) if detector == "probe" else Rethink())

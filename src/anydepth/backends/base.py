@@ -234,6 +234,8 @@ class Backend(Protocol):
 
         Raises:
             UnsupportedModel: A trial failed, or a fork does not give the states of the text; the reason is named.
+            TemplateError: The chat template alone fills the model's context.
+            ConfigError: The model's generation config asks for a kind of cache that cannot be forked.
         """
         ...
 

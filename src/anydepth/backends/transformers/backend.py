@@ -24,7 +24,7 @@ from anydepth.backends.transformers.prove import ANSWER_TOKENS, prove
 from anydepth.backends.transformers.read import read
 from anydepth.backends.transformers.replay import ReplaySession
 from anydepth.backends.transformers.session import TransformersSession, seeded
-from anydepth.errors import ConfigError, PromptError, UnsupportedModel
+from anydepth.errors import ConfigError, PromptError, TemplateError, UnsupportedModel
 from anydepth.template import ChatTemplate, Header, Prompt
 
 
@@ -103,6 +103,8 @@ class TransformersBackend:
             self._try(*wanted)
         except UnsupportedModel as error:
             remedy = "guard it through a server of its own, with a look-ahead detector"
+            if (kind := self.model.generation_config.cache_implementation) is not None:
+                remedy = f"take cache_implementation ({kind}) out of the model's generation config, or {remedy}"
             if reads:
                 with suppress(UnsupportedModel):
                     self._try(frozenset({Capability.LOOK_AHEAD}), ())
@@ -112,8 +114,19 @@ class TransformersBackend:
 
     def _try(self, needs: frozenset[Capability], reads: tuple[Read, ...]) -> None:
         prompt = self.template.prompt("Hello")
+        try:
+            self._budget(len(prompt.ids), 1)
+        except PromptError as error:
+            raise TemplateError(
+                f"{self.identity.name} cannot be asked anything: with its chat template even a message of one word "
+                f"does not fit ({error}); give the template a shorter default system prompt, or the model more context"
+            ) from error
+        # the cache is of the kind that answers and checks will be on, the model's own
+        options = {
+            name: value for name, value in _GREEDY.items() if name not in ("cache_implementation", "cache_config")
+        }
         with self.lock:
-            session = TransformersSession(self, [prompt], budget=ANSWER_TOKENS, seed=0, options=dict(_GREEDY))
+            session = TransformersSession(self, [prompt], budget=ANSWER_TOKENS, seed=0, options=options)
             try:
                 prove(self, needs, reads, prompt, session)
             finally:

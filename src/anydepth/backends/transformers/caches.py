@@ -19,6 +19,7 @@ def new_cache(model: Any, length: int, options: dict[str, Any]) -> Any:
     library refuses; MissingExtra where a quantised cache needs a package that is not installed.
     """
     defaults = model.generation_config
+    source = "" if "cache_implementation" in options else " in the model's generation config"
     kind = options.pop("cache_implementation", defaults.cache_implementation)
     config = text_config(model)
     settings = dict(options.pop("cache_config", defaults.cache_config) or {})
@@ -32,7 +33,7 @@ def new_cache(model: Any, length: int, options: dict[str, Any]) -> Any:
         return StaticCache(config=config, max_cache_len=length + LOOK_AHEAD_ROOM)
     if kind == "quantized":
         return _quantized(config, settings)
-    raise ConfigError(f"cache_implementation is {kind!r}; choose dynamic, static or quantized")
+    raise ConfigError(f"cache_implementation{source} is {kind!r}; choose dynamic, static or quantized")
 
 
 def _quantized(config: Any, settings: dict[str, Any]) -> QuantizedCache:
