@@ -3,8 +3,8 @@
 #
 # Guess: from 5.23 to 5.24 the arguments of a model's `forward` keep their names, so that `inspect.signature` tells
 #   whether it takes a cache.
-# What happens: the signature shows `cache`; `past_key_values` is still taken, by a decorator that `inspect.signature`
-#   does not show.
+# What happens: the signature shows `cache` only; `past_key_values` is still taken, with a FutureWarning, but
+#   `inspect.signature` does not show it.
 # Versions: torch 2.13.0, transformers 5.24.0; Python 3.11
 # Output seen on 2026-11-28:
 #   in the signature: past_key_values False, cache True; passed by its old name the cache holds 4 tokens; the output has past_key_values: True; warnings: ['FutureWarning']
