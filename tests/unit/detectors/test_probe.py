@@ -389,3 +389,10 @@ def test_find_shipped(probe: LinearProbe, backend: ScriptedBackend, identity: Mo
 
 def test_find_shipped_looks_into_the_package(backend: ScriptedBackend) -> None:
     assert find_shipped(backend) is None
+
+
+def test_a_transposed_weight_is_saved_in_its_own_order(probe: LinearProbe, tmp_path: Path) -> None:
+    reads = tuple(Read(Site(1), token) for token in range(2))
+    weight = np.arange(2 * WIDTH, dtype=np.float32).reshape(WIDTH, 2).T
+    LinearProbe(weight, 0.0, dataclasses.replace(probe.card, reads=reads)).save(tmp_path / "probe.safetensors")
+    assert np.array_equal(LinearProbe.load(tmp_path / "probe.safetensors").weight, weight)
