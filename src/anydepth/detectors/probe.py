@@ -151,7 +151,7 @@ class LinearProbe:
             card = json.dumps(card_record(self.card), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ProbeError(f"the probe's card cannot be stored as JSON: {error}") from error
-        # safetensors writes the memory as it lies: a transposed array would come back in another order, without an error
+        # safetensors writes memory as it lies: a transposed array would come back in another order, without an error
         tensors = {"weight": np.array(self.weight, order="C"), "bias": np.array([self.bias], dtype=np.float32)}
         return safetensors.numpy.save(tensors, {"format_version": str(FORMAT_VERSION), "anydepth": card})
 
