@@ -1,8 +1,10 @@
 """What every test shares: no network, one thread, groups for two workers, and the model for tests marked `model`."""
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         group = BROWSER if item.path.is_relative_to(BROWSER) else item.path
         item.add_marker(pytest.mark.xdist_group(group.relative_to(ROOT).as_posix()))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what a server that is started in a test's own process does to the loggers of the whole process."""
+    root, others = logging.getLogger(), [logging.getLogger(name) for name in ("anydepth.driver", "uvicorn.access")]
+    handlers, levels = root.handlers[:], [(each, each.level) for each in (root, *others)]
+    yield
+    for logger, level in levels:
+        logger.setLevel(level)
+    kept = (each for each in root.handlers if each in handlers or type(each).__module__.startswith("_pytest"))
+    root.handlers[:] = list(kept)
 
 
 @pytest.fixture(scope="session")
