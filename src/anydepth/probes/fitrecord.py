@@ -1,12 +1,11 @@
 """Keep a record of a fit beside its probe: all figures and candidates, and which answers it has seen."""
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anydepth.atomic import write_whole
 from anydepth.errors import ProbeError
 from anydepth.probes.modelcard import ARTEFACT, README
 
@@ -26,20 +25,14 @@ def write_fit_record(folder: Path, record: Mapping[str, Any], seen: Mapping[str,
         ProbeError: It cannot be written, or holds a number that is not finite.
     """
     path = folder / NAME
-    temporary = path.with_name(f".{NAME}.{uuid.uuid4().hex}.tmp")
     whole = {**record, _SEEN: {use: sorted(keys) for use, keys in seen.items()}}
     try:
         text = json.dumps(whole, indent=2, allow_nan=False)
     except ValueError as error:
         raise ProbeError(f"the figures of the fit cannot be stored as JSON: {error}") from error
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, (text + "\n").encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ProbeError(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from anydepth.atomic import write_whole
 from anydepth.backends.base import ModelIdentity, Site
 from anydepth.errors import StoreError
 from anydepth.extras import require
@@ -148,7 +149,7 @@ class StateStore:
             return store
         try:
             (path / "states").mkdir(parents=True, exist_ok=True)
-            _write_whole(path / _MANIFEST, json.dumps(manifest.record(), indent=2).encode())
+            write_whole(path / _MANIFEST, json.dumps(manifest.record(), indent=2).encode())
         except OSError as error:
             raise StoreError(f"cannot make a store at {path}: {error.strerror or error}") from error
         store = cls(path)
@@ -338,12 +339,3 @@ def _check_same(path: Path, old: Manifest, new: Manifest) -> None:
         one, other = (record[key]["fingerprint"] if key == "model" else record[key] for record in (mine, theirs))
         if key != "versions" and json.dumps(one) != json.dumps(other):
             raise StoreError(f"{path} was collected with {key} {one}, not {other}; collect into another folder")
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with temporary.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
