@@ -126,5 +126,11 @@ def test_peak_growth_sees_what_is_allocated_and_freed() -> None:
     def work() -> None:
         torch.ones(16, 2**20).sum()
 
+    # a process that has lived for a while: much free memory below a piece that is still held
+    torch.ones(2**22).sum()  # from its size on, glibc takes pieces from the heap
+    pieces = [torch.ones(2**18) for _ in range(200)]
+    kept = pieces[-1:]
+    del pieces
     grown = peak_growth(work)
     assert grown is not None and grown >= 60 * 2**20
+    assert len(kept) == 1

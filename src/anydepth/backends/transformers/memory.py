@@ -1,5 +1,6 @@
 """Count the memory that a check takes."""
 
+import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,25 @@ def fork_bytes(session: TransformersSession, reads: tuple[Read, ...]) -> tuple[i
 
 
 def peak_growth(work: Callable[[], object]) -> int | None:
-    """How many bytes the process has in memory at most while `work` is done, beyond those before; None off Linux."""
+    """How many bytes the process has in memory at most while `work` is done, beyond those before; None off Linux.
+
+    Memory that was freed earlier and is still in the process would be used again without counting, so it is handed back first.
+    """
     try:
+        _hand_back_freed_memory()
         _RESET.write_text("5")  # the peak starts anew at what there is now
         before = _resident("VmRSS")
         work()
         return max(0, _resident("VmHWM") - before)
     except OSError:
         return None
+
+
+def _hand_back_freed_memory() -> None:
+    """Return what glibc keeps of freed memory to the kernel; nothing with another C library."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _resident(field: str) -> int:
