@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from anydepth import Every, Guard, Threshold  # noqa: E402
 from anydepth.audit.trail import open_audit  # noqa: E402
-from anydepth.bench import _blank_probe  # noqa: E402
+from anydepth.bench.suite import _blank_probe  # noqa: E402
 from anydepth.detectors import LinearProbe, find_shipped  # noqa: E402
 from anydepth.server.app import build_app  # noqa: E402
 from anydepth.server.service import Service  # noqa: E402

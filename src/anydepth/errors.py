@@ -19,6 +19,24 @@
 Every message names the thing, the value it has and what to do about it.
 """
 
+__all__ = [
+    "AnydepthError",
+    "CapabilityError",
+    "CheckError",
+    "ConfigError",
+    "JudgeError",
+    "MissingExtra",
+    "ModelError",
+    "ProbeError",
+    "ProbeMismatch",
+    "PromptError",
+    "RecordError",
+    "StoreError",
+    "TemplateError",
+    "UnsupportedCache",
+    "UnsupportedModel",
+]
+
 
 class AnydepthError(Exception):
     """Base of every error that anydepth raises on purpose."""

@@ -1,8 +1,11 @@
-"""Import an optional dependency, or say how to install it."""
+"""Import what is needed when it is needed: an optional dependency, or the public names of a room."""
 
 import importlib
 import re
+import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from anydepth.errors import MissingExtra
 
@@ -28,3 +31,21 @@ def require(module: str, *, extra: str, at_least: tuple[int, int] = (0, 0)) -> M
             f"{module} is {version}, and anydepth works with {oldest} and newer; run: pip install 'anydepth[{extra}]'"
         )
     return found
+
+
+def exports(room: str, *modules: str) -> Callable[[str], Any]:
+    """The `__getattr__` (PEP 562) of a package whose public names are imported on first use.
+
+    Args:
+        room: The package's `__name__`; its `__all__` lists the names.
+        modules: Where the names are defined.
+    """
+
+    def get(name: str) -> Any:
+        if name in sys.modules[room].__all__:
+            for module in map(importlib.import_module, modules):
+                if hasattr(module, name):
+                    return getattr(module, name)
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+
+    return get

@@ -25,6 +25,8 @@ def _without_nul(value: str) -> str:
     return value
 
 
+__all__ = ["Settings", "load_settings", "parse_settings", "settings_schema"]
+
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 """Name of something outside, e.g. a file or a host. An empty one would stand for a folder, or for every host."""

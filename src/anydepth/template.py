@@ -18,8 +18,6 @@ from anydepth.rendering import Renderer
 from anydepth.roles import role_end
 from anydepth.types import Message
 
-__all__ = ["ChatTemplate", "Header", "Prompt", "PublishedModel", "published"]
-
 _LAST = 256
 """How many of a prompt's last tokens are looked at for its generation prompt where the role has other tokens there."""
 

@@ -1,1 +1,25 @@
-"""Engines that run the model; `base` says what each must offer."""
+"""Engines that run the model, and what each must offer."""
+
+from anydepth.backends.base import (
+    CONTENT,
+    Backend,
+    Capability,
+    CheckPoint,
+    FinishedAnswer,
+    ModelIdentity,
+    Read,
+    Session,
+    Site,
+)
+
+__all__ = [
+    "CONTENT",
+    "Backend",
+    "Capability",
+    "CheckPoint",
+    "FinishedAnswer",
+    "ModelIdentity",
+    "Read",
+    "Session",
+    "Site",
+]

@@ -22,6 +22,8 @@ from anydepth.errors import CapabilityError, ConfigError, PromptError, Unsupport
 from anydepth.template import ChatTemplate, Header, Prompt
 from anydepth.types import Score
 
+__all__ = ["ScriptedBackend", "ScriptedDetector"]
+
 END = 256
 """The end-of-turn token."""
 

@@ -113,6 +113,3 @@ def _tell_refused(error: OSError | MemoryError) -> None:
     else:
         said = f"{error.filename or 'what was to be read or written'}: {error.strerror or error}"
     print_error(ConfigError(f"{said}; `anydepth --debug` shows where this was"))
-
-
-__all__ = ["app", "main"]

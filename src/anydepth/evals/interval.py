@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from statistics import mean, median
 
-from anydepth.bench import check_times, room
+from anydepth.bench.measure import check_times, room
 from anydepth.errors import CheckError
 from anydepth.evals import metrics
 from anydepth.evals.context import Context

@@ -5,7 +5,7 @@ from itertools import product
 from statistics import median
 from typing import Any
 
-from anydepth import bench
+from anydepth.bench import measure as bench
 from anydepth.detectors import Detector, Rethink
 from anydepth.errors import ConfigError
 from anydepth.evals import metrics

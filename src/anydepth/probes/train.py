@@ -12,11 +12,10 @@ from anydepth.backends.base import CONTENT, Backend, Site
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.policy import policy_record
 from anydepth.probes.calibrate import Calibration
-from anydepth.probes.candidates import Candidate, Judge, Trial, Used, candidates, listed, states_of, sweep
+from anydepth.probes.candidates import Judge, Trial, Used, candidates, listed, states_of, sweep
 from anydepth.probes.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.collect import collect, dtype_of, manifest_for, package_versions
 from anydepth.probes.facts import AnswerFacts, facts_by_answer
-from anydepth.probes.fit import Fitted
 from anydepth.probes.measure import crossed, half, table, thresholds
 from anydepth.probes.onpolicy import AnswerOptions, write_answers
 from anydepth.probes.plan import CollectPlan, reading_of
@@ -215,6 +214,3 @@ def _count(number: int, what: str) -> str:
 
 def _named(progress: Progress, what: str) -> Callable[[int, int, int], None]:
     return lambda done, total, tokens: progress(what, done, total, tokens)
-
-
-__all__ = ["Candidate", "Filled", "Fitted", "Trained", "assemble", "fill", "train"]

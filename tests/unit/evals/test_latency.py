@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anydepth.backends.transformers.memory import fork_bytes, peak_growth
-from anydepth.bench import check_times, endless, filled, room
+from anydepth.bench.measure import check_times, endless, filled, room
 from anydepth.errors import ConfigError
 from anydepth.evals import latency
 from anydepth.evals.asked import Wording

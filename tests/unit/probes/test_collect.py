@@ -13,8 +13,7 @@ from anydepth.backends.base import CONTENT, Site
 from anydepth.backends.scripted import ScriptedBackend
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.errors import ConfigError, UnsupportedModel
-from anydepth.probes import collect as module
-from anydepth.probes.collect import SHADOW_TURN, Collected, collect, dtype_of, manifest_for, work_for
+from anydepth.probes.collect import GROUP, SHADOW_TURN, Collected, collect, dtype_of, manifest_for, work_for
 from anydepth.probes.dataset import Conversation
 from anydepth.probes.facts import AnswerFacts
 from anydepth.probes.plan import CollectPlan
@@ -287,7 +286,7 @@ def test_the_default_layers_are_in_the_upper_middle() -> None:
 
 
 def test_a_shard_is_one_group() -> None:
-    assert module.GROUP == 32, "the tests above count in groups of 32"
+    assert GROUP == 32, "the tests above count in groups of 32"
 
 
 def test_an_adapter_is_known_by_its_weights() -> None:

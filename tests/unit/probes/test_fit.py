@@ -11,7 +11,7 @@ import pytest
 from anydepth.backends.base import ModelIdentity, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import ConfigError, MissingExtra, StoreError
-from anydepth.probes.fit import Balance, FitOptions, fit, sample_weights
+from anydepth.probes.fit import Balance, FitOptions, _direction, fit, sample_weights
 from anydepth.probes.store import Checks
 from anydepth.types import Score
 from tests.planted import READS, WIDTH, direction, planted
@@ -61,8 +61,6 @@ def test_the_fold_gives_the_logits_of_the_pipeline(strength: float) -> None:
 
 def test_the_fold_is_exact() -> None:
     """Whatever the solver found on standardised states, the raw states give the same logits."""
-    from anydepth.probes import fit as module
-
     checks = planted()
     options = FitOptions(first_depth=0)
     found = fit(checks, options)
@@ -70,7 +68,7 @@ def test_the_fold_is_exact() -> None:
     mean, scale = flat.mean(0), flat.std(0) + 1e-6
     states = (flat - mean) / scale
     weights = sample_weights(checks.columns, options.balance)
-    weight, bias = module._direction(states, checks["label"] == "harmful", weights, options)
+    weight, bias = _direction(states, checks["label"] == "harmful", weights, options)
     expected = states.astype(np.float64) @ weight + bias
     assert np.abs(found.logits(checks.states) - expected).max() < 1e-4
 

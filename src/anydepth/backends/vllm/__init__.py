@@ -13,3 +13,13 @@ The package is a vLLM plugin (docs/vllm.md). The scheduler decides and holds bac
 
 Nothing here imports vllm before it is used.
 """
+
+from typing import TYPE_CHECKING
+
+from anydepth.extras import exports
+
+if TYPE_CHECKING:
+    from anydepth.backends.vllm.launch import engine_options
+
+__all__ = ["engine_options"]
+__getattr__ = exports(__name__, "anydepth.backends.vllm.launch")

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from anydepth.report.charts import bars, clouds, heatmap, histogram, lines
-from anydepth.report.charts.canvas import NARROW, WIDE, style
+from anydepth.report.charts.canvas import NARROW as NARROW
+from anydepth.report.charts.canvas import WIDE, style
 from anydepth.report.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -26,6 +27,3 @@ def draw(drawing: Drawing, width: int = WIDE) -> "Figure":
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # every file has the layout that was found now
         return figure
-
-
-__all__ = ["NARROW", "WIDE", "draw"]
