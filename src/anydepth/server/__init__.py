@@ -6,9 +6,8 @@ from anydepth.extras import exports
 
 if TYPE_CHECKING:
     from anydepth.server.app import build_app
-    from anydepth.server.run import serve
     from anydepth.server.service import Service
     from anydepth.server.transformers_engine import TransformersEngine
 
-__all__ = ["Service", "TransformersEngine", "build_app", "serve"]
-__getattr__ = exports(__name__, "anydepth.server.run", "anydepth.server.transformers_engine")
+__all__ = ["Service", "TransformersEngine", "build_app"]
+__getattr__ = exports(__name__, "anydepth.server.app", "anydepth.server.service", "anydepth.server.transformers_engine")
