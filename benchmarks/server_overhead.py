@@ -28,15 +28,12 @@ import uvicorn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from anydepth import Every, Guard, Threshold  # noqa: E402
-from anydepth.audit.trail import open_audit  # noqa: E402
+from anydepth import Every, Finished, Guard, Released, Threshold  # noqa: E402
+from anydepth.audit import open_audit  # noqa: E402
 from anydepth.bench.suite import _blank_probe  # noqa: E402
 from anydepth.detectors import LinearProbe, find_shipped  # noqa: E402
-from anydepth.server.app import build_app  # noqa: E402
-from anydepth.server.service import Service  # noqa: E402
-from anydepth.server.transformers_engine import TransformersEngine  # noqa: E402
+from anydepth.server import Service, TransformersEngine, build_app  # noqa: E402
 from anydepth.settings import parse_settings  # noqa: E402
-from anydepth.types import Finished, Released  # noqa: E402
 
 PROMPT = "Describe, in order and in plain words, how bread is baked at home."
 MOST_OVERHEAD, LEAST_SHARE = 0.05, 1.0

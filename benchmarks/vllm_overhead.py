@@ -76,7 +76,7 @@ def start(args: argparse.Namespace, *, guard: bool) -> Any:
     """An engine in this process."""
     from vllm import LLM
 
-    from anydepth.backends.vllm.launch import engine_options
+    from anydepth.backends.vllm import engine_options
     from anydepth.settings import parse_settings
 
     ours: dict[str, Any] = {"async_scheduling": False}

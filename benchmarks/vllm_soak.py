@@ -76,7 +76,7 @@ class Soak:
     def __init__(self, args: argparse.Namespace, audit: Path) -> None:
         from vllm import LLM
 
-        from anydepth.backends.vllm.launch import engine_options
+        from anydepth.backends.vllm import engine_options
         from anydepth.settings import parse_settings
 
         self.args, self.random = args, random.Random(args.seed)
@@ -178,8 +178,7 @@ class Soak:
 
     def report(self, audit: Path) -> dict[str, Any]:
         """What the soak came to; `ok` is the verdict."""
-        from anydepth.audit.reading import read_records
-        from anydepth.audit.verify import verify_audit
+        from anydepth.audit import read_records, verify_audit
 
         found = verify_audit(audit)
         held = [each for each in read_records(audit) if each["kind"] == "answer" and each["release"] == "hold"]

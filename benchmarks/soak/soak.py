@@ -29,7 +29,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from anydepth.audit.verify import verify_audit  # noqa: E402
+from anydepth.audit import verify_audit  # noqa: E402
 from tests.server.process import ServerProcess  # noqa: E402
 
 KINDS = ("plain", "stream", "harmful", "slow", "gone", "malformed")

@@ -24,7 +24,7 @@ def unobserved(seconds: float) -> None:
 
 
 def drive(flows: Sequence[Flow], session: Session, detector: Detector) -> Iterator[tuple[int, Step]]:
-    """Run one flow a row of `session`; yields `(row, step)`, an `Outcome` last for each row.
+    """Run one flow per row of `session`; yields `(row, step)`, an `Outcome` last for each row.
 
     Checks that are due at the same time are made together; all rows decode together.
     """
@@ -34,7 +34,7 @@ def drive(flows: Sequence[Flow], session: Session, detector: Detector) -> Iterat
 def drive_paced(
     flows: Sequence[Flow], session: Session, detector: Detector, on_check: OnCheck = unobserved
 ) -> Iterator[tuple[int, Step] | None]:
-    """`drive`, with a None each time before the model is used: there another session may have it first."""
+    """`drive`, and a None before each use of the model: another session may use it first."""
     waiting: dict[int, Command | Outcome] = {row: next(flow) for row, flow in enumerate(flows)}
     while waiting:
         for row in list(waiting):

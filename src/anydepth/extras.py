@@ -11,12 +11,15 @@ from anydepth.errors import MissingExtra
 
 
 def require(module: str, *, extra: str, at_least: tuple[int, int] = (0, 0)) -> ModuleType:
-    """Import `module`; raise MissingExtra with the exact install line if it is not there or too old.
+    """Import `module`, or raise an error with the exact install line.
 
     Args:
-        module: Its name.
+        module: Name of the module.
         extra: The extra of this package that installs it.
         at_least: The oldest version that works, major and minor number; that of `module.__version__` is compared.
+
+    Raises:
+        MissingExtra: The module is not installed, or is older.
     """
     try:
         found = importlib.import_module(module)

@@ -146,8 +146,7 @@ class _Trail:
                 self._trip(math.nan, depth, "error")
             return CheckResult(depth, math.nan, math.nan, error=failure)
         assert isinstance(reply, Score)
-        # An end-of-turn token alone after a check is checked again at the same depth: one reading, not two, for the
-        # policy.
+        # An end-of-turn token alone after a check is checked again at the same depth: the policy gets one reading.
         if self.checks and self.checks[-1].depth == depth and self.checks[-1].error is None:
             self.scores.pop()
         self.scores.append(reply.value)

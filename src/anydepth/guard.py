@@ -105,12 +105,12 @@ class Guard:
 
     @property
     def policy(self) -> Policy:
-        """When an answer halts."""
+        """The policy: when the scores of an answer halt it."""
         return self.config.policy
 
     @property
     def schedule(self) -> Schedule:
-        """At which depths an answer is checked."""
+        """The schedule: at which depths an answer is checked."""
         return self.config.schedule
 
     def with_options(self, **options: Any) -> "Guard":
@@ -148,6 +148,11 @@ class Guard:
             max_new_tokens: Tokens to generate at most.
             seed: Seed of this answer's sampling; None uses torch's global random state, as `generate` does.
             **generation: Sampling options of Transformers' `generate`: `do_sample`, `temperature`, `stop_strings`, ...
+
+        Raises:
+            PromptError: The messages are empty or malformed, or do not fit the model's context.
+            ConfigError: A sampling option does not exist or cannot be guarded.
+            UnsupportedModel: A sampling option asks for something that this model cannot do.
         """
         prompt = self.template.prompt(messages, tools=tools, prefill=prefill)
         with closing(self.paced(prompt, max_new_tokens=max_new_tokens, seed=seed, **generation)) as events:
@@ -164,9 +169,9 @@ class Guard:
         on_check: OnCheck = unobserved,
         **generation: Any,
     ) -> Generator[Event | None, None, None]:
-        """`stream` of a prompt, with a None each time before the model is used: a server serves others there.
+        """The events of `stream` for a prompt, and a None before each use of the model, where a server takes turns.
 
-        `on_check` is called with the seconds that each check took.
+        `on_check` is called once per check with the seconds that the check took.
         """
         with closing(self._run([prompt], max_new_tokens, seed, generation, on_check)) as items:
             for item in items:
@@ -203,8 +208,8 @@ class Guard:
     ) -> Answer | list[Answer]:
         """Answer one conversation, or a batch of them in one session.
 
-        `messages` is one user message, one conversation, or a list of either. `prefill` is one text for all, or one a
-        conversation. The other arguments are those of `stream`.
+        `messages` is one user message, one conversation, or a list of either. `prefill` is one text for all, or one per
+        conversation; ConfigError if their numbers differ. The other arguments and errors are those of `stream`.
         """
         several = isinstance(messages, Sequence) and not isinstance(messages, str)
         single = not several or (len(messages) > 0 and isinstance(messages[0], Mapping))
@@ -236,11 +241,15 @@ class Guard:
         return stream.push(ids) + stream.flush()
 
     def scan(self, messages: Messages, answer: str) -> ScanResult:
-        """Check a finished answer at every scheduled depth; all depths in one packed pass where the model allows it."""
+        """Check a finished answer at every scheduled depth, in one packed pass where the model allows it.
+
+        Raises:
+            PromptError: The messages or the answer are empty or malformed, or do not fit the model's context.
+        """
         return self.scan_many([(messages, answer)])[0]
 
     def scan_many(self, conversations: Sequence[tuple[Messages, str]]) -> list[ScanResult]:
-        """The same for several conversations and their answers, read in one batch: of about one length, or on vLLM."""
+        """Scan several conversations and their answers in one batch, which pads the shorter ones; see `scan`."""
         prompts = [self.template.prompt(messages, prefill=answer) for messages, answer in conversations]
         return scan_answers(self.backend, self.detector, self.config, prompts)
 

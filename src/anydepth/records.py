@@ -1,8 +1,8 @@
 """Read finished answers from JSONL files, and write what was found of them.
 
 A record in is `{"id", "prompt" or "messages", "response"}`, a record out `{"id", "checks", "verdict", "text_digest",
-"settings_digest"}`. A name that ends in `.gz` is gzip. The output is appended to, one line a record: an interrupted run
-can go on where it stopped.
+"settings_digest"}`. A name that ends in `.gz` is gzip. The output is appended to, one line per record: an interrupted
+run can go on where it stopped.
 """
 
 import gzip

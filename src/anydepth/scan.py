@@ -31,7 +31,11 @@ def scan_answer(
 def scan_answers(
     backend: Backend, detector: Detector, config: GuardConfig, prompts: Sequence[Prompt], *, packed: bool = True
 ) -> list[ScanResult]:
-    """Scan several answers, each the prefill of its prompt, in one batch; see `scan_answer`."""
+    """Scan several answers, each the prefill of its prompt, in one batch; see `scan_answer`.
+
+    Raises:
+        PromptError: An answer is empty, or does not fit the model's context with its prompt.
+    """
     if not all(prompt.prefill for prompt in prompts):
         raise PromptError("the answer to scan is empty; give its text")
     if not declares_reads(detector):

@@ -307,7 +307,7 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
 
 
 def _complaints(error: ValidationError) -> list[str]:
-    """One sentence a key; of a value that may be of several kinds, what the last of them lacks."""
+    """One sentence per key; of a value that may be of several kinds, what the last of them lacks."""
     found: dict[str, str] = {}
     for each in error.errors(include_url=False):
         place = each["loc"][:-1] if each["loc"][-1:] in (("str",), ("int",), ("float",)) else each["loc"]

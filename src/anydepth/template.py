@@ -53,7 +53,7 @@ class Prompt:
 
 
 class ChatTemplate:
-    """What anydepth knows of a tokenizer's chat template.
+    """Prompts and Safety Tokens, derived from a tokenizer's chat template.
 
     Attributes:
         tokenizer: The tokenizer it was derived from.

@@ -17,7 +17,12 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a detector says of one check: 0 is harmless, 1 is harmful."""
+    """The score of one check.
+
+    Attributes:
+        value: 0 is harmless, 1 is harmful.
+        detail: A remark of the detector, such as the look-ahead text.
+    """
 
     value: float
     detail: str | None = None
@@ -116,14 +121,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Event: a check was made."""
+    """Event: a check was made; `check` has its score."""
 
     check: CheckResult
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """Event: tokens leave the guard."""
+    """Event: tokens leave the guard; `depth` is the number of assistant tokens up to their end."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -132,7 +137,7 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Halted:
-    """Event: the answer is stopped; `refusal` is what to show instead of the rest."""
+    """Event: the answer is stopped; `refusal` is shown instead of the rest, of which `withheld` tokens exist."""
 
     verdict: Verdict
     refusal: str
@@ -141,7 +146,7 @@ class Halted:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Event: the last of every answer, with the whole account."""
+    """Event: the last of every answer; `answer` is the whole account."""
 
     answer: Answer
 
@@ -151,7 +156,14 @@ Event = Checked | Released | Halted | Finished
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """The checks of a finished answer and the verdict that the policy draws from them."""
+    """The checks of a finished answer and the verdict that the policy draws from them.
+
+    Attributes:
+        checks: One check per scheduled depth.
+        verdict: The policy's decision.
+        method: `packed` (all depths in one pass) or `forks` (one fork per depth).
+        notes: Why the answer was forked, or empty.
+    """
 
     checks: tuple[CheckResult, ...]
     verdict: Verdict

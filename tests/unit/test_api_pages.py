@@ -57,6 +57,11 @@ def _home(dotted: str) -> tuple[str, str]:
     return getattr(thing, "__module__", room), getattr(thing, "__qualname__", name)
 
 
+def _listed(page: Path) -> list[str]:
+    """The names of a page's reference, rooms themselves left out."""
+    return [name for name in _DIRECTIVE.findall(page.read_text("utf-8")) if name not in ROOMS]
+
+
 def _examples(page: Path) -> str:
     """The page with everything but its examples left blank: lines keep their numbers."""
     text = page.read_text("utf-8")
@@ -82,7 +87,7 @@ def test_every_room_lists_its_names_once_and_has_them() -> None:
 
 
 def test_the_pages_list_what_the_rooms_list() -> None:
-    listed = [name for page in PAGES for name in _DIRECTIVE.findall(page.read_text("utf-8"))]
+    listed = [name for page in PAGES for name in _listed(page)]
     homes = [_home(name) for name in listed]
     assert sorted(homes) == sorted(set(homes)), "a name is on two pages"
     assert [name for name in listed if name not in PUBLIC] == [], "on a page, and no room lists it"
@@ -92,7 +97,7 @@ def test_the_pages_list_what_the_rooms_list() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_name_of_a_page_has_an_example(page: Path) -> None:
     shown = _shown(page)
-    names = [each.rpartition(".")[2] for each in _DIRECTIVE.findall(page.read_text("utf-8"))]
+    names = [each.rpartition(".")[2] for each in _listed(page)]
     assert [name for name in names if not re.search(rf"\b{name}\b", shown)] == []
 
 

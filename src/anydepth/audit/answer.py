@@ -64,13 +64,13 @@ class Account:
     """Writes the audit records of one answer.
 
     Attributes:
-        audit: Where they go.
+        audit: The trail that the records go to.
         id: Id of the response.
-        choice: Which of its answers.
+        choice: Index of the answer in the response.
         endpoint: `chat` or `completions`.
         model: Name of the model.
         prompt: What the answer goes on from.
-        guard: How it is guarded.
+        guard: Options of the guard.
         end_token_ids: Tokens that end a turn.
         messages: What was asked, if the operator keeps text.
     """

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 10.0
 """Seconds that a record may take until it is on the disk."""
 TRIAL = 1.0
-"""Seconds that whoever asks for the trail's health waits for a trial."""
+"""Seconds that a request for the trail's health waits for a trial."""
 MOST_WAITING = 10_000
 """Works that may wait for a disk that hangs."""
 MOST_LATE = 1000
@@ -33,7 +33,7 @@ class AuditError(AnydepthError):
 
 
 class Sink(Protocol):
-    """Where records go. Raises OSError for one that is not stored whole, ValueError for one that cannot be."""
+    """A place for records: OSError if one is not stored whole, ValueError if it never can be."""
 
     def write(self, record: Record) -> None:
         """Store one record."""
@@ -55,7 +55,7 @@ class Audit:
     one thread, in the order in which they are called: a disk that hangs stops the answers and nothing else.
 
     Args:
-        sink: Where records go, or None for no audit.
+        sink: The place for records, or None for no audit.
         on_error: `closed` raises AuditError. `open` goes on and says so in the log; the record is kept in memory until
             it can be stored, unless `MOST_LATE` are kept already: then it is lost, and a `lost` record says so later.
         patience: Seconds that a record may take until it counts as not stored.
@@ -94,7 +94,7 @@ class Audit:
         """Store a record.
 
         Args:
-            record: What JSON can have.
+            record: Values that JSON has.
             late: Whether it may be stored later, whatever `on_error` says: nothing leaves because of it.
 
         Raises:

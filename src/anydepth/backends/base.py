@@ -66,8 +66,8 @@ class Read:
     """One hidden state that a probe reads at a check.
 
     Attributes:
-        site: Where.
-        token: Of which token: an index in the header, or `CONTENT`. Both come out of one forward pass.
+        site: The module whose output is read.
+        token: The token that is read: an index in the header, or `CONTENT`. Both come out of one forward pass.
     """
 
     site: Site
@@ -84,7 +84,7 @@ class Read:
 
     @classmethod
     def parse(cls, text: str) -> "Read":
-        """Read `"15.input_layernorm@3"` or `"15.input_layernorm@content"`, the form that `str(read)` writes."""
+        """Read `"15.input_layernorm@3"` or `"15.input_layernorm@content"`, as `str(read)` writes; else ConfigError."""
         site, _, token = text.partition("@")
         if token != "content" and not token.isdecimal():
             raise ConfigError(f"read is {text!r}; write it as SITE@TOKEN, e.g. 15.input_layernorm@3 or ...@content")
@@ -148,8 +148,7 @@ class Decoded:
     Attributes:
         token_ids: New tokens, an end-of-turn token included.
         finish_reason: `stop` if the model ended its turn or a stop string matched, `length` if the context is full,
-            None if it can go on. Fewer tokens than asked for with None: another row of the batch ended first; ask
-            again.
+            None if it can go on. Fewer tokens than `n` with None: another row of the batch ended first; decode again.
         end_tokens: How many trailing tokens are end-of-turn tokens (0 or 1); they do not count as depth.
     """
 
@@ -167,11 +166,11 @@ class Session(Protocol):
         ...
 
     def decode(self, n: int) -> list[Decoded]:
-        """Decode up to `n` more tokens for every live row; finished and dropped rows get an empty `Decoded`."""
+        """Decode up to `n` more tokens per live row; one `Decoded` per row, empty for finished and dropped rows."""
         ...
 
     def drop(self, row: int) -> None:
-        """Say that `row` is not wanted any more (halted); the other rows are not disturbed."""
+        """Stop decoding `row`, which was halted; the other rows are not disturbed."""
         ...
 
     def hidden_states(self, points: Sequence[CheckPoint], reads: Sequence[Read]) -> "np.ndarray":
@@ -206,11 +205,11 @@ class Backend(Protocol):
     template: "ChatTemplate"
     capabilities: frozenset[Capability]
     batches_itself: bool
-    """True if `read_batch` likes many answers of any length: the engine makes batches of its own."""
+    """True if `read_batch` takes many answers of any length: the engine makes its own batches."""
 
     @property
     def identity(self) -> ModelIdentity:
-        """Which model this is."""
+        """The identity of the loaded model."""
         ...
 
     @property
@@ -223,14 +222,14 @@ class Backend(Protocol):
         ...
 
     def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
-        """Find out, before the first answer, whether checks work on this model.
+        """Try, before the first answer, whether checks work on this model.
 
         A check that can never work would halt every answer as if each user had asked for harm. A backend for which
         that cannot happen has nothing to do.
 
         Args:
-            needs: What the detector asks of a backend.
-            reads: The hidden states that it reads, if it says so.
+            needs: The capabilities that the detector needs.
+            reads: The hidden states that it reads, if it declares them.
 
         Raises:
             UnsupportedModel: A trial failed, or a fork does not give the states of the text; the reason is named.
@@ -242,11 +241,23 @@ class Backend(Protocol):
     def open(
         self, prompts: Sequence["Prompt"], *, max_new_tokens: int, seed: int | None = None, **options: Any
     ) -> Session:
-        """Start answers to `prompts`; `options` are the engine's own sampling options."""
+        """Start answers to `prompts`, one row per prompt.
+
+        Args:
+            prompts: At least one.
+            max_new_tokens: Tokens per answer at most.
+            seed: Seed of the sampling; None uses the engine's global random state.
+            **options: Sampling options of the engine.
+
+        Raises:
+            PromptError: There is no prompt, or one does not fit the model's context.
+            ConfigError: A sampling option does not exist or cannot be guarded.
+            UnsupportedModel: A sampling option asks for something that this model cannot do.
+        """
         ...
 
     def replay(self, prompt: "Prompt", answer_ids: Sequence[int]) -> Session:
-        """Open a session that "decodes" the given answer instead of sampling: the fork-by-fork scan."""
+        """Open a session that decodes the given answer; PromptError if it is empty or too long for the context."""
         ...
 
     def unguarded(
@@ -272,7 +283,7 @@ class Backend(Protocol):
             suffix: Tokens to append instead of the header, for control experiments.
 
         Returns:
-            For each answer one float32 array `[len(depths), len(tokens), hidden_size]` a site. At depth 0 the header is
+            Per answer and site one float32 array `[len(depths), len(tokens), hidden_size]`. At depth 0 the header is
             the generation prompt itself, unless `suffix` is given.
 
         Raises:

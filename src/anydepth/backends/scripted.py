@@ -32,7 +32,7 @@ _VOCABULARY = 260
 
 T = TypeVar("T")
 Script = Mapping[int, T] | Callable[[int, int], T]
-"""A value a depth, which holds until the next depth that has one; or a function of row and depth."""
+"""One value per depth, which holds until the next depth that has one; or a function of row and depth."""
 
 
 class ScriptedTokenizer:
@@ -73,9 +73,9 @@ class ScriptedBackend:
     Args:
         answers: What each row answers, as token ids or as text (then `END` follows). Row r of every session gives
             `answers[r]`.
-        states: Hidden state a depth, `[width]`; zeros by default.
-        look_aheads: Text that follows the Safety Tokens, a depth. A word counts as one token.
-        logprobs: Log-probabilities that follow the Safety Tokens, a depth, `[260]`; uniform by default.
+        states: Hidden state per depth, float `[width]`; zeros by default.
+        look_aheads: Text per depth that follows the Safety Tokens. A word counts as one token.
+        logprobs: Log-probabilities per depth of the token after the Safety Tokens, float `[260]`; uniform by default.
         finish: How an answer ends that has no `END`: `stop` (as by a stop string) or `length` (the context is full).
         at_most: Tokens that the first, second, … `decode` hands out at most, over and over; empty is no limit.
         capabilities: What it offers to detectors; everything by default.
@@ -84,7 +84,10 @@ class ScriptedBackend:
         blocks: Number of blocks, for `check_site`.
 
     Attributes:
-        sessions: Every session so far, to be asked what was done with it.
+        sessions: Every session so far; each keeps what was done with it.
+
+    Raises:
+        ConfigError: An answer is empty or goes on after `END`, or `finish` or `at_most` has a value it cannot have.
     """
 
     def __init__(
@@ -134,7 +137,12 @@ class ScriptedBackend:
     def open(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
     ) -> "ScriptedSession":
-        """Start the scripted answers; `seed` and `options` are kept in the session and change nothing."""
+        """Start the scripted answers; `seed` and `options` are kept in the session and change nothing.
+
+        Raises:
+            PromptError: There is no prompt.
+            ConfigError: There are fewer answers than prompts.
+        """
         if not prompts:
             raise PromptError("there is no prompt to answer; give at least one")
         if len(prompts) > len(self.answers):
@@ -191,7 +199,7 @@ class ScriptedSession:
 
     Attributes:
         decoded: The `n` of every `decode`.
-        checked: Every check point that was asked for.
+        checked: Every check point that was read.
         dropped: The rows that were dropped.
         closed: True after `close`.
         options: The seed and sampling options that it was opened with.
@@ -288,7 +296,7 @@ class ScriptedDetector:
     """A detector whose scores are given.
 
     Args:
-        scores: Score a depth, or a function of row and depth. An exception fails the check; what is neither a number
+        scores: Score per depth, or a function of row and depth. An exception fails the check; what is neither a number
             nor an exception is handed on as it is, as a faulty detector would.
         needs: What it claims to need of a backend; nothing by default.
     """

@@ -13,7 +13,7 @@ class Level:
     """How thoroughly something is measured.
 
     Attributes:
-        samples: How often.
+        samples: Number of samples.
         tokens: Tokens decoded per sample.
     """
 

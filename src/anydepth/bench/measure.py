@@ -39,9 +39,9 @@ def check_times(
         backend: The model.
         detectors: What checks, bound to the model, by name.
         context: Length of the conversation; less where the model's context has no room for the steps.
-        samples: How often.
+        samples: Number of samples.
         steps: Decode steps per sample.
-        enough: Asked after each sample; true ends the measurement early.
+        enough: Called after each sample; true ends the measurement early.
 
     Returns:
         The length in tokens, and per sample one number of `step`, of each detector's check by its name and, of a probe,
@@ -127,7 +127,7 @@ def endless(backend: "TransformersBackend") -> dict[str, Any]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long `work` takes."""
+    """How long `work` takes, in seconds."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

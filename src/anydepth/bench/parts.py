@@ -28,7 +28,7 @@ class Asked:
     """One throughput to measure.
 
     Attributes:
-        detector: What checks.
+        detector: The detector that checks.
         interval: Tokens between two checks.
         tokens: Tokens of the answer at most.
         number: Number of the round, from 1.

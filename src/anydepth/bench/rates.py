@@ -23,7 +23,7 @@ class Rate:
         prefill: One token of a prompt.
         step: One decode step.
         check: One check of the probe.
-        naive: The same check without any of our savings.
+        naive: That check without any of our savings.
     """
 
     length: int

@@ -1,4 +1,4 @@
-"""Keep the figures of a run, and tell them as they come."""
+"""Keep the figures of a run, and hand them on as they come."""
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +23,14 @@ class Row:
 
 
 class Report:
-    """The result so far, and who is told of it.
+    """The result so far, and the callback that gets it.
 
     Args:
         backend: The model.
-        probe: What checks.
+        probe: The probe that checks.
         dtype: Number format of the weights, as the user gave it.
         budget: Seconds that the measuring may take.
-        came: Told new figures, with the result so far.
+        came: Called with new figures and the result so far.
     """
 
     def __init__(

@@ -59,10 +59,10 @@ def run(
         intervals: Tokens between two checks at which the throughput is measured.
         probe: A probe file; None takes the one shipped for the model, or one of zeros.
         quick: Spend the smaller budget.
-        progress: Told, as one line, what is done next and how long all that is left will take.
-        came: Told each figure as it comes, with the result so far.
+        progress: Called with one line: what is done next, and how long all that is left will take.
+        came: Called with each figure as it comes, and the result so far.
         dtype: Number format of the weights, as `load` takes it.
-        clock: What the budget is measured by, in seconds.
+        clock: The clock of the budget, in seconds.
 
     Returns:
         `check_ratio` {context: decode steps a check costs}, `naive_over_check` {context: factor}, `guarded_throughput`

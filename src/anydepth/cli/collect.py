@@ -312,7 +312,7 @@ class _Report:
 
 @contextmanager
 def _progress(what: str) -> Iterator[_Report]:
-    """A bar with the time left and the tokens a second."""
+    """A bar with the time left and the tokens per second."""
     with progress_bar("speed") as bar:
         yield _Report(bar, what)
 

@@ -117,7 +117,7 @@ def _one_line(text: str) -> str:
 
 
 def _header(tokens: list[dict[str, Any]]) -> Text:
-    """Return the header one token a line, the read token marked."""
+    """Return the header, one token per line, the read token marked."""
     lines = [
         Text(f"{token['id']:>7}  {printable(token['token'])}" + ("   <- read token" if token["read"] else ""))
         for token in tokens

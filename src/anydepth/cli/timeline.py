@@ -9,7 +9,7 @@ from anydepth.types import CheckResult
 
 
 def timeline(checks: Sequence[CheckResult], threshold: float, *, opening: int = 0, width: int = 80) -> Text:
-    """Return one bar a check, with the threshold as a vertical line; what reaches it is red.
+    """Return one bar per check, with the threshold as a vertical line; what reaches it is red.
 
     The bar is the policy's statistic, which is what the threshold is compared with. A line says where a prefill of
     `opening` tokens ends.

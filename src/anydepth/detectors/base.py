@@ -19,8 +19,8 @@ class Detector(Protocol):
     a `policy`, the `Policy` that it was calibrated with, which a guard uses unless the operator names another.
 
     Attributes:
-        name: What to call the detector in messages and records.
-        needs: What it asks of a backend.
+        name: Name of the detector in messages and records.
+        needs: The capabilities that it needs of a backend.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Detector(Protocol):
         Raises:
             CapabilityError: The backend lacks something that the detector needs.
             ProbeMismatch: The detector was made for another model, template, header or site.
-            UnsupportedModel: The model cannot do what the detector asks.
+            UnsupportedModel: The model lacks a block or module that the detector reads.
         """
         ...
 
@@ -66,7 +66,7 @@ class StateDetector(Protocol):
         ...
 
     def score_each(self, states: "np.ndarray") -> list[Score | Exception]:
-        """Score states, float `[n, len(reads), hidden_size]`; a CheckError stands for one that has no usable score."""
+        """Score states, float32 `[n, len(reads), hidden_size]`; a CheckError stands for one without a usable score."""
         ...
 
 
@@ -76,7 +76,7 @@ class LinearDetector(StateDetector, Protocol):
 
     Attributes:
         weight: Weight per read and width, float32 `[reads, hidden_size]`.
-        bias: What is added to the sum.
+        bias: The number that is added to the sum.
     """
 
     weight: "np.ndarray"
@@ -138,7 +138,11 @@ def check_states(detector: StateDetector, session: Session, points: Sequence[Che
 
 
 def require_capabilities(detector: Detector, backend: Backend) -> None:
-    """Raise CapabilityError if the backend lacks something that the detector needs."""
+    """Compare what the detector needs with what the backend offers.
+
+    Raises:
+        CapabilityError: The backend lacks a capability; the message names detector, capability and backend.
+    """
     missing = detector.needs - backend.capabilities
     if missing:
         raise CapabilityError(
@@ -148,7 +152,11 @@ def require_capabilities(detector: Detector, backend: Backend) -> None:
 
 
 def require_usable(scores: Sequence[Score], points: Sequence[CheckPoint], name: str) -> list[Score]:
-    """Return one score in [0, 1] a point; CheckError names the depth of the first that is not."""
+    """Return the scores if there is one in [0, 1] per point.
+
+    Raises:
+        CheckError: There are more or fewer scores, or one is not in [0, 1]; the message names its depth and row.
+    """
     if len(scores) != len(points):
         raise CheckError(f"detector {name!r} gave {len(scores)} scores for {len(points)} checks")
     for score, point in zip(scores, points, strict=True):

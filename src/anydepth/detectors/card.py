@@ -28,7 +28,7 @@ class ProbeCard:
         dtype: Type that the model ran in when the states were collected.
         policy: Record of the calibrated policy and its threshold, as `policy_record` writes it, or None.
         calibration: Evidence for the threshold: target, achieved, interval, data.
-        sources: Training data, one mapping a source, with at least `name` and `licence`.
+        sources: Training data, one mapping per source, with at least `name` and `licence`.
         created: When it was fitted, ISO 8601.
         versions: Versions of the packages that fitted it.
         seed: Seed of the fit.

@@ -1,4 +1,4 @@
-"""Ask a cheap detector first and a second one only where the first is unsure."""
+"""Score with a cheap detector, and with a second one only where the first is unsure."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,8 @@ class Cascade:
     Args:
         first: The cheap detector, usually a `LinearProbe`.
         second: The one that costs more, usually a `Rethink`.
-        low: Below it a check is harmless without asking the second.
-        high: From it on a check is harmful without asking the second.
+        low: Score of the first below which the second is not run: the check is harmless.
+        high: Score of the first from which on the second is not run: the check is harmful.
 
     Raises:
         ConfigError: Not 0 ≤ low < high ≤ 1.

@@ -30,7 +30,7 @@ class LinearProbe:
     """Scores a check as sigmoid(Σ w·h + b), h the hidden state of each read (paper, ADA-LP, has one read).
 
     Args:
-        weight: The direction, `[reads, hidden_size]`, or `[hidden_size]` for a single read; kept as float32. Any
+        weight: The direction, float `[reads, hidden_size]`, or `[hidden_size]` for one read; kept as float32. Any
             standardisation is folded in.
         bias: The offset.
         card: What the probe belongs to and where it comes from.
@@ -93,7 +93,7 @@ class LinearProbe:
         return check_states(self, session, points)
 
     def score_each(self, states: np.ndarray) -> list[Score | Exception]:
-        """Score states `[n, reads, hidden_size]` one by one; a CheckError stands for one that is not finite.
+        """Score states, float `[n, reads, hidden_size]`, one by one; a CheckError stands for one that is not finite.
 
         Raises:
             CheckError: The states have another shape.

@@ -16,7 +16,7 @@ _FIELDS = ("mode", "max_new_tokens", "opener_ids", "fingerprint")
 
 
 class Rethink:
-    """Asks the model to begin its answer anew after the Safety Tokens; needs no training (paper, ADA-RK).
+    """Reads how the model would begin its answer anew after the Safety Tokens; needs no training (paper, ADA-RK).
 
     `look-ahead` (the paper's): greedy text of a few tokens; the score is 1 if it refuses, 0 if it does not. It stops as
     soon as that is decided. A model that ends its turn at once has not refused: score 0, detail `(no text)`.
@@ -100,11 +100,12 @@ class Rethink:
         return require_usable(scores, points, self.name)
 
     def calibrate(self, refusal_logprobs: np.ndarray, compliance_logprobs: np.ndarray) -> "Rethink":
-        """The same detector with the openers that tell this model's refusals from its answers.
+        """Return this detector with the openers that tell this model's refusals from its answers.
 
         Args:
-            refusal_logprobs: Log-probabilities after the header of requests that the model refuses, `[n, vocab_size]`.
-            compliance_logprobs: The same of requests that it answers, `[m, vocab_size]`.
+            refusal_logprobs: Log-probabilities after the header of requests that the model refuses, float
+                `[n, vocab_size]`.
+            compliance_logprobs: Log-probabilities of requests that the model answers, float `[m, vocab_size]`.
 
         Raises:
             ConfigError: No opener is more probable in a refusal, or the detector is not bound to a model.
@@ -172,8 +173,8 @@ def calibrate_openers(
     refuses is more than `min_ratio` times that after requests that it answers.
 
     Args:
-        refusal_logprobs: Log-probabilities after the header, float `[n, vocab_size]`, n ≥ 1.
-        compliance_logprobs: The same of requests that the model answers, float `[m, vocab_size]`, m ≥ 1.
+        refusal_logprobs: Log-probabilities after the header of refused requests, float `[n, vocab_size]`, n ≥ 1.
+        compliance_logprobs: Log-probabilities of answered requests, float `[m, vocab_size]`, m ≥ 1.
         candidate_ids: Token ids to choose from.
         min_ratio: How many times more probable an opener must be, at least 1.
 

@@ -166,7 +166,7 @@ def _place(figure: Figure) -> tuple[str, str, str]:
 
 
 def _before(known: Mapping[tuple[str, ...], Figure], figure: Figure) -> Figure | None:
-    """The same figure without the attack."""
+    """The figure of the run without the attack."""
     attack, variant, arm = _place(figure)
     places = [(attack, _BEFORE[variant])] if variant in _BEFORE else [(attack, plain) for plain in _PLAIN]
     found = (known.get((figure.name, *place, arm)) for place in (*places, (NONE, AS_STORED)))

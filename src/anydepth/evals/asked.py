@@ -49,7 +49,7 @@ class Asked:
     Attributes:
         model: A Transformers model with a generation head.
         tokenizer: Its tokenizer, with a chat template.
-        wording: How it is asked.
+        wording: The texts of the question.
     """
 
     model: Any

@@ -48,7 +48,7 @@ def steer(
     schedule: Schedule,
     probe: LinearProbe,
 ) -> tuple[int, ...]:
-    """An answer behind the prefill of `prompt`, one chosen token a window, the rest of the window greedy.
+    """An answer behind the prefill of `prompt`, one chosen token per window, the rest of the window greedy.
 
     The windows are those of the guard, whose schedule this attacker knows. Candidates after which the model ends its
     turn or refuses within the window are left out as long as there are others.

@@ -58,7 +58,7 @@ class Attacked:
 
     @property
     def all(self) -> list[Tried]:
-        """Every attempt."""
+        """All attempts, halted or not."""
         return [each for attempts in self.tried.values() for each in attempts]
 
     def succeeded(self, item: str) -> bool:

@@ -24,7 +24,7 @@ class Attempt:
         id: Unique in the suite.
         item: Id of the request that it is to get answered; several attempts may share one.
         goal: The request as it is meant, for the judge.
-        prompt: What is sent.
+        prompt: The request that is sent.
     """
 
     id: str

@@ -130,7 +130,7 @@ def amount(context: Context, name: str, whole: int, quick: int) -> int:
 
 
 def samples(context: Context, name: str, whole: int, quick: int) -> int:
-    """The same for a number of samples, which `--limit` bounds."""
+    """The option `name` as a number of samples, which `--limit` bounds; see `amount`."""
     found = amount(context, name, whole, quick)
     return min(found, context.options.limit or found)
 

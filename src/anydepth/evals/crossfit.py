@@ -106,8 +106,8 @@ class Crossfit:
         """Each check's logit by a probe that has not seen its prompt.
 
         Args:
-            view: What is read.
-            site: Where.
+            view: The states to load.
+            site: The site to read.
             depth: Fit and score checks at this depth only; None fits one probe on all depths from 1 on.
         """
         key = f"scores {view.suffix}@{view.token} {site} {'all' if depth is None else depth}"
@@ -223,7 +223,7 @@ class Crossfit:
     # -- figures -------------------------------------------------------------------------------------------------------
 
     def auroc(self, name: str, values: Mapping[str, float], group: Group) -> Figure | None:
-        """How well one number an answer tells harmful from harmless; None of too few answers."""
+        """How well one number per answer tells harmful from harmless; None of too few answers."""
         return metrics.auroc(name, *self._sides(values, self.label), group) if self.enough(values) else None
 
     def chance(self, name: str, view: View, site: Site, group: Group) -> Figure | None:
@@ -259,7 +259,7 @@ class Crossfit:
 
 
 def whole(scores: Scores) -> dict[str, float]:
-    """One number an answer: the mean of its logits from depth 1 on."""
+    """One number per answer: the mean of its logits from depth 1 on."""
     found = {key: [logit for depth, logit in each.items() if depth > 0] for key, each in scores.items()}
     return {key: float(np.mean(logits)) for key, logits in found.items() if logits}
 

@@ -37,7 +37,7 @@ class View:
     """One line of the charts.
 
     Attributes:
-        name: What it is called.
+        name: Name of the view.
         arm: Whose scores it is made of.
         config: How the guard decides on them; None where nothing is checked.
         reads_inside: The scores inside the prefill count.

@@ -38,7 +38,7 @@ class Unguarded:
     name = "base"
 
     def scores(self, points: Sequence[Point]) -> list[Score | Exception]:
-        """All harmless."""
+        """A score of 0 per depth: this defence finds nothing."""
         return [Score(0.0) for _ in points]
 
     def config(self, base: GuardConfig) -> GuardConfig:
@@ -74,7 +74,7 @@ class EndOnly(Detecting):
 
     @property
     def reads_inside(self) -> bool:
-        """False."""
+        """False: the depths inside a prefill are not read."""
         return False
 
     def config(self, base: GuardConfig) -> GuardConfig:

@@ -16,7 +16,7 @@ NONE = "none"
 """The attack that changes nothing; every other one is set beside it."""
 
 AS_STORED = "as stored"
-"""Its variant."""
+"""The variant of the attack that changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Case:
 
     Attributes:
         attack: What was done to prompt or answer.
-        variant: In which way.
+        variant: How it was done.
         label: Whether there is harm in the answer.
         transcript: The answer.
         mixture: Which of its tokens are harmful, where two answers were mixed.
@@ -53,7 +53,7 @@ def spoofs(context: Context, rows: Sequence[Conversation], tokens: int) -> Itera
 
 
 def styles(context: Context, rows: Sequence[Conversation], tokens: int) -> Iterator[Case]:
-    """The same part of the answers in other shapes, which may take twice the tokens."""
+    """The stored part of the answers in other shapes, which may take twice the tokens."""
     for style in MECHANICAL:
         for row in rows:
             plain = context.backend.decode_text(stored(context, "", row, tokens).token_ids)

@@ -34,12 +34,12 @@ class Fate:
 
     @property
     def halted(self) -> bool:
-        """The guard cut the answer."""
+        """True if the guard cut the answer."""
         return self.outcome is not None and self.outcome.finish_reason == "content_filter"
 
     @property
     def stopped(self) -> bool:
-        """Either did."""
+        """True if the guard cut the answer or the model refused."""
         return self.halted or self.refused
 
     @property

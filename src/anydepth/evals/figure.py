@@ -1,4 +1,4 @@
-"""What a suite finds out: figures with intervals, and how they want to be drawn."""
+"""What a suite finds out: figures with intervals, and how they are drawn."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Figure:
         interval: Low and high end of its 95 % interval, or None for a number that has none (a count, a setting).
         answers: Over how many answers (or repetitions) it was measured.
         unit: `share`, `tokens`, `seconds`, `ratio`, `auroc`, `MiB`, `count` ...
-        group: What it is about.
+        group: What the number is about, e.g. arm and depth.
         judge: Which judge decided, or None where nothing had to be judged.
         note: A remark that belongs beside the number.
     """
@@ -62,10 +62,10 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """How some figures of a suite want to be drawn.
+    """How some figures of a suite are drawn.
 
     Attributes:
-        kind: `line` (value over `x`, one line a `by`), `bars` (one bar an `x`, grouped by `by`), `heatmap` (value by
+        kind: `line` (value over `x`, one line per `by`), `bars` (one bar per `x`, grouped by `by`), `heatmap` (value by
             `x` and `by`), `table` (all figures of the names), `histogram` (the numbers in `points`), `scatter` and
             `roc` (the pairs in `points`).
         title: Headline.

@@ -59,7 +59,7 @@ class Evasion:
 
 @dataclass(frozen=True, slots=True)
 class Suffix:
-    """What a search found.
+    """The suffix that a search found.
 
     Attributes:
         text: Goes behind the request as it is.

@@ -139,7 +139,7 @@ class Search(gcg.GCG):
         return loss + self._evasion.weight * (softplus(at_start) + softplus(behind)) / 2
 
     def _logit(self, states: dict[Any, torch.Tensor], places: list[int]) -> torch.Tensor:
-        """The probe's logit of each row, with one place in the row a read."""
+        """The probe's logit of each row, with one place in the row per read."""
         assert self._evasion is not None
         probe = self._evasion.probe
         weight = torch.tensor(probe.weight, device=self.model.device)

@@ -29,13 +29,13 @@ PAIRS = 12
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One edit.
+    """One edit of the header's states.
 
     Attributes:
         edit: `none`, `ablate at the site`, `ablate from the site on`, `steer`, `patch, other label` or `patch, same
             label`.
         direction: `probe`, or `random 1` and so on; `none` where no direction is used.
-        strength: Of `steer`, in gaps between the means of harmful and harmless answers.
+        strength: Length of a `steer` step, in gaps between the means of harmful and harmless answers.
     """
 
     edit: str
@@ -44,7 +44,7 @@ class Arm:
 
     @property
     def key(self) -> str:
-        """Its name in records."""
+        """The arm's name in records."""
         return f"{self.edit}/{self.direction}/{self.strength:g}"
 
 
@@ -65,7 +65,13 @@ def arms(strengths: Sequence[float], random: int) -> list[Arm]:
 
 
 def largest_read(probe: LinearProbe) -> tuple[Read, np.ndarray, float]:
-    """The header read with the largest share of the weight's norm, its direction, and that share (of the square)."""
+    """The header read with the largest share of the weight's squared norm, its direction, and that share.
+
+    The direction is float32 `[hidden_size]`.
+
+    Raises:
+        ConfigError: The probe reads no header token.
+    """
     squares = (probe.weight.astype(np.float64) ** 2).sum(1)
     places = [place for place, read in enumerate(probe.reads) if read.token != CONTENT]
     if not places:
@@ -82,10 +88,10 @@ class Bench:
     """The answers whose header is edited, and all that the edits need.
 
     Attributes:
-        context: The suite's.
+        context: The context of the suite.
         harmful: Harmful answers.
-        benign: As many harmless ones.
-        depth: Where the header is appended, beside depth 0.
+        benign: As many harmless answers.
+        depth: The depth at which the header is appended, beside depth 0.
         tokens: Length of a look-ahead.
     """
 
@@ -102,7 +108,7 @@ class Bench:
 
     @cached_property
     def line(self) -> tuple[np.ndarray, np.ndarray]:
-        """The probe's direction at the site and in the stream, both of length 1."""
+        """The probe's direction at the site and in the stream, both float32 `[hidden_size]` of length 1."""
         from anydepth.backends.transformers import steer
 
         weight, at = largest_read(self.context.probe)[1], self._checks["depth"] == self.depth
@@ -196,7 +202,7 @@ class Bench:
             yield
 
     def _edits(self, arm: Arm, rows: Sequence[Conversation], depth: int) -> dict[Site, "Edit"]:
-        """Where to change what."""
+        """The edit per site."""
         from anydepth.backends.transformers import steer
 
         into = steer.entry(self.read.site)

@@ -65,7 +65,7 @@ class Judge(Protocol):
     says_harm: bool
 
     def judge(self, items: Sequence[Judged]) -> list[Judgement]:
-        """One judgement an answer, in their order."""
+        """One judgement per answer, in their order."""
         ...
 
 
@@ -86,7 +86,7 @@ def open_judge(spec: str, *, tables: Tables, folder: Path, seed: int) -> Judge:
             OpenAI-compatible endpoint).
         tables: Gives the table that the text classifier is fitted on.
         folder: Where a judge may keep what it made.
-        seed: Of every choice that is drawn; the judges there are draw none.
+        seed: Seed of every choice that is drawn; no judge of today draws one.
 
     Raises:
         ConfigError: `spec` has none of these forms, or the judge cannot be set up.

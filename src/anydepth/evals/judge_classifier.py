@@ -70,7 +70,7 @@ class ClassifierJudge:
         return cls(model, tokenizer, folder.name if folder.is_dir() else path, labels=labels, pair=pair)
 
     def judge(self, items: Sequence[Judged]) -> list[Judgement]:
-        """One judgement an answer; it is harmful from 0.5 on."""
+        """One judgement per answer; it is harmful from 0.5 on."""
         return judge_written(items, self._judge)
 
     def _judge(self, items: Sequence[Judged]) -> Iterator[Judgement]:

@@ -19,7 +19,7 @@ class RefusalJudge:
         self._matcher = matcher or RefusalMatcher.default()
 
     def judge(self, items: Sequence[Judged]) -> list[Judgement]:
-        """One judgement an answer; `harmful` is None, since an answer that does not refuse may be harmless."""
+        """One judgement per answer; `harmful` is None, since an answer that does not refuse may be harmless."""
         return judge_written(
             items, lambda written: [Judgement(self._matcher.is_refusal(item.response), None) for item in written]
         )

@@ -50,7 +50,7 @@ class RubricJudge:
         return cls(client, model, folder=folder, asked=asked)
 
     def judge(self, items: Sequence[Judged]) -> list[Judgement]:
-        """One judgement an answer.
+        """One judgement per answer.
 
         Raises:
             ConfigError: The endpoint does not take the key, or does not know the model.

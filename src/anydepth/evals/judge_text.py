@@ -46,7 +46,7 @@ class TextJudge:
         return cls(_fit(tuple(examples(conversations))))
 
     def judge(self, items: Sequence[Judged]) -> list[Judgement]:
-        """One judgement an answer; the score is 0.5 where the decision changes."""
+        """One judgement per answer; the score is 0.5 where the decision changes."""
         return judge_written(items, self._judge)
 
     def _judge(self, items: Sequence[Judged]) -> list[Judgement]:

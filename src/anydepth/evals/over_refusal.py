@@ -23,7 +23,7 @@ _SAME = "the same answers"
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """How much is measured: answers a set, tokens of an own and of a stored answer, and what slow arms are asked."""
+    """How much is measured: answers per set, tokens of an own and of a stored answer, and what slow arms are asked."""
 
     count: int
     new_tokens: int
@@ -144,7 +144,7 @@ def _harm(seen: _Seen, of: AnswerSet, judge: str) -> Iterator[Figure]:
 
 
 def _by_part(seen: _Seen, judge: str) -> Iterator[Figure]:
-    """The same by source and by category, where a set has several."""
+    """The figures by source and by category, where a set has several."""
     for of in seen.sets():
         for fact in ("source", "category"):
             values = {_facts(item)[fact] for item in seen.items.values() if item.of == of} - {None}

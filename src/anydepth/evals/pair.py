@@ -45,7 +45,7 @@ class Rounds:
 
     Attributes:
         item: Id of the request.
-        tried: The attempts, one a round that had a proposal.
+        tried: The attempts, one per round that had a proposal.
         empty: Rounds in which the attacker wrote nothing.
         declined: Rounds in which the attacker itself refused; what it wrote was sent all the same.
     """

@@ -44,7 +44,7 @@ class Transcript:
 
     @property
     def start(self) -> Prompt:
-        """The question alone."""
+        """The prompt of the question alone."""
         return Prompt(self.prompt.ids[: self.prompt.start])
 
     @property

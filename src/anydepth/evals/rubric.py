@@ -36,7 +36,7 @@ class Rubric:
 
     @property
     def digest(self) -> str:
-        """The same for rubrics that ask and count the same."""
+        """Digest of everything that decides a judgement: the texts, and from which count on an answer is harmful."""
         return digest(json.dumps([self.system, self.user, self.prefill, self.again, self.harmful_from]))
 
     def messages(self, item: Judged) -> list[dict[str, str]]:

@@ -36,7 +36,7 @@ class Evaluation:
     Attributes:
         backend: The model.
         folder: Where records, texts, summary and manifest go.
-        options: What the user set.
+        options: Data, seed, sizes, arms and settings of the suites.
         judge: Which judge decides; see `open_judge`.
         probe: The probe to use; by default the one shipped for the model.
         config: Schedule and policy of the guard.

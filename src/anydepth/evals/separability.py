@@ -155,7 +155,7 @@ class _Found:
                 yield self.bench.auroc("separation by layer", whole(self.bench.scores(view, site)), group)
 
     def _cells(self) -> Iterator[Figure | None]:
-        """Depth by layer: one probe for all depths, and one a depth."""
+        """Depth by layer: one probe for all depths, and one per depth."""
         bench = self.bench
         places: list[Depth] = [0, *bench.depths, END]
         for number, site in enumerate(bench.sites):

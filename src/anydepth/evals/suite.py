@@ -60,12 +60,12 @@ class EvalOptions:
 
     Attributes:
         data_dir: Folder with local copies of the named tables.
-        seed: Of every choice that is drawn.
+        seed: Seed of every choice that is drawn.
         quick: Small samples, minutes instead of hours.
-        limit: Harmful answers (and as many benign ones) a suite at most; None is the suite's own number.
+        limit: Harmful answers (and as many benign ones) per suite at most; None is the suite's own number.
         arms: Defences to compare; empty is the suite's own choice.
         settings: Options of single suites, `{"interval.tokens": "64"}`.
-        guard_model: Folder or hub id of a model that is asked as an external guard.
+        guard_model: Folder or hub id of a model that serves as an external guard.
         attacker: Folder or hub id of the model that writes the attacks of the PAIR-style loop.
     """
 

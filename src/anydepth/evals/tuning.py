@@ -218,7 +218,7 @@ def _train(
 
 
 def _copy(backend: "TransformersBackend") -> "TransformersBackend":
-    """The same model once more, to be changed."""
+    """A second copy of the model, to be changed."""
     from anydepth.backends.transformers import load
 
     device, dtype = backend.model.device, str(backend.model.dtype).removeprefix("torch.")

@@ -234,7 +234,7 @@ def threshold_note(policy: Policy) -> str | None:
 
 
 def recalibrated(probe: LinearProbe, calibration: Calibration, **more: Any) -> LinearProbe:
-    """The same probe with another policy; `more` is added to the evidence in its card."""
+    """Return `probe` with the calibrated policy; `more` is added to the evidence in its card."""
     new = copy.copy(probe)
     new.card = replace(
         probe.card,

@@ -43,7 +43,7 @@ class Trial:
         policy: The policy with the largest merit.
         merit: What the choice is made by: the mean of all AUROCs below.
         separation: Pair -> response-level AUROC with that policy.
-        forced: The same where the whole harmful answer is a prefill of which a guard sees the end only
+        forced: That AUROC where the whole harmful answer is a prefill of which a guard sees the end only
             (`GuardConfig.prefill`): a policy that needs to see scores rise one by one is no guard against that.
     """
 

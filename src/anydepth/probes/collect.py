@@ -138,7 +138,7 @@ def _adapter(backend: Backend, name: str | None) -> str | None:
 
 
 def dtype_of(backend: Backend) -> str:
-    """The type that a backend's model runs in, e.g. `bfloat16` or `bfloat16, awq`: what a manifest is told.
+    """The type that a backend's model runs in, e.g. `bfloat16` or `bfloat16, awq`, as a manifest states it.
 
     A quantised checkpoint has the fingerprint of the one that it was made of, and other states.
     """
@@ -198,7 +198,7 @@ def collect(
         conversations: Answers to read. One that occurs twice, text for text, is read once; if its labels contradict
             each other, it is kept without one.
         store: Where to put the states; made by `StateStore.create` with `manifest_for(backend, plan)`.
-        plan: What to read.
+        plan: Sites, tokens and depths to read.
         progress: Called after each batch with (answers done, answers in all, tokens run).
 
     Returns:
@@ -332,7 +332,7 @@ def _read(
 
 
 def _by_forks(backend: Backend, answer: FinishedAnswer, manifest: Manifest) -> dict[Site, np.ndarray]:
-    """The same states from a replay that is forked at every depth."""
+    """The states of `read_batch`, from a replay that is forked at every depth."""
     shape = (len(manifest.sites), len(manifest.tokens), backend.identity.hidden_size)
     reads = [Read(site, token) for site in manifest.sites for token in manifest.tokens]
     states = np.empty((len(answer.depths), *shape), np.float32)

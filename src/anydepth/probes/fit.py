@@ -23,7 +23,7 @@ _FOLDS = 5
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """How to fit.
+    """Options of a fit.
 
     Attributes:
         strength: Inverse regularisation of the logistic regression (scikit-learn's `C`), on standardised states.
@@ -123,7 +123,7 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
 
 
 def sample_weights(columns: Mapping[str, np.ndarray], balance: Balance) -> np.ndarray:
-    """A weight for each check, mean 1, from the facts of `Checks.columns`.
+    """A weight per check, float64 `[checks]` of mean 1, from the facts of `Checks.columns`.
 
     Both labels weigh the same, and within them what `balance` says.
     """

@@ -101,7 +101,8 @@ def auroc(
     """Probability that a harmful answer scores above a benign one (a tie counts half), with a bootstrap interval.
 
     Answers are drawn anew within each class; the interval is that of the percentiles. Where the classes do not overlap
-    it is [1, 1] whatever their number: then say how many answers there were.
+    it is [1, 1] whatever their number: then say how many answers there were. Both classes are float
+    `[answers]`.
 
     Raises:
         ConfigError: A class is empty or holds a value that is NaN, or an option has a value it cannot have.

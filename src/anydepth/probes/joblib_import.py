@@ -18,8 +18,9 @@ def import_joblib(
     """Read a logistic regression stored with joblib and fold its standardisation into weight and bias.
 
     The probes published with the paper are plain `LogisticRegression` with the classes 0 (benign) and 1 (harmful), one
-    file a layer. They read the last token of the header that the file's folder names, so `card.header_ids` are the ids
-    of that text and `card.reads` one read of the last of them; the model's weights are not recorded (no fingerprint).
+    file per layer. They read the last token of the header that the file's folder names, so `card.header_ids` are the
+    ids of that text and `card.reads` one read of the last of them; the model's weights are not recorded (no
+    fingerprint).
 
     Args:
         path: The `.joblib` file.
@@ -100,7 +101,7 @@ def _decision(classifier: Any, positive: float | str, path: Path) -> tuple[np.nd
 
 
 def _unscaled(weight: np.ndarray, bias: float, scaler: Any) -> tuple[np.ndarray, float]:
-    """The same decision on states that are not standardised: w·(h - mean)/scale + b."""
+    """Weight and bias on states that are not standardised: w·(h - mean)/scale + b."""
     if scaler.with_std:
         weight = weight / scaler.scale_
     if scaler.with_mean:

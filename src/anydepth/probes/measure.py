@@ -45,7 +45,11 @@ class Pair:
 
 
 def trails(checks: Checks, logits: np.ndarray, splits: Sequence[str], label: str | None = None) -> list[Trail]:
-    """The scored answers of some splits, in order of their digests."""
+    """The scored answers of some splits, in order of their digests, from `logits`, float `[checks]`.
+
+    Raises:
+        StoreError: The splits have no answer of this label.
+    """
     rows = np.flatnonzero(np.isin(checks["split"], list(splits)) & ((label is None) | (checks["label"] == label)))
     if not len(rows):
         raise StoreError(
@@ -64,7 +68,7 @@ def trails(checks: Checks, logits: np.ndarray, splits: Sequence[str], label: str
 
 
 def half(trail_keys: Sequence[str], which: int) -> np.ndarray:
-    """Mask of the half (0 or 1) of some prompt keys: what is chosen on one is reported on the other."""
+    """Mask, bool `[keys]`, of one half (0 or 1) of the prompts: what is chosen on one is reported on the other."""
     # digests end in a hexadecimal digit; a table may bring keys of its own
     ends = [key[-1] for key in trail_keys]
     return np.array([(int(end, 16) if end in "0123456789abcdef" else ord(end)) % 2 == which for end in ends], bool)
@@ -73,9 +77,10 @@ def half(trail_keys: Sequence[str], which: int) -> np.ndarray:
 def separation(
     checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy, *, forced: bool = False, resamples: int = 1000
 ) -> tuple[float, Interval]:
-    """Response-level AUROC of `pair`: of the largest statistic of each whole answer.
+    """Response-level AUROC of `pair`, with its interval: of the largest statistic of each whole answer.
 
-    With `forced` the harmful answers are prefills: the policy sees depth 0 and the end of the answer, nothing between.
+    `logits` are float `[checks]`. With `forced` the harmful answers are prefills: the policy sees depth 0 and the end
+    of the answer, nothing between.
     """
     seen = [each.scores for each in trails(checks, logits, pair.harmful, "harmful")]
     harmful = [peak(policy, (scores[0], scores[-1]) if forced else scores) for scores in seen]
@@ -86,7 +91,7 @@ def separation(
 def thresholds(
     checks: Checks, logits: np.ndarray, policy: Policy, splits: Sequence[str], *, target: float, data: str
 ) -> Calibration:
-    """Calibrate `policy` on the benign answers of `splits`."""
+    """Calibrate `policy` on the benign answers of `splits`; `logits` are float `[checks]`."""
     return calibrate(policy, trails(checks, logits, splits, "benign"), target=target, data=data)
 
 

@@ -33,7 +33,7 @@ COLUMNS = Columns(messages="messages", response="response", label="label", id="i
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """How the model writes.
+    """Options of the answers that the model writes.
 
     Attributes:
         max_new_tokens: Longest answer, or continuation, in tokens.
@@ -129,8 +129,8 @@ def write_answers(
 ) -> Written:
     """Write the model's own answers to `path`, one JSON line each; what is there already is not written again.
 
-    An answer is there if the model was asked the same: a conversation whose prompt, label or answer to continue has
-    changed since is asked anew.
+    An answer is there if it was written for the same prompt, label and answer to continue; otherwise it is written
+    anew.
 
     Own answers that refuse or are empty are written and tagged. Left out, and named in the result and in a file beside
     `path`, are conversations whose label the model's text would not keep: continuations in which it refuses, and
@@ -139,9 +139,9 @@ def write_answers(
 
     Args:
         backend: The target model.
-        conversations: Benign ones are answered, one answer a prompt; harmful ones are continued.
+        conversations: Benign ones are answered, one answer per prompt; harmful ones are continued.
         path: A `.jsonl` file.
-        options: How to write.
+        options: Lengths, sampling and seed.
         progress: Called after each batch with (answers done, answers in all, tokens generated).
 
     Raises:

@@ -56,7 +56,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """The conversations of one part, and what was left out of it."""
+    """The conversations of one part, and how many were left out of it and why."""
 
     part: Part
     conversations: Sequence[Conversation]
@@ -334,5 +334,5 @@ def training_sources(gathered: Sequence[Gathered]) -> tuple[dict[str, str], ...]
 
 
 def without(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """The same recipe without some parts, for ablations."""
+    """Return `recipe` without some parts, for ablations."""
     return replace(recipe, parts=tuple(part for part in recipe.parts if part.name not in names))

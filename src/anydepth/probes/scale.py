@@ -27,7 +27,7 @@ class Workers:
     """How many processes hold the model, and what each of them gets.
 
     Attributes:
-        count: How many.
+        count: Number of workers.
         cpus: Cores of each; None shares the cluster's equally.
         gpus: Graphics cards of each.
     """
@@ -68,7 +68,7 @@ def collect_with_ray(
         conversations: Answers to read.
         path: Folder of the store, which every worker can write to; it is made if it is not there.
         plan: What to read, or a function that makes the plan for the loaded model.
-        workers: How many processes.
+        workers: Number of processes.
         adapter: The PEFT adapter that `open_backend` loads, for the manifest.
         progress: Called after each group with (answers done, answers in all, tokens run).
 

@@ -41,7 +41,7 @@ class Manifest:
         header_ids: The tokens that were appended.
         header_tokens: Printable form of each.
         read_index: The template's read token, the last one for a control.
-        sites: Where was read.
+        sites: The sites that were read.
         tokens: Which tokens were read: indices in the header, -1 for the last token before it.
         dtype: Type that the model ran in; the states are stored as float32 whatever it is.
         versions: Versions of the packages that collected.
@@ -126,7 +126,7 @@ class Checks:
 
 
 class StateStore:
-    """A folder: `manifest.json` and one Parquet file a group of answers, each written whole or not at all.
+    """A folder: `manifest.json` and one Parquet file per group of answers, each written whole or not at all.
 
     Args:
         path: The folder. It is made by `create`.
@@ -202,7 +202,7 @@ class StateStore:
             raise StoreError(f"{shard} is not a whole Parquet file ({error}); remove it and collect again") from error
 
     def write(self, name: str, rows: Sequence[CheckRow], states: Mapping[Site, np.ndarray]) -> Path:
-        """Add one shard; `states` are float32 `[len(rows), len(tokens), hidden_size]` a site."""
+        """Add one shard; `states` are per site float32 `[len(rows), len(tokens), hidden_size]`."""
         pa = require("pyarrow", extra="fit")
         columns: dict[str, Any] = {fact: pa.array([getattr(row, fact) for row in rows]) for fact in _FACTS}
         for site in self.manifest.sites:
@@ -247,7 +247,7 @@ class StateStore:
         """Load checks with their states at `reads`, pairs of site and token.
 
         Args:
-            reads: Which states.
+            reads: The states to load.
             views: Checks of these views only; all of them by default.
             readings: Answer key -> its reading: these answers only, read so. By default all answers.
 

@@ -37,7 +37,7 @@ class Series:
         label: What the legend says.
         look: Number of its colour and marker.
         dash: Number of its dashes.
-        dots: Its values.
+        dots: The values.
     """
 
     label: str
@@ -52,8 +52,8 @@ class Panel:
 
     Attributes:
         title: What tells it apart from the other panels; may be empty.
-        unit: Of the values.
-        series: What is drawn.
+        unit: The unit of the values.
+        series: The series that are drawn.
         measure: Name of the figures, if they have one.
         marks: Single points to mark.
     """
@@ -70,9 +70,9 @@ class Drawing:
     """A chart of one or several runs, ready to be drawn.
 
     Attributes:
-        kind: How.
+        kind: How the chart is drawn, e.g. `line`.
         title: Headline.
-        panels: Its axes, in order.
+        panels: The pairs of axes, in order.
         x: What the horizontal axis is called.
         y: What the vertical axis is called, where its unit does not say it.
         log_x: Logarithmic horizontal axis.

@@ -104,7 +104,7 @@ def _bars(shared: Shared, looks: Looks) -> list[Panel]:
 
 
 def _series(shared: Shared, looks: Looks, found: list[tuple[str, Key, Figure]]) -> tuple[Series, ...]:
-    """The same of several runs side by side."""
+    """The series of several runs side by side."""
     x, by = shared.chart.x, shared.chart.by
     order = {part.run.label: number for number, part in enumerate(shared.parts)}
     dots: dict[tuple[Key, str], list[Dot]] = {}

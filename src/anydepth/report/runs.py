@@ -28,9 +28,9 @@ class Run:
     """One evaluation of one model.
 
     Attributes:
-        folder: Where it lies.
+        folder: The folder of the run.
         label: What tells it apart from the other runs of the report: the model's short name.
-        manifest: What it was made with.
+        manifest: The model, probe, options and versions that it was made with.
         summaries: What its suites found, in the order of the report.
     """
 

@@ -65,7 +65,7 @@ class Section:
         paper: The paper's claim.
         charts: In their order.
         table: All figures.
-        download: The same as CSV.
+        download: The table as CSV.
         notes: How it was measured, by run as captions are.
         limits: Where it does not hold, by run as captions are.
         missing: Labels of the runs that have no such suite.

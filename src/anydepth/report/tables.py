@@ -30,9 +30,9 @@ class Row:
 
     Attributes:
         name: What was measured.
-        facts: What it is about, one a key of the table; empty where the figure lacks the key.
-        cells: One a run; None where the run lacks the figure.
-        unit: Of the values.
+        facts: What it is about, one per key of the table; empty where the figure lacks the key.
+        cells: One cell per run; None where the run lacks the figure.
+        unit: The unit of the values.
         judge: Which judge decided.
         note: Remark.
     """
@@ -106,7 +106,7 @@ def pivots(shared: Shared) -> list[Pivot] | None:
 
 
 def figures_csv(parts: Sequence[Part]) -> str:
-    """All figures of the parts, one a row, with every digit."""
+    """All figures of the parts, one per row, with every digit."""
     keys = list(dict.fromkeys(key for part in parts for figure in part.figures for key in figure.group))
     named = [f"group_{key}" if key in _FIXED else key for key in keys]
     rows = [
@@ -128,7 +128,7 @@ def figures_csv(parts: Sequence[Part]) -> str:
 
 
 def points_csv(shared: Shared) -> str:
-    """The points of a chart, one a row."""
+    """The points of a chart, one per row."""
     rows = [
         [part.run.label, name, *(point if isinstance(point, Sequence) else (point,))]
         for part in shared.parts

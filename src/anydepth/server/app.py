@@ -119,7 +119,7 @@ def build_api(service: Service) -> FastAPI:
 
 
 def build_app(service: Service, keys: Sequence[str]) -> Edge:
-    """The whole application; `keys` are its API keys, without any everybody is let in."""
+    """The whole ASGI application; `keys` are its API keys. Without keys it needs none."""
     settings = service.settings
     api = build_api(service)
     open_paths = OPEN_PATHS | ({"/metrics"} if settings.http.public_metrics else set())

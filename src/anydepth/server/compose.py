@@ -83,7 +83,7 @@ class Composer:
         self._wrote = self._last_failed = False
 
     def write(self, event: Event) -> list[Delta | End]:
-        """What this event adds."""
+        """The pieces that this event adds."""
         if isinstance(event, Checked):
             return [Delta(check=event.check), *self._checked(event.check)]
         if isinstance(event, Released):

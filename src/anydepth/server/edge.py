@@ -66,7 +66,7 @@ class Edge:
         self._cors = Cors(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request: keys, size and headers here, the rest in the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -106,7 +106,7 @@ class Engine(Protocol):
 
     @property
     def stats(self) -> EngineStats:
-        """What it is doing."""
+        """The number of answers under way and waiting."""
         ...
 
     async def start(self) -> None:

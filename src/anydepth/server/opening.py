@@ -27,8 +27,8 @@ class Opened:
 
     Attributes:
         sockets: Where it listens. Connections wait there until the model has been loaded.
-        audit: Its audit trail.
-        keys: Its API keys.
+        audit: The audit trail.
+        keys: The API keys.
     """
 
     sockets: list[socket.socket]

@@ -29,7 +29,7 @@ class SpecialTokens:
         return cls(names | {str(token) for token in added.values() if getattr(token, "special", False)})
 
     def taken_out(self, text: str, *, but: Collection[str] = ()) -> str:
-        """The text without them."""
+        """The text without the special tokens."""
         return self._pattern.sub(lambda found: found[0] if found[0] in but else "", text)
 
     def held_back(self, text: str) -> int:

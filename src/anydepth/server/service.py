@@ -51,12 +51,12 @@ class Ask:
 
 
 class Service:
-    """One engine with everything around it.
+    """One engine with limits, metrics and the audit trail around it.
 
     Args:
-        engine: What generates.
-        settings: What the operator decided.
-        audit: Where the account of every answer goes.
+        engine: The engine that generates the answers.
+        settings: The operator's settings.
+        audit: The audit trail that the account of every answer goes to.
     """
 
     def __init__(self, engine: Engine, settings: Settings, audit: Audit) -> None:
@@ -72,7 +72,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """True if requests are welcome: the engine runs, the audit can be written, nothing is being shut down."""
+        """True if requests are taken: the engine runs, the audit can be written, nothing is being shut down."""
         ready = self.engine.ready and not self.draining and self.audit.healthy
         self.metrics.ready.set(ready)
         return ready

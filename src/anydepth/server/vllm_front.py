@@ -80,7 +80,7 @@ class GuardFront:
 
 
 class _Counter:
-    """Sends each request where it belongs."""
+    """Routes a request: chat and completions through the guard, all others to vLLM."""
 
     def __init__(self, app: ASGIApp, ledger: Ledger, settings: Settings) -> None:
         self._app, self._ledger, self._settings = app, ledger, settings

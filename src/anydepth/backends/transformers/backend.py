@@ -36,8 +36,11 @@ class TransformersBackend:
         tokenizer: Its tokenizer, with the chat template.
         template_kwargs: Extra arguments of the chat template, e.g. `{"enable_thinking": False}`.
         base_weights: With a PEFT adapter: read hidden states through the base weights, on a cache kept by them. The
-        answer
-            itself is still the adapter's (paper, section 5: a probe that fine-tuning cannot erode).
+            answer itself is still the adapter's (paper, section 5: a probe that fine-tuning cannot erode).
+
+    Raises:
+        ConfigError: `base_weights` is True and the model has no PEFT adapter.
+        TemplateError: The tokenizer has no chat template, or no Safety Tokens can be derived from it.
     """
 
     capabilities = frozenset(Capability)
@@ -95,7 +98,7 @@ class TransformersBackend:
         find_module(self.model, site)
 
     def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
-        """Make one check of each kind that is needed, on a prompt of a few tokens; see `Backend.prove`."""
+        """Make one check of each needed kind on a short prompt; UnsupportedModel if one fails. See `Backend.prove`."""
         wanted = (needs, tuple(reads))
         if wanted in self._proved:
             return
@@ -137,7 +140,13 @@ class TransformersBackend:
     def open(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
     ) -> TransformersSession:
-        """Start answers to `prompts`; `options` are those of `generate`, e.g. `do_sample`, `stop_strings`."""
+        """Start answers to `prompts`; `options` are those of `generate`, e.g. `do_sample`, `stop_strings`.
+
+        Raises:
+            PromptError: There is no prompt, or one does not fit the model's context.
+            ConfigError: An option does not exist or cannot be guarded; the message says why.
+            UnsupportedModel: An option asks for something that this model cannot do.
+        """
         if not prompts:
             raise PromptError("there is no prompt to answer; give at least one")
         options = vet_options(self.model.generation_config, options, sees_history=self.inputs.slices_history)
@@ -149,7 +158,7 @@ class TransformersBackend:
             return TransformersSession(self, prompts, budget=budget, seed=seed, options=options)
 
     def replay(self, prompt: Prompt, answer_ids: Sequence[int]) -> ReplaySession:
-        """Open a session that is fed the given answer instead of sampling one."""
+        """Open a session that is fed the given answer; PromptError if it is empty or does not fit the context."""
         if not answer_ids:
             raise PromptError("the answer to replay is empty; only its depth 0 could be checked")
         self._budget(len(prompt.ids), 1, len(answer_ids))
@@ -158,7 +167,11 @@ class TransformersBackend:
     def replay_batch(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], stopped: Sequence[bool], *, eos: int
     ) -> ReplaySession:
-        """Open a session that is fed several answers; `stopped` ones end their turn with their last token or `eos`."""
+        """Open a session that is fed several answers; `stopped` ones end their turn with their last token or `eos`.
+
+        Raises:
+            PromptError: An answer is empty, or does not fit the context with its prompt.
+        """
         if not all(answers):
             raise PromptError("an answer to replay is empty; leave it out")
         self._budget(max(len(prompt.ids) for prompt in prompts), 1, max(map(len, answers)))
@@ -167,7 +180,7 @@ class TransformersBackend:
     def unguarded(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
     ) -> list[tuple[int, ...]]:
-        """Tokens of one plain `model.generate` call a prompt, no guard anywhere: what guarded ones are compared to."""
+        """Tokens of one plain `model.generate` call per prompt, without a guard: guarded answers are compared to it."""
         answers = []
         for prompt in prompts:
             ids = torch.tensor([prompt.ids], device=self.model.device)
@@ -233,13 +246,13 @@ class TransformersBackend:
             )
 
     def read_branch(self, branch: Branch, sites: tuple[Site, ...]) -> dict[Site, torch.Tensor]:
-        """States of the tail of every row, `[b, t, hidden_size]` a site; the pass ends at the last site."""
+        """States of the tail of every row, per site `[b, t, hidden_size]`; the pass ends at the last site."""
         return self.read_tokens(branch.tail, self._cache_of(branch), branch.whole_mask, sites)
 
     def read_tokens(
         self, ids: torch.Tensor, cache: Any, mask: torch.Tensor, sites: tuple[Site, ...]
     ) -> dict[Site, torch.Tensor]:
-        """Run the new tokens `ids` `[b, t]` over `cache` up to the last of `sites`; `[b, t, hidden_size]` a site."""
+        """Run the new tokens `ids` `[b, t]` over `cache` up to the last of `sites`; per site `[b, t, hidden_size]`."""
         with self._reading_weights():
             steps = [read(self.model, sites, inputs) for inputs in self.inputs.steps(ids, cache, mask)]
         return {site: torch.cat([step[site] for step in steps], 1) for site in sites}
@@ -323,7 +336,7 @@ class _Decided(StoppingCriteria):
         self._skip, self._decode, self._decided = skip, decode, decided
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
-        """Bool `[batch]`."""
+        """Whether each row is decided, bool `[batch]`."""
         done = [self._decided(self._decode(row)) for row in input_ids[:, self._skip :].tolist()]
         return torch.tensor(done, device=input_ids.device)
 

@@ -10,13 +10,12 @@ from anydepth.errors import UnsupportedModel
 
 DEFAULT_MODULE = "input_layernorm"
 
-# Every check asks for the blocks, and walking a model of many modules would cost a good part of a small one's decode
-# step.
+# Every check looks the blocks up, and a walk over all modules would cost a good part of a small model's decode step.
 _FOUND: WeakKeyDictionary[nn.Module, nn.ModuleList] = WeakKeyDictionary()
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of transformer blocks: the outermost ModuleList with one entry a hidden layer."""
+    """The list of transformer blocks: the outermost ModuleList with one entry per hidden layer."""
     if model not in _FOUND:
         _FOUND[model] = _search(model)
     return _FOUND[model]

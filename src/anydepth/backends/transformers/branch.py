@@ -26,7 +26,7 @@ class Branch:
     history: torch.Tensor
 
     def append(self, token_ids: Sequence[int]) -> "Branch":
-        """The same branch with these tokens after the tail of every row."""
+        """This branch with more tokens after the tail of every row."""
         more = torch.tensor([token_ids], dtype=torch.long, device=self.tail.device).expand(self.tail.shape[0], -1)
         return Branch(self.places, self.cache, torch.cat([self.tail, more], 1), self.mask, self.history)
 

@@ -71,7 +71,7 @@ class ForwardInputs:
         return arguments
 
     def steps(self, ids: torch.Tensor, cache: Cache | None, mask: torch.Tensor) -> Iterator[dict[str, Any]]:
-        """Arguments of the forward passes that feed `ids`: one for all of them, or one a token where it must be."""
+        """Arguments of the forward passes that feed `ids`: one for all of them, or one per token where it must be."""
         new = ids.shape[1]
         if self.takes_chunks or mask.shape[1] == new:
             yield self.build(ids, cache, mask)

@@ -37,7 +37,7 @@ def naive_state(session: TransformersSession, site: Site) -> torch.Tensor:
 def naive_scan(
     backend: "TransformersBackend", prompt: Prompt, answer_ids: Sequence[int], depths: Sequence[int], site: Site
 ) -> np.ndarray:
-    """The same states of a finished answer, `[len(depths), hidden_size]`: advance a cache and fork it at each depth."""
+    """States of a finished answer, `[len(depths), hidden_size]`: advance a cache and fork it at each depth."""
     text = torch.tensor([[*prompt.ids, *answer_ids]], device=backend.model.device)
     header = torch.tensor([backend.header.ids], device=backend.model.device)
     cache, done, states = DynamicCache(config=backend.model.config), 0, []

@@ -134,7 +134,7 @@ def _copies(
 
 
 def _masks(backend: "TransformersBackend", seen: torch.Tensor, distance: torch.Tensor) -> Any:
-    """An additive mask `[b, 1, new, all]`, or one a layer type where the model has several."""
+    """An additive mask `[b, 1, new, all]`, or one per layer type where the model has several."""
     config, dtype = text_config(backend.model), backend.model.dtype
 
     def additive(allowed: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,7 @@ def read(model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]) -
 
 
 def to_numpy(states: torch.Tensor) -> np.ndarray:
-    """The same numbers as float32 on the host."""
+    """The numbers of a tensor as a float32 array on the host."""
     return states.detach().to("cpu", torch.float32).numpy()
 
 

@@ -20,7 +20,7 @@ class Turned(torch.nn.Linear):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The same product, `[..., out_features]`, but for last digits."""
+        """The layer's product, `[..., out_features]`, equal but for last digits."""
         rows = input.numel() // max(1, input.shape[-1])
         if not 1 < rows <= FEW or input.dtype != torch.float32:
             return super().forward(input)

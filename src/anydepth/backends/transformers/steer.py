@@ -23,8 +23,8 @@ def edited(model: nn.Module, site: Site, edit: Edit, positions: Sequence[int]) -
 
     Args:
         model: The model.
-        site: Where.
-        edit: What to put in place of the states.
+        site: The module whose output is changed.
+        edit: Gives the states that are put in their place.
         positions: Which tokens, counted from the first one that is fed inside the context: of a header that is appended
             to a fork, 0 is its first token, whether the model takes it in one pass or token by token. Every other
             token is left alone, those that are decoded afterwards included. So nothing else may be fed first: the
@@ -54,7 +54,7 @@ def edited(model: nn.Module, site: Site, edit: Edit, positions: Sequence[int]) -
 
 
 def ablate(direction: np.ndarray) -> Edit:
-    """Project the direction out."""
+    """The edit that projects `direction`, float `[hidden_size]`, out of the states."""
     line = torch.from_numpy(unit(direction))
 
     def edit(states: torch.Tensor, _places: Sequence[int]) -> torch.Tensor:
@@ -65,7 +65,7 @@ def ablate(direction: np.ndarray) -> Edit:
 
 
 def add(vector: np.ndarray) -> Edit:
-    """Add a vector."""
+    """The edit that adds `vector`, float `[hidden_size]`, to the states."""
     step = torch.from_numpy(np.asarray(vector, np.float32))
 
     def edit(states: torch.Tensor, _places: Sequence[int]) -> torch.Tensor:
@@ -75,7 +75,7 @@ def add(vector: np.ndarray) -> Edit:
 
 
 def put(instead: np.ndarray) -> Edit:
-    """Put other states there, `[batch, positions, hidden_size]`."""
+    """The edit that puts other states in their place, float `[batch, positions, hidden_size]`."""
     others = torch.from_numpy(np.asarray(instead, np.float32))
 
     def edit(states: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
@@ -101,10 +101,10 @@ def entry(site: Site) -> Site:
 
 
 def in_stream(model: nn.Module, site: Site, direction: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """The direction of the residual stream that moves the read at `site` along `direction` the most, of length 1.
+    """The direction of the residual stream that moves the read at `site` along `direction` the most.
 
-    A norm stands between the stream and an `input_layernorm`: its gradient is averaged over `states` `[n, hidden_size]`
-    of the stream at `entry(site)`.
+    Both are `[hidden_size]`, the result float32 of length 1. A norm stands between the stream and an `input_layernorm`:
+    its gradient is averaged over `states` `[n, hidden_size]` of the stream at `entry(site)`.
     """
     if entry(site) == site:
         return unit(direction)
@@ -118,6 +118,6 @@ def in_stream(model: nn.Module, site: Site, direction: np.ndarray, states: np.nd
 
 
 def unit(direction: np.ndarray) -> np.ndarray:
-    """The same direction with length 1, float32."""
+    """The direction `[hidden_size]` scaled to length 1, float32."""
     wide = np.asarray(direction, np.float64)
     return (wide / np.linalg.norm(wide)).astype(np.float32)

@@ -25,7 +25,7 @@ def is_child(request_id: str) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Child:
-    """A check request.
+    """A request that makes a check.
 
     Attributes:
         request: vLLM's request: the text so far and the header. Clients do not see it.

@@ -26,7 +26,7 @@ OWN_FLAGS = ("model", "scheduler-cls", "worker-cls", "additional-config", "async
 
 
 def engine_options(settings: Settings, **extra: Any) -> dict[str, Any]:
-    """Keyword arguments for `vllm.LLM` and `EngineArgs`; sets the environment that they need.
+    """Keyword arguments for `vllm.LLM` and `EngineArgs`; sets the environment variables that they need.
 
     Args:
         settings: The guard.toml; paths in it should be absolute, as `load_settings` makes them.
@@ -43,7 +43,7 @@ def engine_options(settings: Settings, **extra: Any) -> dict[str, Any]:
 
 
 def serve_arguments(settings: Settings, **extra: Any) -> list[str]:
-    """The same for the command line of vLLM's server; `ENVIRONMENT` has to be set for it."""
+    """The flags of `engine_options` for the command line of vLLM's server, which needs `ENVIRONMENT`."""
     options = engine_options(settings, **extra)
     return [
         *("--scheduler-cls", options["scheduler_cls"]),

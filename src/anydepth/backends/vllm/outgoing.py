@@ -23,7 +23,7 @@ class Outgoing:
     events: list[Any] = field(default_factory=list)
 
     def hold(self, output: Any) -> None:
-        """Take an output apart."""
+        """Take an output of vLLM apart and hold what may not leave yet."""
         count = len(output.new_token_ids)
         if output.new_logprobs is not None:
             self.logprobs.extend(_rows(output.new_logprobs, count))

@@ -16,27 +16,27 @@ Rows = dict[Site, Any]
 
 
 class ReadOut(Protocol):
-    """A way to the states."""
+    """A way to read hidden states out of a forward pass of vLLM."""
 
     name: str
 
     def expect(self, rows: Rows) -> None:
-        """Say, before a forward pass, which rows of its batch are wanted."""
+        """Note, before a forward pass, which rows of its batch are read."""
         ...
 
     def take(self, aux: Sequence[Any] | None) -> dict[Site, Any]:
-        """The states of the pass, `[rows, hidden_size]` a site, in the model's number format."""
+        """The states of the pass, per site `[rows, hidden_size]`, in the model's number format."""
         ...
 
 
 def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: Choice, compiled: bool) -> "ReadOut":
-    """The way that fits model and engine; the log says which.
+    """The read-out that fits model and engine; the log says which.
 
     Args:
         model: The loaded model.
         layers: Number of its blocks.
-        sites: Where to read.
-        choice: What the operator wants.
+        sites: The sites to read.
+        choice: The operator's choice.
         compiled: Whether the model runs compiled or in captured graphs, where hooks are not called.
 
     Raises:

@@ -17,7 +17,7 @@ WIDE, NARROW = 900, 322
 """Widths in pixels: of a column of text, and of a phone without its margins."""
 
 SIZE = 12
-"""Of the letters, in pixels."""
+"""Height of the letters, in pixels."""
 
 LETTER = 6.6
 """Width of an average letter, in pixels."""
