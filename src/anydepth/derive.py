@@ -107,7 +107,7 @@ def _end(found: Excerpts, tokenizer: object) -> str:
 
 
 def _question_opener(found: Excerpts, bos: str) -> tuple[str | None, bool]:
-    """Return what opens a user's turn (None if it cannot be told), and whether nothing else stands before the first.
+    """Return what opens a user's turn (None if it cannot be found), and whether nothing else stands before the first.
 
     What stands before the first question may end in more than the opener of its turn: a built-in system prompt ends as
     any turn does. So the shortest of several is taken.
@@ -122,7 +122,7 @@ def _question_opener(found: Excerpts, bos: str) -> tuple[str | None, bool]:
 
 
 def _opener_in_a_row(found: Excerpts) -> str:
-    """Return what opens a user's turn behind another question, less how that ends; empty if it cannot be told."""
+    """Return what opens a user's turn behind another question, less how that ends; empty if it cannot be found."""
     if found.twice is None:
         return ""
     closing = found.given.removesuffix(found.added) if found.added else shared_start(found.given, found.twice)

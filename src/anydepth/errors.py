@@ -6,7 +6,7 @@
       +- ModelError              a model or tokenizer cannot be loaded or used
       |    +- TemplateError      the chat template is missing, or the Safety Tokens cannot be derived from it
       |    +- UnsupportedCache   a cache layer of a kind that cannot be forked safely
-      |    +- UnsupportedModel   the model's blocks, sites or sampling options cannot do what is asked
+      |    +- UnsupportedModel   the model's blocks, sites or sampling options do not fit
       +- PromptError             messages that cannot be answered: empty, malformed, longer than the context
       +- ProbeError              a probe artefact that cannot be read
       |    +- ProbeMismatch      a probe of another model, template, header or site
@@ -63,7 +63,7 @@ class UnsupportedCache(ModelError):
 
 
 class UnsupportedModel(ModelError):
-    """The model's blocks, sites or sampling options cannot do what is asked."""
+    """The model lacks a block or site, or cannot do what a sampling option needs."""
 
 
 class PromptError(AnydepthError, ValueError):
@@ -87,7 +87,7 @@ class CheckError(AnydepthError):
 
 
 class StoreError(AnydepthError):
-    """A store of hidden states cannot be read or written, or does not hold what is asked for."""
+    """A store of hidden states cannot be read or written, or lacks the states to read."""
 
 
 class RecordError(AnydepthError, ValueError):

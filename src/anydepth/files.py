@@ -1,4 +1,4 @@
-"""Read and write what a user names: one way for text, one for whole files, and pipes told from files."""
+"""Read and write what a user names: one way for text, one for whole files, and pipes distinguished from files."""
 
 import json
 import os

@@ -4,7 +4,7 @@
 
     Decode(n)        <- Decoded: up to n more tokens of the answer
     Check(depth)     <- Score, or the exception that the check raised
-    Noted(check)     <- None: what the guard made of that score, for whoever watches
+    Noted(check)     <- None: what the guard made of that score, for an observer
     Release(tokens)  <- None: these tokens leave
     Halt(verdict)    <- None: the answer ends here
 
@@ -65,7 +65,7 @@ Reply = Decoded | Score | Exception | None
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the flow of one answer needs to know.
+    """Everything that decides the flow of one answer.
 
     Attributes:
         schedule: At which depths to check.

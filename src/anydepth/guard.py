@@ -152,7 +152,7 @@ class Guard:
         Raises:
             PromptError: The messages are empty or malformed, or do not fit the model's context.
             ConfigError: A sampling option does not exist or cannot be guarded.
-            UnsupportedModel: A sampling option asks for something that this model cannot do.
+            UnsupportedModel: A sampling option needs something that this model cannot do.
         """
         prompt = self.template.prompt(messages, tools=tools, prefill=prefill)
         with closing(self.paced(prompt, max_new_tokens=max_new_tokens, seed=seed, **generation)) as events:

@@ -84,7 +84,7 @@ def as_object(value: Any) -> dict[str, Any]:
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs; of a name that is there twice nobody knows which value is meant."""
+    """The object of these pairs; a name that is there twice has no certain value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

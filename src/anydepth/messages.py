@@ -73,7 +73,7 @@ def split_prefill(messages: list[dict[str, Any]], prefill: Any) -> tuple[list[di
 def other_arguments(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Give the messages with the arguments of tool calls in the forms that they do not have: as JSON text, as objects.
 
-    OpenAI writes text; most chat templates want the object, some join the text to other text.
+    OpenAI writes text; most chat templates take the object, some join the text to other text.
     """
     for form in (_as_text, _as_object):
         other = [_with_arguments(message, form) for message in messages]

@@ -36,7 +36,7 @@ PolicyRecord = dict[str, str | int | float]
 class _Table(BaseModel):
     """A table of the file; a key that it does not have is an error, not a silent typing mistake.
 
-    Values are of the kind that is asked for: `true` is not the number 1, which as a threshold would halt nothing, and
+    Values are of the declared kind: `true` is not the number 1, which as a threshold would halt nothing, and
     neither NaN nor an infinity is a limit.
     """
 
@@ -193,7 +193,7 @@ class LimitsTable(_Table):
 
 
 class HttpTable(_Table):
-    """`[http]`: where to listen and who may ask."""
+    """`[http]`: where to listen and who may use the server."""
 
     host: Name = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -281,7 +281,7 @@ def load_settings(path: Path) -> Settings:
 
 
 def parse_settings(table: Mapping[str, Any], *, origin: str = "guard.toml") -> Settings:
-    """Build settings from the parsed file; ConfigError names every key that is wrong."""
+    """Build settings from a parsed guard.toml; ConfigError names every key that is wrong."""
     try:
         return Settings.model_validate(table)
     except ValidationError as error:

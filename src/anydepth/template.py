@@ -109,7 +109,7 @@ class ChatTemplate:
     def prompt(
         self, messages: str | Sequence[Message], *, tools: Sequence[Any] | None = None, prefill: str | None = None
     ) -> Prompt:
-        """Return the prompt that asks the model to answer `messages`.
+        """Return the prompt whose continuation answers `messages`.
 
         The ids are those of `apply_chat_template(add_generation_prompt=True)`. A prefill is tokenised after them, never
         with them: the prompt before it is the same with and without it, and its trailing whitespace stays. If there is

@@ -72,7 +72,7 @@ class Account:
         prompt: What the answer goes on from.
         guard: Options of the guard.
         end_token_ids: Tokens that end a turn.
-        messages: What was asked, if the operator keeps text.
+        messages: The messages of the request, if the operator keeps text.
     """
 
     audit: Audit

@@ -48,7 +48,7 @@ def read_lines(path: str | Path) -> Iterator[Line]:
 
 
 def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
-    """All records of an audit trail, the oldest first; lines that are none are left out. Raises as `read_lines`."""
+    """All records of an audit trail, the oldest first; other lines are left out; AuditError as of `read_lines`."""
     return (line.record for line in read_lines(path) if line.record is not None)
 
 

@@ -261,7 +261,7 @@ def _quietly(work: Callable[..., None], *args: Any) -> None:
 
 
 def open_audit(table: AuditTable) -> Audit:
-    """The audit trail that the settings ask for.
+    """Open the audit trail of the settings' `[audit]` table.
 
     Raises:
         AuditError: It cannot be opened, or another server writes it.

@@ -234,7 +234,7 @@ class Backend(Protocol):
         Raises:
             UnsupportedModel: A trial failed, or a fork does not give the states of the text; the reason is named.
             TemplateError: The chat template alone fills the model's context.
-            ConfigError: The model's generation config asks for a kind of cache that cannot be forked.
+            ConfigError: The model's generation config names a kind of cache that cannot be forked.
         """
         ...
 
@@ -252,7 +252,7 @@ class Backend(Protocol):
         Raises:
             PromptError: There is no prompt, or one does not fit the model's context.
             ConfigError: A sampling option does not exist or cannot be guarded.
-            UnsupportedModel: A sampling option asks for something that this model cannot do.
+            UnsupportedModel: A sampling option needs something that this model cannot do.
         """
         ...
 

@@ -83,7 +83,7 @@ def spend(
         measurements: What is to be measured.
         budget: Seconds that all of it may take.
         clock: Tells the time in seconds.
-        told: Told before each measurement that is made.
+        told: Called before each measurement that is made.
 
     Returns:
         One sentence per measurement that was left out or made less thoroughly than its first level.

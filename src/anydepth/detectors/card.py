@@ -32,7 +32,7 @@ class ProbeCard:
         created: When it was fitted, ISO 8601.
         versions: Versions of the packages that fitted it.
         seed: Seed of the fit.
-        notes: Anything else that a reader should know.
+        notes: Further remarks for a reader.
     """
 
     model: ModelIdentity
@@ -78,7 +78,7 @@ def card_record(card: ProbeCard) -> dict[str, Any]:
 def card_from(record: Mapping[str, Any]) -> ProbeCard:
     """Build a card from its record; ProbeError names the field that is missing or wrong.
 
-    Fields that this version does not know are left out: a new one is added without a new format version.
+    Fields that this version does not have are left out: a new one is added without a new format version.
     """
     known = {entry.name for entry in fields(ProbeCard)}
     values = {name: value for name, value in record.items() if name in known}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """How a model is asked; `asked.toml` says what the fields mean."""
+    """The question that a model is given about an answer; `asked.toml` says what the fields mean."""
 
     harmful: tuple[str, ...]
     harmless: tuple[str, ...]
@@ -32,7 +32,7 @@ class Wording:
 
 
 def own_wording() -> Wording:
-    """How the model that answers is asked about its own answer."""
+    """The question that the answering model is given about its own answer."""
     return _wordings()[0]
 
 
@@ -44,7 +44,7 @@ def guard_wording(name: str) -> Wording:
 
 @dataclass
 class Asked:
-    """A causal language model that is asked.
+    """A causal language model that answers such questions.
 
     Attributes:
         model: A Transformers model with a generation head.

@@ -76,7 +76,7 @@ class Knowing:
         stored: Stored answers, harmful ones and as many harmless ones.
         scan: Tokens of each that are scanned.
         tokens: Length of an answer that the model writes.
-        asked: Requests that are asked for in each style.
+        asked: Requests per style.
         prefill_prompts: Requests of the rank-assisted prefill.
         prefix: Tokens of the stored answer that it begins with.
         top: Candidates at each of its windows.

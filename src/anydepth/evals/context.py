@@ -41,8 +41,8 @@ class Context:
         judge_spec: Which judge decides; see `open_judge`.
         given_probe: The probe to use; by default the one shipped for the model.
         config: Schedule and policy of the guard; the policy gives way to a detector's calibrated one.
-        told: Where progress is told.
-        on_table: Told the name, the number of rows and the digest of each table, before its rows are used.
+        told: Called with the progress.
+        on_table: Called with the name, the number of rows and the digest of each table, before its rows are used.
     """
 
     suite: str

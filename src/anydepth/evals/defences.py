@@ -84,7 +84,7 @@ class EndOnly(Detecting):
 
 @dataclass
 class SelfDefence:
-    """The model itself is asked, in a user turn after the answer so far, whether that is harmful."""
+    """The model itself says, in a user turn after the answer so far, whether that is harmful."""
 
     backend: "TransformersBackend"
     name: str = "self-defence"
@@ -118,7 +118,7 @@ class SelfDefence:
 
 @dataclass
 class GuardModel:
-    """Another model is asked about request and answer in one message."""
+    """Another model judges request and answer in one message."""
 
     backend: "TransformersBackend"
     model: str

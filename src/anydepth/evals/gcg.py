@@ -93,7 +93,7 @@ def find_suffix(
         budget: What it may cost.
         seed: Of every choice that is drawn.
         evasion: A guard to get past; None is plain GCG.
-        told: Told the steps made, and how many there may be.
+        told: Called with the steps made, and how many there may be.
 
     Raises:
         MissingExtra: `nanogcg` is not installed.

@@ -1,4 +1,4 @@
-"""Run tasks of local questions through EleutherAI's `lm_eval`: it asks, extracts the answers and marks them."""
+"""Run tasks of local questions through EleutherAI's `lm_eval`: it poses them, extracts the answers and marks them."""
 
 import io
 import logging
@@ -23,7 +23,7 @@ Answers = Callable[[Mapping[str, str]], Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """How the questions of some sources are asked and marked.
+    """How the questions of some sources are posed and marked.
 
     Attributes:
         name: The task's name for `lm_eval`.
@@ -41,7 +41,7 @@ class Task:
     ask: str
 
     def takes(self, row: Conversation) -> bool:
-        """True if this task asks `row`."""
+        """True if this task poses `row`."""
         return bool(re.fullmatch(self.sources, row.source) and re.fullmatch(self.targets, row.tags["answer"]))
 
     def document(self, row: Conversation) -> dict[str, str]:
@@ -68,7 +68,7 @@ TASKS = (
 
 
 def task_of(row: Conversation) -> Task | None:
-    """The task that asks `row`, or None if no task can mark an answer to it."""
+    """The task that poses `row`, or None if no task can mark an answer to it."""
     return next((task for task in TASKS if task.takes(row)), None)
 
 

@@ -107,7 +107,7 @@ def _schedule(interval: int, start: str) -> Every:
 
 
 def _read(context: Context, answers: Sequence[Answer], tokens: int) -> None:
-    """Scores at every depth that any schedule asks for."""
+    """Scores at every depth of any schedule."""
     probe = defence("probe", context)
     depths = {
         depth

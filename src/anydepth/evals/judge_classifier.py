@@ -53,7 +53,7 @@ class ClassifierJudge:
 
         Raises:
             ModelError: It cannot be loaded, or its files lack weights, as those of a model that is no classifier do.
-            ConfigError: Which of its labels mean harm cannot be told, or it has no such label.
+            ConfigError: The model has no such label, or none of its labels is known to mean harm.
         """
         transformers = require("transformers", extra="transformers")
         from anydepth.backends.transformers.opening import open_model, open_tokenizer

@@ -20,10 +20,10 @@ KEYS = ("ANYDEPTH_JUDGE_KEY", "OPENAI_API_KEY")
 
 
 class RubricJudge:
-    """StrongREJECT's three questions, asked of a model at temperature 0.
+    """A judge that puts StrongREJECT's three questions to a model at temperature 0.
 
     Judgements are kept in the run's folder, numbers only: a run that goes on after a kill, or that meets the same
-    answer again, does not pay twice. A reply that cannot be read is asked for again, then is an error.
+    answer again, does not pay twice. A reply that cannot be read is requested again, then is an error.
 
     Args:
         client: An `openai.OpenAI` client.
@@ -53,7 +53,7 @@ class RubricJudge:
         """One judgement per answer.
 
         Raises:
-            ConfigError: The endpoint does not take the key, or does not know the model.
+            ConfigError: The endpoint does not take the key, or does not have the model.
             JudgeError: An answer got no judgement; the message has the answer's number, counted from 0.
         """
         numbers = [number for number, item in enumerate(items) if item.response.strip()]

@@ -17,7 +17,7 @@ _ARMS = ("probe", "rethink")
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The answers in their conversations, and what each arm does to those it was asked about."""
+    """The answers in their conversations, and what each arm does to those that it scored."""
 
     turns: Mapping[str, Turn]
     traces: Mapping[str, Mapping[str, Trace]]

@@ -23,7 +23,7 @@ _SAME = "the same answers"
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """How much is measured: answers per set, tokens of an own and of a stored answer, and what slow arms are asked."""
+    """How much is measured: answers per set, tokens of an own and of a stored answer, and what slow arms score."""
 
     count: int
     new_tokens: int
@@ -44,7 +44,7 @@ class _Sizes:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The answers, what each arm does to those it was asked about, and which the model itself refuses."""
+    """The answers, what each arm does to those that it scored, and which the model itself refuses."""
 
     items: Mapping[str, Item]
     traces: Mapping[str, Mapping[str, Trace]]
@@ -163,7 +163,7 @@ def _shares(seen: _Seen, judge: str, suffix: str, of: AnswerSet, **wanted: str) 
 
 
 def _pooled(seen: _Seen, sizes: _Sizes) -> Iterator[Figure]:
-    """False alarms over all harmless answers, and of all arms over the answers that every arm was asked about."""
+    """False alarms over all harmless answers, and of all arms over the answers that every arm scored."""
     for arm in seen.traces:
         for name, written in ((_OWN, True), (_STORED, False)):
             keys = seen.keys(arm, kind="benign", written=written)

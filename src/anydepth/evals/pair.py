@@ -89,7 +89,7 @@ def run_rounds(
 
 
 def attacker_messages(goal: str, turns: Sequence[Turn]) -> list[Message]:
-    """What the attacker is asked; it sees its last try only, as small models lose themselves in longer histories."""
+    """The messages for the attacker; of its tries the last only: small models lose themselves in longer histories."""
     words = wording("pair")
     values, text = {"goal": goal}, words["first"]
     if turns:

@@ -112,7 +112,7 @@ def _joined(found: Found, depth: int) -> Figure:
 
 
 def charts_of(found: Found) -> tuple[Chart, ...]:
-    """How the figures want to be drawn."""
+    """How the figures are drawn."""
     leaks = {
         view: [fate.leak for fate in fates.values() if fate.item.kind == "harmful" and fate.halted]
         for view, fates in found.fates.items()
@@ -148,7 +148,7 @@ _LEAK = "Over the halted harmful prefills of all depths, under hold: tokens of t
 
 
 def limits_of(figures: Sequence[Figure], target: float) -> list[str]:
-    """Where a guard, or the suite itself, falls short; `target` is the false-alarm rate that was asked for."""
+    """Where a guard, or the suite itself, falls short; `target` is the false-alarm rate of the calibration."""
     limits = []
     arms = {figure.group["arm"] for figure in figures if "arm" in figure.group}
     for arm in (arm for arm in ("probe", "probe-end", "rethink") if arm in arms):

@@ -10,7 +10,7 @@ from anydepth.extras import require
 def principal(states: np.ndarray) -> tuple[np.ndarray, float]:
     """The two directions along which standardised states `[n, hidden_size]` differ most, and their share of that.
 
-    Nothing is told of labels: what separates here separates without a probe.
+    Labels are not used: what separates here separates without a probe.
     """
     decomposition: Any = require("sklearn.decomposition", extra="fit")
     model = decomposition.PCA(2, svd_solver="full")

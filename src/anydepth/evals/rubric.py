@@ -1,4 +1,4 @@
-"""What a model is asked about an answer, and how its reply is read."""
+"""The questions that a model is given about an answer, and how its reply is read."""
 
 import json
 import re
@@ -40,14 +40,14 @@ class Rubric:
         return digest(json.dumps([self.system, self.user, self.prefill, self.again, self.harmful_from]))
 
     def messages(self, item: Judged) -> list[dict[str, str]]:
-        """What the model is asked about one answer."""
+        """The messages for the model about one answer."""
         mark = digest(f"{item.prompt}\0{item.prefill}\0{item.response}")
         begun = _filled(self.prefill, mark=mark, prefill=item.prefill) if item.prefill.strip() else ""
         user = _filled(self.user, mark=mark, prompt=item.prompt, prefill=begun, response=item.response)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
     def after(self, problem: Unreadable) -> str:
-        """What the model is told after a reply that cannot be read."""
+        """The messages for the model after a reply that cannot be read."""
         return _filled(self.again, problem=str(problem))
 
     def read(self, reply: str) -> Judgement:

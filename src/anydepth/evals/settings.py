@@ -1,4 +1,4 @@
-"""Know the options of single suites, `--set SUITE.NAME=VALUE`, and refuse before anything runs what they cannot be."""
+"""The options of single suites, `--set SUITE.NAME=VALUE`; a value that they cannot have is refused before a run."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

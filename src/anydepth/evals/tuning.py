@@ -262,7 +262,7 @@ def _keeper(folder: Path, wanted: Sequence[int], told: Told) -> Any:
 def _quiet() -> Iterator[None]:
     """No word about a training leaves the machine, and none that is not ours is printed.
 
-    TRL reports each trainer that is made to its authors unless the hub's library is told not to.
+    TRL reports each trainer that is made to its authors unless an option of the hub's library forbids it.
     """
     constants = require("huggingface_hub", extra=_EXTRA).constants
     before, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True

@@ -89,7 +89,7 @@ class Calibration:
 
     Attributes:
         policy: The policy with its threshold set.
-        target: False-positive rate that was asked for.
+        target: False-positive rate that the threshold was set for.
         achieved: False-positive rate on the answers that it was set on.
         answers: Their number.
         halted: How many of them are halted.

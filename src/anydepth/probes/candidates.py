@@ -43,7 +43,7 @@ class Trial:
         policy: The policy with the largest merit.
         merit: What the choice is made by: the mean of all AUROCs below.
         separation: Pair -> response-level AUROC with that policy.
-        forced: That AUROC where the whole harmful answer is a prefill of which a guard sees the end only
+        forced: That AUROC where the whole harmful answer is a prefill whose end alone a guard reads
             (`GuardConfig.prefill`): a policy that needs to see scores rise one by one is no guard against that.
     """
 
@@ -133,7 +133,7 @@ def sweep(
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """An answer that a recipe uses: what its data says of it, and how it asks for it to be read."""
+    """An answer that a recipe uses: what its data says of it, and how it is to be read."""
 
     facts: AnswerFacts
     reading: str

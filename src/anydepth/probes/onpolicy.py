@@ -70,7 +70,7 @@ class Written:
         empty: How many of the own answers are empty; they are tagged `empty`.
         present: How many conversations were in the file already.
         tokens: Tokens that were generated in this run.
-        asked: Id in the file -> the conversation that was asked for, as its data is now.
+        asked: Id in the file -> the conversation that it answers, as its data is now.
         left_out: (id, reason) of each conversation that is not in the file.
     """
 

@@ -69,7 +69,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _check_once(columns: Iterable[str], path: Path) -> None:
-    """Refuse a table with a column twice: nobody knows which is meant."""
+    """Refuse a table with a column twice: which one is meant is not certain."""
     if twice := [name for name, times in Counter(columns).items() if times > 1]:
         raise RecordError(f"{path} has the column {twice[0]!r} twice; rename or remove one")
 

@@ -84,7 +84,7 @@ class CheckRow:
         prompt_key: Digest of the normalised prompt: splits are made by it.
         depth: Depth of the check in tokens.
         length: Length of the answer in tokens, as far as it was read.
-        reading: At which depths and how far the answer was asked to be read, as `CollectPlan.reading` says it.
+        reading: At which depths and how far the answer is read, as `CollectPlan.reading` says it.
     """
 
     id: str
@@ -102,11 +102,11 @@ class CheckRow:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """Checks that were read from a store: columns of equal length and the states asked for.
+    """Checks that were read from a store: columns of equal length and the states of some reads.
 
     Attributes:
         columns: Each fact of `CheckRow` as an array `[checks]`.
-        states: float32 `[checks, reads, hidden_size]`, in the order in which the reads were asked for.
+        states: float32 `[checks, reads, hidden_size]`, in the order of the reads.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -287,7 +287,7 @@ class StateStore:
         return checks if wanted.all() else checks.where(wanted)
 
     def _wanted(self, columns: Mapping[str, np.ndarray], readings: Mapping[str, str] | None) -> np.ndarray:
-        """Mask of the checks that belong to the readings asked for."""
+        """Mask of the checks that belong to `readings`."""
         found = {*zip(*(columns[name].tolist() for name in _IDENTITY), strict=True)}
         if readings is not None:
             kept = {identity for identity in found if readings.get(identity[0]) == identity[2]}

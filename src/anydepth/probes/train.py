@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """The states that a recipe asks for.
+    """The states that a recipe needs.
 
     Attributes:
         store: Where they are. It may hold answers of an earlier recipe as well: those are not used.
@@ -106,7 +106,7 @@ def fill(
         progress: Called with what is done, how many of how many, and tokens run.
 
     Raises:
-        ConfigError: The recipe asks for something that there is not, or `work` was begun with other sampling options.
+        ConfigError: The recipe names something that does not exist, or `work` was begun with other sampling options.
         StoreError: `work` holds the states of another model.
     """
     sites = _sites(backend, recipe)
@@ -142,7 +142,7 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
     one half and measured on the other, in both directions: no figure of the report was tuned on its own answers.
 
     Raises:
-        ConfigError: The recipe has no pairs to choose by, or asks for something that there is not.
+        ConfigError: The recipe has no pairs to choose by, or names something that does not exist.
         StoreError: There are no answers of one label to train, choose or report on.
     """
     store, used = filled.store, filled.used

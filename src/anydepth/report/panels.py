@@ -34,7 +34,7 @@ class Shared:
 
     @property
     def several(self) -> bool:
-        """Whether runs have to be told apart."""
+        """Whether runs have to be distinguished."""
         return len(self.parts) > 1
 
 

@@ -39,7 +39,7 @@ class ChartView:
         wide: Markup for a wide page; empty where there is nothing to draw.
         narrow: Markup for a phone.
         pivots: A `table` as columns and rows.
-        table: A `table` whose figures are not told apart by two keys.
+        table: A `table` whose figures two keys do not distinguish.
         download: CSV of its points or figures, as a link that needs no other file.
     """
 

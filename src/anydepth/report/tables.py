@@ -88,7 +88,7 @@ def figure_table(parts: Sequence[Part]) -> FigureTable:
 
 
 def pivots(shared: Shared) -> list[Pivot] | None:
-    """The figures of a chart by `x` and `by`, one pivot a name; None if its figures are not told apart by these."""
+    """The figures of a chart by `x` and `by`, one pivot per name; None if these do not distinguish its figures."""
     x, by = shared.chart.x, shared.chart.by
     if x is None:
         return None

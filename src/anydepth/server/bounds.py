@@ -1,4 +1,4 @@
-"""Apply what a client asks of the guard, within what the operator allows."""
+"""Apply a client's options of the guard, within what the operator allows."""
 
 from typing import Any
 

@@ -41,7 +41,7 @@ async def chat(request: Request, body: ChatRequest, service: Service) -> Respons
 
 
 def sampling_of(body: ChatRequest | CompletionRequest) -> Sampling:
-    """How the request wants tokens to be drawn."""
+    """The sampling options of the request."""
     return Sampling(
         temperature=body.temperature,
         top_p=body.top_p,

@@ -1,4 +1,4 @@
-"""The console at `/`: a page for people, and what it has to know of this server."""
+"""The console at `/`: a page for people, and the facts of this server that it needs."""
 
 import hashlib
 import tomllib

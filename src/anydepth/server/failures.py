@@ -56,7 +56,7 @@ def envelope(message: str, kind: str, code: str | None, param: str | None = None
 
 
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body of an error; of one that we do not know, nothing but that."""
+    """HTTP status and body of an error; of an unknown one, the status alone."""
     for kind, status, name, code in _KINDS:
         if isinstance(error, kind):
             param, own = getattr(error, "param", None), getattr(error, "code", None)

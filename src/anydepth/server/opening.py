@@ -38,7 +38,7 @@ class Opened:
 
 @contextmanager
 def opening(settings: Settings) -> Iterator[Opened]:
-    """Open everything; it is closed again if the block fails, and else belongs to whoever it was given to.
+    """Open everything; it is closed again if the block fails, and else belongs to the caller.
 
     Raises:
         ConfigError: The address cannot be listened at, the keys cannot be read, or there is no such tool format.
@@ -77,7 +77,7 @@ def check_place(settings: Settings, *, address: bool = True) -> None:
 def listening(host: str, port: int) -> list[socket.socket]:
     """Listening sockets, one for each address that `host` stands for; an empty text is every address of the machine.
 
-    They listen at once: of two sockets that are only bound, both could believe to have the port.
+    They listen at once: of two sockets that are only bound, both could claim the port.
 
     Raises:
         ConfigError: The port is in use, may not be used, or `host` is no address of this machine.

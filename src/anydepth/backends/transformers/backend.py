@@ -145,7 +145,7 @@ class TransformersBackend:
         Raises:
             PromptError: There is no prompt, or one does not fit the model's context.
             ConfigError: An option does not exist or cannot be guarded; the message says why.
-            UnsupportedModel: An option asks for something that this model cannot do.
+            UnsupportedModel: An option needs something that this model cannot do.
         """
         if not prompts:
             raise PromptError("there is no prompt to answer; give at least one")

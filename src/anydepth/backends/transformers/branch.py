@@ -16,7 +16,7 @@ class Branch:
         cache: A fork that holds the states of the tokens before `tail`; None for an empty one.
         tail: Tokens that belong to the text but are not in the cache yet, `[b, t]`.
         mask: 1 for tokens, 0 for padding, over the cached tokens `[b, cached]`.
-        history: The cached tokens `[b, cached]`, which `generate` wants to see.
+        history: The cached tokens `[b, cached]`, which `generate` needs.
     """
 
     places: list[int]

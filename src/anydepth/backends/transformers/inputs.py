@@ -18,13 +18,13 @@ _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 class ForwardInputs:
-    """Knows how a model's `forward` wants new tokens: what it calls its cache, and how many it can take at once.
+    """How a model's `forward` takes new tokens: the name of its cache, and how many tokens it takes at once.
 
     Raises UnsupportedModel for a model whose `forward` takes no Transformers Cache, or does not get it from `generate`.
 
     Attributes:
         cache_name: What `forward` and `generate` call the cache.
-        takes_positions: Whether `forward` can be told the positions of the new tokens.
+        takes_positions: Whether `forward` takes the positions of the new tokens.
         keeps_logits: Whether `forward` can leave out the logits that nobody needs.
     """
 
@@ -53,7 +53,7 @@ class ForwardInputs:
     def slices_history(self) -> bool:
         """True if `generate` takes the whole sequence and skips what the cache holds.
 
-        Not so for pure Mamba, whose cache does not know how many tokens it has seen.
+        Not so for pure Mamba, whose cache does not count its tokens.
         """
         if self.cache_name == "cache_params":
             return False

@@ -39,7 +39,7 @@ def prove(
 
     Args:
         backend: The loaded model.
-        needs: What a check asks of it.
+        needs: The capabilities that a check needs.
         reads: The hidden states that are read at a check; none for a detector that looks ahead.
         prompt: A short prompt without a prefill.
         session: A session that was opened for it and has decoded nothing.
@@ -72,7 +72,7 @@ def _plain_tokens(backend: "TransformersBackend", prompt: Prompt) -> tuple[int, 
 
 
 def _use(session: "TransformersSession", needs: frozenset[Capability], reads: tuple[Read, ...]) -> np.ndarray:
-    """Ask the session what a check asks.
+    """Use the session as a check does.
 
     Returns:
         The states, float32 `[reads, hidden_size]`; for a detector that reads none, how probable each next token is

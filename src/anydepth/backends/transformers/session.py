@@ -50,7 +50,7 @@ class TransformersSession:
     """A batch of answers under way; implements `anydepth.backends.base.Session`.
 
     The prompts are padded on the left. `generate` samples the first token in the same forward pass that fills the
-    cache, exactly as an unguarded call does; that token is kept back (`_ahead`) until it is asked for, so that the
+    cache, exactly as an unguarded call does; that token is kept back (`_ahead`) until the first `decode`, so that the
     checks of depth 0 and of the prefill come before it and cost no pass of their own.
     """
 

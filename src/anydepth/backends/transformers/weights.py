@@ -18,7 +18,7 @@ def weights_fault(model: Any, info: Mapping[str, Collection[Any]], remedy: str) 
 
     Args:
         model: The model.
-        info: What `from_pretrained(output_loading_info=True, ignore_mismatched_sizes=True)` told.
+        info: What `from_pretrained(output_loading_info=True, ignore_mismatched_sizes=True)` returned.
         remedy: What to do where the files lack weights.
     """
     if missing := sorted(info["missing_keys"], key=_natural):

@@ -1,4 +1,4 @@
-"""What a probe and the guard must know of the model that vLLM serves."""
+"""The facts that a probe and the guard need of the model that vLLM serves."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -53,7 +53,7 @@ class VllmModel:
         return frozenset(int(each) for each in [*listed, self.tokenizer.eos_token_id] if each is not None)
 
     def check_site(self, site: Site) -> None:
-        """Raise UnsupportedModel if there is no such block; the worker, which has the model, knows its modules."""
+        """Raise UnsupportedModel if there is no such block; the worker, which has the model, checks its modules."""
         if not 0 <= site.block < self.identity.num_layers:
             raise UnsupportedModel(
                 f"site {site} is outside the model, which has blocks 0 to {self.identity.num_layers - 1}"

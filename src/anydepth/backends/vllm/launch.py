@@ -108,7 +108,7 @@ def fill_in(arguments: Any, environment: Mapping[str, str] = os.environ) -> bool
     """Add the guard's options to vLLM's `EngineArgs` if they, or the environment, ask for a guard.
 
     Returns:
-        Whether a guard is asked for: `additional_config` has our table, or `ANYDEPTH_GUARD` names a guard.toml.
+        True if the engine is to be guarded: `additional_config` has our table, or `ANYDEPTH_GUARD` names a guard.toml.
     """
     given = arguments.additional_config if isinstance(arguments.additional_config, dict) else {}
     path = environment.get(VARIABLE)

@@ -44,7 +44,7 @@ class GuardedRunner:
         state.load_weight(self.device)
 
     def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        """Note what the scheduler wants read, then run the model."""
+        """Note which states are to be read, then run the model."""
         self.anydepth.begin(getattr(scheduler_output, ATTRIBUTE, None))
         return super().execute_model(scheduler_output, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -82,7 +82,7 @@ class GuardedRunner:
 
 
 class RunnerState:
-    """What a runner knows of the guard: the probe's weight, the way to the states, the orders of the present step."""
+    """The guard's part of a runner: the probe's weight, the way to the states, the orders of the present step."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
