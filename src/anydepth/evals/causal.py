@@ -64,7 +64,7 @@ class _Found:
         self.cases = [(side, depth) for depth in (bench.depth, 0) for side in _SIDES]
 
     def values(self, side: str, depth: int, arm: Arm, what: str = "refused") -> np.ndarray:
-        """One number per answer; of the random directions together, the mean over them."""
+        """One number per answer, float `[answers]`; of the random directions together, the mean over them."""
         rows = self.bench.harmful if side == "harmful" else self.bench.benign
         each = [Arm(arm.edit, name, arm.strength) for name in self.random] if arm.direction == "random" else [arm]
         return np.mean([[float(self.bench.record(row, depth, one)[what]) for row in rows] for one in each], 0)

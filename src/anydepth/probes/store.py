@@ -119,7 +119,7 @@ class Checks:
         return self.columns[name]
 
     def where(self, rows: np.ndarray) -> "Checks":
-        """The checks that `rows` picks (a mask or indices)."""
+        """The checks that `rows` picks: a mask, bool `[checks]`, or their indices."""
         return replace(
             self, columns={name: column[rows] for name, column in self.columns.items()}, states=self.states[rows]
         )

@@ -32,5 +32,5 @@ class Branch:
 
     @property
     def whole_mask(self) -> torch.Tensor:
-        """The mask over cached tokens and tail."""
+        """The mask over cached tokens and tail, `[b, cached + t]`."""
         return torch.cat([self.mask, torch.ones_like(self.tail)], 1)

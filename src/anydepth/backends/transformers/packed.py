@@ -52,7 +52,7 @@ def read_batch(
     tokens: Sequence[int],
     suffix: Sequence[int] | None = None,
 ) -> list[dict[Site, np.ndarray]]:
-    """States of `tokens` at the depths of each answer; see `Backend.read_batch`."""
+    """States of `tokens` at the depths of each answer, per site `[depths, tokens, hidden_size]`; see the backend."""
     reason = refusal(backend)
     if reason is not None:
         raise UnsupportedModel(f"{backend.identity.name} cannot be read in a packed pass: {reason}")
