@@ -123,7 +123,7 @@ class RunnerState:
         self.seconds += time.perf_counter() - begun
 
     def leave_out(self, begins: np.ndarray, ends: np.ndarray) -> None:
-        """Name the rows that nothing reads behind the last site: ranges of the batch's rows, from begin to before end."""
+        """Name the rows that nothing reads behind the last site: ranges of batch rows, from begin to before end."""
         if self.curtail is None:
             return
         torch = require("torch", extra="vllm")
