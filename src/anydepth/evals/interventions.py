@@ -116,7 +116,7 @@ class Bench:
         return steer.unit(weight), steer.in_stream(self.context.backend.model, self.read.site, weight, states)
 
     def direction(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The direction called `name`, at the site and in the stream, float32 `[hidden_size]`; some are drawn by seed."""
+        """The direction called `name`, at the site and in the stream, float32 `[hidden_size]`; random by seed."""
         from anydepth.backends.transformers import steer
 
         if name == "probe":
