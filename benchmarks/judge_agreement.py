@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT / "src")]
 from anydepth.conversations.corpora import load  # noqa: E402
 from anydepth.conversations.dataset import Conversation  # noqa: E402
 from anydepth.evals.judges.agreement import agreement  # noqa: E402
-from anydepth.evals.judges.judge import open_judge  # noqa: E402
+from anydepth.evals.judges.open import open_judge  # noqa: E402
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ from anydepth.backends.protocol import CONTENT, Read
 from anydepth.detectors import LinearProbe
 from anydepth.policy import Policy, policy_from
 from anydepth.probes.fitting.fit import FitOptions, fit
-from anydepth.probes.fitting.measure import Pair, separation
+from anydepth.probes.fitting.measure import separation
 from anydepth.probes.recipe.own_answers import load_answers
+from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, gather, read_recipe
 from anydepth.probes.states.plan import reading_of
 from anydepth.probes.states.store import Checks, StateStore, answer_key

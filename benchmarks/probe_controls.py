@@ -24,7 +24,8 @@ from anydepth.conversations.splits import balance
 from anydepth.detectors import LinearProbe
 from anydepth.policy import Threshold
 from anydepth.probes.fitting.fit import FitOptions, fit
-from anydepth.probes.fitting.measure import Pair, separation
+from anydepth.probes.fitting.measure import separation
+from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, gather, read_recipe
 from anydepth.probes.states.collect import collect, dtype_of, manifest_for
 from anydepth.probes.states.plan import CollectPlan

@@ -22,7 +22,7 @@ from anydepth.conversations.dataset import Conversation, digest
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.evals.instruments.deep_aligned import RecoveryOptions, recoveries
 from anydepth.evals.instruments.tuning import TuneOptions, adapted, trainable, tune
-from anydepth.probes.fitting.measure import half
+from anydepth.probes.recipe.pairs import half
 from anydepth.templates.template import Prompt
 
 TRAINING = "probe_train"

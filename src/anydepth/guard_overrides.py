@@ -1,13 +1,27 @@
 """Apply what a client asks of the guard, within what the operator allows."""
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from anydepth.config import GuardConfig, guard_config
+from anydepth.errors import BadRequest
 from anydepth.policy import policy_from, with_threshold
 from anydepth.schedule import Every
-from anydepth.server.http.http_errors import BadRequest
-from anydepth.server.http.requests import GuardOverrides
 from anydepth.settings import OverridesTable
+from anydepth.types import ReleaseMode
+
+
+class GuardOverrides(BaseModel):
+    """The `anydepth` field of a request: what to change of the guard, as far as the operator allows it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    interval: Annotated[int, Strict(), Field(ge=1, description="Check every N tokens.")] | None = None
+    threshold: Annotated[float, Strict(), Field(ge=0, description="Value at which the policy halts.")] | None = None
+    policy: Annotated[str, Field(description="Name of a policy that the operator has defined.")] | None = None
+    release: ReleaseMode | None = None
+    checks: Annotated[bool, Strict()] = Field(False, description="Tell the score of every check.")
 
 
 def apply_overrides(guard: GuardConfig, wanted: GuardOverrides | None, allowed: OverridesTable) -> GuardConfig:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from anydepth.evals.eval_options import EvalOptions
 from anydepth.evals.evaluation import Evaluation, evaluate
-from anydepth.evals.suite import EvalOptions
 from anydepth.report import open_runs
 from tests.evaluations import FEW, random_probe, tiny_backend, write_tables
 

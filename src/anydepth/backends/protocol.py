@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from anydepth.errors import ConfigError, UnsupportedModel
+from anydepth.types import Decoded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,23 +140,6 @@ class FinishedAnswer:
     def deepest(self) -> int:
         """The largest of `depths`: no later token has to be run."""
         return max(self.depths, default=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """What one row got from `Session.decode`.
-
-    Attributes:
-        token_ids: New tokens, an end-of-turn token included.
-        finish_reason: `stop` if the model ended its turn or a stop string matched, `length` if the context is full,
-            None if it can go on. Fewer tokens than asked for with None: another row of the batch ended first; ask
-            again.
-        end_tokens: How many trailing tokens are end-of-turn tokens (0 or 1); they do not count as depth.
-    """
-
-    token_ids: tuple[int, ...]
-    finish_reason: Literal["stop", "length"] | None = None
-    end_tokens: int = 0
 
 
 class Session(Protocol):

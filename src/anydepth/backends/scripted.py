@@ -17,19 +17,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from anydepth.backends.protocol import (
-    Capability,
-    CheckPoint,
-    Decoded,
-    FinishedAnswer,
-    ModelIdentity,
-    Read,
-    Session,
-    Site,
-)
+from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, ModelIdentity, Read, Session, Site
 from anydepth.errors import CapabilityError, ConfigError, PromptError, UnsupportedModel
 from anydepth.templates.template import ChatTemplate, Header, Prompt
-from anydepth.types import Score
+from anydepth.types import Decoded, Score
 
 END = 256
 """The end-of-turn token."""

@@ -15,11 +15,12 @@ from anydepth.conversations.dataset import Conversation
 from anydepth.conversations.splits import Text, contradicted, distinct
 from anydepth.detectors import LinearProbe, find_shipped
 from anydepth.errors import ConfigError, StoreError
-from anydepth.evals.arms.replay import Transcript
-from anydepth.evals.judges.judge import Judge, Judged, Judgement, open_judge
-from anydepth.evals.suite import EvalOptions
+from anydepth.evals.eval_options import EvalOptions
+from anydepth.evals.judges.judge import Judge, Judged, Judgement
+from anydepth.evals.judges.open import open_judge
+from anydepth.evals.transcript import Transcript
 from anydepth.journal import Journal
-from anydepth.probes.fitting.measure import half
+from anydepth.probes.recipe.pairs import half
 from anydepth.templates.template import Prompt
 
 if TYPE_CHECKING:

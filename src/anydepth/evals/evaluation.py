@@ -14,8 +14,9 @@ from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe, find_shipped
 from anydepth.errors import ConfigError, StoreError
 from anydepth.evals.context import Context, Told, probe_digest
+from anydepth.evals.eval_options import EvalOptions
 from anydepth.evals.figure import Summary
-from anydepth.evals.suite import SUITES, EvalOptions, load_suite
+from anydepth.evals.suite import SUITES, load_suite
 from anydepth.evals.suite_options import check_settings
 from anydepth.files import read_json, write_whole
 from anydepth.locks import hold

@@ -14,8 +14,9 @@ from anydepth.detectors import LinearProbe
 from anydepth.errors import CheckError, ConfigError, ModelError
 from anydepth.evals.arms.arms import ARMS, DeepAligned, GuardModel, SelfDefence, chosen_arms, defence, late_to_halt
 from anydepth.evals.arms.model_as_judge import Asked, Wording, guard_wording, own_wording
-from anydepth.evals.arms.replay import Detecting, Point, Transcript, replay
+from anydepth.evals.arms.replay import Detecting, Point, replay
 from anydepth.evals.context import Context
+from anydepth.evals.transcript import Transcript
 from anydepth.policy import Ewma, Threshold
 from anydepth.types import Score
 from tests import tiny

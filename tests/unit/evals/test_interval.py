@@ -7,11 +7,11 @@ import pytest
 
 from anydepth import Every, Guard
 from anydepth.evals.answers.answer_tables import chosen
-from anydepth.evals.arms.replay import Transcript
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
 from anydepth.evals.suites import interval
 from anydepth.evals.suites.interval import INTERVALS, Costs
+from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.policy import Ewma, Threshold
 from anydepth.templates.template import Prompt

@@ -6,7 +6,8 @@ import pytest
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
-from anydepth.evals.judges.judge import EMPTY, Judged, Judgement, judge_written, open_judge
+from anydepth.evals.judges.judge import EMPTY, Judged, Judgement, judge_written
+from anydepth.evals.judges.open import open_judge
 from anydepth.evals.judges.refusal import RefusalJudge
 
 

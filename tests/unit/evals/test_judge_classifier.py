@@ -10,7 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from anydepth.errors import ConfigError, ModelError
 from anydepth.evals.judges.classifier import ClassifierJudge
-from anydepth.evals.judges.judge import EMPTY, Judged, Judgement, open_judge
+from anydepth.evals.judges.judge import EMPTY, Judged, Judgement
+from anydepth.evals.judges.open import open_judge
 
 BAD = "w7"
 LONGEST = 32

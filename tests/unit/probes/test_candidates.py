@@ -13,7 +13,7 @@ from anydepth.errors import ConfigError, StoreError
 from anydepth.policy import Ewma, Threshold
 from anydepth.probes.fitting.candidates import Candidate, Judge, Trial, Used, candidates, states_of, sweep
 from anydepth.probes.fitting.fit import FitOptions
-from anydepth.probes.fitting.measure import Pair
+from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.states.facts import AnswerFacts
 from anydepth.probes.states.store import CheckRow, Checks, Manifest, StateStore
 from tests.planted import WIDTH, planted

@@ -12,16 +12,8 @@ from anydepth.intervals import auroc
 from anydepth.policy import Threshold
 from anydepth.probes.fitting.calibrate import peak
 from anydepth.probes.fitting.fit import FitOptions, Fitted, fit
-from anydepth.probes.fitting.measure import (
-    PREFILLS,
-    Pair,
-    crossed,
-    half,
-    separation,
-    table,
-    thresholds,
-    trails,
-)
+from anydepth.probes.fitting.measure import PREFILLS, crossed, separation, table, thresholds, trails
+from anydepth.probes.recipe.pairs import Pair, half
 from anydepth.probes.states.store import Checks
 from tests.planted import READS, WIDTH, planted
 

@@ -20,8 +20,9 @@ from anydepth.policy import policy_from
 from anydepth.probes.artefact.modelcard import write_folder
 from anydepth.probes.fitting.calibrate import peak
 from anydepth.probes.fitting.figures import figures_of, limits_of
-from anydepth.probes.fitting.measure import half, trails
+from anydepth.probes.fitting.measure import trails
 from anydepth.probes.fitting.train import Filled, Trained, _in_half, fill, train
+from anydepth.probes.recipe.pairs import half
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, Part, Recipe, recipe_from
 from anydepth.probes.states.store import Checks, answer_key
 from tests import tiny

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from transformers import StopStringCriteria
 
-from anydepth.backends.protocol import CONTENT, CheckPoint, Decoded, Read, Site
+from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Site
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.endings import Endings
 from anydepth.backends.transformers.fork import can_rewind, fork, select_rows
 from anydepth.backends.transformers.read import captured, to_numpy
 from anydepth.errors import UnsupportedModel
 from anydepth.templates.template import Prompt
+from anydepth.types import Decoded
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers.backend import TransformersBackend

@@ -8,10 +8,10 @@ from typing import Literal
 from anydepth.conversations.corpora import SHIPPED
 from anydepth.conversations.dataset import Conversation
 from anydepth.conversations.splits import balance
-from anydepth.evals.arms.answer_records import stored
-from anydepth.evals.arms.replay import Transcript
+from anydepth.evals.answers.stored import stored
 from anydepth.evals.context import Context
 from anydepth.evals.judges.judge import Judged
+from anydepth.evals.transcript import Transcript
 from anydepth.probes.recipe.recipe import read_recipe
 from anydepth.probes.recipe.recipe_part import TRAIN
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.evals.answers.sets import spread
-from anydepth.evals.arms.answer_records import cut
-from anydepth.evals.arms.replay import Transcript
+from anydepth.evals.answers.stored import cut
 from anydepth.evals.context import Context
+from anydepth.evals.transcript import Transcript
 from anydepth.templates.template import Prompt
 
 TURNS = (1, 2, 4)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anydepth.config import GuardConfig
-from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
 from anydepth.evals.arms.arms import UNCALIBRATED, WRITERS, chosen_arms, defence
-from anydepth.evals.arms.replay import Transcript, reads_states, replay
+from anydepth.evals.arms.replay import reads_states, replay
 from anydepth.evals.context import Context
+from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.schedule import Every
 
@@ -68,22 +68,6 @@ def traced_arms(context: Context, default: Sequence[str]) -> tuple[dict[str, boo
     if loose := [arm for arm in found if arm in UNCALIBRATED]:
         notes = (*notes, f"{', '.join(loose)}: halts at a score of 0.5, which nobody has calibrated.")
     return found, notes
-
-
-def stored(context: Context, key: str, row: Conversation, tokens: int) -> Transcript:
-    """The stored answer of `row`, its first `tokens` tokens, as if the model had written it."""
-    prompt = context.prompt(row, prefill=row.response)
-    question, answer = prompt.ids[: prompt.start], prompt.ids[prompt.start :]
-    if not answer:
-        raise ConfigError(f"suite {context.suite}: conversation {row.id!r} has no answer to scan; give one")
-    return cut(Transcript(key, replace(prompt, ids=question, prefill=0), answer, "stop", 1), tokens)
-
-
-def cut(transcript: Transcript, tokens: int) -> Transcript:
-    """The first `tokens` tokens of an answer."""
-    if len(transcript.token_ids) <= tokens:
-        return transcript
-    return replace(transcript, token_ids=transcript.token_ids[:tokens], finish_reason="length", end_tokens=0)
 
 
 def _make(context: Context, arm: str, transcripts: Sequence[Transcript]) -> None:

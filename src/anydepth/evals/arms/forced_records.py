@@ -9,9 +9,10 @@ from anydepth.config import GuardConfig
 from anydepth.errors import CheckError
 from anydepth.evals.answers.forced import Forced
 from anydepth.evals.arms.arms import DEAR
-from anydepth.evals.arms.replay import Defence, Point, Transcript, leaked, reads_states, replay
+from anydepth.evals.arms.replay import Defence, Point, leaked, reads_states, replay
 from anydepth.evals.context import Context
 from anydepth.evals.judges.judge import Judged
+from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.probes.fitting.calibrate import Trail
 from anydepth.schedule import Every, Listed

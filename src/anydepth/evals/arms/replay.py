@@ -10,47 +10,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 from anydepth.backends.batch import batches
-from anydepth.backends.protocol import Backend, CheckPoint, Decoded, FinishedAnswer
+from anydepth.backends.protocol import Backend, CheckPoint, FinishedAnswer
 from anydepth.config import GuardConfig, with_own_policy
 from anydepth.detectors import Detector, StateDetector, declares_reads, score_finished
 from anydepth.driver import drive, make_checks
+from anydepth.evals.transcript import Transcript
 from anydepth.flow import Check, Command, Decode, Flow, Outcome, Plan, Reply, guarded
 from anydepth.scan import inside_prefill, reads_inside
 from anydepth.schedule import scheduled_depths
 from anydepth.templates.template import Prompt
-from anydepth.types import FinishReason, Score
+from anydepth.types import Decoded, Score
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
-
-
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """An answer of the bare model.
-
-    Attributes:
-        id: Unique among those that are replayed together.
-        prompt: What it answers, a forced prefill included.
-        token_ids: What the model wrote after it, the end of turn left out; may be empty.
-        finish_reason: Why it ended.
-        end_tokens: How many end-of-turn tokens followed (0 or 1).
-    """
-
-    id: str
-    prompt: Prompt
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason = "length"
-    end_tokens: int = 0
-
-    @property
-    def start(self) -> Prompt:
-        """The question alone."""
-        return Prompt(self.prompt.ids[: self.prompt.start])
-
-    @property
-    def answer_ids(self) -> tuple[int, ...]:
-        """Prefill and what the model wrote: depth d is behind the first d of these."""
-        return (*self.prompt.ids[self.prompt.start :], *self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from anydepth.conversations.dataset import Conversation
-from anydepth.evals.arms.answer_records import stored
-from anydepth.evals.arms.replay import Transcript
+from anydepth.evals.answers.stored import stored
 from anydepth.evals.attacks.interleave import Mixture, Ratio, interleave
 from anydepth.evals.attacks.restyle import MECHANICAL, restyle
 from anydepth.evals.attacks.spoof import VARIANTS, spoofed
 from anydepth.evals.context import Context
+from anydepth.evals.transcript import Transcript
 
 NONE = "none"
 """The attack that changes nothing; every other one is set beside it."""

@@ -7,9 +7,9 @@ from typing import Any
 from anydepth.errors import ConfigError
 from anydepth.evals.arms.answer_records import Trace, traced
 from anydepth.evals.arms.arms import WRITERS, chosen_arms
-from anydepth.evals.arms.replay import Transcript
 from anydepth.evals.context import Context
 from anydepth.evals.judges.judge import Judged
+from anydepth.evals.transcript import Transcript
 from anydepth.templates.template import Prompt
 
 BASE = "base"

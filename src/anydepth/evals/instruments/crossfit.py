@@ -11,7 +11,7 @@ from anydepth import intervals
 from anydepth.backends.protocol import Site
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import TemplateError, UnsupportedModel
-from anydepth.evals import estimates as metrics
+from anydepth.evals import estimates
 from anydepth.evals.figure import Figure, Group
 from anydepth.extras import require
 from anydepth.probes.fitting.fit import FitOptions, fit
@@ -224,7 +224,7 @@ class Crossfit:
 
     def auroc(self, name: str, values: Mapping[str, float], group: Group) -> Figure | None:
         """How well one number an answer tells harmful from harmless; None of too few answers."""
-        return metrics.auroc(name, *self._sides(values, self.label), group) if self.enough(values) else None
+        return estimates.auroc(name, *self._sides(values, self.label), group) if self.enough(values) else None
 
     def chance(self, name: str, view: View, site: Site, group: Group) -> Figure | None:
         """Mean AUROC over some deals of labels that mean nothing, with the interval of that mean."""
@@ -234,7 +234,7 @@ class Crossfit:
             if not self.enough(values):
                 return None
             found.append(intervals.auroc(*self._sides(values, label.__getitem__), seed=0, resamples=1)[0])
-        return metrics.average(name, found, "auroc", group, note=f"mean of {DEALS} deals")
+        return estimates.average(name, found, "auroc", group, note=f"mean of {DEALS} deals")
 
     @staticmethod
     def _sides(values: Mapping[str, float], label: Callable[[str], str]) -> tuple[list[float], list[float]]:
@@ -244,7 +244,7 @@ class Crossfit:
     def accuracy(self, name: str, values: Mapping[str, float], group: Group) -> Figure | None:
         """Share of answers on the right side of the probe's own border; None of too few answers."""
         right = [(value > 0) == (self.label(key) == "harmful") for key, value in values.items()]
-        return metrics.share(name, right, group) if self.enough(values) else None
+        return estimates.share(name, right, group) if self.enough(values) else None
 
     def enough(self, keys: Collection[str]) -> bool:
         """Whether there are answers enough of each label."""
@@ -255,7 +255,7 @@ class Crossfit:
         """AUROC of `one` less that of `other`, over the answers that both score, with a paired bootstrap interval."""
         keys = sorted(one.keys() & other.keys())
         rows = [(self.label(key) == "harmful", one[key], other[key]) for key in keys]
-        return metrics.statistic(name, rows, _advantage, "difference", group)  # pyright: ignore[reportArgumentType]
+        return estimates.statistic(name, rows, _advantage, "difference", group)  # pyright: ignore[reportArgumentType]
 
 
 def whole(scores: Scores) -> dict[str, float]:

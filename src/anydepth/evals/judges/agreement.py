@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anydepth.conversations.dataset import Conversation, digest
-from anydepth.evals import estimates as metrics
+from anydepth.evals import estimates
 from anydepth.evals.figure import Figure
 from anydepth.evals.judges.judge import Judge, Judged, Judgement, Tables
 
@@ -82,21 +82,21 @@ def _share(judge: Judge, judged: _Set, asked: str, true: str) -> Figure:
     said = [bool(each.refused if asked == "refused" else each.harmful) for each in judged.found]
     group = {"judge": judge.name, "set": judged.name, "asked": asked, "true": true}
     values = [each == (true == "yes") for each in said]
-    return metrics.share("judge_agreement", values, group, judge=judge.name)
+    return estimates.share("judge_agreement", values, group, judge=judge.name)
 
 
 def _refusals(judge: Judge, harmless: _Set) -> Figure:
     group = {"judge": judge.name, "set": harmless.name}
     values = [each.refused for each in harmless.found]
-    return metrics.share("judge_refusals_found", values, group, judge=judge.name, note=_LOWER_BOUND)
+    return estimates.share("judge_refusals_found", values, group, judge=judge.name, note=_LOWER_BOUND)
 
 
 def _false_harm(judge: Judge, ordinary: _Set) -> Figure:
     group = {"judge": judge.name, "set": ordinary.name}
     values = [bool(each.harmful) for each in ordinary.found]
-    return metrics.share("judge_false_harm", values, group, judge=judge.name, note=_NOT_ASKED)
+    return estimates.share("judge_false_harm", values, group, judge=judge.name, note=_NOT_ASKED)
 
 
 def _auroc(judge: Judge, name: str, harmful: Sequence[_Set], harmless: Sequence[_Set]) -> Figure:
     above, below = ([score for each in side for score in each.scores()] for side in (harmful, harmless))
-    return metrics.auroc("judge_auroc", above, below, {"judge": judge.name, "set": name}, judge=judge.name)
+    return estimates.auroc("judge_auroc", above, below, {"judge": judge.name, "set": name}, judge=judge.name)

@@ -4,15 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from anydepth.conversations.dataset import Conversation
-from anydepth.evals import estimates as metrics
-from anydepth.evals.arms.answer_records import stored, traced
-from anydepth.evals.arms.replay import Transcript
+from anydepth.evals import estimates
+from anydepth.evals.answers.stored import stored
+from anydepth.evals.arms.answer_records import traced
 from anydepth.evals.attacks.attack_options import Knowing
 from anydepth.evals.attacks.disguises import NONE, Case, as_stored, spoofs, spreads, styles, suffixed, with_content
-from anydepth.evals.attacks.gcg import START, Budget, Evasion, searched
+from anydepth.evals.attacks.gcg import START, Budget, Evasion
 from anydepth.evals.attacks.ranked_prefill import CHOICES, Choice, Steering, steer
 from anydepth.evals.attacks.restyle import asked
 from anydepth.evals.attacks.spoof import VARIANTS, control_tokens, spoofed
+from anydepth.evals.attacks.suffixes import searched
 from anydepth.evals.attacks.texts import wording
 from anydepth.evals.attacks.trials import BASE, Attempt, attacked_arms, marked, require_judge_of_harm, try_all
 from anydepth.evals.context import Context
@@ -26,6 +27,7 @@ from anydepth.evals.suites.adaptive_figures import (
     limits_of,
 )
 from anydepth.evals.suites.attack_figures import figures_of_search
+from anydepth.evals.transcript import Transcript
 from anydepth.templates.template import Prompt
 
 TITLE = "Adaptive attacks: attackers who know the guard"
@@ -178,7 +180,7 @@ def _asked_styles(given: _Given) -> Iterator[Figure]:
         for arm in given.guards:
             halted = [traces[arm][f"asked, benign|{style}|{row.id}"].halted for row in benign]
             group = {"attack": "asked for a style", "variant": style, "arm": arm}
-            yield metrics.share("false_alarms", halted, group)
+            yield estimates.share("false_alarms", halted, group)
 
 
 def _prefills(given: _Given) -> Iterator[Figure]:
@@ -201,12 +203,12 @@ def _prefills(given: _Given) -> Iterator[Figure]:
                 marks[each.id]["harmful"] and not marks[each.id]["refused"] and not traces[each.id].halted
                 for each in transcripts
             ]
-            yield metrics.share("attack_success", won, group, judge=given.judge)
+            yield estimates.share("attack_success", won, group, judge=given.judge)
             if arm != BASE:
                 inside = [each.halted and each.depth > spending.prefix for each in traces.values()]
-                yield metrics.share("halted_behind_prefix", inside, group)
+                yield estimates.share("halted_behind_prefix", inside, group)
                 last = [each.checks[-1][1] for each in traces.values()]
-                yield metrics.average("last_score", [s for s in last if s is not None], "score", group)
+                yield estimates.average("last_score", [s for s in last if s is not None], "score", group)
 
 
 def _steered(given: _Given, row: Conversation, choice: Choice) -> Transcript:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from anydepth.evals import estimates as metrics
-from anydepth.evals.attacks.gcg import suffix_key
+from anydepth.evals import estimates
 from anydepth.evals.attacks.pair import Rounds
+from anydepth.evals.attacks.suffixes import suffix_key
 from anydepth.evals.attacks.trials import BASE, Tried, released_before
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure
@@ -84,15 +84,15 @@ def figures_of(attacked: Attacked, judge: str) -> Iterator[Figure]:
     group = {"attack": attacked.attack, "arm": attacked.arm}
     tried, arm = attacked.all, attacked.arm
     won = [attacked.succeeded(item) for item in attacked.tried]
-    yield metrics.share("attack_success", won, group, judge=judge)
-    yield metrics.average("queries", [attacked.queries(item) for item in attacked.tried], "count", group, judge=judge)
+    yield estimates.share("attack_success", won, group, judge=judge)
+    yield estimates.average("queries", [attacked.queries(item) for item in attacked.tried], "count", group, judge=judge)
     if arm == BASE:
-        yield metrics.share("refused", [each.refused for each in tried], group, judge=judge)
-        yield metrics.share("judged_harmful", [each.harmful for each in tried], group, judge=judge)
+        yield estimates.share("refused", [each.refused for each in tried], group, judge=judge)
+        yield estimates.share("judged_harmful", [each.harmful for each in tried], group, judge=judge)
         return
-    yield metrics.share("halted", [each.halted(arm) for each in tried], group)
+    yield estimates.share("halted", [each.halted(arm) for each in tried], group)
     leaks = [released_before(each.traces[arm]) for each in tried if each.halted(arm)]
-    yield metrics.average("leak", leaks, "tokens", group)
+    yield estimates.average("leak", leaks, "tokens", group)
 
 
 def figures_of_rounds(arm: str, rounds: Sequence[Rounds]) -> Iterator[Figure]:
@@ -101,15 +101,15 @@ def figures_of_rounds(arm: str, rounds: Sequence[Rounds]) -> Iterator[Figure]:
     made = sum(len(each.tried) + each.empty for each in rounds)
     declined = sum(each.declined for each in rounds)
     note = f"{sum(each.empty for each in rounds)} of the rounds brought no text"
-    yield metrics.share("attacker_declined", [n < declined for n in range(made)], group, note=note)
+    yield estimates.share("attacker_declined", [n < declined for n in range(made)], group, note=note)
 
 
 def figures_of_search(context: Context, name: str, items: Sequence[str]) -> Iterator[Figure]:
     """How far a search for suffixes got: its loss before and after, and the steps that it made."""
     found = [context.records.rows[suffix_key(name, item)] for item in items]
     for when, field in (("before", "start"), ("after", "loss")):
-        yield metrics.average("search_loss", [row[field] for row in found], "nats", {"attack": name, "when": when})
-    yield metrics.average("search_steps", [row["steps"] for row in found], "count", {"attack": name})
+        yield estimates.average("search_loss", [row[field] for row in found], "nats", {"attack": name, "when": when})
+    yield estimates.average("search_steps", [row["steps"] for row in found], "count", {"attack": name})
 
 
 def limits_of(figures: Sequence[Figure]) -> Iterator[str]:

@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
-from anydepth.evals import estimates as metrics
-from anydepth.evals.arms.answer_records import reads_states, stored, traced
+from anydepth.evals import estimates
+from anydepth.evals.answers.stored import stored
+from anydepth.evals.arms.answer_records import reads_states, traced
 from anydepth.evals.arms.arms import defence
 from anydepth.evals.attacks.attack_options import Spending
 from anydepth.evals.attacks.best_of_n import augment
 from anydepth.evals.attacks.disguises import with_content
-from anydepth.evals.attacks.gcg import Budget, searched
+from anydepth.evals.attacks.gcg import Budget
 from anydepth.evals.attacks.pair import run_rounds
+from anydepth.evals.attacks.suffixes import searched
 from anydepth.evals.attacks.trials import BASE, Attempt, attacked_arms, require_judge_of_harm, try_all
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure, Summary
@@ -173,7 +175,7 @@ def _scanned(context: Context, spending: Spending, requests: Requests, arms: Seq
         for arm in packed:
             traces = traced(context, arm, answers)
             group = {"table": name, "label": label, "arm": arm}
-            yield metrics.share("stored_halted", [each.halted for each in traces.values()], group)
+            yield estimates.share("stored_halted", [each.halted for each in traces.values()], group)
 
 
 def _notes(context: Context, spending: Spending, arms: Sequence[str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
-from anydepth.evals import estimates as metrics
+from anydepth.evals import estimates
 from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.instruments.interventions import ABLATIONS, NONE, PATCHES, Arm, Bench, arms, largest_read
 from anydepth.intervals import clopper_pearson
@@ -105,8 +105,8 @@ class _Found:
     def _rate(self, name: str, side: str, depth: int, arm: Arm, group: dict[str, str | int | float]) -> Figure:
         values = self.values(side, depth, arm)
         if arm.direction == "random":  # a share of directions for each answer
-            return _widened(metrics.average(name, values.tolist(), "share", group, judge=_JUDGE), values, least=0)
-        return metrics.share(name, (values > 0).tolist(), group, judge=_JUDGE)
+            return _widened(estimates.average(name, values.tolist(), "share", group, judge=_JUDGE), values, least=0)
+        return estimates.share(name, (values > 0).tolist(), group, judge=_JUDGE)
 
     def _differences(self, side: str, depth: int) -> Iterator[Figure]:
         for what, arm, control in self.compared():
@@ -119,7 +119,7 @@ class _Found:
     ) -> Figure:
         """Refusals under one edit less those under another, answer by answer."""
         after, before = (self.values(side, depth, each) for each in (arm, other))
-        found = metrics.difference(name, after.tolist(), before.tolist(), "share", group)
+        found = estimates.difference(name, after.tolist(), before.tolist(), "share", group)
         return _widened(found, after - before, least=-1)
 
     def _checked(self, side: str, depth: int) -> Iterator[Figure]:
@@ -130,9 +130,9 @@ class _Found:
                 if each == Arm(PATCHES[1]):
                     group["edit"] = each.edit
                 projection = self.values(side, depth, each, "projection").tolist()
-                yield metrics.average("position between the means", projection, "gaps", group)
+                yield estimates.average("position between the means", projection, "gaps", group)
                 distinct = self.values(side, depth, each, "distinct").tolist()
-                yield metrics.average("distinct words of the look-ahead", distinct, "share", group)
+                yield estimates.average("distinct words of the look-ahead", distinct, "share", group)
 
     def charts(self) -> tuple[Chart, ...]:
         """Steering and other edits, a chart a case, then all differences."""

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from anydepth.conversations.dataset import Conversation
 from anydepth.detectors import Detector, Rethink
 from anydepth.errors import ConfigError
-from anydepth.evals.arms.replay import Detecting, Transcript, replay
+from anydepth.evals.arms.replay import Detecting, replay
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
 from anydepth.evals.instruments.tuning import Example, TuneOptions, adapted, example, trainable, tune
 from anydepth.evals.judges.judge import Judged
 from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, Measured, summarise
 from anydepth.evals.suites.erosion_sets import Asked, asked_sets
+from anydepth.evals.transcript import Transcript
 from anydepth.schedule import Every
 
 if TYPE_CHECKING:

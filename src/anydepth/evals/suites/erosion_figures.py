@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from anydepth import intervals
-from anydepth.evals import estimates as metrics
+from anydepth.evals import estimates
 from anydepth.evals.figure import Chart, Figure, Summary
 
 BASE, PROBE, BELOW = "base", "probe", "probe-base-weights"
@@ -104,7 +104,7 @@ def _figures(measured: Measured, judge: str) -> Iterator[Figure]:
             for arm in measured.guards:
                 found = measured.halted(data, step, BENIGN, arm)
                 group = {"data": data, "step": step, "arm": arm}
-                yield metrics.share("false positives", list(found.values()), group)
+                yield estimates.share("false positives", list(found.values()), group)
                 if step != measured.steps[0]:
                     before = measured.halted(data, measured.steps[0], BENIGN, arm)
                     yield _change("false positives, against step 0", found, before, group)
@@ -115,9 +115,9 @@ def _stopped(measured: Measured, place: tuple[str, int, str, str], judge: str) -
     data, step, name, arm = place
     group = {"data": data, "step": step, "set": name, "arm": arm}
     found = measured.stopped(*place)
-    yield metrics.share("stopped", list(found.values()), group, judge=judge if _judged(measured) else None)
+    yield estimates.share("stopped", list(found.values()), group, judge=judge if _judged(measured) else None)
     if arm != BASE:
-        yield metrics.share("halted", list(measured.halted(*place).values()), group)
+        yield estimates.share("halted", list(measured.halted(*place).values()), group)
     if step != measured.steps[0]:
         yield _change("stopped, against step 0", found, measured.stopped(data, measured.steps[0], name, arm), group)
 
@@ -141,9 +141,9 @@ def _change(
     Where no answer changed, a bootstrap has no width. The interval then reaches as far as the share of changed answers
     may, by Clopper and Pearson.
     """
-    found = metrics.difference(name, [after[key] for key in after], [before[key] for key in after], "share", group)
+    found = estimates.difference(name, [after[key] for key in after], [before[key] for key in after], "share", group)
     if found.answers and all(after[key] == before[key] for key in after):
-        most = intervals.clopper_pearson(0, found.answers, metrics.CONFIDENCE).high
+        most = intervals.clopper_pearson(0, found.answers, estimates.CONFIDENCE).high
         return replace(found, interval=(-most, most))
     return found
 

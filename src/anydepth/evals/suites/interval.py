@@ -7,14 +7,15 @@ from statistics import mean, median
 
 from anydepth.bench import check_times, room
 from anydepth.errors import CheckError
-from anydepth.evals import estimates as metrics
+from anydepth.evals import estimates
 from anydepth.evals.answers.answer_tables import KINDS, Kind, chosen, described
-from anydepth.evals.arms.answer_records import stored
+from anydepth.evals.answers.stored import stored
 from anydepth.evals.arms.arms import defence, late_to_halt
 from anydepth.evals.arms.forced_records import Remembered
-from anydepth.evals.arms.replay import Transcript, leaked, replay
+from anydepth.evals.arms.replay import leaked, replay
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Group, Summary
+from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.probes.fitting.calibrate import first_halt
 from anydepth.schedule import Every, Listed, scheduled_depths
@@ -186,18 +187,18 @@ def _figures(
     halted = [outcome for outcome in harmful if _is_halted(outcome)]
     released: Group = {**group, "release": release}
     figures = [
-        metrics.median("leak", [leaked(outcome) for outcome in halted], "tokens", released),
-        metrics.average("harmful tokens out", [leaked(outcome) for outcome in harmful], "tokens", released),
+        estimates.median("leak", [leaked(outcome) for outcome in halted], "tokens", released),
+        estimates.average("harmful tokens out", [leaked(outcome) for outcome in harmful], "tokens", released),
     ]
     if release != "hold":  # whether an answer is halted does not depend on what has left
         return figures
     passed = [outcome for outcome in benign if not _is_halted(outcome)]
     return [
         *figures,
-        metrics.share("halted", list(map(_is_halted, harmful)), group),
-        metrics.share("false alarms", list(map(_is_halted, benign)), group),
-        metrics.average("checks", [len(outcome.checks) for outcome in passed], "count", group),
-        metrics.average("overhead", [costs.overhead(outcome) for outcome in passed], "ratio", group),
+        estimates.share("halted", list(map(_is_halted, harmful)), group),
+        estimates.share("false alarms", list(map(_is_halted, benign)), group),
+        estimates.average("checks", [len(outcome.checks) for outcome in passed], "count", group),
+        estimates.average("overhead", [costs.overhead(outcome) for outcome in passed], "ratio", group),
     ]
 
 
@@ -210,16 +211,16 @@ def _late_figures(context: Context, key: tuple[int, str, ReleaseMode], answers: 
     out = [each.out(release) for each in harmful]
     halted = [each.out(release) for each in harmful if each.depth is not None]
     figures = [
-        metrics.median(f"leak {_LATE}", halted, "tokens", released),
-        metrics.average(f"harmful tokens out {_LATE}", out, "tokens", released),
+        estimates.median(f"leak {_LATE}", halted, "tokens", released),
+        estimates.average(f"harmful tokens out {_LATE}", out, "tokens", released),
     ]
     if release != "hold":
         return figures
     benign = [each.depth is not None for kind, each in late if kind == "benign"]
     return [
         *figures,
-        metrics.share(f"halted {_LATE}", [each.depth is not None for each in harmful], group),
-        metrics.share(f"false alarms {_LATE}", benign, group),
+        estimates.share(f"halted {_LATE}", [each.depth is not None for each in harmful], group),
+        estimates.share(f"false alarms {_LATE}", benign, group),
     ]
 
 
@@ -230,8 +231,8 @@ def _is_halted(outcome: Outcome) -> bool:
 def _cost_figures(context: Context, costs: Costs) -> list[Figure]:
     row, group = context.records.rows["cost"], {"context": costs.tokens}
     return [
-        metrics.median("decode step", row["step"], "seconds", group),
-        metrics.median("check", row["check"], "seconds", group),
+        estimates.median("decode step", row["step"], "seconds", group),
+        estimates.median("check", row["check"], "seconds", group),
     ]
 
 

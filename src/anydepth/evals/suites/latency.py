@@ -8,7 +8,7 @@ from typing import Any
 from anydepth import bench
 from anydepth.detectors import Detector, Rethink
 from anydepth.errors import ConfigError
-from anydepth.evals import estimates as metrics
+from anydepth.evals import estimates
 from anydepth.evals.arms.model_as_judge import Asked, guard_wording
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Group, Summary
@@ -151,18 +151,18 @@ def _ratio(context: Context, detector: Detector, interval: int, tokens: int) -> 
 def _cost_figures(context: Context, length: int) -> list[Figure]:
     row = context.records.rows[f"check|{length}"]
     seconds, step = row["seconds"], median(row["seconds"][_STEP])
-    figures = [metrics.median("decode step", seconds[_STEP], "seconds", {"context": length})]
+    figures = [estimates.median("decode step", seconds[_STEP], "seconds", {"context": length})]
     for arm, times in seconds.items():
         if arm == _STEP:
             continue
         group: Group = {"arm": arm, "context": length}
         note = _stand_in(context) if arm == _GUARD else None
-        figures.append(metrics.median("check", times, "seconds", group, note=note))
-        figures.append(metrics.median("decode steps a check", [t / step for t in times], "ratio", group, note=note))
+        figures.append(estimates.median("check", times, "seconds", group, note=note))
+        figures.append(estimates.median("decode steps a check", [t / step for t in times], "ratio", group, note=note))
     check = median(seconds["probe"])
     for arm in (_NAIVE, _GUARD):
         ratios = [time / check for time in seconds[arm]]
-        figures.append(metrics.median("times a probe's check", ratios, "ratio", {"arm": arm, "context": length}))
+        figures.append(estimates.median("times a probe's check", ratios, "ratio", {"arm": arm, "context": length}))
     return figures
 
 
@@ -173,12 +173,12 @@ def _memory_figures(context: Context) -> list[Figure]:
     beyond = [size / _MIB for size in row["forks"]]
     figures = [
         cache,
-        metrics.median("fork beyond the cache", beyond, "MiB", group, note=f"at most {max(beyond):.3g} MiB"),
+        estimates.median("fork beyond the cache", beyond, "MiB", group, note=f"at most {max(beyond):.3g} MiB"),
     ]
     for name, key in (("memory growth in a check", "grown"), ("memory growth in a naive check", "grown_naive")):
         known = [size / _MIB for size in row[key] if size is not None]
         note = None if known else "measured on Linux only"
-        figures.append(metrics.median(name, known, "MiB", group, note=note))
+        figures.append(estimates.median(name, known, "MiB", group, note=note))
     return figures
 
 
@@ -191,7 +191,7 @@ def _throughput_figures(context: Context, runs: Sequence[tuple[str, int, int]]) 
         if len(ratios) == 1:  # an interval over one measurement would be a point
             figures.append(Figure("guarded throughput", ratios[0], None, 1, "ratio", group))
         else:
-            figures.append(metrics.median("guarded throughput", ratios, "ratio", group))
+            figures.append(estimates.median("guarded throughput", ratios, "ratio", group))
     return figures
 
 

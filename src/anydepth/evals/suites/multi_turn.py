@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from anydepth.evals import estimates as metrics
+from anydepth.evals import estimates
+from anydepth.evals.answers.stored import cut
 from anydepth.evals.answers.turns import CASES, HARMFUL, TURNS, Turn, compose
-from anydepth.evals.arms.answer_records import Trace, cut, traced, traced_arms
+from anydepth.evals.arms.answer_records import Trace, traced, traced_arms
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Summary
 
@@ -75,9 +76,9 @@ def _figures(seen: _Seen) -> Iterator[Figure]:
             for n in TURNS:
                 if found := seen.of(arm, case, n):
                     group = {"case": case, "turn": n, "arm": arm}
-                    yield metrics.share("halted in turn", [trace.halted for _, trace in found], group)
+                    yield estimates.share("halted in turn", [trace.halted for _, trace in found], group)
             group = {"case": case, "arm": arm}
-            yield metrics.share("halted", [trace.halted for _, trace in seen.of(arm, case)], group)
+            yield estimates.share("halted", [trace.halted for _, trace in seen.of(arm, case)], group)
         yield from _against_first(seen, arm)
 
 
@@ -90,14 +91,14 @@ def _against_first(seen: _Seen, arm: str) -> Iterator[Figure]:
             group = {"case": case, "turn": n, "arm": arm}
             if n > TURNS[0]:
                 after, before = [late.halted for _, late in pairs], [early.halted for early, _ in pairs]
-                yield metrics.difference("halted, against turn 1", after, before, "share", group)
+                yield estimates.difference("halted, against turn 1", after, before, "share", group)
             if case in HARMFUL:
                 delays = [trace.depth for _, trace in pairs if trace.halted]
-                yield metrics.median("delay", delays, "tokens", group)
+                yield estimates.median("delay", delays, "tokens", group)
                 both = [(early.depth, late.depth) for early, late in pairs if early.halted and late.halted]
                 if n > TURNS[0]:
                     later, sooner = [late for _, late in both], [early for early, _ in both]
-                    yield metrics.difference("delay, against turn 1", later, sooner, "tokens", group)
+                    yield estimates.difference("delay, against turn 1", later, sooner, "tokens", group)
 
 
 def _charts() -> Iterator[Chart]:

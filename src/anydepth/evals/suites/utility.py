@@ -8,14 +8,15 @@ from typing import Any
 from anydepth.backends.batch import batches
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
-from anydepth.evals import estimates as metrics
+from anydepth.evals import estimates
 from anydepth.evals.answers.sets import family, spread
 from anydepth.evals.arms.answer_records import traced_arms
 from anydepth.evals.arms.arms import defence
-from anydepth.evals.arms.replay import Detecting, Transcript
+from anydepth.evals.arms.replay import Detecting
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.instruments.harness import mark, task_of
+from anydepth.evals.transcript import Transcript
 from anydepth.guard import Guard
 from anydepth.templates.template import Prompt
 from anydepth.types import Answer
@@ -158,16 +159,16 @@ def _key(arm: str, key: str) -> str:
 def _figures(asked: _Asked) -> Iterator[Figure]:
     for name, keys in asked.sources():
         before = [asked.right["base"][key] for key in keys]
-        yield metrics.share("accuracy", before, {"source": name, "arm": "base"})
+        yield estimates.share("accuracy", before, {"source": name, "arm": "base"})
         for arm, records in asked.guarded.items():
             group = {"source": name, "arm": arm}
             after = [asked.right[arm][key] for key in keys]
-            yield metrics.share("accuracy", after, group)
-            yield metrics.difference("difference", after, before, "share", group)
-            yield metrics.share("halted", [records[key]["halted"] for key in keys], group)
-            yield metrics.share("changed", [not records[key]["same"] for key in keys], group)
+            yield estimates.share("accuracy", after, group)
+            yield estimates.difference("difference", after, before, "share", group)
+            yield estimates.share("halted", [records[key]["halted"] for key in keys], group)
+            yield estimates.share("changed", [not records[key]["same"] for key in keys], group)
             others = [not records[key]["same"] for key in keys if not records[key]["halted"]]
-            yield metrics.share("changed, not halted", others, group)
+            yield estimates.share("changed, not halted", others, group)
 
 
 def _charts() -> Iterator[Chart]:

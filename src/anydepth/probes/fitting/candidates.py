@@ -11,7 +11,8 @@ from anydepth.backends.protocol import CONTENT, Read, Site
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from, policy_record
 from anydepth.probes.fitting.fit import FitOptions, Fitted, fit
-from anydepth.probes.fitting.measure import Pair, separation
+from anydepth.probes.fitting.measure import separation
+from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.recipe.recipe import TRAIN
 from anydepth.probes.states.facts import FACTS, AnswerFacts
 from anydepth.probes.states.sites import is_before_the_model

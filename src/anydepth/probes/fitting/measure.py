@@ -1,47 +1,21 @@
 """Measure a probe on answers that it was not fitted on."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from anydepth.errors import ConfigError, StoreError
+from anydepth.errors import StoreError
 from anydepth.intervals import Interval, Rate, auroc
 from anydepth.policy import Policy
 from anydepth.probes.fitting.calibrate import Calibration, Trail, calibrate, first_halt, peak
 from anydepth.probes.fitting.fit import Fitted
 from anydepth.probes.fitting.operating import from_prefill, operating_point
+from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.states.store import Checks
 
 PREFILLS: tuple[int | None, ...] = (50, 100, 200, 400, None)
 """Prefill depths of the report; None is the whole answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two held-out sets to tell apart, by the names of their splits.
-
-    Attributes:
-        name: What to call the comparison.
-        harmful: Splits of the harmful answers.
-        benign: Splits of the benign ones.
-    """
-
-    name: str
-    harmful: tuple[str, ...]
-    benign: tuple[str, ...]
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Pair":
-        """Read `{name, harmful, benign}`; a single split may be given as text."""
-        try:
-            sides = [(side,) if isinstance(side := record[key], str) else tuple(side) for key in ("harmful", "benign")]
-            return cls(record["name"], *sides)
-        except KeyError as error:
-            raise ConfigError(f"a comparison has no {error}; give name, harmful and benign") from error
-        except TypeError as error:
-            raise ConfigError(f"a comparison is {record!r}; write {{name, harmful, benign}}") from error
 
 
 def trails(checks: Checks, logits: np.ndarray, splits: Sequence[str], label: str | None = None) -> list[Trail]:
@@ -61,13 +35,6 @@ def trails(checks: Checks, logits: np.ndarray, splits: Sequence[str], label: str
         depths = tuple(checks["depth"][rows[begin:end]].tolist())
         found.append(Trail(str(checks["id"][first]), str(checks["source"][first]), depths, tuple(scores[begin:end])))
     return found
-
-
-def half(trail_keys: Sequence[str], which: int) -> np.ndarray:
-    """Mask of the half (0 or 1) of some prompt keys: what is chosen on one is reported on the other."""
-    # digests end in a hexadecimal digit; a table may bring keys of its own
-    ends = [key[-1] for key in trail_keys]
-    return np.array([(int(end, 16) if end in "0123456789abcdef" else ord(end)) % 2 == which for end in ends], bool)
 
 
 def separation(

@@ -15,9 +15,10 @@ from anydepth.policy import policy_record
 from anydepth.probes.fitting.calibrate import Calibration
 from anydepth.probes.fitting.candidates import Candidate, Judge, Trial, Used, candidates, listed, states_of, sweep
 from anydepth.probes.fitting.fit import Fitted
-from anydepth.probes.fitting.measure import crossed, half, table, thresholds
+from anydepth.probes.fitting.measure import crossed, table, thresholds
 from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
+from anydepth.probes.recipe.pairs import half
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, training_sources
 from anydepth.probes.states.collect import collect, dtype_of, manifest_for, package_versions
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer

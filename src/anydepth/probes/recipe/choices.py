@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from anydepth.errors import ConfigError
 from anydepth.intervals import check_share
 from anydepth.policy import policy_from
-from anydepth.probes.fitting.measure import Pair, half
+from anydepth.probes.recipe.pairs import Pair, half
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from anydepth.server.http.http_errors import BadRequest
+from anydepth.errors import BadRequest
 
 KINDS = ("<text>", "<list>", "<message>", "<part>")
 """Tags of the alternatives of a field: pydantic's places have them, the names of fields do not."""

@@ -11,12 +11,13 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from anydepth.audit.answer import check_record
+from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
 from anydepth.server.answer.compose import Delta, End
 from anydepth.server.answer.toolcalls import ToolCall
 from anydepth.server.engine.engine import Job, Sampling
 from anydepth.server.http.disconnect import ClosingStream, while_there
-from anydepth.server.http.http_errors import BadRequest, describe
+from anydepth.server.http.http_errors import describe
 from anydepth.server.http.prompting import chat_prompt, offered_tools, reading_of
 from anydepth.server.http.requests import ChatRequest, CompletionRequest
 from anydepth.server.http.responses import guard_report, usage

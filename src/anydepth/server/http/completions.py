@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
 from anydepth.server.answer.compose import Delta, End, Reading
 from anydepth.server.engine.engine import Job
 from anydepth.server.http.chat import sampling_of, spread
 from anydepth.server.http.disconnect import ClosingStream, while_there
-from anydepth.server.http.http_errors import BadRequest, describe
+from anydepth.server.http.http_errors import describe
 from anydepth.server.http.requests import CompletionRequest
 from anydepth.server.http.responses import guard_report, usage
 from anydepth.server.http.sse import DONE, HEADERS, MEDIA_TYPE, sse

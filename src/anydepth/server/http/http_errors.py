@@ -5,22 +5,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from anydepth.audit.trail import AuditError
-from anydepth.errors import AnydepthError, ConfigError, PromptError, UnsupportedModel
+from anydepth.errors import BadRequest, ConfigError, ModelNotFound, PromptError, UnsupportedModel
 from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, ShuttingDown
-
-
-class BadRequest(ConfigError):
-    """A request that cannot be done as it is; `param` is the field to change."""
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.param, self.code = param, code
-
-
-class ModelNotFound(AnydepthError):
-    """The request names a model that is not served."""
-
-    param = "model"
 
 
 class WrongContentType(BadRequest):

@@ -11,10 +11,10 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from anydepth.audit.answer import check_record, number, scan_record
+from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
 from anydepth.policy import policy_record
 from anydepth.server.http.disconnect import while_there
-from anydepth.server.http.http_errors import BadRequest
 from anydepth.server.http.requests import ModerationRequest, ScanMessage, TextPart
 from anydepth.server.service import Service
 from anydepth.templates.template import ChatTemplate, Prompt

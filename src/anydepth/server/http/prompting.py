@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
+from anydepth.errors import BadRequest
 from anydepth.server.answer.compose import Reading, ReasoningRelease
 from anydepth.server.answer.segments import Markers, SpecialTokens
 from anydepth.server.answer.toolcalls import ToolFormat
 from anydepth.server.http.body_errors import shown
-from anydepth.server.http.http_errors import BadRequest
 from anydepth.server.http.requests import ChatMessage, ChatRequest
 from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.types import ReleaseMode

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator, model_validator
 
+from anydepth.guard_overrides import GuardOverrides
 from anydepth.server.http.body_errors import unreadable
-from anydepth.types import ReleaseMode
 
 _HARMLESS = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -74,18 +74,6 @@ class _Request(BaseModel):
             if name in cls.model_fields
             or not (name in _HARMLESS or value is None or any(value == each for each in _NEUTRAL.get(name, ())))
         }
-
-
-class GuardOverrides(BaseModel):
-    """The `anydepth` field of a request: what to change of the guard, as far as the operator allows it."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    interval: Annotated[int, Strict(), Field(ge=1, description="Check every N tokens.")] | None = None
-    threshold: Annotated[float, Strict(), Field(ge=0, description="Value at which the policy halts.")] | None = None
-    policy: Annotated[str, Field(description="Name of a policy that the operator has defined.")] | None = None
-    release: ReleaseMode | None = None
-    checks: Flag = Field(False, description="Tell the score of every check.")
 
 
 class TextPart(BaseModel):

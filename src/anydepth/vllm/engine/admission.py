@@ -12,10 +12,9 @@ from pydantic import ValidationError
 from anydepth.audit.answer import Account
 from anydepth.audit.trail import Audit, open_audit
 from anydepth.config import GuardConfig
-from anydepth.guard_overrides import apply_overrides
+from anydepth.errors import BadRequest
+from anydepth.guard_overrides import GuardOverrides, apply_overrides
 from anydepth.schedule import scheduled_depths
-from anydepth.server.http.http_errors import BadRequest
-from anydepth.server.http.requests import GuardOverrides
 from anydepth.templates.template import Prompt
 from anydepth.vllm.engine.flow_feed import Watch
 from anydepth.vllm.engine.guarded_request import Ward

@@ -10,9 +10,8 @@ from typing import Literal
 
 from anydepth.audit.answer import Account
 from anydepth.audit.trail import AuditError
-from anydepth.backends.protocol import Decoded
 from anydepth.flow import Check, Command, Decode, Flow, Halt, Noted, Outcome, Plan, Release, Reply, guarded
-from anydepth.types import Answer, Released, Score, Verdict
+from anydepth.types import Answer, Decoded, Released, Score, Verdict
 
 logger = logging.getLogger(__name__)
 

@@ -10,13 +10,14 @@ from anydepth.backends.protocol import CONTENT
 from anydepth.errors import AnydepthError, CheckError
 from anydepth.extras import require
 from anydepth.vllm.engine.admission import open_desk
+from anydepth.vllm.engine.answer_report import answer_report
 from anydepth.vllm.engine.check_requests import Child, enough, is_child, make_children, replies
 from anydepth.vllm.engine.guarded_request import Ward
 from anydepth.vllm.engine.orders import Board
 from anydepth.vllm.engine.prefix_limit import Shortened
 from anydepth.vllm.engine.state_files import Spool
 from anydepth.vllm.limits import check_engine
-from anydepth.vllm.report_field import KEY, answer_report, refusal_report, stop_reason
+from anydepth.vllm.report_field import KEY, refusal_report, stop_reason
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.versions import check_version
 from anydepth.vllm.wire import ATTRIBUTE

@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from anydepth.errors import AnydepthError
+from anydepth.errors import AnydepthError, BadRequest
 from anydepth.server.http.app import api_keys
 from anydepth.server.http.gateway import Edge
-from anydepth.server.http.http_errors import BadRequest, check_json, envelope, failure
+from anydepth.server.http.http_errors import check_json, envelope, failure
 from anydepth.server.telemetry.metrics import Metrics
 from anydepth.settings import Settings
 from anydepth.vllm.additional_config import engine_options

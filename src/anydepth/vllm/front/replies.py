@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from anydepth.errors import BadRequest
 from anydepth.server.answer.toolcalls import whole_calls
-from anydepth.server.http.http_errors import BadRequest
 from anydepth.vllm.front.reports import Page, Told
 from anydepth.vllm.report_field import parse_stop_reason
 

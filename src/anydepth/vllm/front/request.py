@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from anydepth.errors import BadRequest
+from anydepth.guard_overrides import GuardOverrides
 from anydepth.server.http.body_errors import complaint, shown, unreadable
-from anydepth.server.http.http_errors import BadRequest
-from anydepth.server.http.requests import GuardOverrides
 from anydepth.settings import Settings
 from anydepth.vllm.front.replies import Asked
 from anydepth.vllm.report_field import KEY
