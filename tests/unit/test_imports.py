@@ -38,5 +38,7 @@ def test_no_file_is_too_long() -> None:
 
 def test_no_file_name_occurs_twice() -> None:
     """The name of a file says which it is; a command of the CLI has the name that users type."""
-    names = Counter(path.name for path in SOURCE.rglob("*.py") if path.parent.name != "cli" and path.name != "__init__.py")
+    names = Counter(
+        path.name for path in SOURCE.rglob("*.py") if path.parent.name != "cli" and path.name != "__init__.py"
+    )
     assert [name for name, count in names.items() if count > 1] == []

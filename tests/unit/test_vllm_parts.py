@@ -203,8 +203,10 @@ def test_the_defaults_are_a_guard():
 
 
 def test_the_pure_parts_import_no_vllm_and_no_torch():
-    names = "watch ward desk board inquiry places outgoing report options launch versions spool facts setup readout"
-    code = "import sys\n" + "\n".join(f"import anydepth.vllm.{name}" for name in names.split())
+    engine = "flow_feed guarded_request admission orders pending_check positions held_output state_files"
+    names = ["report_field", "additional_config", "launch", "versions", "served_model", "setup", "worker.readout"]
+    names += [f"engine.{name}" for name in engine.split()]
+    code = "import sys\n" + "\n".join(f"import anydepth.vllm.{name}" for name in names)
     code += "\nassert not {'vllm', 'torch'} & set(sys.modules), 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -50,4 +50,4 @@ def load_suite(name: str) -> Suite:
     """The suite called `name`; ConfigError lists those there are."""
     if name not in _MODULES:
         raise ConfigError(f"there is no suite {name!r}; choose from {', '.join(SUITES)}")
-    return import_module(f"anydepth.evals.{_MODULES[name]}")  # pyright: ignore[reportReturnType]
+    return import_module(f"anydepth.evals.suites.{_MODULES[name]}")  # pyright: ignore[reportReturnType]

@@ -9,9 +9,9 @@ import torch
 
 from anydepth.errors import ConfigError, MissingExtra
 from anydepth.evals.arms.replay import Point, packed_scores
+from anydepth.evals.attacks import gcg
 from anydepth.evals.attacks.gcg import START, Budget, Evasion
 from anydepth.evals.attacks.suffixes import find_suffix, searched
-from anydepth.evals.suites.attacks import gcg
 from anydepth.evals.transcript import Transcript
 from anydepth.templates.template import Prompt
 from tests.evaluations import random_probe

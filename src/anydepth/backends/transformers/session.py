@@ -51,8 +51,8 @@ class TransformersSession:
     """A batch of answers under way; implements `anydepth.backends.protocol.Session`.
 
     The prompts are padded on the left. `generate` samples the first token in the same forward pass that fills the
-    cache, exactly as an unguarded call does; that token is kept back (`_ahead`) until it is asked for, so that the
-    checks of depth 0 and of the prefill come before it and cost no pass of their own.
+    cache, exactly as an unguarded call does. The token is kept (`_ahead`) until the flow decodes it, so that the checks
+    of depth 0 and of the prefill come before it at no pass of their own.
     """
 
     def __init__(

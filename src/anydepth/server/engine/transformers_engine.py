@@ -22,7 +22,7 @@ from anydepth.server.engine.engine import (
     Sampling,
     ShuttingDown,
 )
-from anydepth.server.engine.turns import Worker
+from anydepth.server.engine.taking_turns import Worker
 from anydepth.templates.template import Prompt
 from anydepth.types import Checked, Event, Finished, ScanResult, Verdict
 
