@@ -12,10 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src")]
 
-from anydepth.evals.agreement import agreement  # noqa: E402
-from anydepth.evals.judge import open_judge  # noqa: E402
-from anydepth.probes.corpora import load  # noqa: E402
-from anydepth.probes.dataset import Conversation  # noqa: E402
+from anydepth.conversations.corpora import load  # noqa: E402
+from anydepth.conversations.dataset import Conversation  # noqa: E402
+from anydepth.evals.judges.agreement import agreement  # noqa: E402
+from anydepth.evals.judges.judge import open_judge  # noqa: E402
 
 
 def main() -> None:

@@ -32,9 +32,9 @@ from anydepth import Every, Guard, Threshold  # noqa: E402
 from anydepth.audit.trail import open_audit  # noqa: E402
 from anydepth.bench import _blank_probe  # noqa: E402
 from anydepth.detectors import LinearProbe, find_shipped  # noqa: E402
-from anydepth.server.app import build_app  # noqa: E402
+from anydepth.server.engine.transformers_engine import TransformersEngine  # noqa: E402
+from anydepth.server.http.app import build_app  # noqa: E402
 from anydepth.server.service import Service  # noqa: E402
-from anydepth.server.transformers_engine import TransformersEngine  # noqa: E402
 from anydepth.settings import parse_settings  # noqa: E402
 from anydepth.types import Finished, Released  # noqa: E402
 

@@ -76,8 +76,8 @@ def start(args: argparse.Namespace, *, guard: bool) -> Any:
     """An engine in this process."""
     from vllm import LLM
 
-    from anydepth.backends.vllm.launch import engine_options
     from anydepth.settings import parse_settings
+    from anydepth.vllm.launch import engine_options
 
     ours: dict[str, Any] = {"async_scheduling": False}
     if guard:
@@ -100,7 +100,7 @@ def scheduler(llm: Any) -> Any:
 
 def measure(plain: Any, guarded: Any, args: argparse.Namespace, count: int, rounds: int) -> dict[str, Any]:
     """So many rounds of `count` answers at once."""
-    from anydepth.evals import metrics
+    from anydepth.evals import estimates as metrics
 
     race([plain, guarded], args, count)
     before = guarded.collective_rpc("anydepth_stats")[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.base import CONTENT, Read
+from anydepth.backends.protocol import CONTENT, Read
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.backends.transformers.blocks import default_site
 from anydepth.detectors import LinearProbe, ProbeCard

@@ -16,7 +16,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 
-from anydepth.backends.base import Decoded
+from anydepth.backends.protocol import Decoded
 from anydepth.errors import CheckError, ConfigError
 from anydepth.policy import Policy
 from anydepth.schedule import Schedule, next_check

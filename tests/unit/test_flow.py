@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anydepth.backends.base import Decoded
+from anydepth.backends.protocol import Decoded
 from anydepth.errors import CheckError, ConfigError
 from anydepth.flow import Check, Command, Decode, Halt, Noted, Outcome, Plan, Release, guarded
 from anydepth.policy import Cusum, Ewma, KofN, Threshold

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anydepth.backends.base import Decoded
+from anydepth.backends.protocol import Decoded
 from anydepth.errors import ConfigError
 from anydepth.flow import Check, Decode, Plan, guarded
 from anydepth.policy import Threshold

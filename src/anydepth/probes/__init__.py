@@ -1,5 +1,5 @@
 """Make probes: import published ones, fit and calibrate new ones."""
 
-from anydepth.probes.joblib_import import import_joblib
+from anydepth.probes.artefact.joblib_import import import_joblib
 
 __all__ = ["import_joblib"]

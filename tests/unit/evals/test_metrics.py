@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anydepth.evals import metrics
+from anydepth.evals import estimates as metrics
 
 
 def test_a_share_has_an_exact_interval_also_at_its_ends() -> None:

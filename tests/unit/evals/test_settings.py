@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from anydepth.errors import ConfigError
-from anydepth.evals.settings import SETTINGS, check_settings
 from anydepth.evals.suite import SUITES
+from anydepth.evals.suite_options import SETTINGS, check_settings
 
 SOURCES = Path(__file__).parents[3] / "src" / "anydepth" / "evals"
 _READ = re.compile(r"""(?:setting|number|amount|samples|chosen|_whole|_numbers)\(\s*"?(?:context,\s*)?"([a-z_-]+)\"""")

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from anydepth import Adaptive, Every, GuardConfig, KofN, Threshold
 from anydepth.cli import app
 from anydepth.errors import ConfigError
-from anydepth.server.app import api_keys
-from anydepth.server.bounds import apply_overrides
-from anydepth.server.failures import BadRequest
-from anydepth.server.schema import GuardOverrides
+from anydepth.guard_overrides import apply_overrides
+from anydepth.server.http.app import api_keys
+from anydepth.server.http.http_errors import BadRequest
+from anydepth.server.http.requests import GuardOverrides
 from anydepth.settings import OverridesTable, load_settings, parse_settings, settings_schema
 
 WHOLE = """

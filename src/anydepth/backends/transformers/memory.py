@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from anydepth.backends.base import Read
+from anydepth.backends.protocol import Read
 from anydepth.backends.transformers.session import TransformersSession
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

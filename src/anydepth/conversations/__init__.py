@@ -1,0 +1,1 @@
+"""Labelled conversations: tables, public corpora, splits and variants."""

@@ -1,0 +1,1 @@
+"""Prompts and Safety Tokens from a chat template."""
