@@ -59,7 +59,7 @@ if [ "$TP" -gt 1 ]; then
   step parallel python - "$MODEL" "$TP" <<'PY'
 import gc, sys
 from vllm import LLM, SamplingParams
-from anydepth.backends.vllm import engine_options
+from anydepth.vllm import engine_options
 from anydepth.settings import parse_settings
 settings = parse_settings({"guard": {"release": "monitor"}, "overrides": {"checks": True}})
 told = []

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from anydepth.backends.base import CONTENT, Read
+from anydepth.backends.protocol import CONTENT, Read
 from anydepth.detectors import LinearProbe
 from anydepth.policy import Policy, policy_from
-from anydepth.probes.fit import FitOptions, fit
-from anydepth.probes.measure import Pair, separation
-from anydepth.probes.onpolicy import load_answers
-from anydepth.probes.plan import reading_of
-from anydepth.probes.recipe import TRAIN, Gathered, gather, read_recipe
-from anydepth.probes.store import Checks, StateStore, answer_key
+from anydepth.probes.fitting.fit import FitOptions, fit
+from anydepth.probes.fitting.measure import separation
+from anydepth.probes.recipe.own_answers import load_answers
+from anydepth.probes.recipe.pairs import Pair
+from anydepth.probes.recipe.recipe import TRAIN, Gathered, gather, read_recipe
+from anydepth.probes.states.plan import reading_of
+from anydepth.probes.states.store import Checks, StateStore, answer_key
 
 ADDED = ("adaptive attacks", "framed harmful", "framed harmless", "continued harmful", "hard harmless")
 

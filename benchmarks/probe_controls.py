@@ -18,17 +18,18 @@ from pathlib import Path
 
 import numpy as np
 
-from anydepth.backends.base import CONTENT, Backend, Site
+from anydepth.backends.protocol import CONTENT, Backend, Site
 from anydepth.backends.transformers import load
+from anydepth.conversations.splits import balance
 from anydepth.detectors import LinearProbe
 from anydepth.policy import Threshold
-from anydepth.probes.collect import collect, dtype_of, manifest_for
-from anydepth.probes.fit import FitOptions, fit
-from anydepth.probes.measure import Pair, separation
-from anydepth.probes.plan import CollectPlan
-from anydepth.probes.recipe import TRAIN, Gathered, gather, read_recipe
-from anydepth.probes.splits import balance
-from anydepth.probes.store import Checks, StateStore
+from anydepth.probes.fitting.fit import FitOptions, fit
+from anydepth.probes.fitting.measure import separation
+from anydepth.probes.recipe.pairs import Pair
+from anydepth.probes.recipe.recipe import TRAIN, Gathered, gather, read_recipe
+from anydepth.probes.states.collect import collect, dtype_of, manifest_for
+from anydepth.probes.states.plan import CollectPlan
+from anydepth.probes.states.store import Checks, StateStore
 
 TRAIN_PARTS = ("clean harmful", "clean harmless")
 VIEWS = (("header", "own"), ("newline", "own"), ("random", "own"), ("user", "own"), ("header", "shadow"))

@@ -17,9 +17,9 @@ from transformers import QuantoConfig
 
 from anydepth import Guard
 from anydepth.backends.transformers import load
+from anydepth.conversations.splits import balance
 from anydepth.detectors import LinearProbe
-from anydepth.probes.recipe import gather, read_recipe
-from anydepth.probes.splits import balance
+from anydepth.probes.recipe.recipe import gather, read_recipe
 
 FORMATS: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},

@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from anydepth import Every, Finished, Guard, Released, Threshold  # noqa: E402
 from anydepth.audit import open_audit  # noqa: E402
-from anydepth.bench.suite import _blank_probe  # noqa: E402
+from anydepth.bench.benchmark import _blank_probe  # noqa: E402
 from anydepth.detectors import LinearProbe, find_shipped  # noqa: E402
 from anydepth.server import Service, TransformersEngine, build_app  # noqa: E402
 from anydepth.settings import parse_settings  # noqa: E402

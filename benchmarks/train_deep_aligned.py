@@ -17,13 +17,13 @@ from typing import Any
 
 from anydepth.backends.batch import batches, write_batch
 from anydepth.backends.transformers import TransformersBackend, load
+from anydepth.conversations import corpora
+from anydepth.conversations.dataset import Conversation, digest
 from anydepth.detectors.refusals import RefusalMatcher
-from anydepth.evals.deep_aligned import RecoveryOptions, recoveries
-from anydepth.evals.tuning import TuneOptions, adapted, trainable, tune
-from anydepth.probes import corpora
-from anydepth.probes.dataset import Conversation, digest
-from anydepth.probes.measure import half
-from anydepth.template import Prompt
+from anydepth.evals.instruments.deep_aligned import RecoveryOptions, recoveries
+from anydepth.evals.instruments.tuning import TuneOptions, adapted, trainable, tune
+from anydepth.probes.recipe.pairs import half
+from anydepth.templates.template import Prompt
 
 TRAINING = "probe_train"
 HELD_OUT = ("prompts_advbench", "prompts_strongreject", "pairs_deep_validation", "attacks_validation", "prompts_xstest")

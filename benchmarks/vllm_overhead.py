@@ -76,8 +76,8 @@ def start(args: argparse.Namespace, *, guard: bool) -> Any:
     """An engine in this process."""
     from vllm import LLM
 
-    from anydepth.backends.vllm import engine_options
     from anydepth.settings import parse_settings
+    from anydepth.vllm import engine_options
 
     ours: dict[str, Any] = {"async_scheduling": False}
     if guard:
@@ -100,7 +100,7 @@ def scheduler(llm: Any) -> Any:
 
 def measure(plain: Any, guarded: Any, args: argparse.Namespace, count: int, rounds: int) -> dict[str, Any]:
     """So many rounds of `count` answers at once."""
-    from anydepth.evals import metrics
+    from anydepth.evals import estimates
 
     race([plain, guarded], args, count)
     before = guarded.collective_rpc("anydepth_stats")[0]
@@ -108,7 +108,7 @@ def measure(plain: Any, guarded: Any, args: argparse.Namespace, count: int, roun
     after = guarded.collective_rpc("anydepth_stats")[0]
     checks = after["checks"] - before["checks"]
     ratios = [without / with_guard for without, with_guard in pairs]
-    ratio = metrics.median("guarded over unguarded", ratios, "ratio")
+    ratio = estimates.median("guarded over unguarded", ratios, "ratio")
     assert ratio.value is not None and ratio.interval is not None
     header = len(scheduler(guarded).setup.header_ids)
     tokens = args.tokens * count

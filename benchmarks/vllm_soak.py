@@ -76,8 +76,8 @@ class Soak:
     def __init__(self, args: argparse.Namespace, audit: Path) -> None:
         from vllm import LLM
 
-        from anydepth.backends.vllm import engine_options
         from anydepth.settings import parse_settings
+        from anydepth.vllm import engine_options
 
         self.args, self.random = args, random.Random(args.seed)
         guard = {"interval": 10, "policy": {"name": "threshold", "threshold": 1.0}}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from anydepth.probes.dataset import Conversation, Label
+from anydepth.conversations.dataset import Conversation, Label
 
 
 def words(start: int, count: int) -> str:

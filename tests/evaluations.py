@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.base import CONTENT, Read
+from anydepth.backends.protocol import CONTENT, Read
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.backends.transformers.blocks import default_site
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.evals.context import Context
-from anydepth.evals.suite import EvalOptions
+from anydepth.evals.eval_options import EvalOptions
 from anydepth.policy import Policy, Threshold, policy_record
 from tests import tiny
 from tests.conversations import words

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from anydepth.probes.dataset import digest
-from anydepth.probes.store import Checks
+from anydepth.conversations.dataset import digest
+from anydepth.probes.states.store import Checks
 
 WIDTH = 12
 READS = 2

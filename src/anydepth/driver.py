@@ -4,8 +4,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from anydepth.backends.base import CheckPoint, Session
-from anydepth.detectors.base import Detector
+from anydepth.backends.protocol import CheckPoint, Session
+from anydepth.detectors.detector import Detector
 from anydepth.flow import Check, Command, Decode, Flow, Halt, Noted, Outcome, Release, Reply
 from anydepth.types import Score
 

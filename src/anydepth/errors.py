@@ -2,6 +2,8 @@
 
     AnydepthError
       +- ConfigError             an option has a value it cannot have (also a ValueError)
+      |    +- BadRequest         a client of the server sends what cannot be answered
+      +- ModelNotFound           a client of the server names a model that is not served
       +- MissingExtra            an optional dependency is not installed (also an ImportError)
       +- ModelError              a model or tokenizer cannot be loaded or used
       |    +- TemplateError      the chat template is missing, or the Safety Tokens cannot be derived from it
@@ -96,3 +98,17 @@ class RecordError(AnydepthError, ValueError):
 
 class JudgeError(AnydepthError):
     """A judge gave no usable judgement of an answer."""
+
+
+class BadRequest(ConfigError):
+    """A request that cannot be done as it is; `param` is the field to change."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param, self.code = param, code
+
+
+class ModelNotFound(AnydepthError):
+    """The request names a model that is not served."""
+
+    param = "model"

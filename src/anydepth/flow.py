@@ -16,11 +16,10 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 
-from anydepth.backends.base import Decoded
 from anydepth.errors import CheckError, ConfigError
 from anydepth.policy import Policy
 from anydepth.schedule import Schedule, next_check
-from anydepth.types import CheckResult, FinishReason, OnError, ReleaseMode, Score, Verdict, Window
+from anydepth.types import CheckResult, Decoded, FinishReason, OnError, ReleaseMode, Score, Verdict, Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from anydepth.backends.base import Backend, Session
+from anydepth.backends.protocol import Backend, Session
 from anydepth.config import OPTIONS, GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import Detector, LinearProbe, declares_reads, detector_parts, find_shipped
 from anydepth.driver import OnCheck, drive_paced, share_time, unobserved
@@ -18,7 +18,7 @@ from anydepth.flow import Flow, Halt, Noted, Outcome, Release, guarded
 from anydepth.policy import Policy
 from anydepth.scan import inside_prefill, scan_answers
 from anydepth.schedule import Schedule
-from anydepth.template import ChatTemplate, Prompt
+from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.text import TextStream
 from anydepth.types import Answer, Checked, Event, Finished, Halted, Message, Released, ScanResult
 

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from anydepth.backends.base import Backend, Capability, Decoded, FinishedAnswer
+from anydepth.backends.protocol import Backend, Capability, FinishedAnswer
 from anydepth.config import GuardConfig
 from anydepth.detectors import Detector, declares_reads, score_finished
 from anydepth.driver import drive
 from anydepth.errors import CheckError, PromptError, UnsupportedModel
 from anydepth.flow import Check, Decode, Flow, Outcome, Plan, Reply, guarded
 from anydepth.schedule import Listed, scheduled_depths
-from anydepth.template import Prompt
-from anydepth.types import CheckResult, ScanResult, Score
+from anydepth.templates.template import Prompt
+from anydepth.types import CheckResult, Decoded, ScanResult, Score
 
 
 def scan_answer(

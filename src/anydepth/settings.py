@@ -12,7 +12,7 @@ from anydepth.errors import ConfigError
 from anydepth.files import read_toml
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
-from anydepth.template import checked_kwargs
+from anydepth.templates.template import checked_kwargs
 from anydepth.types import OnError, ReleaseMode
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+")

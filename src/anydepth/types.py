@@ -169,3 +169,19 @@ class ScanResult:
     verdict: Verdict
     method: Literal["packed", "forks"] = "packed"
     notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What one row got from `Session.decode`.
+
+    Attributes:
+        token_ids: New tokens, an end-of-turn token included.
+        finish_reason: `stop` if the model ended its turn or a stop string matched, `length` if the context is full,
+            None if it can go on. Fewer tokens than `n` with None: another row of the batch ended first; decode again.
+        end_tokens: How many trailing tokens are end-of-turn tokens (0 or 1); they do not count as depth.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"] | None = None
+    end_tokens: int = 0

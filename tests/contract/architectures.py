@@ -24,14 +24,21 @@ HEAD = """\
 
 <!-- Written by `python -m tests.contract.architectures` from the contract suite's result. Do not edit by hand. -->
 
-Each family is tried as a tiny random model, in float32, with Transformers {version} (5.16 is the oldest that
-works). Two contracts:
+Each family is tested as a tiny random model, in float32, with Transformers {version} (5.16 is the oldest that
+works). There are two contracts:
 
-1. **Same stream**: the guarded, un-halted answer is the unguarded one token for token, greedy and with seeded sampling.
-2. **True states**: what a check reads on the fork equals a full recompute without a cache (within 1e-4).
+1. **Same stream**: a guarded answer that is not halted is, token for token, the unguarded one, with greedy decoding and
+   with seeded sampling.
+2. **True states**: the state that a check reads on the fork equals that of a full recomputation without a cache (within
+   1e-4).
 
-"Forked" says how the cache is forked at a check: *shared* copies nothing; *cloned* copies a state whose size does not
-grow with depth. The last column says what the family cannot do, or does at a higher price.
+"Forked" names how each layer of the cache is forked at a check:
+
+- *shared*: nothing is copied;
+- *slots*: nothing is copied, and the fork writes into slots behind the parent's end, which the parent overwrites;
+- *cloned*: a state is copied whose size does not grow with depth.
+
+The last column names what the family cannot do, or does at a higher price.
 
 | family | cache layers, forked | same stream | true states | packed scan | limits |
 |---|---|---|---|---|---|
@@ -39,10 +46,9 @@ grow with depth. The last column says what the family cannot do, or does at a hi
 
 FOOT = """
 A family that is not listed works if its cache layers are of a kind in
-`anydepth/backends/transformers/fork.py`; an unknown kind is refused by name, never guessed. `anydepth inspect MODEL`
-shows all of this for a real model. Caches of other kinds (static, quantised) are covered by
-`tests/contract/test_cache_kinds.py`: a static cache is forked in place behind the parent's end, a quantised one is
-shared.
+`anydepth/backends/transformers/fork.py`; an unknown kind is refused by name. `anydepth inspect MODEL` shows all of this
+for a real model. `tests/contract/test_cache_kinds.py` covers caches of other kinds: a static cache is forked in place
+behind the parent's end, a quantised one is shared.
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anydepth.backends.base import CONTENT, CheckPoint, Read, Session, Site
+from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Session, Site
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.backends.transformers.blocks import default_site
 from anydepth.backends.transformers.read import read
@@ -15,7 +15,7 @@ from anydepth.driver import drive
 from anydepth.flow import Outcome, Plan, Release, guarded
 from anydepth.policy import Threshold
 from anydepth.schedule import Every
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from anydepth.types import Score
 from tests import tiny
 

@@ -187,7 +187,7 @@ class Server(Library):
         from anydepth.audit.reading import read_records
         from anydepth.audit.trail import open_audit
         from anydepth.cli.serve import _engine
-        from anydepth.server.app import build_app
+        from anydepth.server.http.app import build_app
         from anydepth.server.service import Service
 
         self._count += 1

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from anydepth.backends.base import FinishedAnswer
+from anydepth.backends.protocol import FinishedAnswer
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.errors import ConfigError
 from tests import tiny

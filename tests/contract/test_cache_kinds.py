@@ -6,7 +6,7 @@ import torch
 from transformers import cache_utils
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from anydepth.backends.base import CheckPoint
+from anydepth.backends.protocol import CheckPoint
 from anydepth.backends.transformers.fork import can_rewind, fork, fork_kinds, select_rows
 from anydepth.backends.transformers.growing import GrowingLayer
 from anydepth.errors import ConfigError, UnsupportedCache

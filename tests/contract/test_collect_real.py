@@ -16,22 +16,22 @@ import numpy as np
 import pytest
 import torch
 
-from anydepth.backends.base import CONTENT, CheckPoint, Read, Site
+from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Site
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.backends.transformers.blocks import find_blocks
 from anydepth.backends.transformers.naive import naive_scan
 from anydepth.backends.transformers.read import read
+from anydepth.conversations.augment import wrap
+from anydepth.conversations.corpora import load
+from anydepth.conversations.dataset import Conversation
 from anydepth.errors import StoreError, UnsupportedModel
-from anydepth.probes.augment import wrap
-from anydepth.probes.collect import SHADOW_TURN, Collected, collect, manifest_for
-from anydepth.probes.corpora import load
-from anydepth.probes.dataset import Conversation
-from anydepth.probes.onpolicy import AnswerOptions, write_answers
-from anydepth.probes.plan import CollectPlan
-from anydepth.probes.sites import sites_for
-from anydepth.probes.store import Checks, StateStore
+from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
+from anydepth.probes.states.collect import SHADOW_TURN, Collected, collect, manifest_for
+from anydepth.probes.states.plan import CollectPlan
+from anydepth.probes.states.sites import sites_for
+from anydepth.probes.states.store import Checks, StateStore
 from anydepth.schedule import Every
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from tests import tiny
 from tests.contract.contract import TOLERANCE, backend_of
 from tests.conversations import conversation, conversations
@@ -157,7 +157,7 @@ def test_a_control_reads_what_is_appended(backend, tmp_path: Path, suffix: str) 
 
 
 def test_random_tokens_are_the_same_every_time_and_ordinary(backend) -> None:
-    from anydepth.probes.suffix import suffix_ids
+    from anydepth.probes.states.suffix import suffix_ids
 
     assert suffix_ids(backend, "random") == suffix_ids(backend_of("Qwen2"), "random")
 
@@ -214,10 +214,10 @@ import json, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from anydepth.probes.collect import *
-from anydepth.backends.base import Site
-from anydepth.probes.dataset import Conversation
-from anydepth.probes.store import StateStore
+from anydepth.probes.states.collect import *
+from anydepth.backends.protocol import Site
+from anydepth.conversations.dataset import Conversation
+from anydepth.probes.states.store import StateStore
 from tests.contract.contract import backend_of
 facts, path, slow = json.load(open(sys.argv[1])), sys.argv[2], float(sys.argv[3])
 talks = [Conversation(**{**each, "messages": tuple(each["messages"])}) for each in facts]
@@ -316,7 +316,7 @@ class TestRay:
         monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
 
     def run(self, folder: Path, talks: Sequence[Conversation], path: Path, plan: Any, **options: Any) -> Collected:
-        from anydepth.probes.scale import Workers, collect_with_ray, load_backend
+        from anydepth.probes.states.ray import Workers, collect_with_ray, load_backend
 
         opened = path.with_name(f"{path.name}-opened")
         opened.mkdir(exist_ok=True)

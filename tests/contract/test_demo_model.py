@@ -17,7 +17,7 @@ from anydepth.backends.transformers import load, speed
 from anydepth.backends.transformers.blocks import find_module
 from anydepth.errors import ConfigError, ModelError, ProbeError, ProbeMismatch, PromptError, TemplateError
 from anydepth.scan import scan_answer
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from anydepth.types import Checked, Finished, Halted, Released
 from tests import tiny
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from anydepth.evals.run import Evaluation, evaluate
-from anydepth.evals.suite import EvalOptions
+from anydepth.evals.eval_options import EvalOptions
+from anydepth.evals.evaluation import Evaluation, evaluate
 from anydepth.report import open_runs
 from tests.evaluations import FEW, random_probe, tiny_backend, write_tables
 
@@ -22,7 +22,7 @@ ARMS = ("base", "probe", "probe-end", "rethink")
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from anydepth.probes.journal import Journal
+from anydepth.journal import Journal
 from tests.contract.test_eval import evaluated
 
 left = int(sys.argv[2])

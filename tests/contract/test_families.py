@@ -9,14 +9,14 @@ import torch
 import transformers
 from transformers.cache_utils import Cache
 
-from anydepth.backends.base import CONTENT, CheckPoint, FinishedAnswer, Read, Site
+from anydepth.backends.protocol import CONTENT, CheckPoint, FinishedAnswer, Read, Site
 from anydepth.backends.transformers.blocks import default_site, find_blocks
 from anydepth.backends.transformers.fork import can_rewind
 from anydepth.backends.transformers.inputs import ForwardInputs
 from anydepth.backends.transformers.naive import naive_scan, naive_state
 from anydepth.backends.transformers.read import read, to_numpy
 from anydepth.errors import UnsupportedModel
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from tests import tiny
 from tests.contract.architectures import PAGE, refused_row, row
 from tests.contract.contract import (

@@ -7,10 +7,10 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
-from anydepth.backends.base import CheckPoint
-from anydepth.backends.transformers import options as vetting
+from anydepth.backends.protocol import CheckPoint
+from anydepth.backends.transformers import generation_options as vetting
 from anydepth.backends.transformers.endings import Endings
-from anydepth.backends.transformers.options import PLAIN, unlisted_fields, vet_options
+from anydepth.backends.transformers.generation_options import PLAIN, unlisted_fields, vet_options
 from anydepth.errors import ConfigError, UnsupportedModel
 from tests.contract.contract import MAX_NEW_TOKENS, LooksAhead, backend_of, prompt_of, run
 

@@ -156,8 +156,8 @@ def toml(value: Any) -> str:
 async def test_what_a_request_of_the_server_is_guarded_by(
     name: str, folder: Path, probe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anydepth.server.engine import Job
-    from anydepth.server.transformers_engine import TransformersEngine
+    from anydepth.server.engine.engine import Job
+    from anydepth.server.engine.transformers_engine import TransformersEngine
 
     seen: list[GuardConfig] = []
     paced = Guard.paced
@@ -178,8 +178,8 @@ async def test_what_a_request_of_the_server_is_guarded_by(
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_in_vllm(name: str, folder: Path, probe: Path) -> None:
-    from anydepth.backends.vllm.options import EngineOptions
-    from anydepth.backends.vllm.setup import Setup
+    from anydepth.vllm.additional_config import EngineOptions
+    from anydepth.vllm.setup import Setup
 
     settings = parse_settings({"guard": {"probe": str(probe), **TABLE[name]}})
     setup = Setup(EngineOptions(settings), model=load(folder))  # type: ignore[arg-type] # the facts that a probe binds to

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from anydepth import Every, Guard, Threshold
-from anydepth.backends.base import Capability, Read
+from anydepth.backends.protocol import Capability, Read
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.backends.transformers.blocks import default_site
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.scan import inside_prefill
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from tests.contract.contract import backend_of
 
 PREFILL = " ".join(f"w{n}" for n in range(20, 50))

@@ -8,8 +8,8 @@ import pytest
 
 from anydepth import Every, Guard, Threshold
 from anydepth.detectors import declares_reads
-from anydepth.server.engine import Job
-from anydepth.server.transformers_engine import TransformersEngine
+from anydepth.server.engine.engine import Job
+from anydepth.server.engine.transformers_engine import TransformersEngine
 from anydepth.types import Finished
 from tests.contract.contract import backend_of
 

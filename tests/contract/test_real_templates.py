@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from anydepth.errors import ConfigError, PromptError
-from anydepth.template import ChatTemplate, published
+from anydepth.templates.template import ChatTemplate, published
 from tests import tokenizers
 
 pytestmark = pytest.mark.registry

@@ -12,7 +12,8 @@ from anydepth.backends.transformers import TransformersBackend
 from anydepth.config import GuardConfig
 from anydepth.detectors import Detector
 from anydepth.detectors.refusals import RefusalMatcher
-from anydepth.evals.replay import Detecting, Transcript, replay
+from anydepth.evals.arms.replay import Detecting, replay
+from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.policy import Policy
 from anydepth.schedule import Adaptive, Listed

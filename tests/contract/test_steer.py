@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from anydepth.backends.base import CheckPoint, Read, Site
+from anydepth.backends.protocol import CheckPoint, Read, Site
 from anydepth.backends.transformers import steer
 from anydepth.backends.transformers.blocks import default_site
 from anydepth.backends.transformers.read import captured

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from anydepth import Every, Guard, Threshold
-from anydepth.backends.base import Read
+from anydepth.backends.protocol import Read
 from anydepth.backends.transformers.read import captured
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.types import Finished

@@ -18,11 +18,13 @@ _HEAD = """\
 
 <!-- Written by `python -m tests.registry.docs_table`; a test compares it. Do not edit. -->
 
-Chat templates of other people's models, taken from packages of the Python package index, against the
-[derivation](templates.md). A test marked `registry` fetches the packages and compares header, read token, answer opener
-and prompts (one message, two questions, a system message, tools, a tool's result) with what is right for each template.
-No model is run, and a stand-in vocabulary is used where no package has the model's own: the table is about templates,
-not about weights.
+This page lists chat templates of other people's models, from packages of the Python package index, and what the
+[derivation](templates.md) gives for them.
+
+- A test marked `registry` fetches the packages. It compares header, read token, answer opener and prompts with what is
+  right for each template. The prompts are one message, two questions, a system message, tools, and a tool's result.
+- No model is run. Where no package has the model's own vocabulary, a stand-in is used: the table is about templates,
+  not about weights.
 """
 
 

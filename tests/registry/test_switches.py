@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from anydepth.template import ChatTemplate
+from anydepth.templates.template import ChatTemplate
 from tests.registry import vocabulary
 from tests.registry.conversations import CONVERSATIONS, written
 from tests.registry.expected import Expected

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from anydepth.errors import PromptError, TemplateError
-from anydepth.template import ChatTemplate
+from anydepth.templates.template import ChatTemplate
 from tests.registry import archives, vocabulary
 from tests.registry.conversations import CONVERSATIONS, written
 from tests.registry.expected import Expected, table

@@ -15,14 +15,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from anydepth.backends.base import CheckPoint, Decoded
+from anydepth.backends.protocol import CheckPoint
 from anydepth.backends.scripted import END, ScriptedBackend, ScriptedSession
 from anydepth.guard import Guard
+from anydepth.server.engine.transformers_engine import TransformersEngine
 from anydepth.server.run import serve
-from anydepth.server.transformers_engine import TransformersEngine
 from anydepth.settings import Settings, parse_settings
-from anydepth.template import ChatTemplate, Prompt
-from anydepth.types import Score
+from anydepth.templates.template import ChatTemplate, Prompt
+from anydepth.types import Decoded, Score
 
 KINDS = ("say", "slow", "break", "blind")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from anydepth import Guard, LinearProbe, Threshold
-from anydepth.backends.base import Read, Site
+from anydepth.backends.protocol import Read, Site
 from anydepth.backends.transformers import TransformersBackend, load
 from anydepth.detectors import ProbeCard
 from tests import tiny

@@ -2,9 +2,9 @@
 
 import pytest
 
-from anydepth.backends.base import CONTENT, FinishedAnswer, Read, Site
+from anydepth.backends.protocol import CONTENT, FinishedAnswer, Read, Site
 from anydepth.errors import ConfigError
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 
 
 @pytest.mark.parametrize("site", [Site(0), Site(15), Site(3, "output"), Site(7, "self_attn.q_proj")])

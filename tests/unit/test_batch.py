@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anydepth.backends.batch import ROWS, TOKENS_A_BATCH, batches
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 
 
 def cut(lengths: list[int], new: int, rows: int | None = None) -> list[list[int]]:

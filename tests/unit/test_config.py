@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from anydepth import Guard, GuardConfig
-from anydepth.backends.base import Capability, Read, Site
+from anydepth.backends.protocol import Capability, Read, Site
 from anydepth.backends.scripted import ScriptedBackend, ScriptedDetector
 from anydepth.config import EAGER_CHUNK
 from anydepth.detectors import Cascade, LinearProbe, ProbeCard, Rethink

@@ -17,7 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from anydepth.cli import app
-from anydepth.server.edge import OPEN_PATHS
+from anydepth.server.http.gateway import OPEN_PATHS
 from anydepth.server.run import LAST_WORDS
 from anydepth.settings import Settings, load_settings, parse_settings, settings_schema
 

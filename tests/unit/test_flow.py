@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anydepth.backends.base import Decoded
 from anydepth.errors import CheckError, ConfigError
 from anydepth.flow import Check, Command, Decode, Halt, Noted, Outcome, Plan, Release, guarded
 from anydepth.policy import Cusum, Ewma, KofN, Threshold
 from anydepth.schedule import Adaptive, Every, Listed
-from anydepth.types import CheckResult, Score, Verdict, Window
+from anydepth.types import CheckResult, Decoded, Score, Verdict, Window
 
 settings.register_profile("no clock", deadline=None)  # a busy machine is no failure
 settings.load_profile("no clock")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "anydepth"
@@ -33,3 +34,11 @@ def test_no_file_is_too_long() -> None:
     }
     assert {path: n for path, n in lengths.items() if n > LONGEST and path not in LONGER_WITH_A_REASON} == {}
     assert [path for path in LONGER_WITH_A_REASON if lengths.get(path, 0) <= LONGEST] == [], "a reason is out of date"
+
+
+def test_no_file_name_occurs_twice() -> None:
+    """The name of a file says which it is; a command of the CLI has the name that users type."""
+    names = Counter(
+        path.name for path in SOURCE.rglob("*.py") if path.parent.name != "cli" and path.name != "__init__.py"
+    )
+    assert [name for name, count in names.items() if count > 1] == []

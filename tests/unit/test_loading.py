@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from anydepth.backends.transformers import backend as backend_module
 from anydepth.backends.transformers import load, speed
-from anydepth.backends.transformers.files import file_fault, folder_of
+from anydepth.backends.transformers.checkpoint_files import file_fault, folder_of
 from anydepth.backends.transformers.opening import open_adapter, open_model, open_tokenizer
 from anydepth.cli import app
 from anydepth.errors import ModelError

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anydepth import Guard
-from anydepth.backends.base import Read, Site
+from anydepth.backends.protocol import Read, Site
 from anydepth.backends.scripted import ScriptedBackend, ScriptedDetector
 from anydepth.detectors import LinearProbe, ProbeCard, Rethink
 from anydepth.errors import CheckError, PromptError

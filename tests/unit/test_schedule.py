@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anydepth.backends.base import Decoded
 from anydepth.errors import ConfigError
 from anydepth.flow import Check, Decode, Plan, guarded
 from anydepth.policy import Threshold
 from anydepth.schedule import Adaptive, Every, Listed, Schedule, next_check, scheduled_depths
-from anydepth.types import Score
+from anydepth.types import Decoded, Score
 from tests.unit.test_flow import schedules
 
 unit = st.floats(0, 1)

@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from anydepth import overrides
 from anydepth.errors import ConfigError, PromptError, TemplateError
-from anydepth.template import ChatTemplate, Header, Prompt, published
+from anydepth.templates import published as overrides
+from anydepth.templates.template import ChatTemplate, Header, Prompt, published
 
 CHATML = """
 {%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}

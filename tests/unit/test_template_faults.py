@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from anydepth.errors import PromptError, TemplateError
-from anydepth.template import ChatTemplate, Prompt
+from anydepth.templates.template import ChatTemplate, Prompt
 from tests.unit.test_template import CHATML, header_text, make, read_text, text_of
 
 END_TWICE = """{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from anydepth.template import ChatTemplate
+from anydepth.templates.template import ChatTemplate
 from tests.unit.test_template import header_text, make, text_of
 
 # The system prompt ends in a line break, as an answer does, and the prompt begins with one.

@@ -9,22 +9,22 @@ import pytest
 
 from anydepth.audit.trail import AuditError
 from anydepth.audit.verify import verify_audit
-from anydepth.backends.base import CONTENT, Read, Site
+from anydepth.backends.protocol import CONTENT, Read, Site
 from anydepth.backends.scripted import ScriptedTokenizer
-from anydepth.backends.vllm.desk import Desk
-from anydepth.backends.vllm.identity import identify
-from anydepth.backends.vllm.inquiry import Inquiry
-from anydepth.backends.vllm.launch import ENVIRONMENT, fill_in, serve_arguments
-from anydepth.backends.vllm.launch import engine_options as launch_options
-from anydepth.backends.vllm.options import EngineOptions, engine_options
-from anydepth.backends.vllm.outgoing import Outgoing
-from anydepth.backends.vllm.places import end_places, locate, start_places
-from anydepth.backends.vllm.setup import Setup
-from anydepth.backends.vllm.versions import SUPPORTED, check_version
 from anydepth.errors import CheckError, ConfigError
 from anydepth.settings import Settings, parse_settings
-from anydepth.template import ChatTemplate, Prompt
+from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.types import Score
+from anydepth.vllm.additional_config import EngineOptions, engine_options
+from anydepth.vllm.checkpoint_identity import identify
+from anydepth.vllm.engine.admission import Desk
+from anydepth.vllm.engine.held_output import Outgoing
+from anydepth.vllm.engine.pending_check import Inquiry
+from anydepth.vllm.engine.positions import end_places, locate, start_places
+from anydepth.vllm.launch import ENVIRONMENT, fill_in, serve_arguments
+from anydepth.vllm.launch import engine_options as launch_options
+from anydepth.vllm.setup import Setup
+from anydepth.vllm.versions import SUPPORTED, check_version
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +203,10 @@ def test_the_defaults_are_a_guard():
 
 
 def test_the_pure_parts_import_no_vllm_and_no_torch():
-    names = "watch ward desk board inquiry places outgoing report options launch versions spool facts setup readout"
-    code = "import sys\n" + "\n".join(f"import anydepth.backends.vllm.{name}" for name in names.split())
+    engine = "flow_feed guarded_request admission orders pending_check positions held_output state_files"
+    names = ["report_field", "additional_config", "launch", "versions", "served_model", "setup", "worker.readout"]
+    names += [f"engine.{name}" for name in engine.split()]
+    code = "import sys\n" + "\n".join(f"import anydepth.vllm.{name}" for name in names)
     code += "\nassert not {'vllm', 'torch'} & set(sys.modules), 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -12,13 +12,13 @@ from anydepth.audit.answer import Account
 from anydepth.audit.file import JsonlFile
 from anydepth.audit.trail import Audit
 from anydepth.audit.verify import verify_audit
-from anydepth.backends.vllm.report import answer_report, parse_stop_reason, refusal_report, stop_reason
-from anydepth.backends.vllm.watch import Watch
 from anydepth.config import GuardConfig
-from anydepth.errors import CheckError
-from anydepth.server.failures import BadRequest
-from anydepth.template import Prompt
+from anydepth.errors import BadRequest, CheckError
+from anydepth.templates.template import Prompt
 from anydepth.types import Score
+from anydepth.vllm.engine.answer_report import answer_report
+from anydepth.vllm.engine.flow_feed import Watch
+from anydepth.vllm.report_field import parse_stop_reason, refusal_report, stop_reason
 
 END = 2
 

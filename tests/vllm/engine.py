@@ -9,9 +9,9 @@ from vllm import LLM, SamplingParams
 
 from anydepth.audit.reading import read_records
 from anydepth.audit.verify import AuditReport, verify_audit
-from anydepth.backends.vllm.launch import engine_options
-from anydepth.backends.vllm.report import KEY, parse_stop_reason
 from anydepth.settings import parse_settings
+from anydepth.vllm.launch import engine_options
+from anydepth.vllm.report_field import KEY, parse_stop_reason
 
 OVERRIDES = {
     "interval": {"min": 1, "max": 100},

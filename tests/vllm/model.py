@@ -7,10 +7,10 @@ import torch
 import transformers
 
 from anydepth import LinearProbe
-from anydepth.backends.base import Read, Site
-from anydepth.backends.vllm.identity import identify
+from anydepth.backends.protocol import Read, Site
 from anydepth.detectors import ProbeCard
-from anydepth.template import ChatTemplate
+from anydepth.templates.template import ChatTemplate
+from anydepth.vllm.checkpoint_identity import identify
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 READS = ("2.input_layernorm@2", "1.output@content", "3.post_attention_layernorm@3", "2.input_layernorm@0")

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from anydepth.backends.vllm.plugin import register
+from anydepth.vllm.plugin import register
 from tests.vllm.engine import DEFAULTS
 from tests.vllm.model import PROMPTS
 

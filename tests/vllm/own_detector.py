@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from anydepth.backends.base import Capability, Read
+from anydepth.backends.protocol import Capability, Read
 from anydepth.detectors import check_states, require_capabilities
 from anydepth.types import Score
 

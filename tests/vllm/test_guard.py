@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md says how to run these tests")
 
 from anydepth import LinearProbe
-from anydepth.backends.vllm.report import KEY, parse_stop_reason
 from anydepth.schedule import Every, scheduled_depths
+from anydepth.vllm.report_field import KEY, parse_stop_reason
 from tests.vllm.engine import monitor
 from tests.vllm.model import PROMPTS
 

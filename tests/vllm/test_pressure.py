@@ -5,8 +5,8 @@ import pytest
 pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md says how to run these tests")
 
 from anydepth import LinearProbe
-from anydepth.backends.vllm.report import parse_stop_reason
 from anydepth.errors import ConfigError
+from anydepth.vllm.report_field import parse_stop_reason
 from tests.vllm.engine import monitor
 from tests.vllm.model import PROMPTS
 

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md says how to run these tests")
 
-from anydepth.backends.vllm.inquiry import Inquiry
 from anydepth.errors import CheckError
-from anydepth.template import ChatTemplate
+from anydepth.templates.template import ChatTemplate
+from anydepth.vllm.engine.pending_check import Inquiry
 from tests.contract.hosts import OVERRIDES, REFUSAL, UNRECORDED, Seen, patched, seen_of
 from tests.contract.promises import *  # noqa: F403 - the tests themselves
 

@@ -21,7 +21,7 @@ import openai
 
 from anydepth.audit.reading import read_records
 from anydepth.audit.verify import verify_audit
-from anydepth.server.replies import GuardReport
+from anydepth.server.http.responses import GuardReport
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSAL = "That is where I stop."

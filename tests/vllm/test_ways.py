@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md says how to run these tests")
 
 from anydepth import LinearProbe, Rethink
-from anydepth.backends.base import CONTENT, FinishedAnswer, Read, Site
-from anydepth.backends.vllm.backend import VllmBackend
-from anydepth.backends.vllm.curtail import Curtail
+from anydepth.backends.protocol import CONTENT, FinishedAnswer, Read, Site
 from anydepth.errors import CapabilityError, UnsupportedModel
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
+from anydepth.vllm.vllm_backend import VllmBackend
+from anydepth.vllm.worker.header_rows import Curtail
 from tests.vllm.engine import DEFAULTS, monitor
 from tests.vllm.model import PROMPTS, planted_probe
 from tests.vllm.own_detector import Norms
@@ -219,7 +219,7 @@ def _scores(path: Path) -> dict:
 
 
 def _states(path: Path) -> dict:
-    from anydepth.probes.store import StateStore
+    from anydepth.probes.states.store import StateStore
 
     store = StateStore(path)
     checks = store.read([(site, token) for site in store.manifest.sites for token in store.manifest.tokens])

@@ -9,7 +9,7 @@ from typing import Any
 from anydepth.audit.trail import Audit, AuditError
 from anydepth.config import GuardConfig
 from anydepth.policy import policy_record
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from anydepth.types import Answer, CheckResult, Released, ScanResult, Verdict
 
 VERSION = 1

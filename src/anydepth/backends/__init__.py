@@ -1,6 +1,6 @@
 """Engines that run the model, and what each must offer."""
 
-from anydepth.backends.base import (
+from anydepth.backends.protocol import (
     CONTENT,
     Backend,
     Capability,

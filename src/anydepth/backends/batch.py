@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from anydepth.backends.base import Backend
-from anydepth.template import Prompt
+from anydepth.backends.protocol import Backend
+from anydepth.templates.template import Prompt
 from anydepth.types import FinishReason
 
 ROWS = 48

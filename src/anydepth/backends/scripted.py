@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from anydepth.backends.base import Capability, CheckPoint, Decoded, FinishedAnswer, ModelIdentity, Read, Session, Site
+from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, ModelIdentity, Read, Session, Site
 from anydepth.errors import CapabilityError, ConfigError, PromptError, UnsupportedModel
-from anydepth.template import ChatTemplate, Header, Prompt
-from anydepth.types import Score
+from anydepth.templates.template import ChatTemplate, Header, Prompt
+from anydepth.types import Decoded, Score
 
 __all__ = ["ScriptedBackend", "ScriptedDetector"]
 
@@ -68,7 +68,7 @@ class ScriptedTokenizer:
 
 
 class ScriptedBackend:
-    """Implements `anydepth.backends.base.Backend` by a script.
+    """Implements `anydepth.backends.protocol.Backend` by a script.
 
     Args:
         answers: What each row answers, as token ids or as text (then `END` follows). Row r of every session gives
@@ -193,7 +193,7 @@ class ScriptedBackend:
 
 
 class ScriptedSession:
-    """Implements `anydepth.backends.base.Session`; strict where an engine would go wrong silently.
+    """Implements `anydepth.backends.protocol.Session`; strict where an engine would go wrong silently.
 
     As in a real batch, a decode ends for all rows as soon as one live row ends.
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+from anydepth.bench.bench_record import Report, Row
 from anydepth.bench.budget import Level
-from anydepth.bench.measure import (
+from anydepth.bench.rates import Rates
+from anydepth.bench.timing import (
     PACKED_DEPTHS,
     PACKED_LENGTH,
     PACKED_TOKENS,
@@ -16,8 +18,6 @@ from anydepth.bench.measure import (
     room,
     throughput,
 )
-from anydepth.bench.rates import Rates
-from anydepth.bench.report import Report, Row
 from anydepth.detectors import Detector, Rethink
 
 _NEARLY = 0.9

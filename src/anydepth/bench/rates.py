@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from anydepth.bench.measure import endless, filled, seconds
+from anydepth.bench.timing import endless, filled, seconds
 from anydepth.detectors import LinearProbe
 
 if TYPE_CHECKING:

@@ -17,18 +17,18 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, plural, warn, write_json
+from anydepth.conversations.splits import Text as Words
+from anydepth.conversations.splits import copies
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import AnydepthError, ConfigError, RecordError
 from anydepth.fields import LABELS, label_of, text_of
 from anydepth.files import check_destination, is_stream
+from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.policy import Ewma, Policy, Threshold, policy_from, policy_record
-from anydepth.probes.calibrate import Trail, peak, recalibrated, threshold_note
-from anydepth.probes.calibrate import calibrate as set_threshold
-from anydepth.probes.fitrecord import answers_seen
-from anydepth.probes.intervals import answers_needed, check_share, percent
-from anydepth.probes.modelcard import ARTEFACT, README, artefact_in, refresh
-from anydepth.probes.splits import Text as Words
-from anydepth.probes.splits import copies
+from anydepth.probes.artefact.fit_record import answers_seen
+from anydepth.probes.artefact.modelcard import ARTEFACT, README, artefact_in, refresh
+from anydepth.probes.fitting.calibrate import Trail, peak, recalibrated, threshold_note
+from anydepth.probes.fitting.calibrate import calibrate as set_threshold
 from anydepth.records import Line, Record, read_lines
 
 if TYPE_CHECKING:

@@ -13,26 +13,26 @@ import typer
 from rich.progress import Progress
 from rich.text import Text
 
-from anydepth.backends.base import Site
+from anydepth.backends.protocol import Site
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import err, plural, progress_bar, warn
+from anydepth.conversations.corpora import load as load_data
 from anydepth.errors import ConfigError
 from anydepth.files import check_folder
 from anydepth.locks import hold
-from anydepth.probes.collect import Collected, dtype_of, manifest_for
-from anydepth.probes.collect import collect as read_states
-from anydepth.probes.corpora import load as load_data
-from anydepth.probes.onpolicy import Written, write_answers
-from anydepth.probes.plan import CollectPlan
-from anydepth.probes.scale import Workers, collect_with_ray, load_backend
-from anydepth.probes.sites import sites_for
-from anydepth.probes.store import StateStore
+from anydepth.probes.recipe.own_answers import Written, write_answers
+from anydepth.probes.states.collect import Collected, dtype_of, manifest_for
+from anydepth.probes.states.collect import collect as read_states
+from anydepth.probes.states.plan import CollectPlan
+from anydepth.probes.states.ray import Workers, collect_with_ray, load_backend
+from anydepth.probes.states.sites import sites_for
+from anydepth.probes.states.store import StateStore
 from anydepth.schedule import Every, Listed, Schedule
 
 if TYPE_CHECKING:
-    from anydepth.backends.base import Backend
-    from anydepth.probes.dataset import Conversation
+    from anydepth.backends.protocol import Backend
+    from anydepth.conversations.dataset import Conversation
 
 Report = Callable[[int, int, int], None]
 

@@ -19,10 +19,11 @@ from anydepth.cli.report import report
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
+from anydepth.evals.eval_options import EvalOptions
+from anydepth.evals.evaluation import Evaluation, Told, evaluate
 from anydepth.evals.figure import Figure, Summary
-from anydepth.evals.run import Evaluation, Told, evaluate
-from anydepth.evals.settings import check_settings
-from anydepth.evals.suite import QUICK, SUITES, EvalOptions, load_suite
+from anydepth.evals.suite import QUICK, SUITES, load_suite
+from anydepth.evals.suite_options import check_settings
 from anydepth.extras import require
 from anydepth.files import check_folder
 from anydepth.schedule import Every

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anydepth.cli.output import printable
-from anydepth.probes.intervals import percent, percent_range
+from anydepth.intervals import percent, percent_range
 
 Rows = Iterable[tuple[str, object]]
 

@@ -19,18 +19,18 @@ from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
 from anydepth.cli.output import err, plural, printable, progress_bar, warn
 from anydepth.errors import ConfigError
+from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.locks import hold
-from anydepth.probes.choices import Choices
-from anydepth.probes.figures import figures_of, limits_of
-from anydepth.probes.fitrecord import forget, write_fit_record
-from anydepth.probes.intervals import answers_needed, check_share, percent
-from anydepth.probes.modelcard import ARTEFACT
-from anydepth.probes.recipe import Gathered, Recipe, gather, read_recipe, recipe_for
-from anydepth.probes.train import Progress as Told
-from anydepth.probes.train import Trained, fill, train
+from anydepth.probes.artefact.fit_record import forget, write_fit_record
+from anydepth.probes.artefact.modelcard import ARTEFACT
+from anydepth.probes.fitting.figures import figures_of, limits_of
+from anydepth.probes.fitting.train import Progress as Told
+from anydepth.probes.fitting.train import Trained, fill, train
+from anydepth.probes.recipe.choices import Choices
+from anydepth.probes.recipe.recipe import Gathered, Recipe, gather, read_recipe, recipe_for
 
 if TYPE_CHECKING:
-    from anydepth.backends.base import Backend
+    from anydepth.backends.protocol import Backend
     from anydepth.detectors import LinearProbe
 
 
@@ -205,7 +205,7 @@ def _check_other_probe(output: Path, backend: "Backend") -> None:
 
 
 def _write(output: Path, probe: "LinearProbe", trained: Trained, licence: str, command: str) -> None:
-    from anydepth.probes.modelcard import write_folder
+    from anydepth.probes.artefact.modelcard import write_folder
 
     # what describes an earlier probe goes first: a run that is killed here must not leave it beside the new one
     forget(output)

@@ -45,7 +45,7 @@ def inspect(
 
 def describe(backend: "TransformersBackend", *, has_probe: bool) -> dict[str, Any]:
     """Return the facts as one JSON object."""
-    from anydepth.template import published
+    from anydepth.templates.template import published
 
     header, template, identity = backend.header, backend.template, backend.identity
     prompt, channel = template.prompt(_QUESTION), template.channel

@@ -14,11 +14,11 @@ from anydepth.errors import ConfigError
 from anydepth.policy import with_threshold
 
 if TYPE_CHECKING:
-    from anydepth.backends.base import Backend, Site
+    from anydepth.backends.protocol import Backend, Site
     from anydepth.backends.transformers import TransformersBackend
-    from anydepth.backends.vllm.backend import VllmBackend
     from anydepth.detectors import LinearProbe
     from anydepth.guard import Guard
+    from anydepth.vllm.vllm_backend import VllmBackend
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -106,7 +106,7 @@ def open_vllm(model: ModelOptions, sites: "Callable[[Any], Sequence[Site]]") -> 
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     with _loading(model.model):
-        from anydepth.backends.vllm.backend import VllmBackend
+        from anydepth.vllm.vllm_backend import VllmBackend
 
         options = {"dtype": model.dtype, "revision": model.revision, **model.engine_options()}
         return VllmBackend(model.model, sites=sites, template_kwargs=model.template_kwargs, **options)

@@ -17,7 +17,7 @@ from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
 from anydepth.detectors.card import card_record
 from anydepth.errors import ConfigError, ProbeError
 from anydepth.probes import import_joblib
-from anydepth.probes.modelcard import ARTEFACT, README, artefact_in, describes
+from anydepth.probes.artefact.modelcard import ARTEFACT, README, artefact_in, describes
 from anydepth.reasons import reason
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def push(
         )
     if described is None:
         warn(f"note: {path / README} does not say which probe it was written for; see that it is this one")
-    from anydepth.probes.hub import push_folder
+    from anydepth.probes.artefact.hub import push_folder
 
     with err.status("uploading"):
         url = push_folder(path, repo_id, files=[ARTEFACT, README], private=private, message=message)
@@ -192,8 +192,8 @@ def _card_rows(card: ProbeCard) -> Rows:
 def _imported_card(
     backend: "TransformersBackend", site: str | None, header_text: str | None, read_index: int | None, file: str
 ) -> ProbeCard:
-    from anydepth.backends.base import Read, Site
-    from anydepth.template import published
+    from anydepth.backends.protocol import Read, Site
+    from anydepth.templates.template import published
 
     row = published(backend.identity.name)
     site = site or (row.site if row else None)

@@ -16,7 +16,7 @@ from anydepth.cli.manifest import asked_settings, check_manifest, digest_of, loa
 from anydepth.cli.output import err, plural, progress_bar, warn
 from anydepth.errors import ConfigError
 from anydepth.files import check_destination, is_stream
-from anydepth.probes.store import answer_key
+from anydepth.probes.states.store import answer_key
 from anydepth.records import Line, Record, RecordWriter, count_lines, read_lines, scan_record
 from anydepth.types import ScanResult
 

@@ -104,8 +104,8 @@ def _run_vllm(
     settings: "Settings", policy: opt.PolicyName | None, threshold: float | None, flags: list[str]
 ) -> NoReturn:
     """Become vLLM's own server: its signals and its exit code are this command's."""
-    from anydepth.backends.vllm.launch import ENVIRONMENT, server_command
-    from anydepth.server.opening import check_place
+    from anydepth.server.resources import check_place
+    from anydepth.vllm.launch import ENVIRONMENT, server_command
 
     for name, value in (("--adapter", settings.model.adapter), ("--device", settings.model.device)):
         if value is not None:
@@ -151,7 +151,7 @@ def _settings(config: Path | None, given: dict[str, dict[str, Any]]) -> "Setting
 
 def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: float | None) -> Any:
     """Load the model with its guard."""
-    from anydepth.server.transformers_engine import TransformersEngine
+    from anydepth.server.engine.transformers_engine import TransformersEngine
 
     settings = _with_policy(settings, policy, threshold)
     model, limits = settings.model, settings.limits

@@ -1,8 +1,8 @@
 """Labelled conversations: tables, public corpora, splits and variants."""
 
-from anydepth.probes.corpora import load
-from anydepth.probes.dataset import Columns, Conversation
-from anydepth.probes.splits import Selection, Split, balance, drop_near_duplicates, permissive, split_by_prompt
+from anydepth.conversations.corpora import load
+from anydepth.conversations.dataset import Columns, Conversation
+from anydepth.conversations.splits import Selection, Split, balance, drop_near_duplicates, permissive, split_by_prompt
 
 __all__ = [
     "Columns",

@@ -1,6 +1,8 @@
 """Detectors turn a check into a score."""
 
-from anydepth.detectors.base import (
+from anydepth.detectors.card import ProbeCard
+from anydepth.detectors.cascade import Cascade
+from anydepth.detectors.detector import (
     Detector,
     LinearDetector,
     StateDetector,
@@ -11,8 +13,6 @@ from anydepth.detectors.base import (
     require_capabilities,
     require_usable,
 )
-from anydepth.detectors.card import ProbeCard
-from anydepth.detectors.cascade import Cascade
 from anydepth.detectors.finished import score_finished
 from anydepth.detectors.named import detector_named
 from anydepth.detectors.probe import LinearProbe, find_shipped

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from anydepth.backends.base import Backend, ModelIdentity, Read, Site
+from anydepth.backends.protocol import Backend, ModelIdentity, Read, Site
 from anydepth.errors import AnydepthError, ProbeError, UnsupportedModel
 from anydepth.policy import policy_from
 

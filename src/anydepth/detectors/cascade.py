@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from anydepth.backends.base import Backend, CheckPoint, Session
-from anydepth.detectors.base import Detector, require_usable
+from anydepth.backends.protocol import Backend, CheckPoint, Session
+from anydepth.detectors.detector import Detector, require_usable
 from anydepth.errors import ConfigError
 from anydepth.types import Score
 

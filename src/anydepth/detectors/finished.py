@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anydepth.backends.base import Backend, FinishedAnswer
-from anydepth.detectors.base import StateDetector
+from anydepth.backends.protocol import Backend, FinishedAnswer
+from anydepth.detectors.detector import StateDetector
 from anydepth.types import Score
 
 

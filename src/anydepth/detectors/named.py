@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from anydepth.config import check_detector_name
-from anydepth.detectors.base import Detector
+from anydepth.detectors.detector import Detector
 from anydepth.detectors.rethink import Rethink
 from anydepth.errors import ConfigError
 

@@ -14,9 +14,9 @@ import safetensors
 import safetensors.numpy
 
 from anydepth.atomic import write_whole
-from anydepth.backends.base import Backend, Capability, CheckPoint, Read, Session
-from anydepth.detectors.base import check_states, require_capabilities
+from anydepth.backends.protocol import Backend, Capability, CheckPoint, Read, Session
 from anydepth.detectors.card import FORMAT_VERSION, WAIVABLE, ProbeCard, card_from, card_record, mismatches
+from anydepth.detectors.detector import check_states, require_capabilities
 from anydepth.errors import CheckError, ConfigError, ProbeError, ProbeMismatch
 from anydepth.policy import Policy, policy_from
 from anydepth.reasons import reason

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.base import Backend, Capability, CheckPoint, Session
-from anydepth.detectors.base import require_capabilities, require_usable
+from anydepth.backends.protocol import Backend, Capability, CheckPoint, Session
+from anydepth.detectors.detector import require_capabilities, require_usable
 from anydepth.detectors.refusals import Openers, RefusalMatcher
 from anydepth.errors import CheckError, ConfigError, ProbeMismatch
 from anydepth.types import Score

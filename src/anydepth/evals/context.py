@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from anydepth.backends.batch import batches, write_batch
 from anydepth.config import GuardConfig
+from anydepth.conversations.corpora import load
+from anydepth.conversations.dataset import Conversation
+from anydepth.conversations.splits import Text, contradicted, distinct
 from anydepth.detectors import LinearProbe, find_shipped
 from anydepth.errors import ConfigError, StoreError
-from anydepth.evals.judge import Judge, Judged, Judgement, open_judge
-from anydepth.evals.replay import Transcript
-from anydepth.evals.suite import EvalOptions
-from anydepth.probes.corpora import load
-from anydepth.probes.dataset import Conversation
-from anydepth.probes.journal import Journal
-from anydepth.probes.measure import half
-from anydepth.probes.splits import Text, contradicted, distinct
-from anydepth.template import Prompt
+from anydepth.evals.eval_options import EvalOptions
+from anydepth.evals.judges.judge import Judge, Judged, Judgement
+from anydepth.evals.judges.open import open_judge
+from anydepth.evals.transcript import Transcript
+from anydepth.journal import Journal
+from anydepth.probes.recipe.pairs import half
+from anydepth.templates.template import Prompt
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -36,7 +37,7 @@ class Context:
     Attributes:
         suite: Name of the suite.
         backend: The model.
-        options: What the user set.
+        options: Data, seed, sizes, arms and settings of the suites.
         folder: The run's folder.
         judge_spec: Which judge decides; see `open_judge`.
         given_probe: The probe to use; by default the one shipped for the model.
@@ -81,8 +82,8 @@ class Context:
     ) -> list[Conversation]:
         """Rows of a named table, in an order drawn with the run's seed; with a `limit`, other prompts before others.
 
-        Of several copies of an answer there is one (`anydepth.probes.splits.distinct`): it counts once in every figure.
-        Answers that occur with both labels are left out.
+        Of several copies of an answer there is one (`anydepth.conversations.splits.distinct`): it counts once in every
+        figure. Answers that occur with both labels are left out.
 
         Args:
             name: Name in the data folder, or of a corpus on the hub.

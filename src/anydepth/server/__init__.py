@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 from anydepth.extras import exports
 
 if TYPE_CHECKING:
-    from anydepth.server.app import build_app
+    from anydepth.server.engine.transformers_engine import TransformersEngine
+    from anydepth.server.http.app import build_app
     from anydepth.server.service import Service
-    from anydepth.server.transformers_engine import TransformersEngine
 
 __all__ = ["Service", "TransformersEngine", "build_app"]
-__getattr__ = exports(__name__, "anydepth.server.app", "anydepth.server.service", "anydepth.server.transformers_engine")
+__getattr__ = exports(
+    __name__, "anydepth.server.http.app", "anydepth.server.service", "anydepth.server.engine.transformers_engine"
+)

@@ -8,7 +8,7 @@ from math import nan
 
 from anydepth.audit.answer import Account, error_kind
 from anydepth.audit.trail import AuditError
-from anydepth.server.engine import AnswerTimeout, Busy, Engine, EngineError, Job, ShuttingDown
+from anydepth.server.engine.engine import AnswerTimeout, Busy, Engine, EngineError, Job, ShuttingDown
 from anydepth.types import Answer, Checked, Event, Finished, Halted, Released, Verdict
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from types import FrameType
 
 import uvicorn
 
-from anydepth.server.app import build_app
-from anydepth.server.engine import Engine, EngineError
-from anydepth.server.logs import set_up_logging
-from anydepth.server.opening import opening
+from anydepth.server.engine.engine import Engine, EngineError
+from anydepth.server.http.app import build_app
+from anydepth.server.resources import opening
 from anydepth.server.service import Service
+from anydepth.server.telemetry.logs import set_up_logging
 from anydepth.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -12,15 +12,14 @@ from opentelemetry.trace import Span
 
 from anydepth.audit.answer import Account
 from anydepth.audit.trail import Audit
-from anydepth.errors import AnydepthError
-from anydepth.server.compose import Composer, Delta, End, Reading
-from anydepth.server.engine import AnswerTimeout, Busy, Engine, Job, ShuttingDown
-from anydepth.server.failures import BadRequest, ModelNotFound
-from anydepth.server.metrics import Metrics, Watcher
+from anydepth.errors import AnydepthError, BadRequest, ModelNotFound
+from anydepth.server.answer.compose import Composer, Delta, End, Reading
+from anydepth.server.answer.segments import SpecialTokens
+from anydepth.server.answer.toolcalls import ToolFormat, choose_format
+from anydepth.server.engine.engine import AnswerTimeout, Busy, Engine, Job, ShuttingDown
 from anydepth.server.relay import relay
-from anydepth.server.segments import SpecialTokens
-from anydepth.server.toolcalls import ToolFormat, choose_format
-from anydepth.server.tracing import answer_span, note_answers, note_check
+from anydepth.server.telemetry.metrics import Metrics, Watcher
+from anydepth.server.telemetry.tracing import answer_span, note_answers, note_check
 from anydepth.settings import Settings
 from anydepth.types import Checked, Event
 

@@ -8,7 +8,7 @@ from anydepth.audit.answer import Account
 from anydepth.audit.trail import open_audit
 from anydepth.audit.verify import verify_audit
 from anydepth.settings import AuditTable
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from anydepth.types import CheckResult, Released
 
 

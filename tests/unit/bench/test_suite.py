@@ -10,11 +10,13 @@ import pytest
 
 from anydepth import bench
 from anydepth.backends.transformers import TransformersBackend
-from anydepth.bench import measure, parts, suite
+from anydepth.bench import benchmark as suite
+from anydepth.bench import parts
+from anydepth.bench import timing as measure
+from anydepth.bench.bench_record import Report, Row
+from anydepth.bench.benchmark import Effort
 from anydepth.bench.budget import spend
 from anydepth.bench.rates import Rate, Rates
-from anydepth.bench.report import Report, Row
-from anydepth.bench.suite import Effort
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from anydepth import Guard
-from anydepth.backends.base import Read, Site
+from anydepth.backends.protocol import Read, Site
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.cli import load
 from anydepth.cli.options import GuardOptions, ModelOptions
+from anydepth.conversations.splits import Text
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.policy import Ewma, Threshold
-from anydepth.probes.calibrate import peak
-from anydepth.probes.fitrecord import write_fit_record
-from anydepth.probes.modelcard import write_folder
-from anydepth.probes.splits import Text
+from anydepth.probes.artefact.fit_record import write_fit_record
+from anydepth.probes.artefact.modelcard import write_folder
+from anydepth.probes.fitting.calibrate import peak
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.cli.conftest import Run
 

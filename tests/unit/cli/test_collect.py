@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from anydepth.backends.base import CONTENT, Site
+from anydepth.backends.protocol import CONTENT, Site
 from anydepth.backends.scripted import ScriptedBackend
 from anydepth.cli import collect as command
 from anydepth.cli import load
 from anydepth.cli.options import ModelOptions
 from anydepth.locks import hold
-from anydepth.probes.store import StateStore
+from anydepth.probes.states.store import StateStore
 from tests.unit.cli.conftest import Run
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from anydepth import Guard, LinearProbe
-from anydepth.backends.base import ModelIdentity, Read, Site
+from anydepth.backends.protocol import ModelIdentity, Read, Site
 from anydepth.backends.transformers import load as load_backend
 from anydepth.cli import load
+from anydepth.conversations.splits import Text
 from anydepth.detectors import ProbeCard
 from anydepth.locks import hold
-from anydepth.probes.fitrecord import answers_seen
-from anydepth.probes.splits import Text
-from anydepth.probes.store import StateStore
+from anydepth.probes.artefact.fit_record import answers_seen
+from anydepth.probes.states.store import StateStore
 from tests import tiny
 from tests.unit.cli.conftest import Run
 

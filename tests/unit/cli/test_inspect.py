@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from anydepth.backends.base import ModelIdentity
+from anydepth.backends.protocol import ModelIdentity
 from anydepth.cli import load
-from anydepth.template import ChatTemplate, Header
+from anydepth.templates.template import ChatTemplate, Header
 from tests.unit.cli.conftest import Run
 from tests.unit.test_template import make
 

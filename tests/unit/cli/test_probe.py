@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 
-from anydepth.backends.base import CheckPoint, ModelIdentity, Read, Site
+from anydepth.backends.protocol import CheckPoint, ModelIdentity, Read, Site
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.cli import load
 from anydepth.cli import probe as command
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.policy import KofN
-from anydepth.probes.calibrate import Trail, calibrate, recalibrated
-from anydepth.probes.modelcard import write_folder
+from anydepth.probes.artefact.modelcard import write_folder
+from anydepth.probes.fitting.calibrate import Trail, calibrate, recalibrated
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.cli.conftest import Run
 

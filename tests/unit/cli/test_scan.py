@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from anydepth import Guard, LinearProbe
-from anydepth.backends.base import Read, Site
+from anydepth.backends.protocol import Read, Site
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.cli import load
 from anydepth.detectors import ProbeCard

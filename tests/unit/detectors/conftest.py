@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anydepth.backends.base import Capability, CheckPoint, ModelIdentity, Read, Site
+from anydepth.backends.protocol import Capability, CheckPoint, ModelIdentity, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import UnsupportedModel
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from anydepth.backends.base import Capability, CheckPoint
+from anydepth.backends.protocol import Capability, CheckPoint
 from anydepth.detectors import Cascade, LinearProbe, Rethink, require_usable
 from anydepth.errors import CapabilityError, CheckError, ConfigError
 from anydepth.types import Score

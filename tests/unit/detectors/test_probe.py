@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from anydepth.backends.base import Capability, CheckPoint, ModelIdentity, Read, Site
+from anydepth.backends.protocol import Capability, CheckPoint, ModelIdentity, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
 from anydepth.errors import CapabilityError, CheckError, ConfigError, ProbeError, ProbeMismatch
 from anydepth.policy import Ewma

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anydepth.backends.base import Capability, CheckPoint
+from anydepth.backends.protocol import Capability, CheckPoint
 from anydepth.detectors import Rethink, calibrate_openers
 from anydepth.errors import CapabilityError, CheckError, ConfigError, ProbeMismatch
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from anydepth.detectors import LinearProbe
 from anydepth.evals.context import Context
-from anydepth.evals.judge import Judged, Judgement
+from anydepth.evals.judges.judge import Judged, Judgement
 from tests.unit.evals import tables
 
 

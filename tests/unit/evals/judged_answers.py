@@ -1,6 +1,6 @@
 """Mild labelled answers: the \"harmful\" ones help with pranks and cheating at games."""
 
-from anydepth.probes.dataset import Conversation, Label
+from anydepth.conversations.dataset import Conversation, Label
 
 GAMES = (
     "cards",

@@ -9,7 +9,7 @@ from typing import Any
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.detectors import LinearProbe
 from anydepth.evals.context import Context
-from anydepth.evals.suite import EvalOptions
+from anydepth.evals.eval_options import EvalOptions
 from tests import tiny
 
 LENGTH = 40

@@ -10,8 +10,9 @@ from anydepth.backends.transformers import TransformersBackend
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe
 from anydepth.evals.context import Context
+from anydepth.evals.eval_options import EvalOptions
 from anydepth.evals.figure import Figure, Summary
-from anydepth.evals.suite import EvalOptions, load_suite
+from anydepth.evals.suite import load_suite
 from anydepth.policy import Threshold
 from anydepth.schedule import Every
 from tests import tiny

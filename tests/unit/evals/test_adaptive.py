@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from anydepth.errors import ConfigError
-from anydepth.evals import adaptive
-from anydepth.evals.adaptive_figures import POLICIES, figures_of_policies, limits_of
+from anydepth.evals.arms.answer_records import Trace
+from anydepth.evals.attacks.disguises import Case, as_stored, spreads, styles, suffixed
+from anydepth.evals.attacks.interleave import Ratio
 from anydepth.evals.context import Context
-from anydepth.evals.disguises import Case, as_stored, spreads, styles, suffixed
 from anydepth.evals.figure import Figure
-from anydepth.evals.replay import Transcript
-from anydepth.evals.spread import Ratio
-from anydepth.evals.traces import Trace
+from anydepth.evals.suites import adaptive
+from anydepth.evals.suites.adaptive_figures import POLICIES, figures_of_policies, limits_of
+from anydepth.evals.transcript import Transcript
 from anydepth.guard import Guard
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from tests.unit.evals import attacking, tables
 from tests.unit.evals.tables import measured, one
 

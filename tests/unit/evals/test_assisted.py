@@ -6,10 +6,11 @@ import torch
 
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
-from anydepth.evals.assisted import Steering, steer
-from anydepth.evals.replay import Point, Transcript, packed_scores
+from anydepth.evals.arms.replay import Point, packed_scores
+from anydepth.evals.attacks.ranked_prefill import Steering, steer
+from anydepth.evals.transcript import Transcript
 from anydepth.schedule import Every
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from tests.evaluations import random_probe, tiny_backend
 from tests.unit.evals import tables
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from anydepth.errors import ConfigError
-from anydepth.evals import attacks, attempts
+from anydepth.evals.attacks import trials as attempts
 from anydepth.evals.figure import Summary
+from anydepth.evals.suites import attacks
 from anydepth.guard import Guard
 from tests.unit.evals import attacking, tables
 from tests.unit.evals.tables import measured, one

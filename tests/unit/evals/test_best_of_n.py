@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anydepth.errors import ConfigError
-from anydepth.evals.best_of_n import augment, capitalise, noise, scramble
+from anydepth.evals.attacks.best_of_n import augment, capitalise, noise, scramble
 
 TEXT = "Please describe how a steam engine works, and name its seven largest parts."
 

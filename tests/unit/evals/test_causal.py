@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from anydepth.backends.base import CONTENT, FinishedAnswer, Read, Site
+from anydepth.backends.protocol import CONTENT, FinishedAnswer, Read, Site
 from anydepth.backends.transformers import TransformersBackend, steer
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
-from anydepth.evals import causal
 from anydepth.evals.figure import Figure, Summary
-from anydepth.evals.interventions import NONE, PATCHES, Arm, Bench, arms, largest_read
-from anydepth.template import Prompt
+from anydepth.evals.instruments.interventions import NONE, PATCHES, Arm, Bench, arms, largest_read
+from anydepth.evals.suites import causal
+from anydepth.templates.template import Prompt
 from tests.unit.evals.labelled_answers import Untouchable, backend, context, data_folder, rows
 
 SITE = Site(2)

@@ -8,10 +8,10 @@ import pytest
 from anydepth import Every
 from anydepth.config import GuardConfig
 from anydepth.errors import ConfigError, StoreError
-from anydepth.evals.judge import Judged
-from anydepth.evals.suite import EvalOptions
+from anydepth.evals.eval_options import EvalOptions
+from anydepth.evals.judges.judge import Judged
 from anydepth.policy import Threshold
-from anydepth.probes.measure import half
+from anydepth.probes.recipe.pairs import half
 from tests.evaluations import TABLES, random_probe, tiny_backend, tiny_context
 
 DEEP = TABLES[0]

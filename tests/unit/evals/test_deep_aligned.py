@@ -7,8 +7,8 @@ import pytest
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
-from anydepth.evals.deep_aligned import REFUSALS, RecoveryOptions, recoveries, recovery
-from anydepth.evals.tuning import Example, TuneOptions, end_of_turn, tune
+from anydepth.evals.instruments.deep_aligned import REFUSALS, RecoveryOptions, recoveries, recovery
+from anydepth.evals.instruments.tuning import Example, TuneOptions, end_of_turn, tune
 from tests import tiny
 from tests.conversations import conversation, words
 
@@ -108,7 +108,7 @@ def test_options_that_teach_nothing_are_refused(wrong: dict[str, float]) -> None
 def test_a_model_learns_to_refuse_after_a_forced_beginning(tmp_path: Path) -> None:
     pytest.importorskip("trl")
     from anydepth.backends.transformers import load
-    from anydepth.evals.tuning import adapted
+    from anydepth.evals.instruments.tuning import adapted
 
     folder = tmp_path / "model"
     tiny.tiny_model("Llama").save_pretrained(folder)

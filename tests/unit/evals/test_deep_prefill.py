@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from anydepth.errors import ConfigError
-from anydepth.evals import deep_prefill, fates
+from anydepth.evals.answers.answer_tables import chosen, pool
+from anydepth.evals.answers.forced import BETWEEN, force
+from anydepth.evals.arms import forced_records as fates
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure, Summary
-from anydepth.evals.forced import BETWEEN, force
-from anydepth.evals.prefill_figures import limits_of
-from anydepth.evals.stored import chosen, pool
+from anydepth.evals.suites import deep_prefill
+from anydepth.evals.suites.prefill_figures import limits_of
 from anydepth.policy import Ewma, Threshold
 from tests.evaluations import FEW, random_probe, tiny_backend, tiny_context, write_tables
 
@@ -160,7 +161,7 @@ def context_items(context: Context) -> list[Any]:
 
 
 def test_look_aheads_and_dear_arms_check_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anydepth.evals.defences.SelfDefence.scores", lambda self, points: [_half(p) for p in points])
+    monkeypatch.setattr("anydepth.evals.arms.arms.SelfDefence.scores", lambda self, points: [_half(p) for p in points])
     summary = run(context_of(tmp_path, ("rethink", "self-defence"), settings={"tokens": "30"}))
     by_arm: dict[str, set[tuple[int, ...]]] = {}
     for row in records(tmp_path):
@@ -184,7 +185,9 @@ def test_an_arm_whose_benign_answers_score_one_has_no_calibrated_threshold(
 ) -> None:
     from anydepth.types import Score
 
-    monkeypatch.setattr("anydepth.evals.defences.SelfDefence.scores", lambda self, points: [Score(1.0) for _ in points])
+    monkeypatch.setattr(
+        "anydepth.evals.arms.arms.SelfDefence.scores", lambda self, points: [Score(1.0) for _ in points]
+    )
     summary = run(context_of(tmp_path, ("self-defence",)))
     assert any("No threshold of self-defence spares 80% of the benign answers" in note for note in summary.notes)
     assert {figure.group["arm"] for figure in summary.figures if "arm" in figure.group} == {"self-defence"}
@@ -194,7 +197,7 @@ def test_failed_checks_are_recorded_and_halt(tmp_path: Path, monkeypatch: pytest
     from anydepth.errors import CheckError
 
     monkeypatch.setattr(
-        "anydepth.evals.defences.SelfDefence.scores", lambda self, points: [CheckError("no") for _ in points]
+        "anydepth.evals.arms.arms.SelfDefence.scores", lambda self, points: [CheckError("no") for _ in points]
     )
     summary = run(context_of(tmp_path, ("self-defence",)))
     assert value(summary, "halted", arm="self-defence", depth=5) == 1
@@ -228,7 +231,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
 
 
 def _only_remembered(defence: Any, *arguments: Any, **named: Any) -> Mapping[str, Any]:
-    from anydepth.evals.replay import replay
+    from anydepth.evals.arms.replay import replay
 
     assert isinstance(defence, fates.Remembered), "checked again"
     return replay(defence, *arguments, **named)

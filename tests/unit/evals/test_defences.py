@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe
 from anydepth.errors import CheckError, ConfigError, ModelError
-from anydepth.evals.asked import Asked, Wording, guard_wording, own_wording
+from anydepth.evals.arms.arms import ARMS, DeepAligned, GuardModel, SelfDefence, chosen_arms, defence, late_to_halt
+from anydepth.evals.arms.model_as_judge import Asked, Wording, guard_wording, own_wording
+from anydepth.evals.arms.replay import Detecting, Point, replay
 from anydepth.evals.context import Context
-from anydepth.evals.defences import ARMS, DeepAligned, GuardModel, SelfDefence, chosen_arms, defence, late_to_halt
-from anydepth.evals.replay import Detecting, Point, Transcript, replay
+from anydepth.evals.transcript import Transcript
 from anydepth.policy import Ewma, Threshold
 from anydepth.types import Score
 from tests import tiny
@@ -51,8 +52,8 @@ def test_every_arm_has_its_own_name_and_scores_what_it_is_given(
     settings = {"deep-prefill.content_probe": str(probe), "deep-prefill.deep_aligned": str(tmp_path / "adapter")}
     context = tiny_context(tmp_path, "deep-prefill", options={"guard_model": guard, "settings": settings})
     wording = Wording(**WORDS)  # the tiny vocabulary has no Yes and No
-    monkeypatch.setattr("anydepth.evals.asked.own_wording", lambda: wording)
-    monkeypatch.setattr("anydepth.evals.asked.guard_wording", lambda name: wording)
+    monkeypatch.setattr("anydepth.evals.arms.model_as_judge.own_wording", lambda: wording)
+    monkeypatch.setattr("anydepth.evals.arms.model_as_judge.guard_wording", lambda name: wording)
     monkeypatch.setattr("anydepth.detectors.rethink._first_tokens", lambda openers, backend: ((30, 31), (30, 31)))
     points = [Point(transcript(context), depth) for depth in (0, 2, 4)]
     for name in ARMS:
@@ -199,7 +200,7 @@ def test_words_that_begin_alike_are_refused(tmp_path: Path) -> None:
 def test_self_defence_asks_in_a_turn_behind_the_answer_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = tiny_context(tmp_path, "deep-prefill")
     wording = Wording(**WORDS, question="w90 w91")
-    monkeypatch.setattr("anydepth.evals.asked.own_wording", lambda: wording)
+    monkeypatch.setattr("anydepth.evals.arms.model_as_judge.own_wording", lambda: wording)
     seen: list[str] = []
     monkeypatch.setattr(
         Asked, "scores", lambda self, rows: [seen.append(context.backend.tokenizer.decode(r)) for r in rows]

@@ -10,12 +10,13 @@ import pytest
 from anydepth.backends.transformers import TransformersBackend, load
 from anydepth.config import GuardConfig
 from anydepth.errors import ConfigError
-from anydepth.evals import erosion
 from anydepth.evals.context import Context
-from anydepth.evals.erosion_figures import BASE, BELOW, BENIGN, PROBE, REQUESTS, Measured, summarise
-from anydepth.evals.erosion_sets import not_trained_on
+from anydepth.evals.eval_options import EvalOptions
 from anydepth.evals.figure import Summary
-from anydepth.evals.suite import EvalOptions, load_suite
+from anydepth.evals.suite import load_suite
+from anydepth.evals.suites import erosion
+from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, REQUESTS, Measured, summarise
+from anydepth.evals.suites.erosion_sets import not_trained_on
 from anydepth.policy import Threshold
 from anydepth.schedule import Every
 from anydepth.types import Score
@@ -116,8 +117,9 @@ def test_the_adapter_moves_what_is_read_through_it_and_not_what_is_read_below(
     backend: TransformersBackend, data: Path, folder: Path
 ) -> None:
     """Against a scan with the very adapter: stored answers read the same below it, and otherwise through it."""
-    from anydepth.evals.replay import Detecting, Transcript, replay
-    from anydepth.evals.tuning import adapted
+    from anydepth.evals.arms.replay import Detecting, replay
+    from anydepth.evals.instruments.tuning import adapted
+    from anydepth.evals.transcript import Transcript
 
     of = context(backend, data, folder)
     rows = [row for row in records(folder) if row["set"] == BENIGN and row["arm"] == PROBE]
@@ -234,7 +236,7 @@ def test_without_its_tables_the_suite_says_which(backend: TransformersBackend, t
 
 
 def test_requests_that_the_shipped_recipe_trains_on_are_not_measured(data: Path) -> None:
-    from anydepth.probes.dataset import Conversation
+    from anydepth.conversations.dataset import Conversation
 
     rows = [Conversation(f"r{n}", ({"role": "user", "content": words(n, 4)},), source="s") for n in range(300)]
     rows = list({row.prompt_key: row for row in rows}.values())

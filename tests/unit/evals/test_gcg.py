@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from anydepth.errors import ConfigError, MissingExtra
-from anydepth.evals import gcg
-from anydepth.evals.gcg import START, Budget, Evasion, find_suffix, searched
-from anydepth.evals.replay import Point, Transcript, packed_scores
-from anydepth.template import Prompt
+from anydepth.evals.arms.replay import Point, packed_scores
+from anydepth.evals.attacks import gcg
+from anydepth.evals.attacks.gcg import START, Budget, Evasion
+from anydepth.evals.attacks.suffixes import find_suffix, searched
+from anydepth.evals.transcript import Transcript
+from anydepth.templates.template import Prompt
 from tests.evaluations import random_probe
 from tests.unit.evals import tables
 

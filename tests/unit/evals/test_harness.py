@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from anydepth.conversations.dataset import Conversation
 from anydepth.errors import MissingExtra
-from anydepth.evals.harness import TASKS, mark, task_of
-from anydepth.probes.dataset import Conversation
+from anydepth.evals.instruments.harness import TASKS, mark, task_of
 
 GOLD = {
     "gsm8k": ("gsm8k", "1,250"),

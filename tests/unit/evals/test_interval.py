@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from anydepth import Every, Guard
-from anydepth.evals import interval
+from anydepth.evals.answers.answer_tables import chosen
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
-from anydepth.evals.interval import INTERVALS, Costs
-from anydepth.evals.replay import Transcript
-from anydepth.evals.stored import chosen
+from anydepth.evals.suites import interval
+from anydepth.evals.suites.interval import INTERVALS, Costs
+from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.policy import Ewma, Threshold
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from anydepth.types import CheckResult, Verdict
 from tests.evaluations import random_probe, tiny_backend, tiny_context
 
@@ -136,7 +136,7 @@ def test_checks_behind_depth_zero_stand_alone(
 
 def test_answers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(context_of(tmp_path))
-    monkeypatch.setattr("anydepth.evals.replay.packed_scores", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("anydepth.evals.arms.replay.packed_scores", lambda *_: pytest.fail("read again"))
     monkeypatch.setattr(interval, "check_times", lambda *_: pytest.fail("timed again"))
     assert run(context_of(tmp_path)).record() == first.record()
 

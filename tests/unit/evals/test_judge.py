@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
-from anydepth.evals.judge import EMPTY, Judged, Judgement, judge_written, open_judge
-from anydepth.evals.judge_refusal import RefusalJudge
-from anydepth.probes.dataset import Conversation
+from anydepth.evals.judges.judge import EMPTY, Judged, Judgement, judge_written
+from anydepth.evals.judges.open import open_judge
+from anydepth.evals.judges.refusal import RefusalJudge
 
 
 def no_tables(name: str) -> list[Conversation]:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from anydepth.evals.agreement import agreement
+from anydepth.conversations.dataset import Conversation, Label
 from anydepth.evals.figure import Figure
-from anydepth.evals.judge import Judged, Judgement
-from anydepth.evals.judge_refusal import RefusalJudge
-from anydepth.evals.judge_text import TextJudge
-from anydepth.probes.dataset import Conversation, Label
+from anydepth.evals.judges.agreement import agreement
+from anydepth.evals.judges.judge import Judged, Judgement
+from anydepth.evals.judges.refusal import RefusalJudge
+from anydepth.evals.judges.text_judge import TextJudge
 from tests.unit.evals.judged_answers import GAMES, answer, training
 
 REFUSAL = "I'm sorry, but I can't help with that."

@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from anydepth.errors import ConfigError, ModelError
-from anydepth.evals.judge import EMPTY, Judged, Judgement, open_judge
-from anydepth.evals.judge_classifier import ClassifierJudge
+from anydepth.evals.judges.classifier import ClassifierJudge
+from anydepth.evals.judges.judge import EMPTY, Judged, Judgement
+from anydepth.evals.judges.open import open_judge
 
 BAD = "w7"
 LONGEST = 32

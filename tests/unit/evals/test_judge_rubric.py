@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from anydepth.errors import ConfigError, JudgeError
-from anydepth.evals.judge import EMPTY, Judge, Judged, Judgement, open_judge
-from anydepth.evals.rubric import Unreadable, rubric
+from anydepth.evals.judges.judge import EMPTY, Judge, Judged, Judgement
+from anydepth.evals.judges.open import open_judge
+from anydepth.evals.judges.rubric_text import Unreadable, rubric
 
 Reply = tuple[int, Any]
 """HTTP status, and the content of the model's message or the whole body."""

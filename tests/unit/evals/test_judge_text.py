@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from anydepth.errors import ConfigError
-from anydepth.evals.examples import Refusing, examples, refusing
-from anydepth.evals.judge import EMPTY, Judged
-from anydepth.evals.judge_text import TextJudge
+from anydepth.evals.judges.examples import Refusing, examples, refusing
+from anydepth.evals.judges.judge import EMPTY, Judged
+from anydepth.evals.judges.text_judge import TextJudge
 from tests.unit.evals.judged_answers import training
 
 COMPLIES = "Sure, to cheat at backgammon, hide a piece in your sleeve. Then distract them and swap it."

@@ -9,10 +9,10 @@ import torch
 from anydepth.backends.transformers.memory import fork_bytes, peak_growth
 from anydepth.bench.measure import check_times, endless, filled, room
 from anydepth.errors import ConfigError
-from anydepth.evals import latency
-from anydepth.evals.asked import Wording
+from anydepth.evals.arms.model_as_judge import Wording
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
+from anydepth.evals.suites import latency
 from tests.evaluations import random_probe, tiny_backend, tiny_context
 
 ASKED = Wording(("w1",), ("w2",), "w3 {request} {answer}")
@@ -51,7 +51,7 @@ def test_every_arm_is_measured_at_every_length(tmp_path: Path) -> None:
 
 
 def test_a_guard_model_stands_beside_the_model_asked_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anydepth.evals.asked import Asked
+    from anydepth.evals.arms.model_as_judge import Asked
 
     backend = tiny_backend()
     other = tiny_backend("Qwen2")

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
+from anydepth.evals.answers.turns import CASES, HARMFUL, TURNS, beginning, compose, exchange
 from anydepth.evals.context import Context
-from anydepth.evals.turns import CASES, HARMFUL, TURNS, beginning, compose, exchange
 from anydepth.guard import Guard
-from anydepth.probes.dataset import Conversation
 from anydepth.scan import scan_answer
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 from tests.conversations import words
 from tests.unit.evals import tables
 from tests.unit.evals.tables import measured, one

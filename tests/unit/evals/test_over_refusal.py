@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
+from anydepth.conversations.corpora import load
+from anydepth.conversations.dataset import Conversation
+from anydepth.conversations.splits import balance
 from anydepth.errors import ConfigError
-from anydepth.evals import over_refusal
-from anydepth.evals.answer_sets import SETS, family, gather, not_trained_on, spread
+from anydepth.evals.answers.sets import SETS, family, gather, not_trained_on, spread
 from anydepth.evals.figure import Summary
-from anydepth.evals.judge import Judged, Judgement
+from anydepth.evals.judges.judge import Judged, Judgement
+from anydepth.evals.suites import over_refusal
 from anydepth.guard import Guard
-from anydepth.probes.corpora import load
-from anydepth.probes.dataset import Conversation
-from anydepth.probes.recipe import read_recipe
-from anydepth.probes.splits import balance
+from anydepth.probes.recipe.recipe import read_recipe
 from tests.unit.evals import tables
 from tests.unit.evals.tables import measured, one
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from anydepth.evals import pair
+from anydepth.evals.attacks import pair
+from anydepth.evals.attacks.pair import Rounds, Turn, attacker_messages, proposal_of, run_rounds
+from anydepth.evals.attacks.texts import wording
 from anydepth.evals.context import Context
-from anydepth.evals.judge import Judged, Judgement
-from anydepth.evals.pair import Rounds, Turn, attacker_messages, proposal_of, run_rounds
-from anydepth.evals.wording import wording
+from anydepth.evals.judges.judge import Judged, Judgement
 from tests.unit.evals import tables
 
 

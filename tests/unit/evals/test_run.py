@@ -11,11 +11,12 @@ import pytest
 from anydepth import Every
 from anydepth.config import GuardConfig
 from anydepth.errors import ConfigError, StoreError
-from anydepth.evals import run as runs
+from anydepth.evals import evaluation as runs
 from anydepth.evals.context import Context
+from anydepth.evals.eval_options import EvalOptions
+from anydepth.evals.evaluation import MANIFEST, SUMMARY, Evaluation, evaluate
 from anydepth.evals.figure import Chart, Figure, Summary
-from anydepth.evals.run import MANIFEST, SUMMARY, Evaluation, evaluate
-from anydepth.evals.suite import SUITES, EvalOptions, load_suite
+from anydepth.evals.suite import SUITES, load_suite
 from anydepth.report import open_runs
 from tests.disk import full_disk
 from tests.evaluations import random_probe, tiny_backend, write_tables

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from anydepth.errors import ConfigError, TemplateError
-from anydepth.evals import crossfit, separability
-from anydepth.evals.crossfit import Crossfit, _advantage
+from anydepth.evals.answers.labelled import within_sources
 from anydepth.evals.figure import Figure, Summary
-from anydepth.evals.labelled import within_sources
-from anydepth.evals.projections import discriminant, principal
-from anydepth.probes.intervals import auroc
+from anydepth.evals.instruments import crossfit
+from anydepth.evals.instruments.crossfit import Crossfit, _advantage
+from anydepth.evals.instruments.projections import discriminant, principal
+from anydepth.evals.suites import separability
+from anydepth.intervals import auroc
 from tests.unit.evals.labelled_answers import Untouchable, backend, context, data_folder, rows, write_table
 
 SETTINGS = {"layers": "1,3"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from anydepth.errors import ConfigError
-from anydepth.evals.settings import SETTINGS, check_settings
 from anydepth.evals.suite import SUITES
+from anydepth.evals.suite_options import SETTINGS, check_settings
 
 SOURCES = Path(__file__).parents[3] / "src" / "anydepth" / "evals"
 _READ = re.compile(r"""(?:setting|number|amount|samples|chosen|_whole|_numbers)\(\s*"?(?:context,\s*)?"([a-z_-]+)\"""")
@@ -18,7 +18,7 @@ def test_every_suite_has_its_options() -> None:
 
 
 def test_every_option_that_a_suite_asks_for_is_known() -> None:
-    asked = {name for file in SOURCES.glob("*.py") for name in _READ.findall(file.read_text())}
+    asked = {name for file in SOURCES.rglob("*.py") for name in _READ.findall(file.read_text())}
     assert {"tokens", "layers", "ratios", "gcg_steps", "held-out"} <= asked
     assert asked <= {name for options in SETTINGS.values() for name in options}
 

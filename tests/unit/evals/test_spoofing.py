@@ -4,8 +4,8 @@ import pytest
 
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.errors import ConfigError
-from anydepth.evals.spoofing import VARIANTS, control_tokens, spoofed
-from anydepth.evals.wording import wording
+from anydepth.evals.attacks.spoof import VARIANTS, control_tokens, spoofed
+from anydepth.evals.attacks.texts import wording
 from tests import tiny
 from tests.evaluations import tiny_backend
 

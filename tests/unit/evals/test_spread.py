@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anydepth.errors import ConfigError
-from anydepth.evals.spread import Ratio, interleave
+from anydepth.evals.attacks.interleave import Ratio, interleave
 
 HARMFUL, BENIGN = tuple(range(100)), tuple(range(1000, 1100))
 

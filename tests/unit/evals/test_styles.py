@@ -6,8 +6,8 @@ import json
 import pytest
 
 from anydepth.errors import ConfigError
-from anydepth.evals.styles import MECHANICAL, asked, restyle
-from anydepth.evals.wording import wording
+from anydepth.evals.attacks.restyle import MECHANICAL, asked, restyle
+from anydepth.evals.attacks.texts import wording
 
 TEXT = (
     "How to bake bread\n\n1. Mix flour, water and salt.\n2. Let the dough rest for an hour, then knead it – gently.\n"

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from anydepth.backends.base import FinishedAnswer
+from anydepth.backends.protocol import FinishedAnswer
 from anydepth.backends.transformers import TransformersBackend, load
 from anydepth.backends.transformers.blocks import default_site
 from anydepth.errors import ConfigError
-from anydepth.evals import tuning
-from anydepth.evals.tuning import Example, TuneOptions, adapted, end_of_turn, example, trainable, tune
+from anydepth.evals.instruments import tuning
+from anydepth.evals.instruments.tuning import Example, TuneOptions, adapted, end_of_turn, example, trainable, tune
 from tests import tiny
 from tests.conversations import conversation, words
 

@@ -9,10 +9,10 @@ import pytest
 
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
-from anydepth.evals import utility
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure, Summary
-from anydepth.evals.harness import TASKS
+from anydepth.evals.instruments.harness import TASKS
+from anydepth.evals.suites import utility
 from anydepth.guard import Guard
 from tests.conversations import words
 from tests.unit.evals import tables

@@ -2,10 +2,10 @@
 
 import pytest
 
+from anydepth.conversations.augment import frames, swap, wrap
+from anydepth.conversations.dataset import Conversation
+from anydepth.conversations.splits import split_by_prompt
 from anydepth.errors import ConfigError
-from anydepth.probes.augment import frames, swap, wrap
-from anydepth.probes.dataset import Conversation
-from anydepth.probes.splits import split_by_prompt
 from tests.conversations import conversation, conversations
 
 

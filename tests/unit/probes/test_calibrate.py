@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anydepth.backends.base import Decoded, ModelIdentity, Read, Site
+from anydepth.backends.protocol import ModelIdentity, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import ConfigError
 from anydepth.flow import Check, Decode, Outcome, Plan, guarded
+from anydepth.intervals import Interval, answers_needed, auroc, clopper_pearson, upper_bound
 from anydepth.policy import Cusum, Ewma, KofN, Policy, Threshold, policy_record
-from anydepth.probes.calibrate import Trail, calibrate, first_halt, peak, recalibrated, threshold_note
-from anydepth.probes.intervals import Interval, answers_needed, auroc, clopper_pearson, upper_bound
-from anydepth.probes.operating import from_prefill, operating_point
+from anydepth.probes.fitting.calibrate import Trail, calibrate, first_halt, peak, recalibrated, threshold_note
+from anydepth.probes.fitting.operating import from_prefill, operating_point
 from anydepth.schedule import Listed
-from anydepth.types import Score
+from anydepth.types import Decoded, Score
 from tests.unit.test_flow import policies
 
 unit = st.floats(0, 1)

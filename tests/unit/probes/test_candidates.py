@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anydepth.backends.base import CONTENT, ModelIdentity, Read, Site
+from anydepth.backends.protocol import CONTENT, ModelIdentity, Read, Site
 from anydepth.errors import ConfigError, StoreError
 from anydepth.policy import Ewma, Threshold
-from anydepth.probes.candidates import Candidate, Judge, Trial, Used, candidates, states_of, sweep
-from anydepth.probes.facts import AnswerFacts
-from anydepth.probes.fit import FitOptions
-from anydepth.probes.measure import Pair
-from anydepth.probes.store import CheckRow, Checks, Manifest, StateStore
+from anydepth.probes.fitting.candidates import Candidate, Judge, Trial, Used, candidates, states_of, sweep
+from anydepth.probes.fitting.fit import FitOptions
+from anydepth.probes.recipe.pairs import Pair
+from anydepth.probes.states.facts import AnswerFacts
+from anydepth.probes.states.store import CheckRow, Checks, Manifest, StateStore
 from tests.planted import WIDTH, planted
 
 SITES = (Site(2), Site(3), Site(5))

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anydepth.backends.base import CONTENT, Site
+from anydepth.backends.protocol import CONTENT, Site
 from anydepth.backends.scripted import ScriptedBackend
 from anydepth.backends.transformers import TransformersBackend
+from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError, UnsupportedModel
-from anydepth.probes.collect import GROUP, SHADOW_TURN, Collected, collect, dtype_of, manifest_for, work_for
-from anydepth.probes.dataset import Conversation
-from anydepth.probes.facts import AnswerFacts
-from anydepth.probes.plan import CollectPlan
-from anydepth.probes.sites import default_layers, sites_for
-from anydepth.probes.store import Checks, StateStore
+from anydepth.probes.states import collect as module
+from anydepth.probes.states.collect import SHADOW_TURN, Collected, collect, dtype_of, manifest_for, work_for
+from anydepth.probes.states.facts import AnswerFacts
+from anydepth.probes.states.plan import CollectPlan
+from anydepth.probes.states.sites import default_layers, sites_for
+from anydepth.probes.states.store import Checks, StateStore
 from anydepth.schedule import Adaptive, Every, Listed
 from tests import tiny
 
@@ -286,7 +287,7 @@ def test_the_default_layers_are_in_the_upper_middle() -> None:
 
 
 def test_a_shard_is_one_group() -> None:
-    assert GROUP == 32, "the tests above count in groups of 32"
+    assert module.GROUP == 32, "the tests above count in groups of 32"
 
 
 def test_an_adapter_is_known_by_its_weights() -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from anydepth.conversations.corpora import allows, corpora, load, terms_of
+from anydepth.conversations.dataset import Columns
 from anydepth.errors import ConfigError, MissingExtra, RecordError
-from anydepth.probes.corpora import allows, corpora, load, terms_of
-from anydepth.probes.dataset import Columns
 
 ANSWER = "A metre,\nno more"
 ROWS = [
@@ -335,7 +335,7 @@ def test_unknown_sources_have_none() -> None:
 
 def test_importing_the_modules_is_light() -> None:
     code = (
-        "import sys, anydepth.probes.dataset, anydepth.probes.corpora, anydepth.probes.splits\n"
+        "import sys, anydepth.conversations.dataset, anydepth.conversations.corpora, anydepth.conversations.splits\n"
         "heavy = {'torch', 'transformers', 'sklearn', 'scipy', 'pandas', 'pyarrow', 'datasets'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

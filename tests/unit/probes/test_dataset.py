@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anydepth.conversations.dataset import Columns, Conversation, Origin, conversations, normalise
 from anydepth.errors import ConfigError, RecordError
-from anydepth.probes.dataset import Columns, Conversation, Origin, conversations, normalise
 
 ORIGIN = Origin("garden.jsonl", "garden")
 

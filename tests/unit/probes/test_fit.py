@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anydepth.backends.base import ModelIdentity, Read, Site
+from anydepth.backends.protocol import ModelIdentity, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import ConfigError, MissingExtra, StoreError
-from anydepth.probes.fit import Balance, FitOptions, _direction, fit, sample_weights
-from anydepth.probes.store import Checks
+from anydepth.probes.fitting.fit import Balance, FitOptions, fit, sample_weights
+from anydepth.probes.states.store import Checks
 from anydepth.types import Score
 from tests.planted import READS, WIDTH, direction, planted
 
@@ -61,6 +61,8 @@ def test_the_fold_gives_the_logits_of_the_pipeline(strength: float) -> None:
 
 def test_the_fold_is_exact() -> None:
     """Whatever the solver found on standardised states, the raw states give the same logits."""
+    from anydepth.probes.fitting import fit as module
+
     checks = planted()
     options = FitOptions(first_depth=0)
     found = fit(checks, options)
@@ -68,7 +70,7 @@ def test_the_fold_is_exact() -> None:
     mean, scale = flat.mean(0), flat.std(0) + 1e-6
     states = (flat - mean) / scale
     weights = sample_weights(checks.columns, options.balance)
-    weight, bias = _direction(states, checks["label"] == "harmful", weights, options)
+    weight, bias = module._direction(states, checks["label"] == "harmful", weights, options)
     expected = states.astype(np.float64) @ weight + bias
     assert np.abs(found.logits(checks.states) - expected).max() < 1e-4
 
@@ -180,7 +182,7 @@ def test_bags_are_seeded_and_averaged() -> None:
 
 
 def test_a_bag_draws_prompts_not_checks() -> None:
-    from anydepth.probes.fit import _resampled
+    from anydepth.probes.fitting.fit import _resampled
 
     prompts = planted(40)["prompt_key"]
     drawn = _resampled(prompts, 3)
@@ -211,7 +213,7 @@ def test_cleaning_drops_labels_that_were_flipped() -> None:
 
 def test_cleaning_drops_the_flipped_ones_and_not_others() -> None:
     pytest.importorskip("cleanlab.rank")
-    from anydepth.probes.fit import _credible
+    from anydepth.probes.fitting.fit import _credible
 
     checks = planted(100, gap=5.0)
     wrong = set(sorted(set(checks["prompt_key"]))[:10])

@@ -8,21 +8,13 @@ import numpy as np
 import pytest
 
 from anydepth.errors import ConfigError, StoreError
+from anydepth.intervals import auroc
 from anydepth.policy import Threshold
-from anydepth.probes.calibrate import peak
-from anydepth.probes.fit import FitOptions, Fitted, fit
-from anydepth.probes.intervals import auroc
-from anydepth.probes.measure import (
-    PREFILLS,
-    Pair,
-    crossed,
-    half,
-    separation,
-    table,
-    thresholds,
-    trails,
-)
-from anydepth.probes.store import Checks
+from anydepth.probes.fitting.calibrate import peak
+from anydepth.probes.fitting.fit import FitOptions, Fitted, fit
+from anydepth.probes.fitting.measure import PREFILLS, crossed, separation, table, thresholds, trails
+from anydepth.probes.recipe.pairs import Pair, half
+from anydepth.probes.states.store import Checks
 from tests.planted import READS, WIDTH, planted
 
 PAIR = Pair("p", ("v",), ("v",))

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
-from anydepth.backends.base import ModelIdentity, Read, Site
+from anydepth.backends.protocol import ModelIdentity, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import ProbeError
+from anydepth.intervals import Rate
 from anydepth.policy import Ewma, Threshold
-from anydepth.probes.calibrate import Trail, calibrate, recalibrated
-from anydepth.probes.intervals import Rate
-from anydepth.probes.modelcard import artefact_in, refresh, write_folder
-from anydepth.probes.operating import from_prefill, operating_point
+from anydepth.probes.artefact.modelcard import artefact_in, refresh, write_folder
+from anydepth.probes.fitting.calibrate import Trail, calibrate, recalibrated
+from anydepth.probes.fitting.operating import from_prefill, operating_point
 
 CARD = ProbeCard(
     model=ModelIdentity("org/tiny", "abc123", "llama", 4, 6, "f00d"),

@@ -10,10 +10,10 @@ import pytest
 
 from anydepth.backends import batch
 from anydepth.backends.scripted import END, ScriptedBackend
+from anydepth.conversations.corpora import load
+from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
-from anydepth.probes.corpora import load
-from anydepth.probes.dataset import Conversation
-from anydepth.probes.onpolicy import AnswerOptions, Written, load_answers, write_answers
+from anydepth.probes.recipe.own_answers import AnswerOptions, Written, load_answers, write_answers
 
 REFUSAL = "I'm sorry, but I can't help with that."
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from anydepth.conversations.augment import frames
 from anydepth.errors import ConfigError
-from anydepth.probes.augment import frames
-from anydepth.probes.recipe import (
+from anydepth.probes.recipe.recipe import (
     TRAIN,
     Gathered,
     Part,

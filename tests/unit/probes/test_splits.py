@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anydepth.errors import ConfigError
-from anydepth.probes.dataset import Conversation, Label
-from anydepth.probes.splits import (
+from anydepth.conversations.dataset import Conversation, Label
+from anydepth.conversations.splits import (
     LeftOut,
     Text,
     balance,
@@ -21,6 +20,7 @@ from anydepth.probes.splits import (
     permissive,
     split_by_prompt,
 )
+from anydepth.errors import ConfigError
 
 ANSWER = "First dig a shallow bed, then loosen the soil with a fork, and mix in two buckets of ripe compost before May."
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anydepth.backends.base import CONTENT, ModelIdentity, Site
+from anydepth.backends.protocol import CONTENT, ModelIdentity, Site
 from anydepth.errors import StoreError
-from anydepth.probes.facts import AnswerFacts
-from anydepth.probes.store import CheckRow, Manifest, StateStore, answer_key, column_name
+from anydepth.probes.states.facts import AnswerFacts
+from anydepth.probes.states.store import CheckRow, Manifest, StateStore, answer_key, column_name
 
 WIDTH = 6
 SITES = (Site(2), Site(3, "output"))

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 
 from anydepth import Guard, LinearProbe
-from anydepth.backends.base import CONTENT, Read, Site
+from anydepth.backends.protocol import CONTENT, Read, Site
 from anydepth.backends.transformers import TransformersBackend
+from anydepth.conversations.augment import wrap
+from anydepth.conversations.dataset import Conversation, Label
+from anydepth.conversations.splits import Text
 from anydepth.errors import ConfigError, StoreError
 from anydepth.policy import policy_from
-from anydepth.probes.augment import wrap
-from anydepth.probes.calibrate import peak
-from anydepth.probes.dataset import Conversation, Label
-from anydepth.probes.figures import figures_of, limits_of
-from anydepth.probes.measure import half, trails
-from anydepth.probes.modelcard import write_folder
-from anydepth.probes.recipe import TRAIN, Gathered, Part, Recipe, recipe_from
-from anydepth.probes.splits import Text
-from anydepth.probes.store import Checks, answer_key
-from anydepth.probes.train import Filled, Trained, _in_half, fill, train
+from anydepth.probes.artefact.modelcard import write_folder
+from anydepth.probes.fitting.calibrate import peak
+from anydepth.probes.fitting.figures import figures_of, limits_of
+from anydepth.probes.fitting.measure import trails
+from anydepth.probes.fitting.train import Filled, Trained, _in_half, fill, train
+from anydepth.probes.recipe.pairs import half
+from anydepth.probes.recipe.recipe import TRAIN, Gathered, Part, Recipe, recipe_from
+from anydepth.probes.states.store import Checks, answer_key
 from tests import tiny
 
 PAIR = {"name": "held out", "harmful": "v", "benign": "v"}

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from anydepth.evals.estimates import roc
+from anydepth.evals.estimates import share as share_of
+from anydepth.evals.eval_options import EvalOptions
 from anydepth.evals.figure import Chart, Figure, Summary
-from anydepth.evals.metrics import roc
-from anydepth.evals.metrics import share as share_of
-from anydepth.evals.suite import EvalOptions
 
 DEPTHS = (0, 5, 25, 100, 250, 500, 1000, 2500)
 ARMS = (

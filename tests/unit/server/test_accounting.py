@@ -15,9 +15,9 @@ from anydepth.audit.file import JsonlFile
 from anydepth.audit.reading import read_records
 from anydepth.audit.trail import Audit
 from anydepth.audit.verify import verify_audit
-from anydepth.server.app import build_app
-from anydepth.server.chat import _ask
-from anydepth.server.schema import ChatRequest
+from anydepth.server.http.app import build_app
+from anydepth.server.http.chat import _ask
+from anydepth.server.http.requests import ChatRequest
 from anydepth.server.service import Service
 from anydepth.settings import parse_settings
 from tests.server.scripted_server import engine_of

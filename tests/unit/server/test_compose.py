@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from anydepth.overrides import Channel
-from anydepth.server.compose import Composer, Delta, End, Reading
-from anydepth.server.segments import Markers
-from anydepth.server.toolcalls import formats
+from anydepth.server.answer.compose import Composer, Delta, End, Reading
+from anydepth.server.answer.segments import Markers
+from anydepth.server.answer.toolcalls import formats
+from anydepth.templates.published import Channel
 from anydepth.types import Answer, Checked, CheckResult, Finished, Halted, Released, Verdict
 
 HERMES = next(row for row in formats() if row.name == "hermes")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from anydepth.audit.trail import open_audit
 from anydepth.cli import app
 from anydepth.errors import ConfigError
-from anydepth.server.opening import Opened, check_place, listening, opening
+from anydepth.server.resources import Opened, check_place, listening, opening
 from anydepth.settings import parse_settings
 
 HERE = "127.0.0.1"
@@ -73,7 +73,7 @@ def loaded(monkeypatch) -> list[Any]:
 def test_what_cannot_be_had_is_said_before_a_model_is_loaded(
     monkeypatch, tmp_path, loaded, busy, engine, toml, words
 ):  # fmt: skip
-    monkeypatch.setattr("anydepth.backends.vllm.launch.find_spec", lambda _: object())
+    monkeypatch.setattr("anydepth.vllm.launch.find_spec", lambda _: object())
     monkeypatch.setattr("os.execve", lambda *command: loaded.append(command))
     monkeypatch.setenv("EMPTY_KEY", " ")
     (tmp_path / "blank").write_text("# no key yet\n")
@@ -87,7 +87,7 @@ def test_what_cannot_be_had_is_said_before_a_model_is_loaded(
 
 def test_flags_of_vllm_may_choose_another_address(monkeypatch, busy):
     commands: list[Any] = []
-    monkeypatch.setattr("anydepth.backends.vllm.launch.find_spec", lambda _: object())
+    monkeypatch.setattr("anydepth.vllm.launch.find_spec", lambda _: object())
     monkeypatch.setattr("os.execve", lambda *command: commands.append(command))
     options = ["serve", "org/model", "--engine", "vllm", "--host", HERE, "--port", str(busy)]
     assert CliRunner().invoke(app, options).exit_code == 2 and not commands
@@ -151,7 +151,7 @@ def test_all_addresses_of_a_host_get_the_same_port(host):
 
 def test_a_server_that_cannot_start_is_no_halted_answer(monkeypatch):
     """Uvicorn's own exit code for it is 3, which says of this command that an answer was halted."""
-    from anydepth.server.engine import EngineError
+    from anydepth.server.engine.engine import EngineError
     from anydepth.server.run import serve
     from tests.server.scripted_server import engine_of
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anydepth.errors import ConfigError
-from anydepth.overrides import Channel
-from anydepth.server.segments import Markers, Segmenter, SpecialTokens
-from anydepth.server.stops import StopTrim, held_back
-from anydepth.server.toolcalls import choose_format, formats, parse_calls
+from anydepth.server.answer.segments import Markers, Segmenter, SpecialTokens
+from anydepth.server.answer.stops import StopTrim, held_back
+from anydepth.server.answer.toolcalls import choose_format, formats, parse_calls
+from anydepth.templates.published import Channel
 
 THINK = Channel("<think>", "</think>", "\n</think>\n\n")
 HARMONY = Channel("<|channel|>analysis<|message|>", "<|end|>", "", "<|channel|>final<|message|>")

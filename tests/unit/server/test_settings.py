@@ -9,11 +9,9 @@ from typer.testing import CliRunner
 
 from anydepth import Adaptive, Every, GuardConfig, KofN, Threshold
 from anydepth.cli import app
-from anydepth.errors import ConfigError
-from anydepth.server.app import api_keys
-from anydepth.server.bounds import apply_overrides
-from anydepth.server.failures import BadRequest
-from anydepth.server.schema import GuardOverrides
+from anydepth.errors import BadRequest, ConfigError
+from anydepth.guard_overrides import GuardOverrides, apply_overrides
+from anydepth.server.http.app import api_keys
 from anydepth.settings import OverridesTable, load_settings, parse_settings, settings_schema
 
 WHOLE = """

@@ -16,14 +16,14 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
 
-from anydepth.backends.vllm.launch import FRONT, server_command
-from anydepth.backends.vllm.report import PREFIX
 from anydepth.cli import app
 from anydepth.errors import ConfigError, MissingExtra
-from anydepth.server.replies import GuardReport
-from anydepth.server.vllm_front import GuardFront
-from anydepth.server.vllm_ledger import Ledger
+from anydepth.server.http.responses import GuardReport
 from anydepth.settings import parse_settings
+from anydepth.vllm.front.middleware import GuardFront
+from anydepth.vllm.front.reports import Ledger
+from anydepth.vllm.launch import FRONT, server_command
+from anydepth.vllm.report_field import PREFIX
 
 REFUSAL = "No."
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -567,7 +567,7 @@ def settings_of(**tables: Any) -> Any:
 
 
 def test_the_command(monkeypatch):
-    monkeypatch.setattr("anydepth.backends.vllm.launch.find_spec", lambda _: object())
+    monkeypatch.setattr("anydepth.vllm.launch.find_spec", lambda _: object())
     command = server_command(settings_of(guard={"interval": 10}), ["--max-model-len", "512", "--host", "0.0.0.0"])
     assert command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
     pairs = dict(pairwise(command))
@@ -579,7 +579,7 @@ def test_the_command(monkeypatch):
 
 
 def test_variables_of_the_template_go_to_vllm_and_to_the_guard(monkeypatch):
-    monkeypatch.setattr("anydepth.backends.vllm.launch.find_spec", lambda _: object())
+    monkeypatch.setattr("anydepth.vllm.launch.find_spec", lambda _: object())
     pairs = dict(pairwise(server_command(settings_of(model={"path": "x", "template_kwargs": {"thinking": False}}))))
     assert json.loads(pairs["--default-chat-template-kwargs"]) == {"thinking": False}
     ours = json.loads(pairs["--additional-config"])["anydepth"]["settings"]["model"]
@@ -610,7 +610,7 @@ def test_settings_that_do_not_apply_are_named(table, name):
 
 
 def test_without_vllm_the_install_line_is_told(monkeypatch):
-    monkeypatch.setattr("anydepth.backends.vllm.launch.find_spec", lambda _: None)
+    monkeypatch.setattr("anydepth.vllm.launch.find_spec", lambda _: None)
     with pytest.raises(MissingExtra, match=r"pip install 'anydepth\[vllm\]'.*environment of its own"):
         server_command(settings_of())
 
@@ -625,7 +625,7 @@ def executed(monkeypatch) -> list[list[str]]:
         commands.append(command)
         raise SystemExit(0)
 
-    monkeypatch.setattr("anydepth.backends.vllm.launch.find_spec", lambda _: object())
+    monkeypatch.setattr("anydepth.vllm.launch.find_spec", lambda _: object())
     monkeypatch.setattr("os.execve", execve)
     return commands
 

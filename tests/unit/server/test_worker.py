@@ -8,10 +8,10 @@ import pytest
 
 from anydepth import Guard
 from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector
-from anydepth.server.engine import AnswerTimeout, Busy, EngineError, Job, ShuttingDown
-from anydepth.server.transformers_engine import TransformersEngine
-from anydepth.server.worker import Worker
-from anydepth.template import Prompt
+from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, Job, ShuttingDown
+from anydepth.server.engine.taking_turns import Worker
+from anydepth.server.engine.transformers_engine import TransformersEngine
+from anydepth.templates.template import Prompt
 from anydepth.types import Checked, Finished, Halted, Released
 
 

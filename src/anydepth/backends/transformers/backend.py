@@ -10,26 +10,26 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from anydepth.backends.base import Capability, FinishedAnswer, ModelIdentity, Read, Site
+from anydepth.backends.protocol import Capability, FinishedAnswer, ModelIdentity, Read, Site
 from anydepth.backends.transformers import packed
 from anydepth.backends.transformers.blocks import default_site, find_blocks, find_module, text_config
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.caches import new_cache
 from anydepth.backends.transformers.fork import fork_kinds
+from anydepth.backends.transformers.generation_options import PLAIN, end_token_ids, vet_options
 from anydepth.backends.transformers.handover import try_options
 from anydepth.backends.transformers.identity import identify
 from anydepth.backends.transformers.inputs import ForwardInputs
-from anydepth.backends.transformers.options import PLAIN, end_token_ids, vet_options
 from anydepth.backends.transformers.prove import ANSWER_TOKENS, prove
 from anydepth.backends.transformers.read import read
-from anydepth.backends.transformers.replay import ReplaySession
+from anydepth.backends.transformers.replay_session import ReplaySession
 from anydepth.backends.transformers.session import TransformersSession, seeded
 from anydepth.errors import ConfigError, PromptError, TemplateError, UnsupportedModel
-from anydepth.template import ChatTemplate, Header, Prompt
+from anydepth.templates.template import ChatTemplate, Header, Prompt
 
 
 class TransformersBackend:
-    """A causal language model and its tokenizer; implements `anydepth.backends.base.Backend`.
+    """A causal language model and its tokenizer; implements `anydepth.backends.protocol.Backend`.
 
     Args:
         model: A Transformers model with a generation head, or a PEFT model around one.

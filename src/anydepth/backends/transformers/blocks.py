@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from anydepth.backends.base import Site
+from anydepth.backends.protocol import Site
 from anydepth.errors import UnsupportedModel
 
 DEFAULT_MODULE = "input_layernorm"

@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from anydepth.backends.transformers.blocks import text_config
-from anydepth.backends.transformers.options import PLAIN
+from anydepth.backends.transformers.generation_options import PLAIN
 from anydepth.errors import ConfigError, UnsupportedModel
 
 

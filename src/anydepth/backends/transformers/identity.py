@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from anydepth.backends.base import ModelIdentity
+from anydepth.backends.protocol import ModelIdentity
 from anydepth.backends.transformers.blocks import find_blocks, text_config
 
 

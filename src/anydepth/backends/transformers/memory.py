@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from anydepth.backends.base import Read
+from anydepth.backends.protocol import Read
 from anydepth.backends.transformers.session import TransformersSession
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -32,8 +32,8 @@ def fork_bytes(session: TransformersSession, reads: tuple[Read, ...]) -> tuple[i
 def peak_growth(work: Callable[[], object]) -> int | None:
     """How many bytes the process has in memory at most while `work` is done, beyond those before; None off Linux.
 
-    Memory that was freed earlier and is still in the process would be used again without counting, so it is handed
-    back first.
+    Memory that was freed earlier and is still in the process would be used again without counting, so it is handed back
+    first.
     """
     try:
         _hand_back_freed_memory()

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from anydepth.backends.base import Site
+from anydepth.backends.protocol import Site
 from anydepth.backends.transformers.session import TransformersSession
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers.backend import TransformersBackend

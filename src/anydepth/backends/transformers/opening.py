@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from anydepth.backends.transformers.files import file_fault, find_fault, folder_of, has_tokenizer
+from anydepth.backends.transformers.checkpoint_files import file_fault, find_fault, folder_of, has_tokenizer
 from anydepth.backends.transformers.weights import some, weights_fault
 from anydepth.errors import AnydepthError, ModelError
 from anydepth.extras import require

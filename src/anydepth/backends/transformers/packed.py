@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
 
-from anydepth.backends.base import CONTENT, FinishedAnswer, Site
+from anydepth.backends.protocol import CONTENT, FinishedAnswer, Site
 from anydepth.backends.transformers.blocks import text_config
 from anydepth.backends.transformers.caches import new_cache
 from anydepth.backends.transformers.fork import fork

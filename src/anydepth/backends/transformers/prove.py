@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from anydepth.backends.base import Capability, FinishedAnswer, Read
+from anydepth.backends.protocol import Capability, FinishedAnswer, Read
 from anydepth.backends.transformers.read import to_numpy
 from anydepth.errors import AnydepthError, UnsupportedModel
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers.backend import TransformersBackend

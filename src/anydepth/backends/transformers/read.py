@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from anydepth.backends.base import Site
+from anydepth.backends.protocol import Site
 from anydepth.backends.transformers.blocks import find_module
 from anydepth.errors import UnsupportedModel
 

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from transformers import StopStringCriteria
 
-from anydepth.backends.base import CONTENT, CheckPoint, Decoded, Read, Site
+from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Site
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.endings import Endings
 from anydepth.backends.transformers.fork import can_rewind, fork, select_rows
 from anydepth.backends.transformers.read import captured, to_numpy
 from anydepth.errors import UnsupportedModel
-from anydepth.template import Prompt
+from anydepth.templates.template import Prompt
+from anydepth.types import Decoded
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers.backend import TransformersBackend
@@ -47,11 +48,11 @@ def _alone(method: Method) -> Method:
 
 
 class TransformersSession:
-    """A batch of answers under way; implements `anydepth.backends.base.Session`.
+    """A batch of answers under way; implements `anydepth.backends.protocol.Session`.
 
     The prompts are padded on the left. `generate` samples the first token in the same forward pass that fills the
-    cache, exactly as an unguarded call does; that token is kept back (`_ahead`) until the first `decode`, so that the
-    checks of depth 0 and of the prefill come before it and cost no pass of their own.
+    cache, exactly as an unguarded call does. The token is kept (`_ahead`) until the flow decodes it, so that the checks
+    of depth 0 and of the prefill come before it at no pass of their own.
     """
 
     def __init__(

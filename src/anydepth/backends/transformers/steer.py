@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from anydepth.backends.base import Site
+from anydepth.backends.protocol import Site
 from anydepth.backends.transformers.blocks import DEFAULT_MODULE, find_module
 from anydepth.errors import UnsupportedModel
 

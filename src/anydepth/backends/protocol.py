@@ -1,0 +1,286 @@
+"""What an engine must offer so that its answers can be guarded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from anydepth.errors import ConfigError, UnsupportedModel
+from anydepth.types import Decoded
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from anydepth.templates.template import ChatTemplate, Header, Prompt
+
+
+class Capability(StrEnum):
+    """Something that a detector may need of a backend."""
+
+    HIDDEN_STATES = "hidden states"
+    LOOK_AHEAD = "look-ahead"
+    NEXT_TOKEN = "next-token probabilities"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a hidden state is read: the output of one module of one block.
+
+    Attributes:
+        block: Index of the transformer block, from 0. Reading `input_layernorm` of block L runs blocks 0 to L-1 only.
+        module: Name of a direct child of the block, or `output` for the block's own output (the residual stream).
+    """
+
+    block: int
+    module: str = "input_layernorm"
+
+    def __str__(self) -> str:
+        return f"{self.block}.{self.module}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """Read `"15.input_layernorm"`, the form `str(site)` writes; ConfigError if it is not of that form."""
+        block, _, module = text.partition(".")
+        if not block.isdecimal() or not module:
+            raise ConfigError(f"site is {text!r}; write it as BLOCK.MODULE, e.g. 15.input_layernorm")
+        return cls(int(block), module)
+
+    def within(self, block: Any) -> Any:
+        """The module of this site in its block, a `torch.nn.Module`; UnsupportedModel names what there is instead."""
+        if self.module == "output":
+            return block
+        children = dict(block.named_children())
+        if self.module not in children:
+            raise UnsupportedModel(
+                f"site {self} does not exist: block {self.block} ({type(block).__name__}) has "
+                f"{', '.join(children)} and output"
+            )
+        return children[self.module]
+
+
+CONTENT = -1
+"""Among header tokens: the last token before the header, that is the last one of the text so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One hidden state that a probe reads at a check.
+
+    Attributes:
+        site: The module whose output is read.
+        token: The token that is read: an index in the header, or `CONTENT`. Both come out of one forward pass.
+    """
+
+    site: Site
+    token: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.token, bool) or not isinstance(self.token, int) or self.token < CONTENT:
+            raise ConfigError(
+                f"token is {self.token!r}; give an index in the header, or {CONTENT} for the one before it"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.site}@{'content' if self.token == CONTENT else self.token}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Read":
+        """Read `"15.input_layernorm@3"` or `"15.input_layernorm@content"`, as `str(read)` writes; else ConfigError."""
+        site, _, token = text.partition("@")
+        if token != "content" and not token.isdecimal():
+            raise ConfigError(f"read is {text!r}; write it as SITE@TOKEN, e.g. 15.input_layernorm@3 or ...@content")
+        return cls(Site.parse(site), CONTENT if token == "content" else int(token))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model this is, so that a probe can refuse another one.
+
+    Attributes:
+        name: Hub id or path, for people.
+        revision: Commit of the hub repository, if known.
+        model_type: Architecture name of the configuration.
+        hidden_size: Width of the residual stream.
+        num_layers: Number of blocks.
+        fingerprint: Digest of weights that fine-tuning in full changes and adapters, bf16 or float32 loading do not
+            (the final norm); the same for every copy of one checkpoint.
+    """
+
+    name: str
+    revision: str | None
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPoint:
+    """One check to make: a row of the session and the depth to read it at (0, or the row's current depth)."""
+
+    row: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedAnswer:
+    """An answer that is read at all its depths at once.
+
+    Attributes:
+        prompt: The question; a prefill is left out of account.
+        answer_ids: Tokens of the answer.
+        depths: Where to read, each from 0 to `len(answer_ids)`.
+    """
+
+    prompt: "Prompt"
+    answer_ids: tuple[int, ...]
+    depths: tuple[int, ...]
+
+    @property
+    def deepest(self) -> int:
+        """The largest of `depths`: no later token has to be run."""
+        return max(self.depths, default=0)
+
+
+class Session(Protocol):
+    """A batch of answers under way. A row's depth is its prefill at first, and grows as it decodes."""
+
+    @property
+    def rows(self) -> int:
+        """How many answers the session holds."""
+        ...
+
+    def decode(self, n: int) -> list[Decoded]:
+        """Decode up to `n` more tokens per live row; one `Decoded` per row, empty for finished and dropped rows."""
+        ...
+
+    def drop(self, row: int) -> None:
+        """Stop decoding `row`, which was halted; the other rows are not disturbed."""
+        ...
+
+    def hidden_states(self, points: Sequence[CheckPoint], reads: Sequence[Read]) -> "np.ndarray":
+        """Make all `reads` for each point, in one forward pass: float32 `[len(points), len(reads), hidden_size]`.
+
+        At depth 0 the header is the generation prompt itself; else it is appended to a fork of the cache. The answer is
+        not disturbed: what is decoded afterwards is the same with and without the reading.
+        """
+        ...
+
+    def look_ahead(
+        self, points: Sequence[CheckPoint], max_new_tokens: int, decided: Callable[[str], bool]
+    ) -> list[str]:
+        """Greedy text (at most `max_new_tokens`) that the model writes after the header, on a fork.
+
+        Stops a row as soon as `decided(text)` is true.
+        """
+        ...
+
+    def next_token_logprobs(self, points: Sequence[CheckPoint]) -> "np.ndarray":
+        """Log-probabilities of the token after the whole header: float32 `[len(points), vocab_size]`."""
+        ...
+
+    def close(self) -> None:
+        """Free the cache."""
+        ...
+
+
+class Backend(Protocol):
+    """A loaded model that can open sessions."""
+
+    template: "ChatTemplate"
+    capabilities: frozenset[Capability]
+    batches_itself: bool
+    """True if `read_batch` takes many answers of any length: the engine makes its own batches."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The identity of the loaded model."""
+        ...
+
+    @property
+    def header(self) -> "Header":
+        """The Safety Tokens of this model's template."""
+        ...
+
+    def check_site(self, site: Site) -> None:
+        """Raise UnsupportedModel if `site` does not exist in this model."""
+        ...
+
+    def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
+        """Try, before the first answer, whether checks work on this model.
+
+        A check that can never work would halt every answer as if each user had asked for harm. A backend for which
+        that cannot happen has nothing to do.
+
+        Args:
+            needs: The capabilities that the detector needs.
+            reads: The hidden states that it reads, if it declares them.
+
+        Raises:
+            UnsupportedModel: A trial failed, or a fork does not give the states of the text; the reason is named.
+            TemplateError: The chat template alone fills the model's context.
+            ConfigError: The model's generation config names a kind of cache that cannot be forked.
+        """
+        ...
+
+    def open(
+        self, prompts: Sequence["Prompt"], *, max_new_tokens: int, seed: int | None = None, **options: Any
+    ) -> Session:
+        """Start answers to `prompts`, one row per prompt.
+
+        Args:
+            prompts: At least one.
+            max_new_tokens: Tokens per answer at most.
+            seed: Seed of the sampling; None uses the engine's global random state.
+            **options: Sampling options of the engine.
+
+        Raises:
+            PromptError: There is no prompt, or one does not fit the model's context.
+            ConfigError: A sampling option does not exist or cannot be guarded.
+            UnsupportedModel: A sampling option needs something that this model cannot do.
+        """
+        ...
+
+    def replay(self, prompt: "Prompt", answer_ids: Sequence[int]) -> Session:
+        """Open a session that decodes the given answer; PromptError if it is empty or too long for the context."""
+        ...
+
+    def unguarded(
+        self, prompts: Sequence["Prompt"], *, max_new_tokens: int, seed: int | None = None, **options: Any
+    ) -> list[tuple[int, ...]]:
+        """Tokens of the bare engine, no guard anywhere: what guarded answers are compared with."""
+        ...
+
+    def read_batch(
+        self,
+        answers: Sequence[FinishedAnswer],
+        sites: Sequence[Site],
+        *,
+        tokens: Sequence[int],
+        suffix: Sequence[int] | None = None,
+    ) -> Sequence[Mapping[Site, "np.ndarray"]]:
+        """Hidden states at all depths of several finished answers, in one packed pass.
+
+        Args:
+            answers: The answers; of about the same length, since the shorter ones are padded.
+            sites: Where to read; the pass ends at the highest.
+            tokens: Which tokens: indices in the header, and `CONTENT` for the token before it.
+            suffix: Tokens to append instead of the header, for control experiments.
+
+        Returns:
+            Per answer and site one float32 array `[len(depths), len(tokens), hidden_size]`. At depth 0 the header is
+            the generation prompt itself, unless `suffix` is given.
+
+        Raises:
+            UnsupportedModel: The architecture cannot take the packed mask; use `replay` there.
+            PromptError: A depth is outside its answer.
+        """
+        ...
+
+    def first_token_ids(self, texts: Sequence[str]) -> list[int]:
+        """The first token of each text as the start of an answer."""
+        ...
+
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """Text of `token_ids`, special tokens left out."""
+        ...

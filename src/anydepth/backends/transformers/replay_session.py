@@ -1,0 +1,60 @@
+"""Feed finished answers through a session, so that they are checked exactly as they would have been while generated."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from anydepth.backends.transformers.session import TransformersSession
+from anydepth.templates.template import Prompt
+
+if TYPE_CHECKING:
+    from anydepth.backends.transformers.backend import TransformersBackend
+
+
+class ReplaySession(TransformersSession):
+    """A session whose tokens are given: each window is fed in one forward pass.
+
+    As in a session that samples, a window ends for all rows where a live row ends.
+
+    Args:
+        backend: The model.
+        prompts: One a row.
+        answers: Tokens of each row, at least one, an end-of-turn token included.
+        stopped: Whether each row ends its turn with its last token; without it a row runs out of tokens, as one that
+            reached its limit.
+        eos: The end-of-turn token of `answers`; by default the model's own.
+    """
+
+    def __init__(
+        self,
+        backend: "TransformersBackend",
+        prompts: Sequence[Prompt],
+        answers: Sequence[Sequence[int]],
+        stopped: Sequence[bool] | None = None,
+        *,
+        eos: int | None = None,
+    ) -> None:
+        options = {"stop_strings": None} | ({} if eos is None else {"eos_token_id": eos})
+        super().__init__(backend, prompts, budget=max(map(len, answers)), seed=None, options=options)
+        # A recurrent model is tried out when this is first asked: now, not while the hooks of a check are on.
+        _ = backend.inputs.takes_chunks
+        self._lengths = [len(answer) for answer in answers]
+        self._stopped = list(stopped or [False] * len(answers))
+        padded = [[*answer, *[backend.pad_id] * (self._budget - len(answer))] for answer in answers]
+        self._answers = torch.tensor(padded, device=self._ids.device)
+
+    def _generate(self, n: int) -> None:
+        done = self._ids.shape[1] - self._prompt_length
+        left = [length - done for row, length in enumerate(self._lengths) if self._rows[row].live and length > done]
+        fresh = self._answers[:, done : done + min([n, *left])]
+        self._ids = torch.cat([self._ids, fresh], 1)
+        self._mask = torch.cat([self._mask, torch.ones_like(fresh)], 1)
+        unfed = self._ids.shape[1] - 1
+        self._backend.feed(self._ids[:, self._cached : unfed], self._cache, self._mask[:, :unfed])
+        self._cached = unfed
+        given = done + fresh.shape[1]
+        self._ended = [
+            stopped and length == given and row.live
+            for row, length, stopped in zip(self._rows, self._lengths, self._stopped, strict=True)
+        ]

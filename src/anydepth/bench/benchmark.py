@@ -1,0 +1,144 @@
+"""Measure a model within a time budget, and tell each figure as it comes."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anydepth.backends.protocol import Read, Site
+from anydepth.bench.bench_record import Report, Row
+from anydepth.bench.budget import Measurement, Progress, about, expected, spend
+from anydepth.bench.parts import Asked, CheckCost, PackedScan, Throughput
+from anydepth.bench.rates import Rates, first_rate
+from anydepth.detectors import LinearProbe, ProbeCard, Rethink, find_shipped
+
+if TYPE_CHECKING:
+    from anydepth.backends.transformers import TransformersBackend
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured at most.
+
+    Attributes:
+        seconds: What the measuring may take, loading the model aside.
+        samples: Samples of a check at each length.
+        tokens: Tokens of an answer whose throughput is measured.
+        rounds: How often the throughput with the probe is measured.
+    """
+
+    seconds: float
+    samples: int
+    tokens: int
+    rounds: int
+
+
+FULL = Effort(seconds=560, samples=7, tokens=512, rounds=2)
+QUICK = Effort(seconds=160, samples=3, tokens=128, rounds=1)
+
+
+def run(
+    model: str,
+    *,
+    contexts: Sequence[int] = (128, 512, 2048, 8192),
+    intervals: Sequence[int] = (10, 25, 50, 100),
+    probe: str | None = None,
+    quick: bool = False,
+    progress: Callable[[str], None] = print,
+    came: Callable[[Sequence[Row], Mapping[str, Any]], None] = lambda rows, result: None,
+    dtype: str = "float32",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """Measure `model` within the budget of `FULL` or `QUICK` and return the figures.
+
+    Args:
+        model: Hub id or folder.
+        contexts: Lengths of the conversation in tokens at which a check is timed.
+        intervals: Tokens between two checks at which the throughput is measured.
+        probe: A probe file; None takes the one shipped for the model, or one of zeros.
+        quick: Spend the smaller budget.
+        progress: Called with one line: what is done next, and how long all that is left will take.
+        came: Called with each figure as it comes, and the result so far.
+        dtype: Number format of the weights, as `load` takes it.
+        clock: The clock of the budget, in seconds.
+
+    Returns:
+        `check_ratio` {context: decode steps a check costs}, `naive_over_check` {context: factor}, `guarded_throughput`
+        {interval: fraction of the unguarded throughput, linear probe}, `guarded_throughput_rk` (the same, look-ahead),
+        `packed_speedup` (packed scan of a finished answer over advancing a cache and forking it at each depth with the
+        whole model), `packed_over_own_forks` (the same over anydepth's own forks, which end at the probe's block), what
+        they were measured with, `cut` (one sentence per measurement that was left out, or made less thoroughly, to stay
+        within `budget_seconds`), `took_seconds`, and `finished`. What was left out has no figure; of the packed scan,
+        None.
+    """
+    from anydepth.backends.transformers import load
+
+    effort = QUICK if quick else FULL
+    progress(f"loading {model}")
+    backend = load(model, dtype=dtype)
+    detector = LinearProbe.load(probe) if probe is not None else find_shipped(backend) or _blank_probe(backend)
+    detector.bind(backend)
+    begun = clock()
+    report = Report(backend, detector, dtype, effort.seconds, came)
+    progress("timing a decode step")
+    rate = first_rate(backend, detector)
+    rates = Rates(rate)
+    measurements, impossible = _measurements(report, effort, rates, contexts, intervals)
+    report.result["cut"] += impossible
+    report.tell()
+    took = clock() - begun
+    progress(
+        f"a decode step takes {about(rate.step)}, a check {about(rate.check)}: the measuring takes about "
+        f"{about(expected(measurements, effort.seconds - took))}, at most about {about(effort.seconds)}"
+    )
+    report.result["cut"] += spend(measurements, effort.seconds - took, clock, lambda stands: progress(_line(stands)))
+    report.result |= {"took_seconds": clock() - begun, "finished": True}
+    report.tell()
+    return report.result
+
+
+def _line(stands: Progress) -> str:
+    return f"{stands.number}/{stands.total} {stands.name}; about {about(stands.left)} left"
+
+
+def _measurements(
+    report: Report, effort: Effort, rates: Rates, contexts: Sequence[int], intervals: Sequence[int]
+) -> tuple[list[Measurement], list[str]]:
+    """What is measured, in order, and one sentence per thing that the model's context has no room for."""
+    limit = report.backend.context_length or 10**9
+    limit -= len(report.backend.header.ids) + len(report.backend.header.answer_ids)
+    checks = [CheckCost(report, rates, effort.samples, context) for context in sorted(set(contexts))]
+    first, further = (
+        [Throughput(report, rates, asked) for asked in some] for some in _asked(report.probe, effort, intervals)
+    )
+    packed = PackedScan(report, rates)
+    why = report.backend.describe()["packed_reason"]
+    everything = [*checks, *first, *([packed] if why is None else []), *further]
+    cuts = [] if why is None else [f"{packed.name}: not possible for this model, {why}"]
+    cuts += [
+        f"{each.name}: left out, it takes {each.length} tokens and the model's context has room for {limit}"
+        for each in everything
+        if each.length > limit
+    ]
+    return [each for each in everything if each.length <= limit], cuts
+
+
+def _asked(probe: LinearProbe, effort: Effort, intervals: Sequence[int]) -> tuple[list[Asked], list[Asked]]:
+    """The throughputs of the first round, and those of further ones; the look-ahead, the dearest, is measured once."""
+    rarest_first = sorted(set(intervals), reverse=True)  # fewer checks take less time
+    first = [Asked(each, at, effort.tokens, 1) for each in (probe, Rethink()) for at in rarest_first]
+    return first, [Asked(probe, at, effort.tokens, n) for n in range(2, effort.rounds + 1) for at in rarest_first]
+
+
+def _blank_probe(backend: "TransformersBackend") -> LinearProbe:
+    """A probe of zeros at the middle of the model: what it says is void, what it costs is not."""
+    header = backend.header
+    card = ProbeCard(
+        model=backend.identity,
+        header_ids=header.ids,
+        reads=(Read(Site(backend.identity.num_layers // 2), header.read_index),),
+        template_digest=backend.template.digest,
+    )
+    return LinearProbe(np.zeros(backend.identity.hidden_size, np.float32), 0.0, card)

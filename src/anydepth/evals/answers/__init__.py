@@ -1,0 +1,1 @@
+"""Answers that suites work on: stored, forced and the model's own."""

@@ -1,0 +1,1 @@
+"""Defences that suites compare, and their cached replay."""

@@ -1,0 +1,122 @@
+"""Keep what defences do to answers in the suite's records."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anydepth.config import GuardConfig
+from anydepth.errors import ConfigError
+from anydepth.evals.arms.arms import UNCALIBRATED, WRITERS, chosen_arms, defence
+from anydepth.evals.arms.replay import reads_states, replay
+from anydepth.evals.context import Context
+from anydepth.evals.transcript import Transcript
+from anydepth.flow import Outcome
+from anydepth.schedule import Every
+
+_TOGETHER = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one defence does to one answer.
+
+    Attributes:
+        halted: The answer is halted.
+        depth: Depth of the check that halts it, else of the highest score.
+        peak: Largest value of the policy's statistic over the checks that were made; None if none was usable.
+        tokens: Length of the answer that was scanned.
+        errors: How many checks failed.
+        checks: Depth, score and statistic of each check; None where it failed.
+    """
+
+    halted: bool
+    depth: int
+    peak: float | None
+    tokens: int
+    errors: int
+    checks: tuple[tuple[int, float | None, float | None], ...]
+
+    def halted_within(self, tokens: int) -> bool:
+        """True if it is halted by a check at `tokens` or before: what a scan of so many tokens would have found."""
+        return self.halted and self.depth <= tokens
+
+
+def traced(context: Context, arm: str, transcripts: Sequence[Transcript]) -> dict[str, Trace]:
+    """What the defence `arm` does to each transcript, by its id; made once, then read from the records.
+
+    A probe reads an answer to its end, also behind a halt: its peak is needed for a ROC curve. A defence that runs the
+    model anew at every check stops at the halt and is asked on the paper's schedule, without the early checks.
+    """
+    if any(_key(arm, each) not in context.records for each in transcripts):
+        _make(context, arm, transcripts)
+    return {each.id: _trace(context.records.rows[_key(arm, each)]) for each in transcripts}
+
+
+def traced_arms(context: Context, default: Sequence[str]) -> tuple[dict[str, bool], tuple[str, ...]]:
+    """The arms to trace, each with whether it reads all of an answer in one pass, and notes on the choice.
+
+    Raises:
+        ConfigError: The user asks for an arm that writes answers of its own, or for none that checks any.
+    """
+    arms, notes = chosen_arms(context, default)
+    if writers := [arm for arm in arms if arm in WRITERS and arm != "base"]:
+        raise ConfigError(f"suite {context.suite} checks given answers, and {writers[0]} writes its own; leave it out")
+    found = {arm: reads_states(defence(arm, context)) for arm in arms if arm != "base"}
+    if not found:
+        raise ConfigError(f"suite {context.suite} compares defences, and the arms {', '.join(arms)} check nothing")
+    if loose := [arm for arm in found if arm in UNCALIBRATED]:
+        notes = (*notes, f"{', '.join(loose)}: halts at a score of 0.5, which nobody has calibrated.")
+    return found, notes
+
+
+def _make(context: Context, arm: str, transcripts: Sequence[Transcript]) -> None:
+    """Make what is missing, always in the same batches: a batch's padding may move a score's last digits."""
+    asked = defence(arm, context)
+    packed = reads_states(asked)
+    config = _config(context.config, packed=packed)
+    ordered = sorted(transcripts, key=lambda each: (len(each.prompt.ids) + len(each.token_ids), each.id))
+    done = sum(_key(arm, each) in context.records for each in ordered)
+    for begin in range(0, len(ordered), _TOGETHER):
+        batch = ordered[begin : begin + _TOGETHER]
+        missing = [each for each in batch if _key(arm, each) not in context.records]
+        if missing:
+            outcomes = replay(asked, batch, config, ahead=packed)
+            for each in missing:
+                key = _key(arm, each)
+                context.records.write(key, {"id": key, "arm": arm, **_record(each, outcomes[each.id])})
+            done += len(missing)
+        context.told(f"check with {arm}", done, len(ordered))
+
+
+def _config(base: GuardConfig, *, packed: bool) -> GuardConfig:
+    if packed:
+        return replace(base, release="monitor")
+    schedule = base.schedule
+    return replace(base, schedule=Every(schedule.interval, doubling=False)) if isinstance(schedule, Every) else base
+
+
+def _key(arm: str, transcript: Transcript) -> str:
+    return f"{arm}|{transcript.id}"
+
+
+def _record(transcript: Transcript, outcome: Outcome) -> dict[str, Any]:
+    checks = [(check.depth, _number(check.score), _number(check.statistic)) for check in outcome.checks]
+    statistics = [statistic for _, _, statistic in checks if statistic is not None]
+    return {
+        "halted": outcome.verdict.halt,
+        "depth": outcome.verdict.depth,
+        "peak": max(statistics, default=None),
+        "tokens": len(transcript.token_ids),
+        "errors": outcome.verdict.errors,
+        "checks": checks,
+    }
+
+
+def _trace(row: Mapping[str, Any]) -> Trace:
+    checks = tuple((depth, score, statistic) for depth, score, statistic in row["checks"])
+    return Trace(row["halted"], row["depth"], row["peak"], row["tokens"], row["errors"], checks)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

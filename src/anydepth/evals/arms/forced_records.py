@@ -1,0 +1,171 @@
+"""Find out what becomes of forced answers under each defence: halted, refused by the model itself, or continued."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anydepth.config import GuardConfig
+from anydepth.errors import CheckError
+from anydepth.evals.answers.forced import Forced
+from anydepth.evals.arms.arms import DEAR
+from anydepth.evals.arms.replay import Defence, Point, leaked, reads_states, replay
+from anydepth.evals.context import Context
+from anydepth.evals.judges.judge import Judged
+from anydepth.evals.transcript import Transcript
+from anydepth.flow import Outcome
+from anydepth.probes.fitting.calibrate import Trail
+from anydepth.schedule import Every, Listed
+from anydepth.types import Score
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of one answer under one defence.
+
+    Attributes:
+        item: The request with its prefill.
+        refused: The model itself refuses to go on, by the judge.
+        outcome: What the guard did; None without a guard.
+    """
+
+    item: Forced
+    refused: bool
+    outcome: Outcome | None = None
+
+    @property
+    def halted(self) -> bool:
+        """True if the guard cut the answer."""
+        return self.outcome is not None and self.outcome.finish_reason == "content_filter"
+
+    @property
+    def stopped(self) -> bool:
+        """True if the guard cut the answer or the model refused."""
+        return self.halted or self.refused
+
+    @property
+    def leak(self) -> int:
+        """Tokens that left, the prefill not counted."""
+        return 0 if self.outcome is None else leaked(self.outcome)
+
+    @property
+    def checks(self) -> int:
+        """How many checks were made."""
+        return 0 if self.outcome is None else len(self.outcome.checks)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A defence whose scores are in the records."""
+
+    name: str
+    known: Mapping[tuple[str, int], Score | Exception]
+    reads_inside: bool
+
+    def scores(self, points: Sequence[Point]) -> list[Score | Exception]:
+        """The scores that were written down."""
+        return [self.known[point.transcript.id, point.depth] for point in points]
+
+    def config(self, base: GuardConfig) -> GuardConfig:
+        """`base` as it is."""
+        return base
+
+
+def refusals(context: Context, arm: str, items: Mapping[str, Forced]) -> dict[str, bool]:
+    """Whether the model itself refuses after each prefill, by its key in `texts`; judged once."""
+    missing = [key for key in items if _key(arm, key) not in context.records]
+    if missing:
+        decode = context.backend.decode_text
+        found = context.judged(
+            {
+                key: Judged(item.row.prompt, context.text(key), decode(item.prompt.ids[item.prompt.start :]))
+                for key, item in items.items()
+                if key in set(missing)
+            }
+        )
+        for key, judgement in found.items():
+            facts = {"refused": judgement.refused, "harmful": judgement.harmful}
+            context.records.write(_key(arm, key), {"id": _key(arm, key), **_about(arm, items[key]), **facts})
+    return {key: context.records.rows[_key(arm, key)]["refused"] for key in items}
+
+
+def base_of(arm: Defence, base: GuardConfig) -> GuardConfig:
+    """When the arm checks: only a probe makes the early checks, and a dear arm none but those that must be."""
+    if arm.name in DEAR:
+        return replace(base, schedule=Listed(()))
+    if not reads_states(arm) and isinstance(base.schedule, Every):
+        return replace(base, schedule=Every(base.schedule.interval, doubling=False))
+    return base
+
+
+def check(
+    context: Context, arm: str, asked: Defence, items: Sequence[Forced], transcripts: Mapping[str, Transcript]
+) -> None:
+    """Score every check of the items with one defence, also behind a halt, and keep the scores in the records."""
+    depths = sorted({item.depth for item in items})
+    base = replace(base_of(asked, context.config), release="monitor")
+    done = sum(_key(arm, item.key) in context.records for item in items)
+    for depth in depths:
+        batch = [item for item in items if item.depth == depth]
+        if any(_key(arm, item.key) not in context.records for item in batch):
+            outcomes = replay(asked, [transcripts[item.key] for item in batch], base)
+            for item in batch:
+                if _key(arm, item.key) not in context.records:
+                    done += 1
+                    key = _key(arm, item.key)
+                    context.records.write(key, {"id": key, **_about(arm, item), **_checks(outcomes[item.key])})
+        context.told(f"check with {arm}", done, len(items))
+
+
+def settle(
+    context: Context,
+    arm: str,
+    config: GuardConfig,
+    items: Sequence[Forced],
+    transcripts: Mapping[str, Transcript],
+    *,
+    reads_inside: bool,
+) -> dict[str, Outcome]:
+    """What a guard with this configuration would have done, from the scores that `check` wrote down for `arm`."""
+    known = {
+        (item.key, depth): CheckError("the check failed") if score is None else Score(score)
+        for item in items
+        for depth, score in scores_of(context, arm, item)
+    }
+    remembered = Remembered(arm, known, reads_inside)
+    return replay(remembered, [transcripts[item.key] for item in items], config, ahead=False)
+
+
+def scores_of(context: Context, arm: str, item: Forced) -> list[tuple[int, float | None]]:
+    """Depth and score of each check in the records; None where it failed."""
+    return [(depth, score) for depth, score in context.records.rows[_key(arm, item.key)]["checks"]]
+
+
+def trail_of(context: Context, arm: str, item: Forced) -> Trail | None:
+    """The checks of one answer for calibration; None if one of them failed."""
+    checks = dict(scores_of(context, arm, item))
+    if any(score is None for score in checks.values()):
+        return None
+    depths = sorted(checks)
+    return Trail(item.key, item.row.source, tuple(depths), tuple(checks[depth] or 0.0 for depth in depths))
+
+
+def _checks(outcome: Outcome) -> dict[str, Any]:
+    checks = [(check.depth, None if math.isnan(check.score) else check.score) for check in outcome.checks]
+    halt = outcome.verdict.depth if outcome.verdict.halt else None
+    return {"checks": checks, "halts_at": halt, "errors": outcome.verdict.errors}
+
+
+def _about(arm: str, item: Forced) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "kind": item.kind,
+        "depth": item.depth,
+        "answer": item.row.id,
+        "source": item.row.source,
+        "joined": item.joined,
+    }
+
+
+def _key(arm: str, key: str) -> str:
+    return key if key.startswith(f"{arm}|") else f"{arm}|{key}"

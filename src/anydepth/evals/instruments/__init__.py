@@ -1,0 +1,1 @@
+"""Measurements on the model's inside, and tuned models."""

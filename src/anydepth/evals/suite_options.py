@@ -1,0 +1,119 @@
+"""The options of single suites, `--set SUITE.NAME=VALUE`; a value that they cannot have is refused before a run."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from anydepth.errors import ConfigError
+from anydepth.evals.attacks.interleave import Ratio
+
+_DIGITS = 9
+"""Digits of a number at most: none of the options is a count of more than some millions."""
+
+_Rule = tuple[Callable[[str], bool], str]
+
+
+def _whole(text: str, least: int = 1) -> bool:
+    return text.isdecimal() and len(text) <= _DIGITS and int(text) >= least
+
+
+def _each(holds: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda text: all(holds(part.strip()) for part in text.split(","))
+
+
+def _rising(text: str) -> bool:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(_whole(part, 0) for part in parts):
+        return False
+    numbers = [int(part) for part in parts]
+    return len(numbers) > 1 and numbers[0] == 0 and numbers == sorted(set(numbers))
+
+
+def _strength(text: str) -> bool:
+    try:
+        return 0 < abs(float(text)) < float("inf")
+    except ValueError:
+        return False
+
+
+def _ratio(text: str) -> bool:
+    try:
+        Ratio.of(text)
+    except ConfigError:
+        return False
+    return True
+
+
+def _one_of(*names: str) -> _Rule:
+    return _each(names.__contains__), f"names of {', '.join(names)}, with commas between them"
+
+
+_COUNT: _Rule = (_whole, "a whole number of at least 1")
+_TEXT: _Rule = (lambda text: bool(text.strip()), "a text that is not empty")
+_PATH: _Rule = (lambda text: Path(text).expanduser().exists(), "a file or folder that is there")
+_DEPTHS: _Rule = (_each(lambda part: _whole(part, 0)), "whole numbers with commas, e.g. 0,25,100")
+_LAYERS: _Rule = (
+    _each(_whole),
+    "blocks from 1 on with commas, e.g. 8,16,20 (what block 0 takes in is the token alone, whatever the answer)",
+)
+_ARMS: Mapping[str, _Rule] = {"content_probe": _PATH, "deep_aligned": _PATH}
+_GCG = ("gcg_prompts", "gcg_steps", "gcg_width")
+_MODELS_OWN = ("stored", "tokens", "scan", *_GCG)
+
+SETTINGS: Mapping[str, Mapping[str, _Rule]] = {
+    "deep-prefill": {"tokens": _COUNT, "depths": _DEPTHS, **_ARMS},
+    "attacks": {
+        "attacks": _one_of("none", "stored", "gcg", "best-of-n", "pair"),
+        **dict.fromkeys((*_MODELS_OWN, "bon_prompts", "bon_n", "pair_prompts", "pair_rounds"), _COUNT),
+        **_ARMS,
+    },
+    "adaptive": {
+        "attacks": _one_of("prefill", "spoof", "style", "spread", "suffix"),
+        **dict.fromkeys((*_MODELS_OWN, "asked", "prefill_prompts", "prefix", "top", "gcg_weight"), _COUNT),
+        "ratios": (_each(_ratio), "HARMFUL:BENIGN in tokens with commas, e.g. 25:50,5:20"),
+        **_ARMS,
+    },
+    "over-refusal": {**dict.fromkeys(("new-tokens", "scan-tokens", "few", "few-tokens"), _COUNT), **_ARMS},
+    "utility": {"new-tokens": _COUNT, **_ARMS},
+    "separability": {
+        "layers": _LAYERS,
+        "data": _TEXT,
+        "held-out": (lambda text: text in ("pairs", "none"), "pairs or none"),
+    },
+    "interval": {"tokens": _COUNT, **_ARMS},
+    "erosion": {
+        "steps": (_rising, "rising whole numbers that begin with 0, e.g. 0,25,50"),
+        "data": _one_of("adversarial", "benign"),
+        "benign-sources": _TEXT,
+        **dict.fromkeys(
+            ("few", "new-tokens", "benign-tokens", "examples", "batch", "longest", "rank"),
+            _COUNT,
+        ),
+    },
+    "multi-turn": {**dict.fromkeys(("few", "scan-tokens", "few-tokens"), _COUNT), **_ARMS},
+    "causal": {
+        **dict.fromkeys(("depth", "tokens", "random"), _COUNT),
+        "strengths": (_each(_strength), "finite numbers other than 0 with commas, e.g. -8,-2,2,8"),
+    },
+    "latency": dict.fromkeys(("samples", "rounds"), _COUNT),
+}
+"""Suite -> its options -> what holds of their values, as a test and in words."""
+
+
+def check_settings(settings: Mapping[str, str]) -> None:
+    """Refuse options that no suite has, and values that would fail after hours of work.
+
+    What depends on the model or the data (how many blocks there are, which tables) is checked when a suite begins.
+
+    Raises:
+        ConfigError: The message names the option, its value and what it may be.
+    """
+    for name, value in settings.items():
+        suite, _, option = name.partition(".")
+        known = SETTINGS.get(suite)
+        if known is None:
+            raise ConfigError(f"--set {name}={value}: there is no suite {suite!r}; choose from {', '.join(SETTINGS)}")
+        if option not in known:
+            raise ConfigError(f"--set {name}={value}: {suite} has no option {option!r}; it has {', '.join(known)}")
+        holds, rule = known[option]
+        if not holds(value):
+            raise ConfigError(f"{name} is {value!r}; give {rule}")

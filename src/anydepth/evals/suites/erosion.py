@@ -1,0 +1,283 @@
+"""Measure what fine-tuning leaves of the model's refusals and of the guard, whose probe stays as it is."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anydepth.conversations.dataset import Conversation
+from anydepth.detectors import Detector, Rethink
+from anydepth.errors import ConfigError
+from anydepth.evals.arms.replay import Detecting, replay
+from anydepth.evals.context import Context
+from anydepth.evals.figure import Summary
+from anydepth.evals.instruments.tuning import Example, TuneOptions, adapted, example, trainable, tune
+from anydepth.evals.judges.judge import Judged
+from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, Measured, summarise
+from anydepth.evals.suites.erosion_sets import Asked, asked_sets
+from anydepth.evals.transcript import Transcript
+from anydepth.schedule import Every
+
+if TYPE_CHECKING:
+    from anydepth.backends.transformers import TransformersBackend
+
+TITLE = "Fine-tuning: what is left of refusals and of the guard"
+PAPER = "the guard holds while the model is fine-tuned on benign or on adversarial data (figure 7)"
+
+DATA = ("adversarial", "benign")
+ARMS = (BASE, "rethink", PROBE, BELOW)
+TRAINING = "probe_train"
+
+_RARELY = Every(1_000_000, doubling=False)
+"""Checks at the question, the end of a prefill and the end of the answer only: a look-ahead costs up to 20 tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is trained and measured."""
+
+    steps: tuple[int, ...]
+    data: tuple[str, ...]
+    arms: tuple[str, ...]
+    count: int
+    few: int
+    new_tokens: int
+    benign_tokens: int
+    examples: int
+    options: TuneOptions
+
+    @classmethod
+    def of(cls, context: Context) -> "Plan":
+        """The user's settings, or the suite's own."""
+        quick = context.options.quick
+        steps = _numbers(context, "steps", "0,5,10" if quick else "0,25,50,100,200")
+        count = context.count(36, 6)
+        usual = TuneOptions()
+        return cls(
+            steps=steps,
+            data=_named(context.setting("data", ",".join(DATA)).split(","), DATA, "erosion.data"),
+            arms=_named(context.options.arms or ARMS, ARMS, "the arm"),
+            count=count,
+            few=min(count, context.number("few", 12, 3)),
+            new_tokens=context.number("new-tokens", 32, 16),
+            benign_tokens=context.number("benign-tokens", 100, 50),
+            examples=context.number("examples", 1000, 40),
+            options=TuneOptions(
+                steps=steps[1:],
+                batch=context.number("batch", usual.batch, usual.batch),
+                longest=context.number("longest", usual.longest, usual.longest),
+                rank=context.number("rank", usual.rank, usual.rank),
+                seed=context.options.seed,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The model after so many steps on one kind of data; `folder` is None before the first."""
+
+    step: int = 0
+    data: str = ""
+    folder: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """Names it in records and texts."""
+        return f"{self.data}-{self.step}" if self.folder else "start"
+
+
+def run(context: Context) -> Summary:
+    """Measure; see `anydepth.evals.suite.Suite`."""
+    plan = Plan.of(context)
+    context.probe  # noqa: B018  without one, say so before the training
+    context.judge  # noqa: B018  likewise
+    sets = list(asked_sets(context, plan.count, plan.benign_tokens))
+    stages, losses = [Stage()], {}
+    held_out = [row for each in sets for row in each.rows.values()]
+    examples = {data: _examples(context, plan, data, held_out) for data in plan.data}  # all, before the first training
+    for data in plan.data:
+        told = partial(_told, context, data)
+        tuned = tune(context.backend, examples[data], plan.options, context.folder / "adapters" / data, told)
+        stages += [Stage(each.step, data, each.folder) for each in tuned]
+        losses[data] = {each.step: each.loss for each in tuned}
+    for number, stage in enumerate(stages):
+        context.told("measure", number, len(stages))
+        _measure(context, plan, sets, stage)
+    context.told("measure", len(stages), len(stages))
+    measured = Measured(plan.data, plan.steps, plan.arms, [each.name for each in sets], context.records.rows)
+    return summarise(
+        measured,
+        title=TITLE,
+        paper=PAPER,
+        judge=context.judge.name,
+        notes=tuple(_notes(context, plan, sets, losses)),
+    )
+
+
+def _examples(context: Context, plan: Plan, data: str, held_out: Sequence[Conversation]) -> list[Example]:
+    """What to train on; ConfigError if there is nothing of the kind."""
+    if data == "adversarial":
+        rows = trainable(context.table(TRAINING), held_out, label="harmful")
+    else:
+        sources = context.setting("benign-sources", "dolly*,alpaca*").split(",")
+        rows = trainable(context.table(TRAINING), held_out, label="benign", sources=sources)
+    found = [each for row in rows if (each := example(context.backend, row, plan.options.longest))]
+    if not found:
+        raise ConfigError(
+            f"suite {context.suite}: {TRAINING} has no {data} data to train on that fit; give another table, another "
+            f"--set {context.suite}.benign-sources or {context.suite}.longest, or leave {data} out of "
+            f"{context.suite}.data"
+        )
+    return found[: plan.examples]
+
+
+def _told(context: Context, data: str, what: str, done: int, total: int) -> None:
+    context.told(f"{what}, {data} data", done, total)
+
+
+def _measure(context: Context, plan: Plan, sets: Sequence[Asked], stage: Stage) -> None:
+    """Make the records of one stage that are not there yet."""
+    arms = plan.arms
+    if stage.folder is None:  # there is no adapter to look below
+        arms = tuple(dict.fromkeys(PROBE if arm == BELOW else arm for arm in arms))
+    wanted = {(each.name, arm): _wanted(each, arm, plan) for each in sets for arm in arms}
+    keys = [_key(arm, stage, name, row) for (name, arm), rows in wanted.items() for row in rows]
+    if all(key in context.records for key in keys):
+        return
+    with _opened(context, stage) as (tuned, below):
+        for each in sets:
+            written = _transcripts(context, plan, each, stage, tuned)
+            for arm in arms:
+                rows = wanted[each.name, arm]
+                if all(_key(arm, stage, each.name, row) in context.records for row in rows):
+                    continue
+                if arm == BASE:
+                    found = _judged(context, each, {row: written[row] for row in rows})
+                else:
+                    found = _guarded(context, arm, [written[row] for row in rows], below if arm == BELOW else tuned)
+                for row, facts in zip(rows, found, strict=True):
+                    about = {"arm": arm, "data": stage.data, "step": stage.step, "set": each.name, "answer": row}
+                    context.record(
+                        _key(arm, stage, each.name, row), lambda facts=facts, about=about: {**about, **facts}
+                    )
+
+
+def _wanted(each: Asked, arm: str, plan: Plan) -> list[str]:
+    """Which answers of a set an arm is measured on: stored ones are not the model's, and look-aheads are slow."""
+    rows = list(each.rows)
+    if arm == BASE:
+        return rows if each.prompts else []
+    if arm == BELOW and each.stored:
+        return []  # the same text through the same weights at every step
+    return rows[: plan.few] if arm == "rethink" else rows
+
+
+def _transcripts(
+    context: Context, plan: Plan, each: Asked, stage: Stage, tuned: "TransformersBackend"
+) -> dict[str, Transcript]:
+    """What the model of this stage writes, or what is stored."""
+    if each.stored:
+        return {row: Transcript(row, context.prompt(each.rows[row]), ids) for row, ids in each.stored.items()}
+    prompts = {f"{stage.key}|{each.name}|{row}": prompt for row, prompt in each.prompts.items()}
+    written = context.write(prompts, plan.new_tokens, backend=tuned)
+    return dict(zip(each.prompts, written.values(), strict=True))
+
+
+def _judged(context: Context, each: Asked, written: Mapping[str, Transcript]) -> list[dict[str, Any]]:
+    items = {
+        row: Judged(
+            each.rows[row].prompt,
+            context.text(transcript.id),
+            context.backend.decode_text(transcript.prompt.ids[transcript.prompt.start :]),
+        )
+        for row, transcript in written.items()
+    }
+    return [{"refused": found.refused, "harmful": found.harmful} for found in context.judged(items).values()]
+
+
+def _guarded(
+    context: Context, arm: str, transcripts: Sequence[Transcript], backend: "TransformersBackend"
+) -> list[dict[str, Any]]:
+    """What the guard would have done to the answers, reading the states of `backend`."""
+    detector: Detector = context.probe
+    config = context.config
+    if arm == "rethink":
+        detector, config = Rethink("look-ahead"), replace(config, schedule=_RARELY)
+    detector.bind(backend)
+    outcomes = replay(Detecting(arm, backend, detector), transcripts, config, ahead=arm != "rethink")
+    verdicts = [outcomes[each.id].verdict for each in transcripts]
+    return [
+        {
+            "halted": found.halt and found.reason == "policy",  # a check that failed saw no harm
+            "errors": found.errors,
+            "score": round(found.score, 5) if math.isfinite(found.score) else None,
+            "depth": found.depth,
+        }
+        for found in verdicts
+    ]
+
+
+@contextmanager
+def _opened(context: Context, stage: Stage) -> Iterator[tuple["TransformersBackend", "TransformersBackend"]]:
+    if stage.folder is None:
+        yield context.backend, context.backend
+        return
+    with adapted(context.backend, stage.folder) as pair:
+        yield pair
+
+
+def _notes(
+    context: Context, plan: Plan, sets: Sequence[Asked], losses: Mapping[str, Mapping[int, float | None]]
+) -> Iterator[str]:
+    options = plan.options
+    yield (
+        f"LoRA of rank {options.rank} in every linear layer, learning rate {options.learning_rate:g} throughout, "
+        f"{options.batch} examples of up to {options.longest} tokens a step, loss on the answer only. Adversarial "
+        f"data: harmful answers of {TRAINING} that do not begin with a refusal; benign data: its sources "
+        f"{context.setting('benign-sources', 'dolly*,alpaca*')}. Near-duplicates of what is measured are left out."
+    )
+    for data, found in losses.items():
+        told = ", ".join(f"{loss:.2f} at step {step}" for step, loss in found.items() if loss is not None)
+        yield f"Mean training loss of the last ten steps, {data} data: {told}."
+    yield (
+        f"The tuned model writes {plan.new_tokens} tokens itself, greedily; {BENIGN} are stored answers of other "
+        f"models, their first {plan.benign_tokens} tokens. Probe and threshold are those of the untuned model."
+    )
+    yield (
+        f"rethink checks the question, the end of the prefill and the end only, on the first {plan.few} answers of a "
+        "set; the probe checks at all depths of the schedule."
+    )
+    trained = {str(source.get("name")) for source in context.probe.card.sources}
+    if seen := sorted({row.source for each in sets for row in each.rows.values()} & trained):
+        yield (
+            "No prompt is measured that the recipe of the shipped probes trains on; but it trains on others of the "
+            f"sources {', '.join(seen)}."
+        )
+    yield (
+        "The folder adapters/ of the run holds adapters that take the model's refusals away; keep it to yourself, or "
+        "delete it once the run is finished."
+    )
+
+
+def _key(arm: str, stage: Stage, name: str, row: str) -> str:
+    return f"{arm}|{stage.key}|{name}|{row}"
+
+
+def _numbers(context: Context, name: str, default: str) -> tuple[int, ...]:
+    text = context.setting(name, default)
+    parts = [part.strip() for part in text.split(",")]
+    found = tuple(int(part) for part in parts if part.isdecimal())
+    if len(found) != len(parts) or len(found) < 2 or found[0] != 0 or list(found) != sorted(set(found)):
+        raise ConfigError(
+            f"{context.suite}.{name} is {text!r}; give rising whole numbers that begin with 0, e.g. {default}"
+        )
+    return found
+
+
+def _named(given: Sequence[str], known: Sequence[str], what: str) -> tuple[str, ...]:
+    if unknown := [name for name in given if name not in known]:
+        raise ConfigError(f"{what} is {unknown[0]!r}; choose from {', '.join(known)}")
+    return tuple(dict.fromkeys(given))

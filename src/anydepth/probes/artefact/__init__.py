@@ -1,0 +1,1 @@
+"""What is published beside a probe: card, fit record, hub."""

@@ -1,0 +1,231 @@
+"""Fit every candidate of a sweep, and choose one on held-out answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, cast
+
+import numpy as np
+
+from anydepth.backends.protocol import CONTENT, Read, Site
+from anydepth.errors import ConfigError
+from anydepth.policy import Policy, policy_from, policy_record
+from anydepth.probes.fitting.fit import FitOptions, Fitted, fit
+from anydepth.probes.fitting.measure import separation
+from anydepth.probes.recipe.pairs import Pair
+from anydepth.probes.recipe.recipe import TRAIN
+from anydepth.probes.states.facts import FACTS, AnswerFacts
+from anydepth.probes.states.sites import is_before_the_model
+from anydepth.probes.states.store import Checks, Manifest, StateStore
+
+_SWEPT = ("layers", "tokens", "strength", "balance", "first_depth", "clean", "bags", "method")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What to fit: the reads and the options."""
+
+    reads: tuple[Read, ...]
+    options: FitOptions
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        options = {name: getattr(self.options, name) for name in FitOptions.__dataclass_fields__}
+        return {"reads": [str(read) for read in self.reads], **options}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate that was fitted, and how it does on the pairs that the choice is made by.
+
+    Attributes:
+        candidate: What was fitted.
+        fitted: The direction.
+        policy: The policy with the largest merit.
+        merit: What the choice is made by: the mean of all AUROCs below.
+        separation: Pair -> response-level AUROC with that policy.
+        forced: That AUROC where the whole harmful answer is a prefill whose end alone a guard reads
+            (`GuardConfig.prefill`): a policy that needs to see scores rise one by one is no guard against that.
+    """
+
+    candidate: Candidate
+    fitted: Fitted
+    policy: Policy
+    merit: float
+    separation: Mapping[str, float]
+    forced: Mapping[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready form, without the weights."""
+        return {
+            **self.candidate.record(),
+            "policy": policy_record(self.policy),
+            "merit": self.merit,
+            "separation": dict(self.separation),
+            "forced": dict(self.forced),
+        }
+
+
+def candidates(manifest: Manifest, settings: Mapping[str, Any], *, seed: int = 0) -> list[Candidate]:
+    """The candidates that a recipe's `[fit]` names, for the states of a store.
+
+    `layers` are blocks, lists of them to concatenate, or shares of the depth below 1; `tokens` are `read` (the
+    template's read token), `last` (the last of the header), `content` or indices, and lists of them to concatenate.
+    Other keys are fields of `FitOptions`; a list is swept.
+
+    Raises:
+        ConfigError: A key is unknown, a value cannot be had, or a site or token was not collected.
+    """
+    unknown = sorted(set(settings) - set(_SWEPT))
+    if unknown:
+        raise ConfigError(f"[fit] has {unknown[0]!r}; it takes {', '.join(_SWEPT)}")
+    layers = [_layers(manifest, each) for each in listed(settings.get("layers", [s.block for s in manifest.sites]))]
+    tokens = [_tokens(manifest, each) for each in listed(settings.get("tokens", "read"))]
+    names = [name for name in _SWEPT[2:] if name in settings]
+    found = []
+    for chosen, at in product(layers, tokens):
+        reads = tuple(Read(site, token) for site in chosen for token in at)
+        if all(is_before_the_model(read.site) and read.token != CONTENT for read in reads):
+            raise ConfigError(
+                f"[fit] layers has {chosen[0].block}: at {reads[0]} the state is the same after every answer, no probe "
+                "can be fitted on it; give blocks from 1 on"
+            )
+        found += [
+            Candidate(reads, _options(dict(zip(names, values, strict=True)), seed))
+            for values in product(*(listed(settings[name]) for name in names))
+        ]
+    if not found:
+        raise ConfigError("[fit] has an empty list; name at least one value to try, or leave the key out")
+    return list(dict.fromkeys(found))
+
+
+def sweep(
+    store: StateStore,
+    wanted: Sequence[Candidate],
+    judge: "Judge",
+    *,
+    used: Mapping[str, "Used"] | None = None,
+    progress: Callable[[int, int, Trial], None] | None = None,
+) -> list[Trial]:
+    """Fit every candidate on the store's training answers; the best by `judge` first.
+
+    Args:
+        store: The states.
+        wanted: What to fit.
+        judge: What the choice is made by.
+        used: Answer key -> what the data says of it now, of the answers to use; by default all of the store, as they
+            were collected.
+        progress: Called after each candidate.
+    """
+    trials: list[Trial] = []
+    by_reads: dict[tuple[Read, ...], list[Candidate]] = {}
+    for candidate in wanted:
+        by_reads.setdefault(candidate.reads, []).append(candidate)
+    for reads, group in by_reads.items():
+        checks = states_of(store, reads, used)
+        train = checks.where(checks["split"] == TRAIN)
+        held_out = judge.seen(checks)
+        for candidate in group:
+            trials.append(judge.trial(candidate, fit(train, candidate.options), held_out))
+            if progress is not None:
+                progress(len(trials), len(wanted), trials[-1])
+    return sorted(trials, key=lambda trial: -trial.merit)
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """An answer that a recipe uses: what its data says of it, and how it is to be read."""
+
+    facts: AnswerFacts
+    reading: str
+
+
+def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used] | None = None) -> Checks:
+    """The checks of a store, or of the answers in `used` (by answer key), with what is said of these now.
+
+    Label, source and split of `used` answers are never those that the store was written with.
+    """
+    readings = None if used is None else {key: each.reading for key, each in used.items()}
+    checks = store.read([(read.site, read.token) for read in reads], views=("own",), readings=readings)
+    if used is None:
+        return checks
+    keys, places = np.unique(checks["answer"], return_inverse=True)
+    said = [used[str(key)].facts for key in keys]
+    now = {name: np.array([getattr(facts, name) for facts in said], dtype=np.str_)[places] for name in FACTS}
+    return replace(checks, columns={**checks.columns, **now})
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Compares candidates on one part of the held-out answers.
+
+    Attributes:
+        pairs: Held-out sets to tell apart.
+        policies: Records of the policies to try.
+        keep: Mask of the checks that may be looked at, given all of them; the rest is for the report.
+    """
+
+    pairs: tuple[Pair, ...]
+    policies: tuple[Mapping[str, Any], ...]
+    keep: Callable[[Checks], np.ndarray]
+
+    def seen(self, checks: Checks) -> Checks:
+        """The held-out checks that the choice is made on."""
+        return checks.where(self.keep(checks) & (checks["split"] != TRAIN))
+
+    def trial(self, candidate: Candidate, fitted: Fitted, held_out: Checks) -> Trial:
+        """How a fitted candidate does, with the policy that suits it best."""
+        logits = fitted.logits(held_out.states)
+        best: Trial | None = None
+        for record in self.policies:
+            policy = policy_from(record)
+            whole, forced = (
+                {
+                    pair.name: separation(held_out, logits, pair, policy, forced=forced, resamples=1)[0]
+                    for pair in self.pairs
+                }
+                for forced in (False, True)
+            )
+            merit = float(np.mean([*whole.values(), *forced.values()]))
+            if best is None or merit > best.merit:
+                best = Trial(candidate, fitted, policy, merit, whole, forced)
+        if best is None:
+            raise ConfigError("there is no policy to try; name one under [choose] policies")
+        return best
+
+
+def _options(values: Mapping[str, Any], seed: int) -> FitOptions:
+    try:
+        return FitOptions(**values, seed=seed)
+    except (ConfigError, TypeError) as error:  # TypeError: text where a number is compared
+        raise ConfigError(
+            f"[fit] {', '.join(f'{name} = {value!r}' for name, value in values.items())}: {error}"
+        ) from error
+
+
+def listed(value: Any) -> list[Any]:
+    """The values of a key that takes one or a list of them."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _layers(manifest: Manifest, value: Any) -> list[Site]:
+    """The sites of one entry of `layers`; a share of the depth means the collected block nearest to it."""
+    found = []
+    for layer in listed(value):
+        if isinstance(layer, float) and 0 < layer < 1:
+            found.append(min(manifest.sites, key=lambda site: abs(site.block - layer * manifest.model.num_layers)))
+            continue
+        sites = [site for site in manifest.sites if site.block == layer]
+        if not sites:
+            raise ConfigError(f"layer {layer!r} was not collected; there are {', '.join(map(str, manifest.sites))}")
+        found += sites
+    return list(dict.fromkeys(found))
+
+
+def _tokens(manifest: Manifest, value: Any) -> list[int]:
+    names: dict[Any, int] = {"read": manifest.read_index, "last": len(manifest.header_ids) - 1, "content": CONTENT}
+    found = [cast(int, names.get(token, token)) for token in listed(value)]
+    for token in found:
+        if token not in manifest.tokens:
+            raise ConfigError(f"token {token!r} was not collected; there are {list(manifest.tokens)}")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,217 @@
+"""Make a probe from beginning to end: gather, write, collect, fit, choose, calibrate, measure, save."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anydepth.backends.protocol import CONTENT, Backend, Site
+from anydepth.conversations.splits import Text
+from anydepth.detectors import LinearProbe, ProbeCard
+from anydepth.policy import policy_record
+from anydepth.probes.fitting.calibrate import Calibration
+from anydepth.probes.fitting.candidates import Judge, Trial, Used, candidates, listed, states_of, sweep
+from anydepth.probes.fitting.measure import crossed, table, thresholds
+from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
+from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
+from anydepth.probes.recipe.pairs import half
+from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, training_sources
+from anydepth.probes.states.collect import collect, dtype_of, manifest_for, package_versions
+from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
+from anydepth.probes.states.plan import CollectPlan, reading_of
+from anydepth.probes.states.sites import sites_for
+from anydepth.probes.states.store import Checks, StateStore, answer_key
+from anydepth.schedule import Every
+
+Progress = Callable[[str, int, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """The states that a recipe needs.
+
+    Attributes:
+        store: Where they are. It may hold answers of an earlier recipe as well: those are not used.
+        gathered: The conversations that were read, with what the model wrote in the place of what it was to write.
+    """
+
+    store: StateStore
+    gathered: tuple[Gathered, ...]
+
+    @property
+    def used(self) -> dict[str, Used]:
+        """Answer key -> what the data says of it now, and how it was read; of an answer in several parts, the first."""
+        readings: dict[str, str] = {}
+        said: list[tuple[str, AnswerFacts]] = []
+        for each in self.gathered:
+            reading = reading_of(each.part.schedule, each.part.longest)
+            for row in each.conversations:
+                key = answer_key(row.messages, row.response)
+                readings.setdefault(key, reading)
+                said.append((key, AnswerFacts.of(row, each.part.split)))
+        return {key: Used(facts, readings[key]) for key, facts in facts_by_answer(said).items()}
+
+    @property
+    def seen(self) -> dict[str, set[str]]:
+        """What answers were used for -> their keys, `Text.key`: what may not be taken for new to the probe."""
+        found: dict[str, set[str]] = {"trained": set(), "chosen": set()}
+        for each in self.gathered:
+            trained = each.part.split == TRAIN
+            keys = [row.prompt_key for row in each.conversations]
+            for row, chosen in zip(each.conversations, half(keys, CHOSEN), strict=True):
+                if trained or chosen:
+                    key = Text.of(row.messages, row.response).key
+                    found["trained" if trained else "chosen"].add(key)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A probe and how it came about.
+
+    Attributes:
+        probe: The probe, calibrated.
+        trials: All candidates, the best first.
+        figures: What was measured on the held-out answers that no choice was made on.
+        left_out: Part -> what was left out of it, and why.
+        seen: What answers were used for -> their keys, see `Filled.seen`.
+    """
+
+    probe: LinearProbe
+    trials: tuple[Trial, ...]
+    figures: Mapping[str, Any]
+    left_out: Mapping[str, str]
+    seen: Mapping[str, set[str]]
+
+
+def fill(
+    backend: Backend,
+    gathered: Sequence[Gathered],
+    recipe: Recipe,
+    work: Path,
+    *,
+    adapter: str | None = None,
+    progress: Progress,
+) -> Filled:
+    """Write what the target is to write, and collect every part; goes on where an earlier run was stopped.
+
+    Args:
+        backend: The model.
+        gathered: The conversations of the recipe's parts.
+        recipe: What to read, and how the model is to write.
+        work: Folder of the states and of the model's own answers.
+        adapter: The adapter that the model runs with, for the record.
+        progress: Called with what is done, how many of how many, and tokens run.
+
+    Raises:
+        ConfigError: The recipe names something that does not exist, or `work` was begun with other sampling options.
+        StoreError: `work` holds the states of another model.
+    """
+    sites = _sites(backend, recipe)
+    plan = CollectPlan(sites, tokens=(CONTENT, *range(len(backend.header.ids))))
+    manifest = manifest_for(backend, plan, dtype=dtype_of(backend), adapter=adapter)
+    Choices.of(recipe).check(recipe, gathered)  # refuses now what would fail after hours of reading
+    candidates(manifest, recipe.fit)
+    store = StateStore.create(work / "states", manifest)
+    found = []
+    for each in gathered:
+        part, rows, notes = each.part, each.conversations, [each.left_out]
+        if part.written:
+            path = work / "written" / f"{part.name}.jsonl"
+            longest = part.longest or AnswerOptions().max_new_tokens
+            options = AnswerOptions(max_new_tokens=longest, sampling=recipe.write)
+            told = _named(progress, f"write {part.name}")
+            written = write_answers(backend, rows, path, options=options, progress=told).conversations()
+            asked = len({row.id for row in rows})
+            rows = [row for row in written if row.response and "refusal" not in row.tags]
+            notes.append(_count(asked - len(rows), "not written, empty or a refusal"))
+        wanted = replace(plan, split=part.split, schedule=part.schedule, longest=part.longest)
+        report = collect(backend, rows, store, wanted, progress=_named(progress, f"collect {part.name}"))
+        notes.append(_count(len(report.skipped), "could not be read"))
+        found.append(replace(each, conversations=rows, left_out="; ".join(filter(None, notes))))
+    return Filled(store, tuple(found))
+
+
+def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progress) -> Trained:
+    """Fit the candidates of the recipe, choose on one half of the held-out prompts, report on the other.
+
+    The threshold of the artefact is set on the benign answers of both halves; what it halts of the harmful answers,
+    none of which it was set on, is measured on the other half. False-positive rates are reported for thresholds set on
+    one half and measured on the other, in both directions: no figure of the report was tuned on its own answers.
+
+    Raises:
+        ConfigError: The recipe has no pairs to choose by, or names something that does not exist.
+        StoreError: There are no answers of one label to train, choose or report on.
+    """
+    store, used = filled.store, filled.used
+    choices = Choices.of(recipe)
+    judge = Judge(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
+
+    def told(done: int, total: int, trial: Trial) -> None:
+        progress("fit", done, total, 0)
+
+    trials = sweep(store, candidates(store.manifest, recipe.fit), judge, used=used, progress=told)
+    best = trials[0]
+    checks = states_of(store, best.candidate.reads, used)
+    held_out = checks.where(checks["split"] != TRAIN)
+    calibration = thresholds(
+        held_out,
+        best.fitted.logits(held_out.states),
+        best.policy,
+        choices.benign,
+        target=choices.target,
+        data=f"held-out benign answers: {', '.join(choices.benign)}",
+    )
+    reported = held_out.where(_in_half(held_out, REPORTED))
+    figures = table(reported, best.fitted, choices.measured, calibration.policy)
+    halves = [held_out.where(_in_half(held_out, which)) for which in (CHOSEN, REPORTED)]
+    figures["false_positives"] = crossed(halves, best.fitted, choices.measured, calibration, choices.benign)
+    probe = assemble(backend, filled, best, calibration)
+    left_out = {each.part.name: each.left_out for each in filled.gathered if each.left_out}
+    return Trained(probe, tuple(trials), figures, left_out, filled.seen)
+
+
+def assemble(backend: Backend, filled: Filled, trial: Trial, calibration: Calibration) -> LinearProbe:
+    """The artefact of a trial with its card."""
+    manifest = filled.store.manifest
+    card = ProbeCard(
+        model=backend.identity,
+        header_ids=manifest.header_ids,
+        reads=trial.candidate.reads,
+        template_digest=manifest.template_digest,
+        dtype=manifest.dtype,
+        policy=policy_record(calibration.policy),
+        calibration={**calibration.record(), "schedule": str(Every())},
+        sources=training_sources(filled.gathered),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=package_versions("anydepth", "numpy", "scikit-learn", "torch", "transformers"),
+        seed=trial.candidate.options.seed,
+        notes="",
+    )
+    return LinearProbe(trial.fitted.weight, trial.fitted.bias, card)
+
+
+def _sites(backend: Backend, recipe: Recipe) -> tuple[Site, ...]:
+    blocks = backend.identity.num_layers
+    asked = recipe.fit.get("layers")
+    if asked is None:
+        return sites_for(backend)
+    flat = [layer for each in listed(asked) for layer in listed(each)]
+    return sites_for(backend, [round(layer * blocks) if isinstance(layer, float) else layer for layer in flat])
+
+
+def _in_half(checks: Checks, which: int) -> np.ndarray:
+    """Mask of the checks whose prompt is in one half; a prompt is never in both."""
+    names, places = np.unique(checks["prompt_key"], return_inverse=True)
+    return half(names.tolist(), which)[places]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} answers: {what}" if number else ""
+
+
+def _named(progress: Progress, what: str) -> Callable[[int, int, int], None]:
+    return lambda done, total, tokens: progress(what, done, total, tokens)

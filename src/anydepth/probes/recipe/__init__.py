@@ -1,0 +1,1 @@
+"""Which conversations a probe is fitted on, and how they are read."""

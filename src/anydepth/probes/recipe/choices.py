@@ -1,0 +1,105 @@
+"""Read what a recipe says about choosing, calibrating and measuring, and see that its data allow it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anydepth.errors import ConfigError
+from anydepth.intervals import check_share
+from anydepth.policy import policy_from
+from anydepth.probes.recipe.pairs import Pair, half
+from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe
+
+if TYPE_CHECKING:
+    from anydepth.conversations.dataset import Conversation
+
+CHOSEN, REPORTED = 0, 1
+"""The half of the held-out prompts that candidates are chosen on, and the one that the report is of."""
+
+_KEYS = {"choose": ("pairs", "policies"), "calibrate": ("benign", "target"), "measure": ("pairs",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a recipe says about choosing, calibrating and measuring.
+
+    Attributes:
+        pairs: Held-out sets that the candidates are compared by.
+        policies: Records of the policies to try.
+        benign: Held-out sets that the threshold is set on.
+        target: False-positive rate that it is set for.
+        measured: Held-out sets of the report.
+    """
+
+    pairs: tuple[Pair, ...]
+    policies: tuple[Mapping[str, Any], ...]
+    benign: tuple[str, ...]
+    target: float
+    measured: tuple[Pair, ...]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Choices":
+        """Read and check the tables of `recipe`; ConfigError says what is wrong with them."""
+        for name, known in _KEYS.items():
+            if unknown := sorted(set(getattr(recipe, name)) - set(known)):
+                raise ConfigError(f"recipe {recipe.source}: [{name}] has {unknown[0]!r}; it takes {', '.join(known)}")
+        pairs = tuple(Pair.of(record) for record in recipe.choose.get("pairs", ()))
+        if not pairs:
+            raise ConfigError(f"recipe {recipe.source} has no [choose] pairs: nothing says which candidate is the best")
+        policies = tuple(recipe.choose.get("policies", ({"name": "threshold"},)))
+        if not policies:
+            raise ConfigError(f"recipe {recipe.source}: [choose] policies is empty; name one, or leave the key out")
+        for record in policies:
+            policy_from(record)
+        benign = recipe.calibrate.get("benign", ())
+        benign = (benign,) if isinstance(benign, str) else tuple(benign)
+        if not benign:
+            raise ConfigError(
+                f"recipe {recipe.source} has no [calibrate] benign; name the held-out sets of the threshold"
+            )
+        target = check_share("[calibrate] target", recipe.calibrate.get("target", 0.005))
+        measured = tuple(Pair.of(record) for record in recipe.measure.get("pairs", ())) or pairs
+        return cls(pairs, policies, benign, target, measured)
+
+    def check(self, recipe: Recipe, gathered: Sequence[Gathered]) -> None:
+        """Refuse conversations that no probe can be fitted, chosen, calibrated or measured on.
+
+        All of it is seen from labels and prompts: before a model is loaded, not after hours of reading.
+
+        Raises:
+            ConfigError: A set is not there, the training parts lack a label, or a half of the held-out prompts has no
+                answers of a label that is needed there.
+        """
+        rows: dict[str, list[Conversation]] = {}
+        for each in gathered:
+            rows.setdefault(each.part.split, []).extend(each.conversations)
+        counts = {label: sum(row.label == label for row in rows.get(TRAIN, ())) for label in ("harmful", "benign")}
+        if not all(counts.values()):
+            raise ConfigError(
+                f"recipe {recipe.source}: the training parts have {counts['harmful']} harmful and {counts['benign']} "
+                "benign answers; a probe needs both. Give labelled answers of both kinds"
+            )
+        for splits, label, part in self._needed():
+            for split in splits:
+                if split not in rows or split == TRAIN:
+                    there = ", ".join(map(repr, sorted(rows.keys() - {TRAIN}))) or "none"
+                    raise ConfigError(f"recipe {recipe.source}: there is no held-out set {split!r}; there is {there}")
+            keys = [row.prompt_key for split in splits for row in rows[split] if row.label == label]
+            if not half(keys, part).any():
+                use = "chosen on" if part == CHOSEN else "reported on"
+                raise ConfigError(
+                    f"recipe {recipe.source}: {' and '.join(map(repr, splits))} has {len(keys)} {label} answers, none "
+                    f"of them to the half of the prompts that is {use}; hold out answers to more prompts, of both "
+                    "labels"
+                )
+
+    def _needed(self) -> Iterable[tuple[tuple[str, ...], str, int]]:
+        """Splits, label and half: what must be there together."""
+        both = (CHOSEN, REPORTED)
+        for pair in self.pairs:
+            yield pair.harmful, "harmful", CHOSEN
+            yield pair.benign, "benign", CHOSEN
+        for pair in self.measured:
+            yield from (((name,), "harmful", REPORTED) for name in pair.harmful)
+            yield from (((name,), "benign", part) for name in pair.benign for part in both)
+        yield from ((self.benign, "benign", part) for part in both)

@@ -1,0 +1,42 @@
+"""Two held-out sets to tell apart, and the halves of the prompts that they are told apart on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anydepth.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two held-out sets to tell apart, by the names of their splits.
+
+    Attributes:
+        name: What to call the comparison.
+        harmful: Splits of the harmful answers.
+        benign: Splits of the benign ones.
+    """
+
+    name: str
+    harmful: tuple[str, ...]
+    benign: tuple[str, ...]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Pair":
+        """Read `{name, harmful, benign}`; a single split may be given as text."""
+        try:
+            sides = [(side,) if isinstance(side := record[key], str) else tuple(side) for key in ("harmful", "benign")]
+            return cls(record["name"], *sides)
+        except KeyError as error:
+            raise ConfigError(f"a comparison has no {error}; give name, harmful and benign") from error
+        except TypeError as error:
+            raise ConfigError(f"a comparison is {record!r}; write {{name, harmful, benign}}") from error
+
+
+def half(trail_keys: Sequence[str], which: int) -> np.ndarray:
+    """Mask, bool `[keys]`, of one half (0 or 1) of the prompts: what is chosen on one is reported on the other."""
+    # digests end in a hexadecimal digit; a table may bring keys of its own
+    ends = [key[-1] for key in trail_keys]
+    return np.array([(int(end, 16) if end in "0123456789abcdef" else ord(end)) % 2 == which for end in ends], bool)

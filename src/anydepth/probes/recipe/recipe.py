@@ -1,0 +1,338 @@
+"""Say which conversations a probe is trained on, which it is chosen on, and which it is calibrated on."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatch
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from anydepth.conversations.augment import swap, wrap
+from anydepth.conversations.corpora import SHIPPED, load
+from anydepth.conversations.dataset import Conversation
+from anydepth.conversations.splits import (
+    Selection,
+    Text,
+    balance,
+    contradicted,
+    distinct,
+    drop_near_duplicates,
+    permissive,
+    split_by_prompt,
+)
+from anydepth.detectors.refusals import RefusalMatcher
+from anydepth.errors import ConfigError
+from anydepth.files import read_toml
+from anydepth.probes.recipe.recipe_part import TRAIN, Part
+from anydepth.probes.states.store import answer_key
+
+_COPIES = "copies of others"
+_DEPTHS = (0, 1, 4, 16, 25, 50, 75, 100, 150, 200, 250, 300, 400, 500)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that decides a probe apart from the model.
+
+    Attributes:
+        parts: The conversations.
+        write: Sampling options of the answers that the target model writes, e.g. `{do_sample = true}`.
+        fit: Options of `FitOptions`, and what to try: lists are swept.
+        choose: Which held-out sets the sweep is judged by: pairs of a harmful and a benign one.
+        calibrate: Held-out benign sets that the threshold is set on, the target and the policies to compare.
+        measure: Held-out sets of the report, pairs of a harmful and a benign one.
+        source: Where the recipe was read from.
+    """
+
+    parts: tuple[Part, ...]
+    write: Mapping[str, Any] = field(default_factory=dict)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    choose: Mapping[str, Any] = field(default_factory=dict)
+    calibrate: Mapping[str, Any] = field(default_factory=dict)
+    measure: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The conversations of one part, and how many were left out of it and why."""
+
+    part: Part
+    conversations: Sequence[Conversation]
+    left_out: str
+
+
+def read_recipe(path: str | Path | None = None) -> Recipe:
+    """Read a recipe; None is the one that this package's probes are made with.
+
+    Raises:
+        ConfigError: The file is missing, no TOML, or has a key or value that a recipe cannot have.
+    """
+    if path is None:
+        shipped = (resources.files("anydepth") / "data" / "recipe.toml").read_text(encoding="utf-8")
+        return recipe_from(tomllib.loads(shipped), "default")
+    if not Path(path).exists():
+        raise ConfigError(f"there is no recipe at {path}")
+    try:
+        record = read_toml(Path(path))
+    except ConfigError as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error}") from error
+    return recipe_from(record, str(path))
+
+
+def recipe_from(record: Mapping[str, Any], source: str) -> Recipe:
+    """Build a recipe from its TOML tables; ConfigError names the key that is wrong."""
+    known = {entry.name for entry in fields(Recipe)} - {"parts", "source"}
+    unknown = sorted(set(record) - known - {"part"})
+    if unknown:
+        raise ConfigError(f"recipe {source} has {unknown[0]!r}; a recipe has [[part]], [{'], ['.join(sorted(known))}]")
+    if wrong := sorted(name for name in known if not isinstance(record.get(name, {}), Mapping)):
+        raise ConfigError(f"recipe {source}: {wrong[0]} is {record[wrong[0]]!r}; write it as a table, [{wrong[0]}]")
+    entries = record.get("part", ())
+    if not isinstance(entries, list | tuple) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise ConfigError(f"recipe {source}: part is no list of tables; begin each part with [[part]]")
+    parts = tuple(_part(entry, source) for entry in entries)
+    if not any(part.split == TRAIN for part in parts):
+        raise ConfigError(f"recipe {source} has no [[part]] to train on; give one without `split`")
+    names = [part.name for part in parts]
+    for part in parts:
+        if names.count(part.name) > 1:
+            raise ConfigError(f"recipe {source} has two parts called {part.name!r}; give each its own name")
+        for other in (*part.under, *((part.like,) if part.like else ())):
+            if other not in names:
+                raise ConfigError(f"recipe {source}, part {part.name!r}: there is no part {other!r} to take from")
+        if part.like and names.index(part.like) > names.index(part.name):
+            raise ConfigError(f"recipe {source}, part {part.name!r} is like {part.like!r}, which must come before it")
+        for other in part.under:
+            if part.split == TRAIN and parts[names.index(other)].split != TRAIN:
+                raise ConfigError(
+                    f"recipe {source}, part {part.name!r}: under names {other!r}, which is held out; name training "
+                    "parts, or its prompts are trained on"
+                )
+    return Recipe(parts, **{name: record[name] for name in known if name in record}, source=source)
+
+
+def gather(recipe: Recipe, *, data: Path | None = None, permissive_only: bool = False) -> list[Gathered]:
+    """Load the conversations of every part.
+
+    Answers that the data labels both harmful and benign are left out, and so are copies of answers in the held-out
+    sets. Near-duplicates of held-out prompts and answers are taken out of the training parts. With `permissive_only`,
+    training parts keep what may go into a shipped probe.
+
+    Raises:
+        ConfigError: A file is missing, or a part is empty.
+    """
+    loaded: dict[str, list[Conversation]] = {}
+    candidates: dict[str, list[Conversation]] = {}
+    held_out: dict[str, list[Conversation]] = {}
+    notes: dict[str, list[str]] = {name: [] for part in recipe.parts for name in (part.name, held_out_of(part.name))}
+    for part in recipe.parts:
+        rows = list(candidates[part.like]) if part.like else []
+        for ref in part.data:
+            if ref not in loaded:
+                loaded[ref] = load(ref, data=data)
+            rows += loaded[ref]
+        rows = _candidates(part, rows, permissive_only, notes[part.name])
+        if part.hold_out:
+            rows, held_out[part.name] = _divided(rows, part)
+        candidates[part.name] = rows
+    _drop_contradicted(candidates, held_out, notes)
+    _drop_copies(recipe, candidates, held_out, notes)
+    kept_apart = [row for part in recipe.parts if part.split != TRAIN for row in candidates[part.name]]
+    kept_apart += [row for rows in held_out.values() for row in rows]
+    if kept_apart:
+        _drop_known(recipe, candidates, kept_apart, notes)
+    if empty := [name for name, rows in candidates.items() if not rows]:
+        why = "; ".join(notes[empty[0]]) or "all of it is held out"
+        raise ConfigError(f"part {empty[0]!r} is empty; left out of it: {why}. Give other conversations")
+    found = [_gathered(part, candidates, notes[part.name]) for part in recipe.parts]
+    for part in recipe.parts:
+        if part.hold_out:
+            apart = held_out_of(part.name)
+            whole = replace(part, name=apart, split=apart, depths=None, longest=None)
+            found += [Gathered(whole, held_out[part.name], "; ".join(notes[apart]))]
+    return found
+
+
+def _drop_contradicted(
+    candidates: dict[str, list[Conversation]],
+    held_out: dict[str, list[Conversation]],
+    notes: Mapping[str, list[str]],
+) -> None:
+    """Take out answers that occur with both labels, in whatever parts."""
+    both = contradicted(row for rows in (*candidates.values(), *held_out.values()) for row in rows)
+    for sets, name_of in ((candidates, str), (held_out, held_out_of)):
+        for name, rows in sets.items() if both else ():
+            sets[name] = [row for row in rows if Text.of(row.messages, row.response).key not in both]
+            _note(notes[name_of(name)], len(rows) - len(sets[name]), "labelled both harmful and benign")
+
+
+def _drop_copies(
+    recipe: Recipe,
+    candidates: dict[str, list[Conversation]],
+    held_out: dict[str, list[Conversation]],
+    notes: Mapping[str, list[str]],
+) -> None:
+    """Keep one of several copies in each held-out set: as evidence, an answer counts once."""
+    for part in recipe.parts:
+        if part.hold_out:
+            rows = held_out[part.name]
+            held_out[part.name] = distinct(rows).kept
+            _note(notes[held_out_of(part.name)], len(rows) - len(held_out[part.name]), _COPIES)
+    for split in dict.fromkeys(part.split for part in recipe.parts if part.split != TRAIN):
+        names = [part.name for part in recipe.parts if part.split == split]
+        kept = set(map(id, distinct(row for name in names for row in candidates[name]).kept))
+        for name in names:
+            rows = candidates[name]
+            candidates[name] = [row for row in rows if id(row) in kept]
+            _note(notes[name], len(rows) - len(candidates[name]), _COPIES)
+
+
+def _note(notes: list[str], count: int, why: str) -> None:
+    if count:
+        notes.append(f"{count} that are {why}")
+
+
+def _drop_known(
+    recipe: Recipe,
+    candidates: dict[str, list[Conversation]],
+    kept_apart: list[Conversation],
+    notes: Mapping[str, list[str]],
+) -> None:
+    """Take near-duplicates of what is held out from every training part."""
+    names = [part.name for part in recipe.parts if part.split == TRAIN]
+    every = {id(row): row for name in names for row in candidates[name]}
+    kept = set(map(id, drop_near_duplicates(list(every.values()), kept_apart).kept))
+    for name in names:
+        before = len(candidates[name])
+        candidates[name] = [row for row in candidates[name] if id(row) in kept]
+        _note(notes[name], before - len(candidates[name]), "nearly in the held-out sets")
+
+
+def held_out_of(name: str) -> str:
+    """Name of the held-out set of a part with `hold_out`."""
+    return f"{name} held out"
+
+
+def recipe_for(refs: Sequence[str]) -> Recipe:
+    """The recipe for labelled conversations of the user's own: a quarter of the prompts is held out.
+
+    The jailbreak frames, and harmless prompts that sound harmful, which the model answers itself, are added: a probe
+    without them takes an adversarial prompt, or a dangerous word, for a harmful answer.
+    """
+    own, depths = "own", _DEPTHS
+    pair = {"name": "own held-out answers", "harmful": held_out_of(own), "benign": held_out_of(own)}
+    return Recipe(
+        parts=(
+            Part(own, data=tuple(refs), hold_out=0.25, depths=depths, longest=300),
+            Part("own wrapped", like=own, augment="wrap", limit=120, depths=depths, longest=150),
+            Part(
+                "harmless prompts",
+                data=(SHIPPED + "benign_prompts",),
+                labelled="benign",
+                written=True,
+                limit=110,
+                depths=depths,
+                longest=110,
+            ),
+        ),
+        fit={"tokens": ["read", "last", ["read", "content"]], "strength": [0.001, 0.01], "first_depth": [0, 4]},
+        choose={"pairs": [pair], "policies": [{"name": "threshold"}, {"name": "ewma", "alpha": 0.3}]},
+        calibrate={"benign": [held_out_of(own)], "target": 0.005},
+        source="the conversations given by --data",
+    )
+
+
+def _divided(rows: list[Conversation], part: Part) -> tuple[list[Conversation], list[Conversation]]:
+    split = split_by_prompt(rows, part.hold_out, part.seed)
+    return split.train, split.held_out
+
+
+def _part(entry: Mapping[str, Any], source: str) -> Part:
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+    for name in ("data", "sources", "under"):
+        if isinstance(values.get(name), str):
+            values[name] = (values[name],)
+    known = [each.name for each in fields(Part)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ConfigError(
+            f"recipe {source}, part {values.get('name')!r} has {unknown[0]!r}; a part has {', '.join(known)}"
+        )
+    if not isinstance(values.get("name"), str) or not values["name"]:
+        raise ConfigError(f"recipe {source}: a part has the name {values.get('name')!r}; give every part a name")
+    try:
+        return Part(**values)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {source}, {error}") from error
+
+
+def _candidates(part: Part, rows: list[Conversation], permissive_only: bool, notes: list[str]) -> list[Conversation]:
+    rows = [_begun(row, part) for row in rows]
+    if not part.written:
+        rows = [row for row in rows if row.response]
+    if part.sources:
+        rows = [row for row in rows if any(fnmatch(row.source, pattern) for pattern in part.sources)]
+    if part.label is not None:
+        rows = [row for row in rows if row.label == part.label]
+    unlabelled = sum(row.label is None for row in rows)
+    rows = [row for row in rows if row.label is not None]
+    _note(notes, unlabelled, "without a label")
+    if part.longest_prompt is not None:
+        rows = [row for row in rows if len(row.prompt.split()) <= part.longest_prompt]
+    if part.drop_refusals:
+        matcher = RefusalMatcher.default()
+        before = len(rows)
+        rows = [row for row in rows if not matcher.is_refusal(row.response)]
+        if len(rows) < before:
+            notes.append(f"{before - len(rows)} answers that begin with a refusal")
+    if permissive_only and part.split == TRAIN:
+        rows = _noted(permissive(rows), notes)
+    if not rows:
+        of = ", ".join(part.data) or part.like
+        why = f"; left out: {'; '.join(notes)}" if notes else ""
+        raise ConfigError(f"part {part.name!r} is empty: nothing of {of} passes its conditions{why}")
+    return rows
+
+
+def _begun(row: Conversation, part: Part) -> Conversation:
+    """The conversation with the part's label and, where it is to be continued, with what it begins with."""
+    label = row.label or part.labelled
+    if not (part.written and label == "harmful" and not row.response):
+        return row if label == row.label else replace(row, label=label)
+    return replace(row, label=label, response=row.tags.get("target", ""))
+
+
+def _gathered(part: Part, candidates: Mapping[str, list[Conversation]], notes: list[str]) -> Gathered:
+    rows = candidates[part.name]
+    if part.limit is not None:
+        rows = balance(rows, per_source=part.limit, seed=part.seed).kept
+    if part.augment == "wrap":
+        rows = wrap(rows)
+    elif part.augment == "swap":
+        rows = swap(rows, [row for name in part.under for row in candidates[name]])
+    return Gathered(part, rows, "; ".join(notes))
+
+
+def _noted(selection: Selection, notes: list[str]) -> list[Conversation]:
+    if selection.dropped:
+        notes.append(str(selection))
+    return selection.kept
+
+
+def training_sources(gathered: Sequence[Gathered]) -> tuple[dict[str, str], ...]:
+    """Source and licence of everything trained on, with the number of answers, for the card."""
+    answers: dict[tuple[str, str], set[str]] = {}
+    for each in gathered:
+        if each.part.split == TRAIN:
+            for row in each.conversations:
+                answers.setdefault((row.source, row.licence), set()).add(answer_key(row.messages, row.response))
+    return tuple(
+        {"name": name, "licence": licence, "answers": str(len(found))}
+        for (name, licence), found in sorted(answers.items())
+    )
+
+
+def without(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """Return `recipe` without some parts, for ablations."""
+    return replace(recipe, parts=tuple(part for part in recipe.parts if part.name not in names))

@@ -1,0 +1,104 @@
+"""Say which conversations one part of a recipe is, and how they are read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from anydepth.errors import ConfigError
+from anydepth.schedule import Every, Listed, Schedule
+
+TRAIN = "train"
+"""The split that is trained on; all others are held out."""
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(each, str) and each for each in value)
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+_COUNT: _Rule = (lambda value: value is None or _whole(value, 1), "a whole number of at least 1")
+_LABEL: _Rule = (lambda value: value in (None, "harmful", "benign"), "harmful or benign")
+_SWITCH: _Rule = (lambda value: isinstance(value, bool), "true or false")
+_TEXTS: _Rule = (_texts, "a text or a list of texts")
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(("limit", "longest", "longest_prompt"), _COUNT),
+    **dict.fromkeys(("label", "labelled"), _LABEL),
+    **dict.fromkeys(("drop_refusals", "written"), _SWITCH),
+    **dict.fromkeys(("data", "sources", "under"), _TEXTS),
+    "like": (lambda value: value is None or isinstance(value, str), "the name of another part"),
+    "split": (lambda value: isinstance(value, str) and bool(value), "train or the name of a held-out set"),
+    "hold_out": (
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1,
+        "a share from 0 to below 1",
+    ),
+    "depths": (
+        lambda value: value is None or (isinstance(value, tuple) and all(_whole(each, 0) for each in value)),
+        "a list of whole numbers",
+    ),
+    "seed": (lambda value: _whole(value, 0), "a whole number of at least 0"),
+    "augment": (lambda value: value in (None, "wrap", "swap"), "wrap or swap"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some conversations and how to read them: a `[[part]]` of a recipe.
+
+    Attributes:
+        name: What to call it; other parts refer to it by this.
+        data: Files, names or hub ids, as `anydepth.conversations.corpora.load` takes them; `anydepth:benign_prompts`
+            is the set of prompts that comes with this package.
+        like: Instead of `data`: the conversations of another part.
+        hold_out: Share of the prompts that becomes the held-out set `NAME held out`.
+        split: `train`, or the name of a held-out set. Held-out sets of one name make one column of the report.
+        sources: Patterns of source keys to keep; all by default.
+        label: Keep this label only.
+        limit: Conversations a source at most, spread over the prompts.
+        longest: Tokens of an answer to read at most.
+        longest_prompt: Leave out prompts of more words.
+        depths: At which depths to read; by default where a guard checks (every 25 tokens, more often at first).
+        drop_refusals: Leave out answers that begin with a refusal: their label is mostly wrong.
+        labelled: The label of conversations that have none.
+        written: The target model writes the answers: its own to benign prompts; harmful ones it continues from the
+            first tokens of the stored answer, or from the words that the answer is to begin with (tag `target`).
+        augment: `wrap` puts the prompts into frames of jailbreak prompts, `swap` puts the answers under other prompts.
+        under: For `swap`: names of the parts whose prompts to use.
+        seed: Which conversations `limit` keeps.
+    """
+
+    name: str
+    data: tuple[str, ...] = ()
+    like: str | None = None
+    hold_out: float = 0.0
+    split: str = TRAIN
+    sources: tuple[str, ...] = ()
+    label: Literal["harmful", "benign"] | None = None
+    limit: int | None = None
+    longest: int | None = None
+    longest_prompt: int | None = None
+    depths: tuple[int, ...] | None = None
+    drop_refusals: bool = False
+    labelled: Literal["harmful", "benign"] | None = None
+    written: bool = False
+    augment: Literal["wrap", "swap"] | None = None
+    under: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, (holds, rule) in _RULES.items():
+            if not holds(value := getattr(self, key)):
+                shown = list(value) if isinstance(value, tuple) else value
+                raise ConfigError(f"part {self.name!r}: {key} is {shown!r}; it must be {rule}")
+        if bool(self.data) == (self.like is not None):
+            raise ConfigError(f"part {self.name!r}: give either `data` or `like`, the name of another part")
+        if (self.augment == "swap") != bool(self.under):
+            raise ConfigError(f"part {self.name!r}: `under` names the parts whose prompts `swap` uses; give both")
+
+    @property
+    def schedule(self) -> Schedule:
+        """At which depths the answers are read."""
+        return Every() if self.depths is None else Listed(self.depths)

@@ -1,0 +1,1 @@
+"""Hidden states of answers, collected into a store."""

@@ -1,0 +1,36 @@
+"""Choose where to read a model: the blocks around its upper middle, where published probes stand."""
+
+from collections.abc import Sequence
+
+from anydepth.backends.protocol import Backend, Site
+
+TWELFTHS = (6, 7, 8, 9, 10)
+"""The default blocks, in twelfths of the depth: 50, 58, 67, 75 and 83 %."""
+
+
+def default_layers(blocks: int) -> tuple[int, ...]:
+    """The default blocks of a model that has `blocks` of them."""
+    return tuple(dict.fromkeys(blocks * twelfth // 12 for twelfth in TWELFTHS))
+
+
+def sites_for(backend: Backend, layers: Sequence[int] | None = None) -> tuple[Site, ...]:
+    """Where to read at `layers`, by default `default_layers`: the module that probes of this model read by default.
+
+    Raises:
+        UnsupportedModel: There is no such block.
+    """
+    describe = getattr(backend, "describe", None)
+    module = Site.parse(describe()["default_site"]).module if describe else Site(0).module
+    chosen = sorted(set(layers)) if layers is not None else default_layers(backend.identity.num_layers)
+    sites = tuple(Site(layer, module) for layer in chosen)
+    for site in sites:
+        backend.check_site(site)
+    return sites
+
+
+def is_before_the_model(site: Site) -> bool:
+    """Whether the state at `site` is made of the token alone: it is that of the first block's input, or a norm of it.
+
+    A header token has the same state there whatever the answer was.
+    """
+    return site.block == 0 and site.module == Site(0).module

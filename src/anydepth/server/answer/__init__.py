@@ -1,0 +1,1 @@
+"""What becomes of an answer's text on its way to a client."""

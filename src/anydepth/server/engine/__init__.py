@@ -1,0 +1,1 @@
+"""Engines that the server runs, and their turns."""

@@ -1,0 +1,135 @@
+"""What the server asks of an engine, so that one can take another's place without clients noticing."""
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from anydepth.config import GuardConfig
+from anydepth.errors import AnydepthError
+from anydepth.templates.template import ChatTemplate, Prompt
+from anydepth.types import Event, ScanResult
+
+
+class EngineError(AnydepthError):
+    """The engine failed while it answered; nothing that was not checked has left."""
+
+
+class ShuttingDown(EngineError):
+    """The server is being stopped and the time to finish is over."""
+
+
+class AnswerTimeout(EngineError):
+    """The answer took longer than the operator allows."""
+
+
+class Busy(AnydepthError):
+    """Too many answers wait already; `retry_after` says in how many seconds to ask again."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; None is the model's own setting.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: Nucleus.
+        top_k: Most probable tokens that count; 0 is all.
+        min_p: Least probability relative to the most probable token.
+        repetition_penalty: 1 is none.
+        seed: Repeats a sample.
+        stop: Texts that end the answer; they belong to its tokens, not to the text that clients get.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One answer to generate under guard."""
+
+    prompt: Prompt
+    guard: GuardConfig
+    max_new_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing right now."""
+
+    live: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What does not change while an engine runs.
+
+    Attributes:
+        model: Name that clients use.
+        template: The chat template: prompts are rendered by the server, the same way for every engine.
+        guard: How answers are guarded unless a request's overrides say otherwise.
+        end_token_ids: Tokens that end a turn; they do not count as depth.
+        context_length: Longest sequence, or None if there is no limit.
+        logprobs: Whether log-probabilities of the answer's tokens can be had.
+    """
+
+    model: str
+    template: ChatTemplate
+    guard: GuardConfig
+    end_token_ids: frozenset[int]
+    context_length: int | None = None
+    logprobs: bool = False
+
+
+class Engine(Protocol):
+    """Generates guarded answers."""
+
+    facts: EngineFacts
+    on_check: Callable[[float], None]
+    """Called with the seconds that each check took; the server sets it."""
+
+    @property
+    def ready(self) -> bool:
+        """True if it can take answers."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """The number of answers under way and waiting."""
+        ...
+
+    async def start(self) -> None:
+        """Get ready; called once, in the event loop that `submit` will be called in."""
+        ...
+
+    async def stop(self) -> None:
+        """End: answers under way get ShuttingDown."""
+        ...
+
+    def abort(self) -> None:
+        """Give every answer under way ShuttingDown, now."""
+        ...
+
+    def submit(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Generate one answer: `Checked`, `Released`, at most one `Halted`, and `Finished` last.
+
+        Closing the iterator frees the work at the next window. Raises, before the first event, ConfigError or
+        PromptError for a job that cannot be done and Busy for one that the queue has no room for; EngineError if the
+        engine fails.
+        """
+        ...
+
+    async def scan(self, prompt: Prompt, guard: GuardConfig) -> ScanResult:
+        """Check a finished answer, the prefill of `prompt`, at all its depths; without one, depth 0 only."""
+        ...

@@ -1,0 +1,227 @@
+"""Serve a Transformers model: one answer a session, the sessions take turns window by window."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from math import ceil
+from typing import Any
+
+from anydepth.config import GuardConfig
+from anydepth.errors import AnydepthError
+from anydepth.guard import Guard
+from anydepth.scan import scan_answer
+from anydepth.server.answer.stops import StopText
+from anydepth.server.engine.engine import (
+    AnswerTimeout,
+    Busy,
+    EngineError,
+    EngineFacts,
+    EngineStats,
+    Job,
+    Sampling,
+    ShuttingDown,
+)
+from anydepth.server.engine.taking_turns import Worker
+from anydepth.templates.template import Prompt
+from anydepth.types import Checked, Event, Finished, ScanResult, Verdict
+
+GREEDY_BELOW = 0.01
+"""Temperatures under this are greedy: dividing the scores by less overflows in half precision."""
+
+
+class TransformersEngine:
+    """Implements `anydepth.server.engine.engine.Engine` over a `Guard`.
+
+    Args:
+        guard: The guard, its model loaded.
+        model: Name that clients use.
+        live: Answers generated at the same time.
+        queue: Answers that may wait.
+        timeout: Seconds that an answer may take, waiting included.
+        end_token_ids: Tokens that end a turn, where the backend does not say.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        model: str,
+        live: int = 4,
+        queue: int = 32,
+        timeout: float = 300,
+        end_token_ids: frozenset[int] | None = None,
+    ) -> None:
+        backend: Any = guard.backend
+        ends = end_token_ids if end_token_ids is not None else backend.end_tokens({})
+        context = getattr(backend, "context_length", None)
+        self.facts = EngineFacts(model, guard.template, guard.config, frozenset(ends), context)
+        self.on_check: Callable[[float], None] = lambda seconds: None
+        self._guard, self._timeout = guard, timeout
+        self._worker, self._live = Worker(live, queue), live
+        self._seconds = 1.0  # a running mean of what an answer takes, for Retry-After
+
+    @property
+    def ready(self) -> bool:
+        """True while the thread runs."""
+        return self._worker.alive
+
+    @property
+    def stats(self) -> EngineStats:
+        """Answers under way and waiting."""
+        return EngineStats(self._worker.live, self._worker.waiting)
+
+    async def start(self) -> None:
+        """Start the thread."""
+        self._worker.start()
+
+    async def stop(self) -> None:
+        """End the thread; answers under way get ShuttingDown."""
+        self._worker.stop(ShuttingDown("the server is shutting down"))
+        await asyncio.to_thread(self._worker.join, 30)
+
+    def abort(self) -> None:
+        """Give every answer under way ShuttingDown."""
+        self._worker.abort(ShuttingDown("the server is shutting down"))
+
+    async def submit(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Generate one answer; see `Engine.submit`."""
+        guard = self._guard.with_config(job.guard)
+
+        def walk() -> Iterator[Event | None]:
+            options = _generation(job.sampling, guard.backend, job.prompt)
+            seed = job.sampling.seed
+            return guard.paced(
+                job.prompt, max_new_tokens=job.max_new_tokens, seed=seed, on_check=self._checked, **options
+            )
+
+        async with aclosing(self._work(walk)) as events:
+            async for event in events:
+                yield event
+
+    async def scan(self, prompt: Prompt, guard: GuardConfig) -> ScanResult:
+        """Check a finished answer; see `Engine.scan`."""
+        scanner = self._guard.with_config(guard)
+
+        def walk() -> Iterator[ScanResult]:
+            if not prompt.prefill:
+                yield _first_check(scanner, prompt)
+            else:
+                yield scan_answer(scanner.backend, scanner.detector, scanner.config, prompt)
+
+        async with aclosing(self._work(walk)) as results:
+            async for result in results:
+                return result
+        raise EngineError("the scan gave no result")
+
+    def _checked(self, seconds: float) -> None:
+        self.on_check(seconds)
+
+    async def _work(self, walk: Callable[[], Iterator[Any]]) -> AsyncGenerator[Any, None]:
+        """Run `walk()` in the thread, in turns; what it yields, but for None, which ends a turn."""
+        if not self._worker.alive:
+            raise ShuttingDown("the server is shutting down")
+        work = _Work(walk, asyncio.get_running_loop())
+        begun = time.monotonic()
+        deadline = begun + self._timeout
+        if not self._worker.put(work):
+            seconds = ceil(self._seconds * (self._worker.waiting + 1) / self._live)
+            raise Busy("too many answers are waiting; ask again later", min(max(seconds, 1), 60))
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                        batch = await work.outbox.get()
+                except TimeoutError:
+                    raise AnswerTimeout(f"the answer took over {self._timeout:g} s; ask for fewer tokens") from None
+                if isinstance(batch, Exception):
+                    raise batch
+                for item in batch:
+                    yield item
+                if not batch:
+                    self._seconds += 0.2 * (time.monotonic() - begun - self._seconds)
+                    return
+        finally:
+            work.cancelled = True
+
+
+class _Work:
+    """One answer on its way through the thread; implements `Work`."""
+
+    def __init__(self, walk: Callable[[], Iterator[Any]], loop: asyncio.AbstractEventLoop) -> None:
+        self.cancelled = False
+        self.outbox: asyncio.Queue[list[Any] | Exception] = asyncio.Queue()
+        self._walk: Callable[[], Iterator[Any]] | None = walk
+        self._loop, self._items = loop, None
+
+    def turn(self) -> bool:
+        """Use the model until something came of it, and what follows from that without the model."""
+        batch: list[Any] = []
+        try:
+            if self._items is None:
+                assert self._walk is not None
+                self._items = self._walk()
+            for item in self._items:
+                if item is not None:
+                    batch.append(item)
+                elif batch:
+                    self._tell(batch)
+                    return True
+        except Exception as error:
+            if batch:
+                self._tell(batch)
+            self._tell(error if isinstance(error, AnydepthError) else _engine_error(error))
+            return False
+        if batch:
+            self._tell(batch)
+        return False
+
+    def end(self, error: Exception | None = None) -> None:
+        """Close the session and tell that there is no more."""
+        close = getattr(self._items, "close", None)
+        self._items = self._walk = None
+        if close is not None:
+            close()
+        self._tell(error or [])
+
+    def _tell(self, batch: list[Any] | Exception) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.outbox.put_nowait, batch)
+
+
+def _engine_error(error: Exception) -> EngineError:
+    wrapped = EngineError(f"the engine failed ({type(error).__name__}); the answer was stopped")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _generation(sampling: Sampling, backend: Any, prompt: Prompt) -> dict[str, Any]:
+    """The options of Transformers' `generate`; without any of them the model's own settings hold."""
+    options: dict[str, Any] = {}
+    if sampling.temperature is not None and sampling.temperature < GREEDY_BELOW:
+        options["do_sample"] = False
+    else:
+        drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        options |= {name: value for name, value in drawn.items() if value is not None}
+        if options:
+            options["do_sample"] = True
+    if sampling.repetition_penalty is not None:
+        options["repetition_penalty"] = sampling.repetition_penalty
+    if sampling.stop:
+        options["stopping_criteria"] = [StopText(sampling.stop, backend.decode_text)]
+    return options
+
+
+def _first_check(guard: Guard, prompt: Prompt) -> ScanResult:
+    """Check depth 0 of a conversation that has no answer yet."""
+    guard = guard.with_options(release="hold")
+    events = guard.paced(prompt, max_new_tokens=1)
+    try:
+        check = next(event.check for event in events if isinstance(event, Checked))
+        follows = next(events, None)
+        answer = next((e.answer for e in events if isinstance(e, Finished)), None) if follows is not None else None
+    finally:
+        events.close()
+    clear = Verdict(False, check.score, 0, errors=int(check.error is not None))
+    verdict = clear if answer is None else answer.verdict
+    return ScanResult((check,), verdict, "forks", ("there is no answer yet: depth 0 only",))

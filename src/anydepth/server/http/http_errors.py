@@ -1,0 +1,66 @@
+"""What goes wrong, in the envelope that OpenAI's clients read."""
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from anydepth.audit.trail import AuditError
+from anydepth.errors import BadRequest, ConfigError, ModelNotFound, PromptError, UnsupportedModel
+from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, ShuttingDown
+
+
+class WrongContentType(BadRequest):
+    """A body that does not say that it is JSON.
+
+    Pages of any origin may have a browser send such a body without asking first, so that they could use a server that
+    listens on this machine only.
+    """
+
+    def __init__(self, given: str | None) -> None:
+        found = "is missing" if given is None else f"is {given[:80]!r}"
+        super().__init__(f"the header Content-Type {found}; send `Content-Type: application/json`")
+
+
+# Kind of error -> HTTP status, OpenAI's `type`, OpenAI's `code`; the first that fits counts.
+_KINDS: tuple[tuple[type[Exception], int, str, str], ...] = (
+    (ModelNotFound, 404, "invalid_request_error", "model_not_found"),
+    (Busy, 429, "rate_limit_error", "queue_full"),
+    (ShuttingDown, 503, "server_error", "shutting_down"),
+    (AnswerTimeout, 504, "timeout_error", "timeout"),
+    (AuditError, 503, "server_error", "audit_failed"),
+    (EngineError, 500, "server_error", "engine_error"),
+    (WrongContentType, 415, "invalid_request_error", "unsupported_media_type"),
+    (PromptError, 400, "invalid_request_error", "invalid_prompt"),
+    (ConfigError, 400, "invalid_request_error", "invalid_value"),
+    (UnsupportedModel, 400, "invalid_request_error", "not_offered"),
+)
+
+
+def envelope(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+    """The body of an error."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of an error; of an unknown one, the status alone."""
+    for kind, status, name, code in _KINDS:
+        if isinstance(error, kind):
+            param, own = getattr(error, "param", None), getattr(error, "code", None)
+            return status, envelope(str(error), name, own or code, param)
+    return 500, envelope("the server failed; its log says where", "server_error", "internal_error")
+
+
+def check_json(content_type: str | None) -> None:
+    """Raise WrongContentType unless the header says that the body is JSON."""
+    media = (content_type or "").partition(";")[0].strip().lower()
+    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
+        raise WrongContentType(content_type)
+
+
+def failure(error: Exception, prompt: str | None = None) -> JSONResponse:
+    """The response for an error; `prompt` is the field that has the prompt, where an error does not name one itself."""
+    status, body = describe(error)
+    if isinstance(error, PromptError):
+        body["error"]["param"] = body["error"]["param"] or prompt
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else None
+    return JSONResponse(body, status, headers)

@@ -1,0 +1,121 @@
+"""`POST /v1/moderations`: scan conversations that are finished."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
+from anydepth.audit.answer import check_record, number, scan_record
+from anydepth.errors import BadRequest
+from anydepth.guard_overrides import apply_overrides
+from anydepth.policy import policy_record
+from anydepth.server.http.disconnect import while_there
+from anydepth.server.http.requests import ModerationRequest, ScanMessage, TextPart
+from anydepth.server.service import Service
+from anydepth.templates.template import ChatTemplate, Prompt
+from anydepth.text import TextStream
+from anydepth.types import CheckResult, ScanResult
+
+CATEGORY = "harmful"
+
+
+async def moderate(request: Request, body: ModerationRequest, service: Service) -> Response:
+    """Scan each input: an answer (a last message of the assistant) at all depths in one pass, else depth 0."""
+    begun = time.time()
+    model = service.check_model(body.model)
+    guard = apply_overrides(service.engine.facts.guard, body.anydepth, service.settings.overrides)
+    prompts = await asyncio.to_thread(_prompts, body, service)
+
+    async def scan_all() -> list[ScanResult]:
+        return [await service.engine.scan(prompt, guard) for prompt in prompts]
+
+    tell = body.anydepth is not None and body.anydepth.checks
+    scans = await while_there(request, scan_all())
+    name = f"modr-{uuid.uuid4().hex}"
+    for index, (prompt, scan) in enumerate(zip(prompts, scans, strict=True)):
+        facts: dict[str, Any] = {"id": name, "choice": index, "model": model, "begun": begun}
+        if service.settings.audit.text:
+            facts["messages"] = _words(body, index, len(prompts))
+        await service.audit.run(service.audit.write, scan_record(scan, prompt, guard, **facts))
+    results = [_result(scan, policy_record(guard.policy), tell) for scan in scans]
+    for prompt, scan, result in zip(prompts, scans, results, strict=True):
+        if tell and prompt.prefill:
+            template = service.engine.facts.template
+            result["anydepth"]["windows"] = await asyncio.to_thread(scan_windows, template, prompt, scan.checks)
+        service.metrics.scans.labels(str(result["flagged"]).lower()).inc()
+    return JSONResponse({"id": name, "model": model, "results": results})
+
+
+def _prompts(body: ModerationRequest, service: Service) -> list[Prompt]:
+    template, limits = service.engine.facts.template, service.settings.limits
+    if isinstance(body.input, str):
+        return [template.prompt(body.input)]
+    if len(body.input) > limits.messages:
+        raise BadRequest(f"input has {len(body.input)} entries; this server takes {limits.messages}", "input")
+    conversation: list[dict[str, Any]] = []
+    texts: list[Prompt] = []
+    for place, item in enumerate(body.input):
+        if isinstance(item, ScanMessage):
+            conversation.append(item.model_dump(exclude_none=True))
+            continue
+        text = item.text if isinstance(item, TextPart) else item
+        if not text.strip():
+            raise BadRequest(f"input[{place}] is an empty text; leave it out", f"input[{place}]", "invalid_prompt")
+        texts.append(template.prompt(text))
+    if conversation and texts:
+        raise BadRequest("input mixes messages and texts; send one conversation, or a list of texts", "input")
+    return [template.prompt(conversation)] if conversation else texts
+
+
+def _words(body: ModerationRequest, index: int, count: int) -> Any:
+    """What was scanned, as it was sent: the conversation, or one of `count` texts."""
+    if isinstance(body.input, str):
+        return body.input
+    items = [item if isinstance(item, str) else item.model_dump(exclude_none=True) for item in body.input]
+    return items[index] if len(items) == count else items
+
+
+def _result(scan: ScanResult, policy: dict[str, Any], tell: bool) -> dict[str, Any]:
+    """A check that failed flags the conversation as well: the guard fails closed."""
+    verdict = scan.verdict
+    score = number(verdict.score)
+    report: dict[str, Any] = {
+        "depth": verdict.depth,
+        "score": score,
+        "reason": verdict.reason,
+        "policy": policy,
+        "method": scan.method,
+        "notes": list(scan.notes),
+    }
+    if tell:
+        report["timeline"] = [check_record(check) for check in scan.checks]
+    return {
+        "flagged": verdict.halt,
+        "categories": {CATEGORY: verdict.halt},
+        "category_scores": {CATEGORY: 1.0 if score is None else score},
+        "anydepth": report,
+    }
+
+
+def scan_windows(template: ChatTemplate, prompt: Prompt, checks: Sequence[CheckResult]) -> list[dict[str, Any]]:
+    """The text of the scanned answer between one checked depth and the next."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return template.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    answer = prompt.ids[prompt.start :]
+    depths = sorted({0, len(answer), *(check.depth for check in checks)})
+    windows: list[dict[str, Any]] = []
+    stream = TextStream(decode)
+    for start, stop in pairwise(depths):
+        ids = answer[start:stop]
+        text = stream.push(ids) if stop < len(answer) else stream.push(ids) + stream.flush()
+        windows.append({"start": start, "stop": stop, "text": text})
+        if not decode(ids).endswith("\N{REPLACEMENT CHARACTER}"):
+            stream = TextStream(decode, ids)  # one window of context is enough: the work grows with the text only
+    return windows

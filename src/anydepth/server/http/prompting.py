@@ -1,0 +1,128 @@
+"""Turn a chat request into a prompt and a way to read the answer."""
+
+import json
+from typing import Any
+
+from anydepth.errors import BadRequest
+from anydepth.server.answer.compose import Reading, ReasoningRelease
+from anydepth.server.answer.segments import Markers, SpecialTokens
+from anydepth.server.answer.toolcalls import ToolFormat
+from anydepth.server.http.body_errors import shown
+from anydepth.server.http.requests import ChatMessage, ChatRequest
+from anydepth.templates.template import ChatTemplate, Prompt
+from anydepth.types import ReleaseMode
+
+_ROLES = {"developer": "system"}
+"""OpenAI's newer names of roles -> the ones that chat templates know."""
+
+
+def chat_prompt(template: ChatTemplate, request: ChatRequest) -> Prompt:
+    """The prompt of a chat request; a last message of the assistant is a prefill.
+
+    `continue_final_message` and `add_generation_prompt` are vLLM's and Transformers' names for the same thing: they may
+    be left out, and may not ask for anything else.
+
+    Raises:
+        BadRequest: They contradict the messages or each other.
+        PromptError: The messages cannot be rendered.
+    """
+    last_is_answer = request.messages[-1].role == "assistant"
+    continues, opens = request.continue_final_message, request.add_generation_prompt
+    if last_is_answer:
+        if continues is False or opens is True:
+            raise BadRequest(
+                "the last message is the assistant's, which is continued; append a user message, or leave "
+                "continue_final_message and add_generation_prompt out",
+                "continue_final_message" if continues is False else "add_generation_prompt",
+            )
+    elif continues or opens is False:
+        raise BadRequest(
+            "there is no last message of the assistant to continue; append one, or leave continue_final_message and "
+            "add_generation_prompt out",
+            "continue_final_message" if continues else "add_generation_prompt",
+        )
+    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
+    return template.prompt(
+        [_message(place, message) for place, message in enumerate(request.messages)],
+        tools=None if request.tool_choice == "none" else tools,
+    )
+
+
+def _message(place: int, message: ChatMessage) -> dict[str, Any]:
+    """A message as chat templates read it."""
+    record = message.model_dump(exclude_none=True)
+    record["role"] = _ROLES.get(message.role, message.role)
+    if message.tool_calls:
+        record.setdefault("content", "")  # some templates join it to other text
+    elif message.content is None:
+        name = f"messages[{place}].content"
+        raise BadRequest(f"{name} is missing (role {shown(message.role)}); give it a text", name, "invalid_prompt")
+    for number, call in enumerate(record.get("tool_calls", ())):
+        function = call["function"]
+        function["arguments"] = _arguments(
+            function["arguments"], f"messages[{place}].tool_calls[{number}].function.arguments"
+        )
+    return record
+
+
+def _arguments(text: str, name: str) -> dict[str, Any]:
+    """The arguments of a call: OpenAI writes them as JSON text, chat templates expect the object.
+
+    Clients send an empty text, or null, for a call that had no arguments.
+    """
+    try:
+        arguments = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        raise BadRequest(f"{name} is {shown(text)}, which is not JSON; send the JSON text of an object", name) from None
+    if arguments is not None and not isinstance(arguments, dict):
+        raise BadRequest(f"{name} is {shown(text)}; send the JSON text of an object", name)
+    return arguments or {}
+
+
+def reading_of(
+    template: ChatTemplate,
+    prompt: Prompt,
+    *,
+    refusal: str,
+    stops: tuple[str, ...] = (),
+    tools: ToolFormat | None = None,
+    offered: frozenset[str] = frozenset(),
+    special: SpecialTokens | None = None,
+    reasoning: ReasoningRelease = "as_answer",
+    release: ReleaseMode = "hold",
+    one_call: bool = False,
+) -> Reading:
+    """How the answer to a prompt is read."""
+    markers = Markers(
+        channel=template.channel,
+        tools=tools,
+        offered=offered,
+        special=SpecialTokens.of(template.tokenizer) if special is None else special,
+        thinking=_begins_thinking(template, prompt),
+    )
+
+    def decode(ids: Any) -> str:
+        return template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    prefix = prompt.ids[prompt.start :]
+    return Reading(refusal, stops, markers, reasoning, decode if markers.needed else None, prefix, release, one_call)
+
+
+def _begins_thinking(template: ChatTemplate, prompt: Prompt) -> bool:
+    """True if the generation prompt, or the prefill after it, opens thoughts and does not close them.
+
+    Only what follows the conversation counts: a user who writes the opener must not turn the answer into thoughts.
+    """
+    channel = template.channel
+    if channel is None:
+        return False
+    begin = max(0, prompt.start - len(template.header.ids) + 1)
+    text = template.tokenizer.decode(list(prompt.ids[begin:]), skip_special_tokens=False)
+    return text.rfind(channel.think_open) > text.rfind(channel.think_close)
+
+
+def offered_tools(request: ChatRequest) -> frozenset[str]:
+    """Names of the tools that the model may call."""
+    if request.tool_choice == "none":
+        return frozenset()
+    return frozenset(tool.function.name for tool in request.tools or ())

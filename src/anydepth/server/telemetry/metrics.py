@@ -1,0 +1,108 @@
+"""Count what the server does, for Prometheus."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+
+from anydepth.server.engine.engine import EngineStats
+from anydepth.types import Answer, Checked, Event, Finished, Released
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+disable_created_metrics()
+_TOKENS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Metrics:
+    """The metrics of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own: Any = {"registry": self.registry}
+        self.requests = Counter("anydepth_requests", "HTTP requests.", ["path", "status"], **own)
+        self.answers = Counter("anydepth_answers", "Answers that ended.", ["outcome"], **own)
+        self.blocked = Counter("anydepth_blocked", "Answers that were halted.", ["reason"], **own)
+        self.checks = Counter("anydepth_checks", "Checks of answers.", ["result"], **own)
+        self.check_seconds = Histogram("anydepth_check_seconds", "Time of a check.", buckets=_SECONDS, **own)
+        self.leak = Histogram(
+            "anydepth_leak_tokens", "Tokens that had left when an answer was halted.", buckets=_TOKENS, **own
+        )
+        self.tokens = Counter("anydepth_tokens", "Tokens of answers.", ["state"], **own)
+        self.prompt_tokens = Counter("anydepth_prompt_tokens", "Tokens of prompts, prefills included.", **own)
+        self.first_release = Histogram(
+            "anydepth_first_release_seconds", "Time until the first token of an answer left.", buckets=_SECONDS, **own
+        )
+        self.seconds = Histogram("anydepth_answer_seconds", "Time of an answer.", buckets=_SECONDS, **own)
+        self.scans = Counter("anydepth_scans", "Finished conversations that were scanned.", ["flagged"], **own)
+        self.audit_failures = Counter("anydepth_audit_failures", "Records that could not be written.", **own)
+        self.ready = Gauge("anydepth_ready", "1 if the server takes requests.", **own)
+
+    def watch(self, stats: Callable[[], EngineStats]) -> None:
+        """Report what the engine is doing whenever the metrics are read."""
+        self.registry.register(_EngineGauges(stats))
+
+    def text(self) -> bytes:
+        """The metrics as Prometheus reads them."""
+        return generate_latest(self.registry)
+
+    def watcher(self) -> "Watcher":
+        """What follows one answer."""
+        return Watcher(self)
+
+
+class Watcher:
+    """Counts one answer."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics, self._begun, self._released = metrics, perf_counter(), False
+
+    def see(self, event: Event) -> None:
+        """Count an event."""
+        metrics = self._metrics
+        if isinstance(event, Checked):
+            metrics.checks.labels("ok" if event.check.error is None else "error").inc()
+        elif isinstance(event, Released) and event.token_ids:
+            if not self._released:
+                self._released = True
+                metrics.first_release.observe(perf_counter() - self._begun)
+            metrics.tokens.labels("released").inc(len(event.token_ids))
+        elif isinstance(event, Finished):
+            self._finished(event.answer)
+
+    def _finished(self, answer: Answer) -> None:
+        metrics = self._metrics
+        metrics.prompt_tokens.inc(answer.prompt_tokens + answer.prefill_tokens)
+        metrics.tokens.labels("withheld").inc(max(0, answer.generated_tokens - len(answer.token_ids)))
+        if answer.halted:
+            metrics.blocked.labels(answer.verdict.reason).inc()
+            metrics.leak.observe(answer.leak)
+
+    def ended(self, outcome: str) -> None:
+        """Count the end of the answer."""
+        self._metrics.answers.labels(outcome).inc()
+        self._metrics.seconds.observe(perf_counter() - self._begun)
+
+
+class _EngineGauges:
+    """A collector of prometheus_client over the engine's own numbers."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """The gauges, as they are now."""
+        stats = self._stats()
+        return [
+            GaugeMetricFamily("anydepth_live_answers", "Answers under way.", value=stats.live),
+            GaugeMetricFamily("anydepth_queue_length", "Answers that wait.", value=stats.waiting),
+        ]

@@ -1,0 +1,155 @@
+"""Decide how a new request is guarded, and open its account."""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from anydepth.audit.answer import Account
+from anydepth.audit.trail import Audit, open_audit
+from anydepth.config import GuardConfig
+from anydepth.errors import BadRequest
+from anydepth.guard_overrides import GuardOverrides, apply_overrides
+from anydepth.schedule import scheduled_depths
+from anydepth.templates.template import Prompt
+from anydepth.vllm.engine.flow_feed import Watch
+from anydepth.vllm.engine.guarded_request import Ward
+from anydepth.vllm.engine.pending_check import Inquiry
+from anydepth.vllm.engine.positions import locate, start_places
+from anydepth.vllm.report_field import KEY
+from anydepth.vllm.setup import Setup
+
+_INTERNAL = re.compile(r"^(?:(\d+)_)?(.+?)(?:-[0-9a-f]{8})?$")
+"""vLLM's internal id: index of the choice if there are several, the client's id, eight random characters."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Opens a `Ward` for each request.
+
+    Attributes:
+        setup: The guard.
+        context: Longest sequence that vLLM runs.
+        name: Name of the model that clients use.
+        rank: Number of this engine among data-parallel ones; each has an audit trail of its own.
+    """
+
+    setup: Setup
+    context: int
+    name: str
+    rank: int = 0
+
+    @cached_property
+    def audit(self) -> Audit:
+        """Where the accounts go."""
+        table = self.setup.options.settings.audit
+        if self.rank:
+            table = table.model_copy(update={"path": f"{table.path}-rank{self.rank}"})
+        return open_audit(table)
+
+    def open(self, request: Any) -> Ward | None:
+        """Open a ward; None for a request that may go without a guard, and does.
+
+        Raises:
+            BadRequest: The request asks for what is not allowed, or cannot be guarded.
+        """
+        overrides = _overrides(request)
+        if overrides.pop("guard", True) is False:
+            if not self.setup.options.allow_unguarded:
+                raise BadRequest("anydepth.guard is false, which this server does not allow; leave it out", "anydepth")
+            return None
+        guard, tell = self._guard(overrides)
+        if request.prompt_token_ids is None or request.prompt_embeds is not None:
+            raise BadRequest("the prompt is given as embeddings, which cannot be guarded; send text or tokens")
+        if request.resumable:
+            raise BadRequest("streamed input cannot be guarded; send the whole prompt")
+        room = self.context - request.num_prompt_tokens - self.setup.room
+        if room < 1:
+            raise BadRequest(
+                f"the prompt has {request.num_prompt_tokens} tokens, and one more with a check of {self.setup.room} do "
+                f"not fit the model's context of {self.context}; shorten it",
+                "messages",
+            )
+        request.max_tokens = min(request.max_tokens, room)
+        return self._ward(request, guard, tell=tell)
+
+    def _ward(self, request: Any, guard: GuardConfig, *, tell: bool) -> Ward:
+        template, reads = self.setup.model.template, self.setup.reads
+        last = max((read.token for read in reads), default=len(template.header.ids) - 1)
+        prompt = locate(template, request.prompt_token_ids, last)
+        watch = Watch(
+            plan=guard.plan(max_new_tokens=request.max_tokens, prefill=prompt.prefill),
+            account=self._account(request, prompt, guard),
+            prompt_tokens=prompt.start,
+            end_token_ids=self.setup.model.end_token_ids,
+            decode=self._decode if self.setup.options.settings.audit.text else None,
+        )
+        ward = Ward(request, watch, prompt, tell_checks=tell)
+        if not prompt.prefill:
+            watch.begin({})
+            places = start_places(template, prompt, reads) if reads else None
+            ward.start = None if places is None else Inquiry(0, places)
+        elif reads and guard.prefill == "inside":
+            depths = scheduled_depths(guard.schedule, prompt.prefill)
+            ward.inside = tuple(depth for depth in depths if 0 < depth < prompt.prefill)
+        return ward
+
+    def _account(self, request: Any, prompt: Prompt, guard: GuardConfig) -> Account:
+        found = _INTERNAL.match(request.request_id)
+        choice, name = (found[1], found[2]) if found else (None, request.request_id)
+        text = [self._decode(prompt.ids)] if self.setup.options.settings.audit.text else None
+        return Account(
+            audit=self.audit,
+            id=name,
+            choice=int(choice or 0),
+            endpoint="vllm",
+            model=self.name,
+            prompt=prompt,
+            guard=guard,
+            end_token_ids=self.setup.model.end_token_ids,
+            messages=text,
+        )
+
+    def _guard(self, overrides: dict[str, Any]) -> tuple[GuardConfig, bool]:
+        try:
+            wanted = GuardOverrides.model_validate(overrides) if overrides else None
+        except ValidationError as error:
+            each = error.errors(include_url=False)[0]
+            name = ".".join(("anydepth", *map(str, each["loc"])))
+            raise BadRequest(f"{name}: {each['msg']}", name) from error
+        guard = apply_overrides(self.setup.guard, wanted, self.setup.options.settings.overrides)
+        return guard, wanted is not None and wanted.checks
+
+    def _decode(self, ids: tuple[int, ...]) -> str:
+        return self.setup.model.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+def open_desk(scheduler: Any, setup: Setup) -> Desk:
+    """The desk of one of vLLM's schedulers."""
+    config = scheduler.vllm_config
+    served = setup.options.settings.model.name or config.model_config.served_model_name or config.model_config.model
+    name = served[0] if isinstance(served, list) else str(served)
+    if Path(name).is_dir():
+        name = Path(name).resolve().name
+    desk = Desk(setup, scheduler.max_model_len, name, config.parallel_config.data_parallel_index)
+    assert desk.audit is not None  # a trail that cannot be opened is an error now, not at the first answer
+    return desk
+
+
+def _overrides(request: Any) -> dict[str, Any]:
+    """What the request asks of the guard; BadRequest if it is not an object, or JSON text of one."""
+    given = (request.sampling_params.extra_args or {}).get(KEY)
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise BadRequest(f"anydepth is not JSON ({error}); send an object", "anydepth") from error
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise BadRequest(f"anydepth is {given!r}; send an object", "anydepth")
+    return dict(given)

@@ -1,0 +1,47 @@
+"""Find where in a sequence of tokens the states of a check stand."""
+
+from collections.abc import Sequence
+
+from anydepth.backends.protocol import CONTENT, Read
+from anydepth.templates.template import ChatTemplate, Prompt
+
+Place = tuple[int, int]
+"""Position in the sequence (from 0) and index of the read that is made there."""
+
+
+def locate(template: ChatTemplate, ids: Sequence[int], read_index: int) -> Prompt:
+    """Tell the client's prefill from the prompt: what follows the last generation prompt.
+
+    A prompt without one, such as a text to complete, is a prompt without a prefill.
+
+    Args:
+        template: The chat template.
+        ids: The prompt as the engine got it.
+        read_index: The last header token that is read; the generation prompt may lack those after it.
+    """
+    prompt = Prompt(tuple(ids))
+    if template.start_index(prompt, max(read_index, 0)) is not None:
+        return prompt
+    header = template.header.ids
+    for end in range(len(prompt.ids), len(header) - 1, -1):
+        if prompt.ids[end - len(header) : end] == header:
+            return Prompt(prompt.ids, prefill=len(prompt.ids) - end)
+    return prompt
+
+
+def start_places(template: ChatTemplate, prompt: Prompt, reads: Sequence[Read]) -> list[Place] | None:
+    """Where the reads of depth 0 stand in the prompt itself; None if its generation prompt lacks one of them."""
+    first = template.start_index(prompt, 0)
+    begin = prompt.start if first is None else first
+    places: list[Place] = []
+    for index, read in enumerate(reads):
+        position = begin - 1 if read.token == CONTENT else template.start_index(prompt, read.token)
+        if position is None or position < 0:
+            return None
+        places.append((position, index))
+    return places
+
+
+def end_places(length: int, reads: Sequence[Read]) -> list[Place]:
+    """Where the reads stand if the header follows `length` tokens."""
+    return [(length - 1 if read.token == CONTENT else length + read.token, index) for index, read in enumerate(reads)]

@@ -1,0 +1,211 @@
+"""The guard's front of vLLM's own OpenAI server: an ASGI middleware that shows a halted answer as what it is.
+
+No token needs it to be held back: that is the engine's business. It turns the engine's reports into
+`finish_reason: "content_filter"`, the refusal and the `anydepth` object, and refuses the paths of vLLM that have no way
+of showing a halt.
+"""
+
+import json
+import logging
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from anydepth.errors import AnydepthError, BadRequest
+from anydepth.server.http.app import api_keys
+from anydepth.server.http.gateway import Edge
+from anydepth.server.http.http_errors import check_json, envelope, failure
+from anydepth.server.telemetry.metrics import Metrics
+from anydepth.settings import Settings
+from anydepth.vllm.additional_config import engine_options
+from anydepth.vllm.front.replies import Asked, halted_reply, refusal_of, whole_reply
+from anydepth.vllm.front.reports import Ledger, Page, listen
+from anydepth.vllm.front.request import read_body, rewrite
+from anydepth.vllm.front.sse_reader import Events, rewritten
+from anydepth.vllm.front.stream import StreamReply
+
+logger = logging.getLogger("vllm.anydepth")
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+OPEN_PATHS = frozenset({"/health", "/ping"})
+PASSED = OPEN_PATHS | {"/load", "/version", "/metrics", "/metrics/", "/v1/models", "/tokenize", "/detokenize"}
+"""Paths of vLLM that generate nothing. All others but the two that are rewritten are refused."""
+
+
+class GuardFront:
+    """Give it to vLLM as `--middleware`; `anydepth serve --engine vllm` does.
+
+    Args:
+        app: The application it stands before.
+        ledger: Where the engine's reports are found; default: one that listens to vLLM's engine in this process.
+    """
+
+    def __init__(self, app: ASGIApp, ledger: Ledger | None = None) -> None:
+        self._app, self._edge = app, None
+        self._ledger = Ledger() if ledger is None else ledger
+        if ledger is None:
+            listen(self._ledger)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "only HTTP is guarded"})
+        elif scope["type"] != "http":
+            await self._app(scope, receive, send)
+        else:
+            await self._open(scope)(scope, receive, send)
+
+    def _open(self, scope: Scope) -> ASGIApp:
+        """The whole application, made of the settings that the engine was started with."""
+        if self._edge is None:
+            try:
+                options = engine_options(scope["app"].state.vllm_config.additional_config)
+                settings = options.settings
+                edge = Edge(
+                    _Counter(self._app, self._ledger, settings),
+                    metrics=Metrics(),
+                    keys=api_keys(settings.http),
+                    open_paths=OPEN_PATHS | ({"/metrics", "/metrics/"} if settings.http.public_metrics else set()),
+                    body_bytes=settings.limits.body_bytes,
+                    paths=PASSED | {CHAT, COMPLETIONS},
+                    origins=settings.http.cors_origins,
+                )
+            except (AnydepthError, AttributeError) as error:
+                logger.error("nothing is served: %s", error)
+                return JSONResponse(envelope("the engine has no guard; its log says why", "server_error", None), 503)
+            self._edge = edge
+        return self._edge
+
+
+class _Counter:
+    """Routes a request: chat and completions through the guard, all others to vLLM."""
+
+    def __init__(self, app: ASGIApp, ledger: Ledger, settings: Settings) -> None:
+        self._app, self._ledger, self._settings = app, ledger, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in (CHAT, COMPLETIONS) and scope["method"] == "POST":
+            await self._generate(scope, receive, send, chat=path == CHAT)
+        elif path in PASSED or path in (CHAT, COMPLETIONS):
+            await self._app(scope, receive, send)
+        else:
+            message = f"there is no {path!r} behind the guard; use {CHAT} or {COMPLETIONS}"
+            await JSONResponse(envelope(message, "invalid_request_error", "not_offered"), 404)(scope, receive, send)
+
+    async def _generate(self, scope: Scope, receive: Receive, send: Send, *, chat: bool) -> None:
+        try:
+            raw = await _read(receive)
+            check_json(Headers(scope=scope).get("content-type"))
+            body, asked = rewrite(read_body(raw), self._settings, chat=chat)
+        except BadRequest as error:
+            await failure(error)(scope, receive, send)
+            return
+        except HTTPException as error:
+            response = envelope(error.detail, "invalid_request_error", "body_too_large")
+            await JSONResponse(response, error.status_code)(scope, receive, send)
+            return
+        raw = json.dumps(body, allow_nan=False).encode()
+        reply = _Reply(scope, send, asked, self._ledger.open(asked.id))
+        try:
+            await self._app(_with_headers(scope, asked, len(raw)), _after(raw, receive), reply.send)
+        finally:
+            self._ledger.close(asked.id)
+
+
+async def _read(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise BadRequest("the client has gone before it had sent its request")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _after(raw: bytes, receive: Receive) -> Receive:
+    """Give the rewritten body, then whatever the client does."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": raw, "more_body": False}
+
+    return again
+
+
+def _with_headers(scope: Scope, asked: Asked, length: int) -> Scope:
+    """The request's scope with our id in it: a client's own could be another response's, in the audit trail too."""
+    scope = {**scope, "headers": list(scope["headers"])}
+    headers = MutableHeaders(scope=scope)
+    for name in ("accept-encoding", "transfer-encoding"):
+        del headers[name]
+    headers["X-Request-Id"], headers["Content-Length"] = asked.id, str(length)
+    return scope
+
+
+class _Reply:
+    """Takes vLLM's response in and sends the guard's."""
+
+    def __init__(self, scope: Scope, send: Send, asked: Asked, page: Page) -> None:
+        self._scope, self._send, self._asked, self._page = scope, send, asked, page
+        self._start: Message = {}
+        self._kind, self._body, self._begun, self._over = "", bytearray(), False, False
+        self._events, self._stream = Events(), StreamReply(asked, page)
+
+    async def send(self, message: Message) -> None:
+        """Take in one of vLLM's messages."""
+        if self._over:
+            return
+        if message["type"] == "http.response.start":
+            self._start = message
+            self._kind = MutableHeaders(scope=message).get("content-type", "").partition(";")[0].strip().lower()
+        elif message["type"] == "http.response.body":
+            if self._kind == "text/event-stream" and self._start["status"] == 200:
+                await self._write_stream(message.get("body", b""), more=bool(message.get("more_body")))
+            else:
+                self._body += message.get("body", b"")
+                if not message.get("more_body"):
+                    await self._write_whole()
+
+    async def _write_whole(self) -> None:
+        status = self._start["status"]
+        if (refusal := refusal_of(self._page)) is not None:
+            await self._answer(failure(refusal))
+        elif status != 200:
+            halted = halted_reply(self._asked, self._page)
+            await self._answer(JSONResponse(halted) if halted else Response(bytes(self._body), status, self._headers()))
+        elif self._kind != "application/json":
+            logger.error("vLLM answered with the content type %r", self._kind)
+            await self._answer(JSONResponse(envelope("vLLM's answer cannot be read", "server_error", None), 500))
+        else:
+            await self._answer(JSONResponse(whole_reply(json.loads(self._body), self._asked, self._page)))
+
+    def _headers(self) -> dict[str, str]:
+        return {k: v for k, v in MutableHeaders(scope=self._start).items() if k != "content-length"}
+
+    async def _answer(self, response: Response) -> None:
+        self._over = True
+        await response(self._scope, _nothing, self._send)
+
+    async def _write_stream(self, part: bytes, *, more: bool) -> None:
+        write, rest = self._stream.write, self._stream.rest
+        out = b"".join(rewritten(event, write, rest) for event in self._events.push(part))
+        if not self._begun and (refusal := refusal_of(self._page)) is not None:
+            await self._answer(failure(refusal))
+            return
+        if (out or not more) and not self._begun:
+            self._begun = True
+            await self._send(self._start)
+        if out or not more:
+            await self._send({"type": "http.response.body", "body": out, "more_body": more})
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}

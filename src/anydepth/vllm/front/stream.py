@@ -1,0 +1,149 @@
+"""Write what clients read of vLLM's own streams and of what the engine told of each answer."""
+
+from dataclasses import dataclass, field
+
+from anydepth.server.answer.toolcalls import whole_arguments, whole_calls
+from anydepth.vllm.front.replies import (
+    Asked,
+    End,
+    Record,
+    after,
+    end_of,
+    finished,
+    head_of,
+    is_cut,
+    sign,
+    told_of,
+    without_calls,
+)
+from anydepth.vllm.front.reports import Page
+
+
+@dataclass(slots=True)
+class _Voice:
+    """One answer of a stream.
+
+    Attributes:
+        wrote: Whether it has text.
+        calls: Its calls so far, by their `index`.
+        settled: Whether its last call was whole before the answer's last chunk. vLLM completes half JSON in that one.
+        ended: Whether it has ended.
+    """
+
+    wrote: bool = False
+    calls: dict[int, Record] = field(default_factory=dict)
+    settled: bool = False
+    ended: bool = False
+
+
+class StreamReply:
+    """Rewrites the records of a stream, one by one.
+
+    Tool calls are kept until their answer has ended unhalted, whatever the release mode, and then leave as a whole.
+    """
+
+    def __init__(self, asked: Asked, page: Page) -> None:
+        self._asked, self._page = asked, page
+        self._voices = [_Voice() for _ in range(asked.prompts * asked.n)]
+        self._head = head_of(asked, "chat.completion.chunk" if asked.chat else "text_completion")
+        self._withheld, self._failed = 0, False
+
+    def write(self, record: Record) -> list[Record]:
+        """The records in place of one of vLLM's."""
+        if "error" in record:
+            self._failed = True
+            return [record]
+        choices = record.get("choices") or []
+        self._head |= {name: record[name] for name in self._head if name in record}
+        if not choices:
+            rest = self.rest()  # an answer that vLLM left out ends before the usage is told
+            return [*rest, finished(record, self._withheld)]
+        finished(record, 0)
+        return [{**record, "choices": [new]} for choice in choices for new in self._rewrite(choice)]
+
+    def rest(self) -> list[Record]:
+        """The ends of answers that vLLM left out: it has no chunk for one that was halted before its first token."""
+        out: list[Record] = []
+        for index, voice in enumerate(self._voices):
+            told = told_of(self._page, self._asked, index)
+            if voice.ended or (self._failed and not (told and told["halt"])):
+                continue  # after an error of vLLM's no answer ends as if it were whole, nor do its calls leave
+            choice = self._blank({"index": index, "logprobs": None, "finish_reason": "stop"})
+            out += [{**self._head, "choices": [new]} for new in self._rewrite(choice)]
+        return out
+
+    def _rewrite(self, choice: Record) -> list[Record]:
+        voice = self._voices[choice["index"]]
+        if voice.ended:
+            return []
+        going_on = choice.get("finish_reason") is None
+        called = self._take_calls(choice, voice)
+        if called:
+            arguments = voice.calls[max(voice.calls)]["function"]["arguments"]
+            voice.settled = going_on and bool(arguments) and whole_arguments(arguments) is not None
+        if going_on:
+            voice.wrote = voice.wrote or bool(self._text(choice).strip())
+            return [] if called and self._is_empty(choice) else [choice]
+        voice.ended = True
+        told = told_of(self._page, self._asked, choice["index"])
+        end = end_of(choice, told, self._asked, called=bool(voice.calls))
+        self._withheld += end.withheld
+        return self._halted(choice, end, voice) if end.halted else self._ended(choice, end, voice)
+
+    def _halted(self, choice: Record, end: End, voice: _Voice) -> list[Record]:
+        text = self._text(choice)
+        out = []
+        if end.known and not self._is_empty(choice):
+            out.append({**choice, "finish_reason": None, "stop_reason": None})
+            voice.wrote = voice.wrote or bool(text.strip())
+        refusal = after("text" if voice.wrote else "") + self._asked.refusal
+        plain = {"index": choice["index"], "logprobs": None, "finish_reason": None}
+        out.append(self._blank(plain, refusal))
+        last = self._blank(plain)
+        sign(last, end)
+        return [*out, last]
+
+    def _ended(self, choice: Record, end: End, voice: _Voice) -> list[Record]:
+        out = []
+        if voice.calls:
+            found = [voice.calls[index] for index in sorted(voice.calls)]
+            calls, text = whole_calls(found, doubted=is_cut(choice, self._asked) and not voice.settled)
+            delta = dict(choice["delta"])
+            if text:
+                delta["content"] = self._text(choice) + text
+            if calls:
+                delta["tool_calls"] = [{**call, "index": index} for index, call in enumerate(calls)]
+            else:
+                without_calls(choice)
+            out.append({**choice, "delta": delta, "finish_reason": None, "stop_reason": None})
+            choice = self._blank({**choice, "logprobs": None})
+            choice.pop("token_ids", None)
+        sign(choice, end)
+        return [*out, choice]
+
+    def _take_calls(self, choice: Record, voice: _Voice) -> bool:
+        """Take parts of calls out of a chunk and put them together."""
+        if not self._asked.chat:
+            return False
+        parts = choice["delta"].pop("tool_calls", None) or []
+        for part in parts:
+            call = voice.calls.setdefault(part.get("index") or 0, {"index": part.get("index") or 0, "function": {}})
+            call |= {name: value for name, value in part.items() if name != "function" and value is not None}
+            function = part.get("function") or {}
+            if function.get("name"):
+                call["function"]["name"] = function["name"]
+            call["function"]["arguments"] = call["function"].get("arguments", "") + (function.get("arguments") or "")
+        return bool(parts)
+
+    def _text(self, choice: Record) -> str:
+        return (choice["delta"].get("content") if self._asked.chat else choice.get("text")) or ""
+
+    def _is_empty(self, choice: Record) -> bool:
+        said = any(choice["delta"].values()) if self._asked.chat else choice.get("text")
+        return not (said or choice.get("logprobs") or choice.get("token_ids"))
+
+    def _blank(self, choice: Record, text: str = "") -> Record:
+        """A chunk of an answer with nothing, or with this text, in it."""
+        if not self._asked.chat:
+            return {**choice, "text": text}
+        return {**choice, "delta": {"content": text} if text else {}}

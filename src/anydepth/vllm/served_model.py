@@ -1,0 +1,68 @@
+"""The facts that a probe and the guard need of the model that vLLM serves."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from anydepth.backends.protocol import Capability, ModelIdentity, Site
+from anydepth.errors import ModelError, UnsupportedModel
+from anydepth.extras import require
+from anydepth.templates.template import ChatTemplate, Header
+from anydepth.vllm.checkpoint_identity import identify
+
+
+class VllmModel:
+    """The facts that detectors are bound to: the part of `Backend` that needs no forward pass.
+
+    Args:
+        config: vLLM's `ModelConfig`, or whatever has its attributes.
+        template_kwargs: Variables for the chat template.
+
+    Raises:
+        ModelError: There is no tokenizer.
+        TemplateError: There is no chat template.
+    """
+
+    capabilities = frozenset(Capability)
+
+    def __init__(self, config: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        self._config = config
+        if config.skip_tokenizer_init:
+            raise ModelError("the engine has no tokenizer; the guard needs one, drop --skip-tokenizer-init")
+        transformers = require("transformers", extra="vllm")
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+            config.tokenizer, revision=config.tokenizer_revision, trust_remote_code=config.trust_remote_code
+        )
+        self.template = ChatTemplate(self.tokenizer, name=str(config.model), template_kwargs=template_kwargs)
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Which model this is, from the checkpoint's files."""
+        return identify(str(self._config.model), self._config.hf_config, self._config.revision)
+
+    @property
+    def header(self) -> Header:
+        """The Safety Tokens of the chat template."""
+        return self.template.header
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end a turn: vLLM's own end of sequence and those of the generation config."""
+        found = (self._config.try_get_generation_config() or {}).get("eos_token_id")
+        listed = found if isinstance(found, list) else [found]
+        return frozenset(int(each) for each in [*listed, self.tokenizer.eos_token_id] if each is not None)
+
+    def check_site(self, site: Site) -> None:
+        """Raise UnsupportedModel if there is no such block; the worker, which has the model, checks its modules."""
+        if not 0 <= site.block < self.identity.num_layers:
+            raise UnsupportedModel(
+                f"site {site} is outside the model, which has blocks 0 to {self.identity.num_layers - 1}"
+            )
+
+    def first_token_ids(self, texts: Sequence[str]) -> list[int]:
+        """The first token of each text as the start of an answer."""
+        return [self.tokenizer.encode(text, add_special_tokens=False)[0] for text in texts]
+
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """Text of `token_ids`, special tokens left out."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

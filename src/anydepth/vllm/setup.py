@@ -1,0 +1,128 @@
+"""Make a guard of the operator's settings for the model that vLLM serves; every process makes the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import exp, isfinite
+from typing import Any
+
+import numpy as np
+
+from anydepth.backends.protocol import Read, Site
+from anydepth.config import GuardConfig, guard_config, with_own_policy
+from anydepth.detectors import (
+    Detector,
+    LinearDetector,
+    LinearProbe,
+    TextDetector,
+    declares_reads,
+    detector_named,
+    find_shipped,
+)
+from anydepth.errors import CheckError, ConfigError, ProbeError
+from anydepth.types import Score
+from anydepth.vllm.additional_config import EngineOptions, engine_options
+from anydepth.vllm.served_model import VllmModel
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The guard of one engine.
+
+    Attributes:
+        options: What the operator wrote.
+        model: The model's facts.
+    """
+
+    options: EngineOptions
+    model: VllmModel
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> "Setup":
+        """Build it from vLLM's configuration; ConfigError if there is no table of ours in it."""
+        options = engine_options(vllm_config.additional_config)
+        return cls(options, VllmModel(vllm_config.model_config, options.settings.model.template_kwargs))
+
+    @cached_property
+    def detector(self) -> Detector:
+        """The detector, bound to the model.
+
+        Raises:
+            ProbeMismatch: The probe belongs to another model.
+            ProbeError: No probe is named and none is shipped for the model.
+            ConfigError: The detector is of a kind that vLLM cannot make checks for.
+        """
+        table, backend = self.options.settings.guard, self._backend
+        detector = detector_named(table.detector)
+        if detector is None and table.probe is not None:
+            detector = LinearProbe.load(table.probe)
+        if detector is None:
+            detector = find_shipped(backend)
+        if detector is None:
+            raise ProbeError(
+                f"no probe is shipped for {self.model.identity.name}; name one with [guard] probe, fit one with "
+                '`anydepth fit`, or set [guard] detector = "rethink"'
+            )
+        if not declares_reads(detector) and not isinstance(detector, TextDetector):
+            raise ConfigError(
+                f"detector {detector.name!r} says neither which states it reads nor how it judges a text, so vLLM "
+                "cannot make its checks; give it `reads` and `score_each` (docs/detectors.md), or use --engine "
+                "transformers"
+            )
+        detector.bind(backend)
+        return detector
+
+    @property
+    def _backend(self) -> Any:
+        return self.model  # detectors are bound to facts only; sessions are the scheduler's
+
+    @cached_property
+    def guard(self) -> GuardConfig:
+        """How answers are guarded unless a request is allowed something else."""
+        return guard_config(self.options.settings.guard.guard_options(), with_own_policy(GuardConfig(), self.detector))
+
+    @cached_property
+    def reads(self) -> tuple[Read, ...]:
+        """Which states are read at a check; none for a detector that reads text or logits."""
+        return tuple(self.detector.reads) if declares_reads(self.detector) else ()
+
+    @cached_property
+    def weight(self) -> np.ndarray | None:
+        """The weight of a linear detector, float32 `[reads, hidden_size]`; None if the states themselves are needed."""
+        return self.detector.weight if self.reads and isinstance(self.detector, LinearDetector) else None
+
+    def score(self, values: Mapping[int, Any]) -> Score | Exception:
+        """Score one check from what was read: for each read its part of the logit, or its state `[hidden_size]`."""
+        if self.weight is None:
+            assert declares_reads(self.detector)
+            states = np.stack([values[read] for read in range(len(self.reads))])
+            return self.detector.score_each(states[None])[0]
+        assert isinstance(self.detector, LinearDetector)
+        logit = sum(values.values()) + self.detector.bias
+        if not isfinite(logit):
+            return CheckError("the hidden state is not finite")
+        return Score(1 / (1 + exp(-logit)) if logit >= 0 else exp(logit) / (1 + exp(logit)))
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Where the worker reads, each site once."""
+        if self.options.collects:
+            return self.options.sites
+        return tuple(dict.fromkeys(read.site for read in self.reads))
+
+    @cached_property
+    def header_ids(self) -> tuple[int, ...]:
+        """What is appended for a check: the Safety Tokens up to the last one that is read, whole for text or logits."""
+        header = self.model.header
+        if not self.reads:
+            return header.ids + header.answer_ids
+        ids = header.ids[: max(read.token for read in self.reads) + 1]
+        if not ids:
+            raise ConfigError("the detector reads no Safety Token; in vLLM a check needs at least one")
+        return ids
+
+    @cached_property
+    def room(self) -> int:
+        """Tokens that a check needs behind the last token of an answer, in the model's context."""
+        steps = self.detector.max_new_tokens if isinstance(self.detector, TextDetector) else 1
+        return len(self.header_ids) + steps

@@ -1,0 +1,151 @@
+"""Read hidden states out of vLLM's model while it runs."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from anydepth.backends.protocol import Site
+from anydepth.errors import UnsupportedModel
+from anydepth.extras import require
+from anydepth.vllm.additional_config import ReadOut as Choice
+
+logger = logging.getLogger("vllm.anydepth")
+
+Rows = dict[Site, Any]
+"""Site -> tensor of row numbers of the batch to read there."""
+
+
+class ReadOut(Protocol):
+    """A way to read hidden states out of a forward pass of vLLM."""
+
+    name: str
+
+    def expect(self, rows: Rows) -> None:
+        """Note, before a forward pass, which rows of its batch are read."""
+        ...
+
+    def take(self, aux: Sequence[Any] | None) -> dict[Site, Any]:
+        """The states of the pass, per site `[rows, hidden_size]`, in the model's number format."""
+        ...
+
+
+def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: Choice, compiled: bool) -> "ReadOut":
+    """The read-out that fits model and engine; the log says which.
+
+    Args:
+        model: The loaded model.
+        layers: Number of its blocks.
+        sites: The sites to read.
+        choice: The operator's choice.
+        compiled: Whether the model runs compiled or in captured graphs, where hooks are not called.
+
+    Raises:
+        UnsupportedModel: There is none.
+    """
+    supports_eagle3 = require("vllm.model_executor.models.interfaces", extra="vllm").supports_eagle3
+    auxiliary = supports_eagle3(model) and all(site.module in ("input_layernorm", "output") for site in sites)
+    if choice == "hooks" or (choice == "auto" and not compiled):
+        if compiled:
+            raise UnsupportedModel("read_out is 'hooks', which needs eager mode; start vLLM with --enforce-eager")
+        found: ReadOut = HookReadOut(model, layers, sites)
+    elif auxiliary:
+        found = AuxReadOut(model, layers, sites)
+    else:
+        names = ", ".join(str(site) for site in sites)
+        raise UnsupportedModel(
+            f"{type(model).__name__} does not offer the states at {names} in compiled graphs (that needs vLLM's "
+            "auxiliary hidden states, which give input_layernorm and output only); start vLLM with --enforce-eager"
+        )
+    logger.info("anydepth reads %s by %s", ", ".join(map(str, sites)), found.name)
+    return found
+
+
+class HookReadOut:
+    """Forward hooks on the modules themselves: any site, in eager mode."""
+
+    name = "forward hooks"
+
+    def __init__(self, model: Any, layers: int, sites: Sequence[Site]) -> None:
+        self._rows: Rows = {}
+        self._states: dict[Site, Any] = {}
+        for site in sites:
+            find_module(model, layers, site).register_forward_hook(self._hook(site))
+
+    def _hook(self, site: Site) -> Any:
+        whole = site.module == "output"
+
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            rows = self._rows.get(site)
+            if rows is not None:
+                self._states[site] = _state(output, rows, whole=whole)
+
+        return hook
+
+    def expect(self, rows: Rows) -> None:
+        """See `ReadOut.expect`."""
+        self._rows, self._states = rows, {}
+
+    def take(self, aux: Sequence[Any] | None) -> dict[Site, Any]:
+        """See `ReadOut.take`."""
+        self._rows = {}
+        return self._states
+
+
+class AuxReadOut:
+    """The auxiliary hidden states that models offer to EAGLE-3 drafters: part of the compiled graph."""
+
+    name = "auxiliary hidden states"
+
+    def __init__(self, model: Any, layers: int, sites: Sequence[Site]) -> None:
+        self._rows: Rows = {}
+        self._layer = {site: site.block + (site.module == "output") for site in sites}
+        self._norms = {
+            site: find_module(model, layers, site) if site.module == "input_layernorm" else None for site in sites
+        }
+        self._order = {layer: place for place, layer in enumerate(sorted(set(self._layer.values())))}
+        model.set_aux_hidden_state_layers(tuple(self._order))
+
+    def expect(self, rows: Rows) -> None:
+        """See `ReadOut.expect`."""
+        self._rows = rows
+
+    def take(self, aux: Sequence[Any] | None) -> dict[Site, Any]:
+        """See `ReadOut.take`; `aux` is what the model returned beside its last states."""
+        states: dict[Site, Any] = {}
+        for site, rows in self._rows.items():
+            assert aux is not None
+            stream = aux[self._order[self._layer[site]]].index_select(0, rows)
+            norm = self._norms[site]
+            states[site] = stream if norm is None else norm(stream)
+        self._rows = {}
+        return states
+
+
+def find_blocks(model: Any, layers: int) -> Any:
+    """The model's list of blocks; UnsupportedModel if it has none."""
+    nn = require("torch", extra="vllm").nn
+    lists = [
+        (name.count("."), name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers
+    ]
+    if not lists:
+        raise UnsupportedModel(f"{type(model).__name__} has no list of {layers} blocks to read from")
+    return min(lists, key=lambda found: found[:2])[2]
+
+
+def find_module(model: Any, layers: int, site: Site) -> Any:
+    """The module of a site; UnsupportedModel names what there is instead."""
+    return site.within(find_blocks(model, layers)[site.block])
+
+
+def _state(output: Any, rows: Any, *, whole: bool) -> Any:
+    """The wanted rows of a module's output.
+
+    vLLM's blocks return (output of the last part, residual stream without it), unsummed; its fused norms return
+    (normed, residual stream).
+    """
+    if not isinstance(output, tuple):
+        return output.index_select(0, rows)
+    first = output[0].index_select(0, rows)
+    return first + output[1].index_select(0, rows) if whole and output[1] is not None else first

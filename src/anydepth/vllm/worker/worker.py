@@ -1,0 +1,43 @@
+"""vLLM's worker, with a model runner that reads hidden states."""
+
+from typing import Any
+
+from anydepth.errors import ConfigError
+from anydepth.extras import require
+from anydepth.vllm.setup import Setup
+from anydepth.vllm.versions import check_version
+from anydepth.vllm.worker.runner import GuardedRunner, RunnerState
+
+_WORKERS = {
+    "cpu": ("vllm.v1.worker.cpu_worker", "CPUWorker"),
+    "xpu": ("vllm.v1.worker.xpu_worker", "XPUWorker"),
+}
+_OTHERWISE = ("vllm.v1.worker.gpu_worker", "Worker")
+
+
+def _platform_worker() -> Any:
+    """The worker class that vLLM itself would take here."""
+    device = require("vllm.platforms", extra="vllm").current_platform.device_type
+    module, name = _WORKERS.get(device, _OTHERWISE)
+    return getattr(require(module, extra="vllm"), name)
+
+
+class GuardedWorker(_platform_worker()):
+    """Give it to vLLM as `worker_cls`."""
+
+    def init_device(self) -> None:
+        """Make the model runner a guarded one; vLLM has no setting for its class."""
+        check_version()
+        if self.vllm_config.use_v2_model_runner:
+            raise ConfigError("vLLM would use its second model runner; set VLLM_USE_V2_MODEL_RUNNER=0")
+        super().init_device()
+        runner = self.model_runner
+        runner.anydepth = RunnerState(Setup.of(self.vllm_config))
+        runner.__class__ = type(f"Guarded{type(runner).__name__}", (GuardedRunner, type(runner)), {})
+
+    def anydepth_stats(self) -> dict[str, Any]:
+        """Seconds spent on reading so far, values read, how, and how far; for benchmarks, by `collective_rpc`."""
+        state = self.model_runner.anydepth
+        name = None if state.read_out is None else state.read_out.name
+        ends = None if state.curtail is None else state.curtail.first
+        return {"seconds": state.seconds, "checks": state.checks, "read_out": name, "header_ends_at": ends}
