@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anydepth.backends.transformers.memory import fork_bytes, peak_growth
-from anydepth.bench.measure import check_times, endless, filled, room
+from anydepth.bench.timing import check_times, endless, filled, room
 from anydepth.errors import ConfigError
 from anydepth.evals.arms.model_as_judge import Wording
 from anydepth.evals.context import Context

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from statistics import mean, median
 
-from anydepth.bench.measure import check_times, room
+from anydepth.bench.timing import check_times, room
 from anydepth.errors import CheckError
 from anydepth.evals import estimates
 from anydepth.evals.answers.answer_tables import KINDS, Kind, chosen, described
