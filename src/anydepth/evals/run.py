@@ -20,6 +20,7 @@ from anydepth.evals.suite import SUITES, EvalOptions, load_suite
 from anydepth.files import read_json, write_whole
 from anydepth.locks import hold
 from anydepth.probes.collect import adapter_digest, dtype_of, package_versions
+from anydepth.probes.journal import settings_before
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -126,12 +127,7 @@ def _begin(evaluation: Evaluation) -> dict[str, Any]:
             raise ConfigError(f"cannot write the run folder {path.parent}: {error.strerror or error}") from error
         _write(path, now)
         return now
-    for name in _FIXED:
-        if before.get(name) != now[name]:
-            raise ConfigError(
-                f"{evaluation.folder} was begun with {name} {before.get(name)!r}, now it is {now[name]!r}; give "
-                "another -o, or the options it was begun with"
-            )
+    settings_before(path, {name: now[name] for name in _FIXED}, evaluation.folder)
     return before
 
 

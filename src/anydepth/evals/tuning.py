@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError, ModelError
 from anydepth.extras import require
+from anydepth.files import write_whole
 from anydepth.probes.dataset import Conversation, Label
+from anydepth.probes.journal import settings_before
 from anydepth.probes.splits import drop_near_duplicates
 
 if TYPE_CHECKING:
@@ -300,14 +302,5 @@ def _check(folder: Path, backend: "TransformersBackend", examples: Sequence[Exam
         "examples": hashlib.sha256(content.encode()).hexdigest(),
         **kept,
     }
-    path = folder / _SETTINGS
-    if path.exists():
-        before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in now.items():
-            if before.get(name) != value:
-                raise ConfigError(
-                    f"{folder} was begun with {name} {before.get(name)!r}, now it is {value!r}; give another folder"
-                )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    if settings_before(folder / _SETTINGS, now, folder) is None:
+        write_whole(folder / _SETTINGS, json.dumps(now, indent=1) + "\n")
