@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anydepth.backends.batch import batches, write_batch
 from anydepth.config import GuardConfig
@@ -24,6 +24,8 @@ from anydepth.template import Prompt
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
+
+Item = TypeVar("Item")
 
 Told = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -160,6 +162,31 @@ class Context:
             self.records.write(key, {"id": key, **make()})
         return self.records.rows[key]
 
+    def fill(
+        self,
+        what: str,
+        together: Iterable[Mapping[str, Item]],
+        make: Callable[[Mapping[str, Item]], Iterable[Mapping[str, Any]]],
+        journal: Journal | None = None,
+    ) -> None:
+        """Make the records that are missing, in the same batches in every run: padding may move a score's last digits.
+
+        Args:
+            what: What progress calls it.
+            together: The batches, id -> what the record is made of.
+            make: The records of a whole batch, in its order; called for batches of which a record is missing.
+            journal: Where they go; by default the suite's records.
+        """
+        kept, wanted = journal or self.records, list(together)
+        done, total = 0, sum(map(len, wanted))
+        for batch in wanted:
+            if any(key not in kept for key in batch):
+                for key, facts in zip(batch, make(batch), strict=True):
+                    if key not in kept:
+                        kept.write(key, {"id": key, **facts})
+            done += len(batch)
+            self.told(what, done, total)
+
     def close(self) -> None:
         """Close the files."""
         for name in ("records", "texts"):
@@ -194,28 +221,18 @@ class Context:
         """
         model = backend or self.backend
         options = {"do_sample": False} if sampling is None else dict(sampling)
-        done = sum(key in self.texts for key in prompts)
-        for batch in batches(list(prompts), lambda key: prompts[key], max_new_tokens, str):
-            missing = [key for key in batch if key not in self.texts]
-            if missing:
-                seed = self.digest(max_new_tokens, json.dumps(options, sort_keys=True, default=str), *batch)
-                written = write_batch(
-                    model, [prompts[key] for key in batch], max_new_tokens=max_new_tokens, seed=seed, sampling=options
-                )
-                for key, each in zip(batch, written, strict=True):
-                    if key not in self.texts:
-                        self.texts.write(
-                            key,
-                            {
-                                "id": key,
-                                "ids": list(each.token_ids),
-                                "finish": each.finish_reason,
-                                "end": each.end_tokens,
-                                "text": model.decode_text(each.token_ids),
-                            },
-                        )
-            done += len(missing)
-            self.told("write", done, len(prompts))
+
+        def make(batch: Mapping[str, Prompt]) -> Iterator[dict[str, Any]]:
+            seed = self.digest(max_new_tokens, json.dumps(options, sort_keys=True, default=str), *batch)
+            written = write_batch(
+                model, list(batch.values()), max_new_tokens=max_new_tokens, seed=seed, sampling=options
+            )
+            for each in written:
+                facts = {"ids": list(each.token_ids), "finish": each.finish_reason, "end": each.end_tokens}
+                yield {**facts, "text": model.decode_text(each.token_ids)}
+
+        together = batches(list(prompts), lambda key: prompts[key], max_new_tokens, str)
+        self.fill("write", [{key: prompts[key] for key in batch} for batch in together], make, self.texts)
         return {key: self._transcript(key, prompt) for key, prompt in prompts.items()}
 
     def _transcript(self, key: str, prompt: Prompt) -> Transcript:
@@ -244,7 +261,7 @@ class Context:
 class Records(Journal):
     """The records of a suite: finite numbers only, since nothing else is JSON."""
 
-    def write(self, key: str, row: Mapping[str, Any]) -> None:
+    def write(self, key: str | int, row: Mapping[str, Any]) -> None:
         """Append one record; StoreError names it if it holds a number that is not finite."""
         try:
             json.dumps(row, allow_nan=False)

@@ -102,10 +102,8 @@ def run(context: Context) -> Summary:
         tuned = tune(context.backend, examples[data], plan.options, context.folder / "adapters" / data, told)
         stages += [Stage(each.step, data, each.folder) for each in tuned]
         losses[data] = {each.step: each.loss for each in tuned}
-    for number, stage in enumerate(stages):
-        context.told("measure", number, len(stages))
+    for stage in stages:
         _measure(context, plan, sets, stage)
-    context.told("measure", len(stages), len(stages))
     measured = Measured(plan.data, plan.steps, plan.arms, [each.name for each in sets], context.records.rows)
     return summarise(
         measured,
@@ -150,18 +148,24 @@ def _measure(context: Context, plan: Plan, sets: Sequence[Asked], stage: Stage) 
         for each in sets:
             written = _transcripts(context, plan, each, stage, tuned)
             for arm in arms:
-                rows = wanted[each.name, arm]
-                if all(_key(arm, stage, each.name, row) in context.records for row in rows):
-                    continue
-                if arm == BASE:
-                    found = _judged(context, each, {row: written[row] for row in rows})
-                else:
-                    found = _guarded(context, arm, [written[row] for row in rows], below if arm == BELOW else tuned)
-                for row, facts in zip(rows, found, strict=True):
-                    about = {"arm": arm, "data": stage.data, "step": stage.step, "set": each.name, "answer": row}
-                    context.record(
-                        _key(arm, stage, each.name, row), lambda facts=facts, about=about: {**about, **facts}
-                    )
+                shown = {row: written[row] for row in wanted[each.name, arm]}
+                _fill(context, stage, each, arm, shown, below if arm == BELOW else tuned)
+
+
+def _fill(
+    context: Context,
+    stage: Stage,
+    each: Asked,
+    arm: str,
+    shown: Mapping[str, Transcript],
+    backend: "TransformersBackend",
+) -> None:
+    def make(_: object) -> Iterator[dict[str, Any]]:
+        made = _judged(context, each, shown) if arm == BASE else _guarded(context, arm, [*shown.values()], backend)
+        about = {"arm": arm, "data": stage.data, "step": stage.step, "set": each.name}
+        return ({**about, "answer": row, **facts} for row, facts in zip(shown, made, strict=True))
+
+    context.fill(f"measure {arm} after {stage.key}", [{_key(arm, stage, each.name, row): row for row in shown}], make)
 
 
 def _wanted(each: Asked, arm: str, plan: Plan) -> list[str]:

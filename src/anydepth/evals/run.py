@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
 _FIXED = ("model", "probe", "guard", "options", "judge")
-_PACKAGES = ("anydepth", "numpy", "scikit-learn", "torch", "transformers", "peft", "lm_eval", "nanogcg")
+_PACKAGES = ("anydepth", "numpy", "scikit-learn", "torch", "transformers", "peft", "lm_eval")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Keep what defences do to answers in the suite's records."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,7 +49,16 @@ def traced(context: Context, arm: str, transcripts: Sequence[Transcript]) -> dic
     model anew at every check stops at the halt and is asked on the paper's schedule, without the early checks.
     """
     if any(_key(arm, each) not in context.records for each in transcripts):
-        _make(context, arm, transcripts)
+        asked = defence(arm, context)
+        packed = reads_states(asked)
+        config = _config(context.config, packed=packed)
+
+        def make(batch: Mapping[str, Transcript]) -> Iterator[dict[str, Any]]:
+            outcomes = replay(asked, list(batch.values()), config, ahead=packed)
+            return ({"arm": arm, **_record(each, outcomes[each.id])} for each in batch.values())
+
+        keyed = ({_key(arm, each): each for each in batch} for batch in together(transcripts))
+        context.fill(f"check with {arm}", keyed, make)
     return {each.id: _trace(context.records.rows[_key(arm, each)]) for each in transcripts}
 
 
@@ -86,23 +95,10 @@ def cut(transcript: Transcript, tokens: int) -> Transcript:
     return replace(transcript, token_ids=transcript.token_ids[:tokens], finish_reason="length", end_tokens=0)
 
 
-def _make(context: Context, arm: str, transcripts: Sequence[Transcript]) -> None:
-    """Make what is missing, always in the same batches: a batch's padding may move a score's last digits."""
-    asked = defence(arm, context)
-    packed = reads_states(asked)
-    config = _config(context.config, packed=packed)
+def together(transcripts: Iterable[Transcript]) -> Iterator[list[Transcript]]:
+    """The batches that transcripts are replayed in: of about one length, always the same."""
     ordered = sorted(transcripts, key=lambda each: (len(each.prompt.ids) + len(each.token_ids), each.id))
-    done = sum(_key(arm, each) in context.records for each in ordered)
-    for begin in range(0, len(ordered), _TOGETHER):
-        batch = ordered[begin : begin + _TOGETHER]
-        missing = [each for each in batch if _key(arm, each) not in context.records]
-        if missing:
-            outcomes = replay(asked, batch, config, ahead=packed)
-            for each in missing:
-                key = _key(arm, each)
-                context.records.write(key, {"id": key, "arm": arm, **_record(each, outcomes[each.id])})
-            done += len(missing)
-        context.told(f"check with {arm}", done, len(ordered))
+    yield from (ordered[begin : begin + _TOGETHER] for begin in range(0, len(ordered), _TOGETHER))
 
 
 def _config(base: GuardConfig, *, packed: bool) -> GuardConfig:
