@@ -4,7 +4,6 @@ A record in is `{"id", "prompt" or "messages", "response"}`, a record out `{"id"
 "settings_digest"}`. A name that ends in `.gz` is gzip.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from anydepth.errors import RecordError
 from anydepth.fields import is_missing, messages_of, prompt_of, split_answer, text_of
-from anydepth.jsonl import raw_lines, read_object
+from anydepth.jsonl import finite, raw_lines, read_object
 from anydepth.types import ScanResult
 
 RecordId = str | int
@@ -104,7 +103,7 @@ def scan_record(key: RecordId, result: ScanResult, *, text: str, settings: str) 
     """
     checks = []
     for check in result.checks:
-        record: dict[str, Any] = {"depth": check.depth, "score": _number(check.score)}
+        record: dict[str, Any] = {"depth": check.depth, "score": finite(check.score)}
         if record["score"] is None or check.error is not None:
             record["error"] = check.error or "the score is not a number"
         checks.append(record)
@@ -112,11 +111,7 @@ def scan_record(key: RecordId, result: ScanResult, *, text: str, settings: str) 
     return {
         "id": key,
         "checks": checks,
-        "verdict": {"halt": verdict.halt, "depth": verdict.depth, "score": _number(verdict.score)},
+        "verdict": {"halt": verdict.halt, "depth": verdict.depth, "score": finite(verdict.score)},
         "text_digest": text,
         "settings_digest": settings,
     }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

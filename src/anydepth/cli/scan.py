@@ -14,7 +14,7 @@ from rich.text import Text
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.manifest import asked_settings, loaded_settings
-from anydepth.cli.output import err, plural, progress_bar, warn
+from anydepth.cli.output import Bars, err, plural, warn
 from anydepth.errors import ConfigError
 from anydepth.files import check_destination, is_stream
 from anydepth.locks import hold
@@ -80,22 +80,19 @@ def scan(
         raise ConfigError(f"-o {output} is the input file; give another file")
     limit = None if limit is None else min(limit, sys.maxsize)
     options = opt.GuardOptions(probe, detector, policy, threshold, interval, "hold", on_error)
-    variables = opt.template_variables(template_kwarg)
-    loaded = opt.ModelOptions(
-        model, adapter, dtype, device, revision, engine, tuple(engine_arg or ()), template_kwargs=variables
-    )
+    loaded = opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg, engine, engine_arg)
     with (
         nullcontext() if is_stream(output) else hold(output),
         Journal(output, keep=lambda row: row.get("text_digest")) as journal,
     ):
         run = _begun(journal, loaded, options)
-        with progress_bar() as progress:
-            task = progress.add_task("scan", total=None if total is None else min(total, limit or total))
+        with Bars() as bars:
+            done, total = 0, None if total is None else min(total, limit or total)
             lines = islice(read_lines(file), limit)
             at_once = _AT_ONCE if engine == "vllm" else 1
             while batch := list(islice(lines, at_once)):
                 run.lines(batch)
-                progress.advance(task, len(batch))
+                bars("scan", done := done + len(batch), total)
     err.print(Text(run.summary()), soft_wrap=True)
     if run.failed:
         raise typer.Exit(1)

@@ -14,6 +14,7 @@ from anydepth.detectors import LinearProbe, find_shipped
 from anydepth.errors import ConfigError, StoreError
 from anydepth.evals.judge import Judge, Judged, Judgement, open_judge
 from anydepth.evals.replay import Transcript
+from anydepth.evals.settings import read_setting
 from anydepth.evals.suite import EvalOptions
 from anydepth.probes.corpora import load
 from anydepth.probes.dataset import Conversation
@@ -21,14 +22,12 @@ from anydepth.probes.journal import Journal
 from anydepth.probes.measure import half
 from anydepth.probes.splits import Text, contradicted, distinct
 from anydepth.template import Prompt
+from anydepth.types import Progress
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
 
 Item = TypeVar("Item")
-
-Told = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Context:
     judge_spec: str = "text"
     given_probe: LinearProbe | None = None
     config: GuardConfig = field(default_factory=GuardConfig)
-    told: Told = lambda what, done, total: None
+    told: Progress = lambda what, done, total, tokens=0: None
     on_table: Callable[[str, dict[str, Any]], None] = lambda name, facts: None
     _kept: dict[tuple[str, ...], set[str]] = field(default_factory=dict, repr=False)
 
@@ -137,12 +136,18 @@ class Context:
         """The user's `--set SUITE.NAME=VALUE`, or the default."""
         return self.options.settings.get(f"{self.suite}.{name}", default)
 
+    def value(self, name: str, whole: object, quick: object) -> Any:
+        """The user's `--set SUITE.NAME=VALUE` or the suite's own value, read; ConfigError says what it may be."""
+        return read_setting(f"{self.suite}.{name}", self.setting(name, str(quick if self.options.quick else whole)))
+
     def number(self, name: str, whole: int, quick: int) -> int:
         """The user's `--set SUITE.NAME=N`, or the suite's own number; ConfigError unless it is whole and at least 1."""
-        text = self.setting(name, str(quick if self.options.quick else whole))
-        if not text.isdecimal() or int(text) < 1:
-            raise ConfigError(f"{self.suite}.{name} is {text!r}; give a whole number of at least 1")
-        return int(text)
+        return self.value(name, whole, quick)
+
+    def samples(self, name: str, whole: int, quick: int) -> int:
+        """A number of samples, which `--limit` bounds; otherwise see `number`."""
+        found = self.number(name, whole, quick)
+        return min(found, self.options.limit or found)
 
     # -- records -------------------------------------------------------------------------------------------------------
 

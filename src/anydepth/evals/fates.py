@@ -1,6 +1,5 @@
 """Find out what becomes of forced answers under each defence: halted, refused by the model itself, or continued."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from anydepth.evals.forced import Forced
 from anydepth.evals.judge import Judged
 from anydepth.evals.replay import Defence, Point, Transcript, leaked, reads_states, replay
 from anydepth.flow import Outcome
+from anydepth.jsonl import finite
 from anydepth.probes.calibrate import Trail
 from anydepth.schedule import Every, Listed
 from anydepth.types import Score
@@ -146,7 +146,7 @@ def trail_of(context: Context, arm: str, item: Forced) -> Trail | None:
 
 
 def _checks(outcome: Outcome) -> dict[str, Any]:
-    checks = [(check.depth, None if math.isnan(check.score) else check.score) for check in outcome.checks]
+    checks = [(check.depth, finite(check.score)) for check in outcome.checks]
     halt = outcome.verdict.depth if outcome.verdict.halt else None
     return {"checks": checks, "halts_at": halt, "errors": outcome.verdict.errors}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe, find_shipped
 from anydepth.errors import ConfigError, StoreError
-from anydepth.evals.context import Context, Told, probe_digest
+from anydepth.evals.context import Context, probe_digest
 from anydepth.evals.figure import Summary
 from anydepth.evals.settings import check_settings
 from anydepth.evals.suite import SUITES, EvalOptions, load_suite
@@ -21,6 +21,7 @@ from anydepth.files import read_json, write_whole
 from anydepth.locks import hold
 from anydepth.probes.collect import adapter_digest, dtype_of, package_versions
 from anydepth.probes.journal import settings_before
+from anydepth.types import Progress
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -53,7 +54,7 @@ class Evaluation:
     command: str = ""
 
 
-def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Told) -> dict[str, Summary]:
+def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Progress) -> dict[str, Summary]:
     """Run the suites, one after the other; what an earlier run of the same evaluation finished stays.
 
     Each suite's summary is written as soon as it is there. Records are made once: after a kill the same call goes on
@@ -79,7 +80,7 @@ def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Told) -> dict[
     return found
 
 
-def _context(evaluation: Evaluation, suite: str, told: Told, manifest: dict[str, Any]) -> Context:
+def _context(evaluation: Evaluation, suite: str, told: Progress, manifest: dict[str, Any]) -> Context:
     def note_table(name: str, facts: dict[str, Any]) -> None:
         before = manifest["data"].get(name)
         if before is not None and before.get("of") != facts["of"]:

@@ -1,6 +1,5 @@
 """Keep what defences do to answers in the suite's records."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ from anydepth.evals.context import Context
 from anydepth.evals.defences import UNCALIBRATED, WRITERS, chosen_arms, defence
 from anydepth.evals.replay import Transcript, reads_states, replay
 from anydepth.flow import Outcome
+from anydepth.jsonl import finite
 from anydepth.probes.dataset import Conversation
 from anydepth.schedule import Every
 
@@ -113,7 +113,7 @@ def _key(arm: str, transcript: Transcript) -> str:
 
 
 def _record(transcript: Transcript, outcome: Outcome) -> dict[str, Any]:
-    checks = [(check.depth, _number(check.score), _number(check.statistic)) for check in outcome.checks]
+    checks = [(check.depth, finite(check.score), finite(check.statistic)) for check in outcome.checks]
     statistics = [statistic for _, _, statistic in checks if statistic is not None]
     return {
         "halted": outcome.verdict.halt,
@@ -128,7 +128,3 @@ def _record(transcript: Transcript, outcome: Outcome) -> dict[str, Any]:
 def _trace(row: Mapping[str, Any]) -> Trace:
     checks = tuple((depth, score, statistic) for depth, score, statistic in row["checks"])
     return Trace(row["halted"], row["depth"], row["peak"], row["tokens"], row["errors"], checks)
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

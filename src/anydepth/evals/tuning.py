@@ -21,7 +21,7 @@ from anydepth.probes.splits import drop_near_duplicates
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
 
-Told = Callable[[str, int, int], None]
+Told = Callable[[int, int], None]
 
 LEAST_ANSWER = 16
 """Tokens of an answer that an example has room for at least."""
@@ -119,7 +119,7 @@ def tune(
     examples: Sequence[Example],
     options: TuneOptions,
     folder: Path,
-    told: Told = lambda what, done, total: None,
+    told: Told = lambda done, total: None,
 ) -> list[Tuned]:
     """Train a LoRA adapter of `backend`'s model on `examples`; adapters that are in `folder` are not made again.
 
@@ -247,7 +247,7 @@ def _keeper(folder: Path, wanted: Sequence[int], told: Told) -> Any:
 
     class Keeper(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            told("train", state.global_step, wanted[-1])
+            told(state.global_step, wanted[-1])
             control.should_save = state.global_step in wanted
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -106,7 +106,7 @@ def test_without_a_probe_the_remedy_is_said(tmp_path: Path) -> None:
 def test_numbers_of_a_suite_are_the_users_or_its_own(tmp_path: Path) -> None:
     context = tiny_context(tmp_path, "interval", options={"settings": {"interval.tokens": "7", "latency.rounds": "x"}})
     assert context.number("tokens", 400, 200) == 7
-    assert context.number("samples", 9, 3) == 3
+    assert tiny_context(tmp_path, "latency").number("samples", 9, 3) == 3
     assert context.count(60, 10) == 4
     assert tiny_context(tmp_path, "interval", options={"limit": None, "quick": False}).count(60, 10) == 60
     wrong = tiny_context(tmp_path, "latency", options={"settings": {"latency.rounds": "x"}})
