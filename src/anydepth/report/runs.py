@@ -1,5 +1,6 @@
 """Open the folders that `anydepth eval` wrote."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from typing import Any, get_args
 from anydepth.errors import ConfigError
 from anydepth.evals.figure import Chart, ChartKind, Figure, Summary
 from anydepth.evals.suite import SUITES
-from anydepth.files import read_json
 
 _NEEDS: Mapping[str, tuple[str, ...]] = {
     "line": ("figures", "x"),
@@ -86,7 +86,13 @@ def _json(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"there is no {path}; give a folder that `anydepth eval MODEL -o RUN` wrote, after its first suite is done"
         )
-    return read_json(path, "a file that `anydepth eval` writes")
+    try:
+        found = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({error}); run the evaluation again") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no JSON object, so `anydepth eval` did not write it; give the folder of a run")
+    return found
 
 
 def _summary(path: Path, name: str, record: Any) -> Summary:

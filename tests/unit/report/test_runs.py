@@ -65,8 +65,8 @@ def test_an_interval_without_ends_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ("{", "summary.json is not JSON"),
-        ([], "summary.json is a list, not a file that `anydepth eval` writes"),
+        ("{", "summary.json cannot be read as JSON"),
+        ([], "summary.json holds no JSON object"),
         ({}, "summary.json has no `suites`"),
         ({"suites": {}}, "summary.json holds no suite yet"),
         ({"suites": {"interval": 3}}, "'interval' cannot be read: it is no JSON object"),
