@@ -1,7 +1,7 @@
 """Say how sure a figure is: exact intervals of rates, bootstrap intervals of AUROC."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,20 +64,12 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> In
         ConfigError: `confidence` is not between 0 and 1, or `successes` not between 0 and `trials`.
         MissingExtra: scipy is not installed.
     """
-    tail = (1 - check_share("confidence", confidence)) / 2
-    _check_counts(successes, trials)
-    if trials == 0:
-        return Interval(0.0, 1.0)
-    special = require("scipy.special", extra="fit")
-    low = special.betaincinv(successes, trials - successes + 1, tail) if successes else 0.0
-    return Interval(float(low), _upper(successes, trials, 1 - tail))
+    return _exact(successes, trials, confidence, "two-sided")
 
 
 def upper_bound(successes: int, trials: int, confidence: float = 0.95) -> float:
     """The exact one-sided upper bound of a rate: the truth lies above it with probability 1 - `confidence` at most."""
-    check_share("confidence", confidence)
-    _check_counts(successes, trials)
-    return _upper(successes, trials, confidence) if trials else 1.0
+    return _exact(successes, trials, confidence, "less").high
 
 
 def answers_needed(target: float, confidence: float = 0.95) -> int:
@@ -85,7 +77,7 @@ def answers_needed(target: float, confidence: float = 0.95) -> int:
     check_share("target", target)
     check_share("confidence", confidence)
     count = max(1, math.ceil(math.log1p(-confidence) / math.log1p(-target)) - 1)  # rounding may be off by one
-    while _upper(0, count, confidence) > target:
+    while upper_bound(0, count, confidence) > target:
         count += 1
     return count
 
@@ -107,22 +99,32 @@ def auroc(
     Raises:
         ConfigError: A class is empty or holds a value that is NaN, or an option has a value it cannot have.
     """
-    tail = (1 - check_share("confidence", confidence)) / 2
-    if resamples < 1:
-        raise ConfigError(f"resamples is {resamples}; give a whole number of at least 1")
-    above, below = _values("harmful", harmful), _values("benign", benign)
-    levels, places = np.unique(np.concatenate([above, below]), return_inverse=True)
-    high, low = places[: len(above)], places[len(above) :]
-    value = _separation(_drawn(high[None], len(levels)), _drawn(low[None], len(levels)))[0]
-    rng = np.random.default_rng(seed)
-    at_once = max(1, 4_000_000 // max(len(levels), len(above), len(below)))  # bounds the memory of one draw
-    found = []
-    for begin in range(0, resamples, at_once):
-        count = min(at_once, resamples - begin)
-        drawn = [_drawn(side[rng.integers(len(side), size=(count, len(side)))], len(levels)) for side in (high, low)]
-        found.append(_separation(*drawn))
-    edges = np.quantile(np.concatenate(found), [tail, 1 - tail])
-    return float(value), Interval(float(edges[0]), float(edges[1]))
+    check_share("confidence", confidence)
+    if resamples < 2:
+        raise ConfigError(f"resamples is {resamples}; give a whole number of at least 2")
+    classes = _values("harmful", harmful), _values("benign", benign)
+    interval = bootstrap(classes, separation, seed=seed, resamples=resamples, confidence_level=confidence)
+    return float(separation(*classes)), interval
+
+
+def separation(harmful: np.ndarray, benign: np.ndarray, axis: int = -1) -> np.ndarray:
+    """AUROC from the ranks of the harmful scores: `[..., harmful]`, `[..., benign]` -> `[...]`; a tie counts half."""
+    stats = require("scipy.stats", extra="fit")
+    count, other = harmful.shape[axis], benign.shape[axis]
+    ranks = stats.rankdata(np.concatenate([harmful, benign], axis), axis=axis)[..., :count].sum(axis)
+    return (ranks - count * (count + 1) / 2) / (count * other)
+
+
+def bootstrap(
+    samples: Iterable[np.ndarray], statistic: Callable[..., Any], *, seed: int = 0, resamples: int, **options: Any
+) -> Interval:
+    """The percentile bootstrap interval of `statistic(*samples, axis=-1)`, samples `[answers]`; see scipy."""
+    stats = require("scipy.stats", extra="fit")
+    data = [sample.repeat(2) if len(sample) == 1 else sample for sample in samples]  # of one value scipy draws nothing
+    batch = max(1, 4_000_000 // sum(map(len, data)))  # bounds the memory of one draw
+    options = {"n_resamples": resamples, "batch": batch, "vectorized": True, "method": "percentile", **options}
+    found = stats.bootstrap(data, statistic, rng=seed, **options).confidence_interval
+    return Interval(float(found.low), float(found.high))
 
 
 def check_share(name: str, value: float) -> float:
@@ -142,16 +144,15 @@ def percent_range(interval: Sequence[float] | None) -> str:
     return f"[{100 * interval[0]:.3g}, {100 * interval[1]:.3g}] %" if interval else ""
 
 
-def _upper(successes: int, trials: int, confidence: float) -> float:
-    if successes == trials:
-        return 1.0
-    special = require("scipy.special", extra="fit")
-    return float(special.betaincinv(successes + 1, trials - successes, confidence))
-
-
-def _check_counts(successes: int, trials: int) -> None:
+def _exact(successes: int, trials: int, confidence: float, alternative: str) -> Interval:
+    check_share("confidence", confidence)
     if not 0 <= successes <= trials:
         raise ConfigError(f"{successes} of {trials} is no rate; the first must lie between 0 and the second")
+    if trials == 0:
+        return Interval(0.0, 1.0)
+    stats = require("scipy.stats", extra="fit")
+    found = stats.binomtest(successes, trials, alternative=alternative).proportion_ci(confidence, method="exact")
+    return Interval(float(found.low), float(found.high))
 
 
 def _values(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -161,16 +162,3 @@ def _values(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
             f"the {name} scores have the shape {array.shape}, NaN included or not; give at least one number"
         )
     return array
-
-
-def _drawn(places: np.ndarray, levels: int) -> np.ndarray:
-    """How often each level was drawn, `[draws, levels]`."""
-    draws = len(places)
-    flat = places + levels * np.arange(draws)[:, None]
-    return np.bincount(flat.ravel(), minlength=draws * levels).reshape(draws, levels)
-
-
-def _separation(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """AUROC of each draw, from how often each level was drawn in either class."""
-    under = np.cumsum(low, axis=1) - low / 2  # draws of the other class below the level, ties by half
-    return (high * under).sum(axis=1) / (high.sum(axis=1) * low.sum(axis=1))

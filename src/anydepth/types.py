@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 ReleaseMode = Literal["hold", "eager", "monitor"]
 """`hold`: nothing leaves unchecked. `eager`: send, then check. `monitor`: never halt."""
@@ -13,6 +13,13 @@ OnError = Literal["closed", "open"]
 FinishReason = Literal["stop", "length", "content_filter"]
 Message = Mapping[str, Any]
 """One chat message, `{"role": ..., "content": ...}`, as Transformers and OpenAI write it."""
+
+
+class Progress(Protocol):
+    """Is called with what is being done, how much of it is done, how much there is, and the tokens run for it."""
+
+    def __call__(self, what: str, done: int, total: int, tokens: int = 0, /) -> None:
+        """Take note of it."""
 
 
 @dataclass(frozen=True, slots=True)

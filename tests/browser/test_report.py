@@ -1,5 +1,6 @@
 """The report in a browser: on a desk and on a phone, in the light and in the dark, by keyboard, on paper, offline."""
 
+import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,24 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from anydepth.report import open_runs, render, write
+from anydepth.report.charts import NARROW
+from anydepth.report.palette import MUTED
 from tests.browser.conftest import DESK
 from tests.unit.report.made_up import manifest, summaries, write_run
 
 SMALL = {"width": 380, "height": 844}
 SHOTS = Path("/tmp/report")
 
-LETTERS = """() => [...document.querySelectorAll('.chart svg text')].filter(e => e.checkVisibility()).map(text => {
+INLINE = """() => document.querySelectorAll('.chart img').forEach(image => {
+    const text = new TextDecoder().decode(Uint8Array.from(atob(image.currentSrc.split(',')[1]), c => c.charCodeAt(0)));
+    const svg = document.importNode(new DOMParser().parseFromString(text, 'image/svg+xml').documentElement, true);
+    svg.style.width = image.getBoundingClientRect().width + 'px';
+    svg.style.height = image.getBoundingClientRect().height + 'px';
+    image.closest('picture').replaceWith(svg);
+})"""
+"""Puts each image that is shown into the page as markup, as large as it was, so that its parts can be measured."""
+
+LETTERS = """() => [...document.querySelectorAll('.chart svg text')].map(text => {
     const svg = text.ownerSVGElement, box = svg.getBoundingClientRect(), at = text.getBoundingClientRect();
     const across = at.left < box.left - 2 || at.right > box.right + 2;
     return {
@@ -24,6 +36,9 @@ LETTERS = """() => [...document.querySelectorAll('.chart svg text')].filter(e =>
     };
 })"""
 """Every letter of the figures that are shown: whether it is cut off, and how large it is."""
+
+SHOWN = "images => images.map(image => [image.currentSrc, image.naturalWidth, image.alt])"
+"""Of each image: the address that the browser chose, its width in pixels, and its text for those who cannot see it."""
 
 OpenReport = Callable[..., Any]
 
@@ -77,13 +92,14 @@ def test_it_fits_and_is_accessible(open_report: OpenReport, scheme: str, size: d
         unfold(page)
 
 
-@pytest.mark.parametrize(("size", "shown"), [(DESK, "wide"), (SMALL, "narrow")], ids=["desk", "phone"])
-def test_each_figure_is_shown_once_and_whole(open_report: OpenReport, size: dict[str, int], shown: str) -> None:
+@pytest.mark.parametrize(("size", "wide"), [(DESK, True), (SMALL, False)], ids=["desk", "phone"])
+def test_each_figure_is_shown_once_and_whole(open_report: OpenReport, size: dict[str, int], wide: bool) -> None:
     page = open_report(viewport=size)
-    charts, visible = page.locator("figure.chart:has(svg)").count(), page.locator("figure.chart svg:visible").count()
+    charts, visible = page.locator("figure.chart:has(img)").count(), page.locator("figure.chart img:visible").count()
     assert charts == visible > 8
-    hidden = {"wide": "narrow", "narrow": "wide"}[shown]
-    assert page.locator(f".{shown} svg:visible").count() > 8 and page.locator(f".{hidden} svg:visible").count() == 0
+    shown = page.locator(".chart > picture img").evaluate_all(SHOWN)
+    assert len(shown) > 8 and all((each[1] > NARROW) == wide and each[2] for each in shown)
+    page.evaluate(INLINE)
     found = page.evaluate(LETTERS)
     assert len(found) > 200
     assert [each["text"] for each in found if each["cut"]] == [], "texts that stick out of their figure"
@@ -100,19 +116,15 @@ def test_wide_things_scroll_within_the_page(open_report: OpenReport) -> None:
     assert before == [True, 0]
 
 
-def test_figures_take_the_colours_of_the_page(open_report: OpenReport) -> None:
-    shades = {}
-    for scheme in ("light", "dark"):
-        page = open_report(color_scheme=scheme)
-        shades[scheme] = page.evaluate(
-            """() => [document.body, document.querySelector('.wide text')].map((element, number) => {
-                const style = getComputedStyle(element);
-                const rgb = (number ? style.fill : style.backgroundColor).match(/\\d+/g).slice(0, 3);
-                return rgb.reduce((sum, part) => sum + Number(part), 0);
-            })"""
-        )
-    assert shades["dark"][0] < 150 < 450 < shades["dark"][1]
-    assert shades["light"][1] < 350 < 600 < shades["light"][0]
+@pytest.mark.parametrize("size", [DESK, SMALL], ids=["desk", "phone"])
+def test_figures_take_the_colours_of_the_page(open_report: OpenReport, size: dict[str, int]) -> None:
+    for scheme, other in (("light", "dark"), ("dark", "light")):
+        page = open_report(color_scheme=scheme, viewport=size)
+        body = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+        assert (sum(body) > 600) == (scheme == "light")
+        for address, _, _ in page.locator(".chart img").evaluate_all(SHOWN):
+            drawn = base64.b64decode(address.partition(",")[2]).decode()
+            assert getattr(MUTED, scheme) in drawn and getattr(MUTED, other) not in drawn
 
 
 def test_a_walk_by_keyboard(open_report: OpenReport) -> None:
@@ -144,5 +156,7 @@ def test_paper_is_light_and_has_everything(open_report: OpenReport) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("document.documentElement.scrollWidth") <= 720
+    for address, width, _ in page.locator(".chart > picture img").evaluate_all(SHOWN):
+        assert MUTED.light in base64.b64decode(address.partition(",")[2]).decode() and width > NARROW
     row = page.locator("#deep-prefill details tbody tr").last
     assert row.evaluate("element => element.getBoundingClientRect().height > 0"), "folded tables are printed"

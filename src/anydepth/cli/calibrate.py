@@ -109,9 +109,7 @@ def calibrate(
     if guarantee and seen:
         raise ConfigError(f"--guarantee does not hold for these answers: {seen}; leave them out")
     guard = load.open_guard(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        ),
+        opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg),
         opt.GuardOptions(probe=artefact, interval=interval),
     )
     old: Any = guard.detector

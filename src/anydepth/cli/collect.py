@@ -1,22 +1,19 @@
 """`anydepth collect`: the hidden states of finished answers, as training data for probes."""
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import Progress
 from rich.text import Text
 
 from anydepth.backends.protocol import Site
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.output import err, plural, progress_bar, warn
+from anydepth.cli.output import Bars, err, plural, warn
 from anydepth.conversations.corpora import load as load_data
 from anydepth.errors import ConfigError
 from anydepth.files import check_folder
@@ -33,8 +30,6 @@ from anydepth.schedule import Every, Listed, Schedule
 if TYPE_CHECKING:
     from anydepth.backends.protocol import Backend
     from anydepth.conversations.dataset import Conversation
-
-Report = Callable[[int, int, int], None]
 
 _WHAT, _HOW = "What is read", "How it runs"
 _NAMED = 20
@@ -154,10 +149,7 @@ def collect(
     wanted = _Reads(layers, sites, tokens, interval, depths, longest, suffix, split, view, opt.part_of(part))
     wanted.check()
     runs = "vllm" if engine == "vllm" else "transformers"
-    variables = opt.template_variables(template_kwarg)
-    loaded = opt.ModelOptions(
-        model, adapter, dtype, device, revision, runs, tuple(engine_arg or ()), template_kwargs=variables
-    )
+    loaded = opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg, runs, engine_arg)
     if on_policy and engine == "vllm":
         raise ConfigError("--on-policy has Transformers write the answers; drop --engine vllm")
     check_folder(output, "-o")
@@ -169,9 +161,9 @@ def collect(
             if not conversations:
                 raise ConfigError("the model wrote no answer whose label is known; give labelled conversations")
         run = partial(_with_ray, workers) if engine == "ray" else _in_process
-        with _progress("collect") as report:
-            found = run(loaded, conversations, output, wanted, report)
-    _tell(found, output, report.seconds)
+        with Bars() as bars:
+            found = run(loaded, conversations, output, wanted, partial(bars, "collect"))
+    _tell(found, output, bars.seconds("collect"))
     if not found.answers and not found.present:
         raise typer.Exit(1)
 
@@ -240,7 +232,11 @@ def _conversations(refs: Sequence[str], data_dir: Path | None) -> "list[Conversa
 
 
 def _in_process(
-    model: opt.ModelOptions, conversations: "Sequence[Conversation]", output: Path, wanted: _Reads, report: Report
+    model: opt.ModelOptions,
+    conversations: "Sequence[Conversation]",
+    output: Path,
+    wanted: _Reads,
+    report: "Callable[[int, int, int], None]",
 ) -> Collected:
     if model.engine == "vllm":
         backend: Backend = load.open_vllm(model, lambda facts: wanted.plan(facts).sites)
@@ -257,7 +253,7 @@ def _with_ray(
     conversations: "Sequence[Conversation]",
     output: Path,
     wanted: _Reads,
-    report: Report,
+    report: "Callable[[int, int, int], None]",
 ) -> Collected:
     name = str(Path(model.model).absolute()) if Path(model.model).exists() else model.model
     each = Workers(workers, gpus=1 if (model.device or "").startswith("cuda") else 0)
@@ -281,40 +277,14 @@ def _own_answers(
     mine = [each for each in conversations if _digest(each.prompt_key) % count == index]
     path = output / (f"on-policy-{name}.jsonl" if name else "on-policy.jsonl")
     backend = load.open_backend(model)
-    with _progress("write") as report:
-        written = write_answers(backend, mine, path, progress=report)
+    with Bars() as bars:
+        written = write_answers(backend, mine, path, progress=partial(bars, "write"))
     _tell_written(written)
     return [each for each in written.conversations() if each.response]
 
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
-
-
-class _Report:
-    """Shows how far the work is; its time runs from the first call on, when the model has been loaded."""
-
-    def __init__(self, bar: Progress, what: str) -> None:
-        self._bar, self._task = bar, bar.add_task(what, total=None, speed="")
-        self._begun: float | None = None
-
-    def __call__(self, done: int, total: int, tokens: int) -> None:
-        """Say how many answers of how many are done, and how many tokens were run for them."""
-        self._begun = self._begun or time.monotonic()
-        speed = f"{tokens / self.seconds:,.0f} tokens/s" if tokens else ""
-        self._bar.update(self._task, completed=done, total=total, speed=speed)
-
-    @property
-    def seconds(self) -> float:
-        """How long the work has taken."""
-        return max(time.monotonic() - (self._begun or time.monotonic()), 1e-9)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[_Report]:
-    """A bar with the time left and the tokens per second."""
-    with progress_bar("speed") as bar:
-        yield _Report(bar, what)
 
 
 def _tell(found: Collected, output: Path, seconds: float) -> None:

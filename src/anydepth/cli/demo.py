@@ -99,9 +99,7 @@ def demo(
     if probe is None and detector == "probe":  # the shipped one: with the demo's threshold, see demo.toml
         options = opt.GuardOptions(policy="threshold", threshold=shown.threshold)
     guard = load.open_guard(
-        opt.ModelOptions(
-            name, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        ),
+        opt.ModelOptions.of(name, adapter, dtype, device, revision, template_kwarg),
         options,
     )
     # at the end of the prefill only: what is shown is that the Safety Tokens speak up deep in an answer

@@ -2,10 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,13 +12,13 @@ from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.output import err, printable, progress_bar
+from anydepth.cli.output import Bars, err, printable
 from anydepth.cli.report import report
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
 from anydepth.evals.eval_options import EvalOptions
-from anydepth.evals.evaluation import Evaluation, Told, evaluate
+from anydepth.evals.evaluation import Evaluation, evaluate
 from anydepth.evals.figure import Figure, Summary
 from anydepth.evals.suite import QUICK, SUITES, load_suite
 from anydepth.evals.suite_options import check_settings
@@ -109,13 +107,9 @@ def evaluation(
     check_settings(options.settings)
     given = None if probe is None else LinearProbe.load(probe)
     config = GuardConfig() if interval is None else GuardConfig(schedule=Every(interval))
-    backend = load.open_backend(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        )
-    )
-    with _progress() as told:
-        found = evaluate(Evaluation(backend, output, options, judge, given, config, _command()), names, told)
+    backend = load.open_backend(opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg))
+    with Bars() as bars:
+        found = evaluate(Evaluation(backend, output, options, judge, given, config, _command()), names, bars)
     for summary in found.values():
         _show(summary)
     err.print(Text(f"records and summary in {output}"), soft_wrap=True)
@@ -163,16 +157,3 @@ def _value(figure: Figure) -> str:
 
 def _interval(figure: Figure) -> str:
     return "" if figure.interval is None else f"{figure.interval[0]:.3g} to {figure.interval[1]:.3g}"
-
-
-@contextmanager
-def _progress() -> Iterator[Told]:
-    with progress_bar() as bar:
-        tasks: dict[str, Any] = {}
-
-        def told(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield told

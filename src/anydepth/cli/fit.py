@@ -3,8 +3,7 @@
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,14 +16,13 @@ from rich.text import Text
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
-from anydepth.cli.output import err, plural, printable, progress_bar, warn
+from anydepth.cli.output import Bars, err, plural, printable, warn
 from anydepth.errors import ConfigError
 from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.locks import hold
 from anydepth.probes.artefact.fit_record import forget, write_fit_record
 from anydepth.probes.artefact.modelcard import ARTEFACT
 from anydepth.probes.fitting.figures import figures_of, limits_of
-from anydepth.probes.fitting.train import Progress as Told
 from anydepth.probes.fitting.train import Trained, fill, train
 from anydepth.probes.recipe.choices import Choices
 from anydepth.probes.recipe.recipe import Gathered, Recipe, gather, read_recipe, recipe_for
@@ -97,16 +95,12 @@ def fit(
     for place in {output.resolve(), (work or output).resolve()}:
         context.with_resource(hold(place))
     begun = time.monotonic()
-    backend = load.open_backend(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        )
-    )
+    backend = load.open_backend(opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg))
     _check_other_probe(output, backend)
     folder = work or output / "work"
-    with _progress() as told:
-        filled = fill(backend, gathered, wanted, folder, adapter=adapter, progress=told)
-        trained = train(backend, filled, wanted, progress=told)
+    with Bars() as bars:
+        filled = fill(backend, gathered, wanted, folder, adapter=adapter, progress=bars)
+        trained = train(backend, filled, wanted, progress=bars)
     _tell_left_out(filled.gathered, before=gathered)
     probe = _signed(trained.probe, name, model, time.monotonic() - begun)
     options = {
@@ -238,18 +232,3 @@ def _show(probe: "LinearProbe", trained: Trained, output: Path) -> None:
     err.print(
         Text(f"{plural(len(trained.trials), 'candidate')} tried; probe and model card in {output}"), soft_wrap=True
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Told]:
-    with progress_bar("speed") as bar:
-        tasks: dict[str, tuple[Any, float]] = {}
-
-        def told(what: str, done: int, total: int, tokens: int) -> None:
-            if what not in tasks:
-                tasks[what] = (bar.add_task(what, total=total, speed=""), time.monotonic())
-            task, begun = tasks[what]
-            speed = f"{tokens / max(time.monotonic() - begun, 1e-9):,.0f} tokens/s" if tokens else ""
-            bar.update(task, completed=done, total=total, speed=speed)
-
-        yield told

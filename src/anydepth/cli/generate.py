@@ -91,9 +91,7 @@ def generate(
     opening = _prefill(prefill, prefill_file)
     sampling = _sampling(temperature, top_p)
     guard = load.open_guard(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        ),
+        opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg),
         opt.GuardOptions(probe, detector, policy, threshold, interval, release, on_error, refusal, check_prefill),
     )
     arguments = {"prefill": opening, "max_new_tokens": max_new_tokens, "seed": seed, **sampling}

@@ -31,11 +31,7 @@ def inspect(
     The header with the token that is read, how a prompt ends, what brings the answer after it, the layers, how each
     kind of cache layer is forked, whether a finished answer can be scanned in one pass, and whether a probe is shipped.
     """
-    backend = load.open_backend(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        )
-    )
+    backend = load.open_backend(opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg))
     record = describe(backend, has_probe=load.has_shipped_probe(backend))
     if as_json:
         write_json(record)

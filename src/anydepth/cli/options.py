@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,115 +22,77 @@ DtypeName = Literal["auto", "fast", "float32", "bfloat16", "float16"]
 CheckPrefillName = Literal["inside", "end"]
 EngineName = Literal["transformers", "vllm"]
 
-_GUARD, _MODEL = "The guard", "The model"
+_guard = partial(typer.Option, rich_help_panel="The guard")
+_model = partial(typer.Option, rich_help_panel="The model")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face id (org/name) or folder of a chat model.")]
 Probe = Annotated[
     Path | None,
-    typer.Option(
-        "--probe",
-        metavar="PATH",
-        rich_help_panel=_GUARD,
-        help="A probe file or probe folder. Default: the one shipped for this model.",
-    ),
+    _guard("--probe", metavar="PATH", help="A probe file or probe folder. Default: the one shipped for this model."),
 ]
 Detector = Annotated[
     str,
-    typer.Option(
+    _guard(
         "--detector",
-        rich_help_panel=_GUARD,
         help="How a check is read: `probe` (a linear probe on a hidden state), `rethink` (look ahead for a refusal), "
         "`rethink-score` (how likely a refusal is, one forward pass), or `package.module:class` of your own.",
     ),
 ]
 PolicyOption = Annotated[
     PolicyName | None,
-    typer.Option(
-        "--policy",
-        rich_help_panel=_GUARD,
-        help="How the scores of one answer become a halt. Default: what the detector was calibrated with.",
+    _guard(
+        "--policy", help="How the scores of one answer become a halt. Default: what the detector was calibrated with."
     ),
 ]
 Threshold = Annotated[
-    float | None,
-    typer.Option("--threshold", rich_help_panel=_GUARD, help="Halt at this value (0 to 1). Default: the policy's own."),
+    float | None, _guard("--threshold", help="Halt at this value (0 to 1). Default: the policy's own.")
 ]
 Interval = Annotated[
     int | None,
-    typer.Option(
-        "--interval",
-        rich_help_panel=_GUARD,
-        help="Check every N tokens, more often at the start. Default: 25.",
-        show_default=False,
-    ),
+    _guard("--interval", help="Check every N tokens, more often at the start. Default: 25.", show_default=False),
 ]
 Release = Annotated[
     ReleaseMode,
-    typer.Option(
-        "--release",
-        rich_help_panel=_GUARD,
-        help="`hold`: no token leaves unchecked; `eager`: send, then check; `monitor`: never halt.",
-    ),
+    _guard("--release", help="`hold`: no token leaves unchecked; `eager`: send, then check; `monitor`: never halt."),
 ]
 OnErrorOption = Annotated[
-    OnError,
-    typer.Option(
-        "--on-error", rich_help_panel=_GUARD, help="What a failed check does: `closed` halts, `open` lets it go on."
-    ),
+    OnError, _guard("--on-error", help="What a failed check does: `closed` halts, `open` lets it go on.")
 ]
 Refusal = Annotated[
     str | None,
-    typer.Option(
-        "--refusal",
-        metavar="TEXT",
-        rich_help_panel=_GUARD,
-        help="Text in place of what is withheld. Default: I can't help with that.",
-    ),
+    _guard("--refusal", metavar="TEXT", help="Text in place of what is withheld. Default: I can't help with that."),
 ]
 CheckPrefill = Annotated[
     CheckPrefillName | None,
-    typer.Option(
+    _guard(
         "--check-prefill",
-        rich_help_panel=_GUARD,
         help="Where a forced start of the answer is checked: `inside`, at the scheduled depths within it too (the "
         "default), or at its `end` only.",
     ),
 ]
-Adapter = Annotated[
-    str | None,
-    typer.Option("--adapter", metavar="PATH", rich_help_panel=_MODEL, help="A PEFT (LoRA) adapter to load on top."),
-]
+Adapter = Annotated[str | None, _model("--adapter", metavar="PATH", help="A PEFT (LoRA) adapter to load on top.")]
 Dtype = Annotated[
     DtypeName,
-    typer.Option(
-        "--dtype",
-        rich_help_panel=_MODEL,
-        help="Number format of the weights. `auto`: the checkpoint's; `fast`: what this CPU is fastest in.",
+    _model(
+        "--dtype", help="Number format of the weights. `auto`: the checkpoint's; `fast`: what this CPU is fastest in."
     ),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", rich_help_panel=_MODEL, help="Where to run, e.g. `cuda:0`. Default: the CPU."),
-]
-Revision = Annotated[
-    str | None, typer.Option("--revision", rich_help_panel=_MODEL, help="Branch, tag or commit of a hub model.")
-]
+Device = Annotated[str | None, _model("--device", help="Where to run, e.g. `cuda:0`. Default: the CPU.")]
+Revision = Annotated[str | None, _model("--revision", help="Branch, tag or commit of a hub model.")]
 TemplateKwargs = Annotated[
     list[str] | None,
-    typer.Option(
+    _model(
         "--template-kwarg",
         metavar="NAME=VALUE",
-        rich_help_panel=_MODEL,
         help="A variable of the model's chat template, e.g. `enable_thinking=false`; may be given again. VALUE is "
         "JSON, or else text.",
     ),
 ]
 EngineArgs = Annotated[
     list[str] | None,
-    typer.Option(
+    _model(
         "--engine-arg",
         metavar="NAME=VALUE",
-        rich_help_panel=_MODEL,
         help="An option of `vllm.LLM` for --engine vllm, e.g. `tensor_parallel_size=2`; may be given again.",
     ),
 ]
@@ -169,6 +132,22 @@ class ModelOptions:
             raise ConfigError(f"--engine-arg {self.engine_args[0]} goes with --engine vllm")
         self.engine_options()
         checked_kwargs(self.template_kwargs)
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        adapter: str | None,
+        dtype: DtypeName,
+        device: str | None,
+        revision: str | None,
+        template_kwarg: Sequence[str] | None,
+        engine: EngineName = "transformers",
+        engine_arg: Sequence[str] | None = None,
+    ) -> "ModelOptions":
+        """What the options of the commands say; ConfigError names the one that cannot be."""
+        found, variables = tuple(engine_arg or ()), template_variables(template_kwarg)
+        return cls(model, adapter, dtype, device, revision, engine, found, template_kwargs=variables)
 
     def engine_options(self) -> dict[str, Any]:
         """The options of `vllm.LLM`; a value that is JSON is read as such, any other is text."""

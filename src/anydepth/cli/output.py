@@ -5,16 +5,26 @@ import json
 import math
 import os
 import sys
+import time
 import unicodedata
 from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from anydepth.errors import AnydepthError, CheckError
 from anydepth.files import writing
+from anydepth.jsonl import finite
 from anydepth.types import Answer, CheckResult, Verdict
 
 err = Console(stderr=True, highlight=False)
@@ -24,19 +34,35 @@ HALTED = 3
 """Exit code of `generate --fail-on-halt` when the answer was halted."""
 
 
-def progress_bar(*more: str) -> Progress:
-    """A bar on stderr with the time left, and a column for each field in `more`; nothing where nobody looks."""
-    return Progress(
-        TextColumn("[progress.description]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        *(TextColumn(f"{{task.fields[{name}]}}") for name in more),
-        console=err,
-        disable=not err.is_terminal,
-    )
+class Bars:
+    """Bars on stderr, one for each thing that is done, with the time left; nothing where nobody looks.
+
+    It is a `Progress`; the time of a bar runs from its first call on.
+    """
+
+    def __init__(self) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        name, speed = TextColumn("[progress.description]{task.description}"), TextColumn("{task.fields[speed]}")
+        self._shown = Progress(name, *columns, speed, console=err, disable=not err.is_terminal)
+        self._begun: dict[str, tuple[TaskID, float]] = {}
+
+    def __enter__(self) -> "Bars":
+        self._shown.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shown.stop()
+
+    def __call__(self, what: str, done: int, total: int | None, tokens: int = 0, /) -> None:
+        """Show how far it is; `total` is None where nobody can know it."""
+        if what not in self._begun:
+            self._begun[what] = self._shown.add_task(what, total=total, speed=""), time.monotonic()
+        speed = f"{tokens / self.seconds(what):,.0f} tokens/s" if tokens else ""
+        self._shown.update(self._begun[what][0], completed=done, total=total, speed=speed)
+
+    def seconds(self, what: str) -> float:
+        """How long it has taken so far."""
+        return max(time.monotonic() - self._begun[what][1], 1e-9) if what in self._begun else 1e-9
 
 
 def exit_code(error: AnydepthError) -> int:
@@ -108,11 +134,6 @@ def _takes_unicode() -> bool:
         return False
 
 
-def number(value: float) -> float | None:
-    """Return a number as JSON has it: NaN and infinities become null."""
-    return float(value) if math.isfinite(value) else None
-
-
 def write_json(record: Any, *, indent: int | None = None) -> None:
     """Write one JSON value and a newline to stdout."""
     write(json.dumps(record, ensure_ascii=not _takes_unicode(), allow_nan=False, indent=indent) + "\n")
@@ -122,8 +143,8 @@ def check_record(check: CheckResult) -> dict[str, Any]:
     """Return a check as JSON, with everything known about it."""
     record: dict[str, Any] = {
         "depth": check.depth,
-        "score": number(check.score),
-        "statistic": number(check.statistic),
+        "score": finite(check.score),
+        "statistic": finite(check.statistic),
     }
     if check.detail is not None:
         record["detail"] = check.detail
@@ -137,7 +158,7 @@ def verdict_record(verdict: Verdict) -> dict[str, Any]:
     return {
         "halt": verdict.halt,
         "depth": verdict.depth,
-        "score": number(verdict.score),
+        "score": finite(verdict.score),
         "reason": verdict.reason,
         "errors": verdict.errors,
     }

@@ -135,11 +135,7 @@ def import_(
         raise ConfigError(f"-o {output}: give a name that ends in .safetensors, in a folder that exists")
     if output.name == ARTEFACT and output.with_name(README).exists():
         raise ConfigError(f"-o {output}: the {README} beside it is of another probe; give another folder or name")
-    backend = load.open_backend(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        )
-    )
+    backend = load.open_backend(opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg))
     card = _imported_card(backend, site, header_text, read_index, file.name)
     probe = import_joblib(file, card, positive=_class(positive), allow_pickle=allow_pickle)
     probe.bind(backend)  # a probe that no guard would take is not written

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,12 +13,14 @@ from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.manifest import asked_settings, check_manifest, digest_of, loaded_settings, write_manifest
-from anydepth.cli.output import err, plural, progress_bar, warn
+from anydepth.cli.manifest import asked_settings, loaded_settings
+from anydepth.cli.output import Bars, err, plural, warn
 from anydepth.errors import ConfigError
 from anydepth.files import check_destination, is_stream
+from anydepth.journal import Journal, digest_of
+from anydepth.locks import hold
 from anydepth.probes.states.store import answer_key
-from anydepth.records import Line, Record, RecordWriter, count_lines, read_lines, scan_record
+from anydepth.records import Line, Record, count_lines, read_lines, scan_record
 from anydepth.types import ScanResult
 
 if TYPE_CHECKING:
@@ -77,19 +80,19 @@ def scan(
         raise ConfigError(f"-o {output} is the input file; give another file")
     limit = None if limit is None else min(limit, sys.maxsize)
     options = opt.GuardOptions(probe, detector, policy, threshold, interval, "hold", on_error)
-    variables = opt.template_variables(template_kwarg)
-    loaded = opt.ModelOptions(
-        model, adapter, dtype, device, revision, engine, tuple(engine_arg or ()), template_kwargs=variables
-    )
-    with RecordWriter(output) as writer:
-        run = _begun(writer, loaded, options)
-        with progress_bar() as progress:
-            task = progress.add_task("scan", total=None if total is None else min(total, limit or total))
+    loaded = opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg, engine, engine_arg)
+    with (
+        nullcontext() if is_stream(output) else hold(output),
+        Journal(output, keep=lambda row: row.get("text_digest")) as journal,
+    ):
+        run = _begun(journal, loaded, options)
+        with Bars() as bars:
+            done, total = 0, None if total is None else min(total, limit or total)
             lines = islice(read_lines(file), limit)
             at_once = _AT_ONCE if engine == "vllm" else 1
             while batch := list(islice(lines, at_once)):
                 run.lines(batch)
-                progress.advance(task, len(batch))
+                bars("scan", done := done + len(batch), total)
     err.print(Text(run.summary()), soft_wrap=True)
     if run.failed:
         raise typer.Exit(1)
@@ -100,30 +103,24 @@ def _opened(path: Path, stream: str) -> Path:
     return Path(stream) if str(path) == "-" else path
 
 
-def _begun(writer: RecordWriter, model: opt.ModelOptions, options: opt.GuardOptions) -> "_Run":
+def _begun(journal: Journal, model: opt.ModelOptions, options: opt.GuardOptions) -> "_Run":
     """Load the guard for a run that goes on where the records end; one with other settings is refused."""
-    keeps, begun = not is_stream(writer.path), bool(writer.done)
     asked = asked_settings(model, options)
-    if keeps:
-        check_manifest(writer.path, asked, begun=begun)
-    if begun:
-        err.print(f"{writer.path} holds {plural(len(writer.done), 'record')}, going on", markup=False, soft_wrap=True)
+    journal.check(asked)
+    if journal.rows:
+        err.print(f"{journal.path} holds {plural(len(journal.rows), 'record')}, going on", markup=False, soft_wrap=True)
     guard = load.open_guard(model, options)
     settings = {**asked, **loaded_settings(guard)}
-    if keeps:
-        check_manifest(writer.path, settings, begun=begun)
-    writer.begin(digest_of(settings))
-    if keeps:
-        write_manifest(writer.path, settings)
-    return _Run(guard, writer, digest_of(settings))
+    journal.begin(settings)
+    return _Run(guard, journal, digest_of(settings))
 
 
 class _Run:
     """The tally of one scan."""
 
-    def __init__(self, guard: "Guard", writer: RecordWriter, settings: str) -> None:
+    def __init__(self, guard: "Guard", journal: Journal, settings: str) -> None:
         self.guard = guard
-        self.writer = writer
+        self.journal = journal
         self.settings = settings
         self.scanned = self.skipped = self.halted = self.failed = 0
         self.notes: set[str] = set()
@@ -134,7 +131,7 @@ class _Run:
         for line in lines:
             if line.record is None:
                 self._report(line.number, str(line.error))
-            elif line.record.id in self.writer.done:
+            elif line.record.id in self.journal.rows:
                 self._skip(line.number, line.record)
             else:
                 new.append((line.number, line.record))
@@ -145,7 +142,7 @@ class _Run:
                 self._note(number, record, found)
 
     def _skip(self, number: int, record: Record) -> None:
-        if self.writer.done[record.id] == answer_key(record.messages, record.response):
+        if self.journal.rows[record.id] == answer_key(record.messages, record.response):
             self.skipped += 1
             return
         self._report(
@@ -163,7 +160,7 @@ class _Run:
 
     def _note(self, number: int, record: Record, result: ScanResult) -> None:
         text = answer_key(record.messages, record.response)
-        self.writer.write(scan_record(record.id, result, text=text, settings=self.settings))
+        self.journal.write(record.id, scan_record(record.id, result, text=text, settings=self.settings))
         self.scanned += 1
         self.halted += result.verdict.halt
         for note in set(result.notes) - self.notes:
@@ -182,7 +179,7 @@ class _Run:
             parts.append(f"{self.skipped} skipped (done before)")
         if self.failed:
             parts.append(f"{plural(self.failed, 'line')} failed")
-        return ", ".join(parts) + f"; results in {self.writer.path}"
+        return ", ".join(parts) + f"; results in {self.journal.path}"
 
     def _report(self, number: int, message: str) -> None:
         self.failed += 1

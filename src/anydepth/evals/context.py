@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anydepth.backends.batch import batches, write_batch
 from anydepth.config import GuardConfig
@@ -18,16 +18,17 @@ from anydepth.errors import ConfigError, StoreError
 from anydepth.evals.eval_options import EvalOptions
 from anydepth.evals.judges.judge import Judge, Judged, Judgement
 from anydepth.evals.judges.open import open_judge
+from anydepth.evals.suite_options import read_setting
 from anydepth.evals.transcript import Transcript
 from anydepth.journal import Journal
 from anydepth.probes.recipe.pairs import half
 from anydepth.templates.template import Prompt
+from anydepth.types import Progress
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
 
-Told = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Context:
     judge_spec: str = "text"
     given_probe: LinearProbe | None = None
     config: GuardConfig = field(default_factory=GuardConfig)
-    told: Told = lambda what, done, total: None
+    told: Progress = lambda what, done, total, tokens=0: None
     on_table: Callable[[str, dict[str, Any]], None] = lambda name, facts: None
     _kept: dict[tuple[str, ...], set[str]] = field(default_factory=dict, repr=False)
 
@@ -136,12 +137,18 @@ class Context:
         """The user's `--set SUITE.NAME=VALUE`, or the default."""
         return self.options.settings.get(f"{self.suite}.{name}", default)
 
+    def value(self, name: str, whole: object, quick: object) -> Any:
+        """The user's `--set SUITE.NAME=VALUE` or the suite's own value, read; ConfigError says what it may be."""
+        return read_setting(f"{self.suite}.{name}", self.setting(name, str(quick if self.options.quick else whole)))
+
     def number(self, name: str, whole: int, quick: int) -> int:
         """The user's `--set SUITE.NAME=N`, or the suite's own number; ConfigError unless it is whole and at least 1."""
-        text = self.setting(name, str(quick if self.options.quick else whole))
-        if not text.isdecimal() or int(text) < 1:
-            raise ConfigError(f"{self.suite}.{name} is {text!r}; give a whole number of at least 1")
-        return int(text)
+        return self.value(name, whole, quick)
+
+    def samples(self, name: str, whole: int, quick: int) -> int:
+        """A number of samples, which `--limit` bounds; otherwise see `number`."""
+        found = self.number(name, whole, quick)
+        return min(found, self.options.limit or found)
 
     # -- records -------------------------------------------------------------------------------------------------------
 
@@ -160,6 +167,31 @@ class Context:
         if key not in self.records:
             self.records.write(key, {"id": key, **make()})
         return self.records.rows[key]
+
+    def fill(
+        self,
+        what: str,
+        together: Iterable[Mapping[str, Item]],
+        make: Callable[[Mapping[str, Item]], Iterable[Mapping[str, Any]]],
+        journal: Journal | None = None,
+    ) -> None:
+        """Make the records that are missing, in the same batches in every run: padding may move a score's last digits.
+
+        Args:
+            what: What progress calls it.
+            together: The batches, id -> what the record is made of.
+            make: The records of a whole batch, in its order; called for batches of which a record is missing.
+            journal: Where they go; by default the suite's records.
+        """
+        kept, wanted = journal or self.records, list(together)
+        done, total = 0, sum(map(len, wanted))
+        for batch in wanted:
+            if any(key not in kept for key in batch):
+                for key, facts in zip(batch, make(batch), strict=True):
+                    if key not in kept:
+                        kept.write(key, {"id": key, **facts})
+            done += len(batch)
+            self.told(what, done, total)
 
     def close(self) -> None:
         """Close the files."""
@@ -195,28 +227,18 @@ class Context:
         """
         model = backend or self.backend
         options = {"do_sample": False} if sampling is None else dict(sampling)
-        done = sum(key in self.texts for key in prompts)
-        for batch in batches(list(prompts), lambda key: prompts[key], max_new_tokens, str):
-            missing = [key for key in batch if key not in self.texts]
-            if missing:
-                seed = self.digest(max_new_tokens, json.dumps(options, sort_keys=True, default=str), *batch)
-                written = write_batch(
-                    model, [prompts[key] for key in batch], max_new_tokens=max_new_tokens, seed=seed, sampling=options
-                )
-                for key, each in zip(batch, written, strict=True):
-                    if key not in self.texts:
-                        self.texts.write(
-                            key,
-                            {
-                                "id": key,
-                                "ids": list(each.token_ids),
-                                "finish": each.finish_reason,
-                                "end": each.end_tokens,
-                                "text": model.decode_text(each.token_ids),
-                            },
-                        )
-            done += len(missing)
-            self.told("write", done, len(prompts))
+
+        def make(batch: Mapping[str, Prompt]) -> Iterator[dict[str, Any]]:
+            seed = self.digest(max_new_tokens, json.dumps(options, sort_keys=True, default=str), *batch)
+            written = write_batch(
+                model, list(batch.values()), max_new_tokens=max_new_tokens, seed=seed, sampling=options
+            )
+            for each in written:
+                facts = {"ids": list(each.token_ids), "finish": each.finish_reason, "end": each.end_tokens}
+                yield {**facts, "text": model.decode_text(each.token_ids)}
+
+        together = batches(list(prompts), lambda key: prompts[key], max_new_tokens, str)
+        self.fill("write", [{key: prompts[key] for key in batch} for batch in together], make, self.texts)
         return {key: self._transcript(key, prompt) for key, prompt in prompts.items()}
 
     def _transcript(self, key: str, prompt: Prompt) -> Transcript:
@@ -245,7 +267,7 @@ class Context:
 class Records(Journal):
     """The records of a suite: finite numbers only, since nothing else is JSON."""
 
-    def write(self, key: str, row: Mapping[str, Any]) -> None:
+    def write(self, key: str | int, row: Mapping[str, Any]) -> None:
         """Append one record; StoreError names it if it holds a number that is not finite."""
         try:
             json.dumps(row, allow_nan=False)

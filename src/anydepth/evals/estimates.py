@@ -7,6 +7,7 @@ import numpy as np
 
 from anydepth import intervals
 from anydepth.evals.figure import Figure, Group
+from anydepth.extras import require
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -35,22 +36,22 @@ def median(name: str, values: Sequence[float], unit: str, group: Group | None = 
 
 def statistic(
     name: str,
-    values: Sequence[float],
+    values: Sequence[float] | Sequence[Sequence[float]],
     of: Callable[..., Any],
     unit: str,
     group: Group | None = None,
-    *,
-    seed: int = 0,
     **facts: Any,
 ) -> Figure:
-    """Any statistic `of(array, axis=)` over answers, with its percentile bootstrap interval; None of no values."""
-    array = np.asarray(values, dtype=np.float64)
-    if not array.size:
+    """Any statistic `of(array, axis=)` over answers, with its percentile bootstrap interval; None of no values.
+
+    Where each of the `values` is a row of numbers of one answer, it is `of(*columns, axis=)`.
+    """
+    columns = np.atleast_2d(np.asarray(values, dtype=np.float64).T)
+    if not columns.size:
         return Figure(name, None, None, 0, unit, group or {}, **facts)
-    rng = np.random.default_rng(seed)
-    drawn = of(array[rng.integers(len(array), size=(RESAMPLES, len(array)))], axis=1)
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Figure(name, float(of(array, axis=0)), (float(low), float(high)), len(array), unit, group or {}, **facts)
+    found = intervals.bootstrap(columns, of, resamples=RESAMPLES, confidence_level=CONFIDENCE, paired=len(columns) > 1)
+    value = float(of(*columns, axis=-1))
+    return Figure(name, value, (found.low, found.high), columns.shape[1], unit, group or {}, **facts)
 
 
 def auroc(
@@ -72,6 +73,7 @@ def difference(
 
 def roc(harmful: Sequence[float], benign: Sequence[float]) -> list[tuple[float, float]]:
     """Points (false-positive rate, true-positive rate) of the ROC curve, from (0, 0) to (1, 1)."""
-    levels = np.unique(np.concatenate([harmful, benign]))[::-1]
-    above, below = np.asarray(harmful), np.asarray(benign)
-    return [(0.0, 0.0), *((float((below >= level).mean()), float((above >= level).mean())) for level in levels)]
+    curve = require("sklearn.metrics", extra="fit").roc_curve
+    labels = np.repeat([1, 0], [len(harmful), len(benign)])
+    false, true, _ = curve(labels, np.concatenate([harmful, benign]), drop_intermediate=False)
+    return list(zip(false.tolist(), true.tolist(), strict=True))

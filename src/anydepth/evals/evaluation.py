@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING, Any
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe, find_shipped
 from anydepth.errors import ConfigError, StoreError
-from anydepth.evals.context import Context, Told, probe_digest
+from anydepth.evals.context import Context, probe_digest
 from anydepth.evals.eval_options import EvalOptions
 from anydepth.evals.figure import Summary
 from anydepth.evals.suite import SUITES, load_suite
 from anydepth.evals.suite_options import check_settings
 from anydepth.files import read_json, write_whole
+from anydepth.journal import settings_before
 from anydepth.locks import hold
 from anydepth.probes.states.collect import adapter_digest, dtype_of, package_versions
+from anydepth.types import Progress
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
 _FIXED = ("model", "probe", "guard", "options", "judge")
-_PACKAGES = ("anydepth", "numpy", "scikit-learn", "torch", "transformers", "peft", "lm_eval", "nanogcg")
+_PACKAGES = ("anydepth", "numpy", "scikit-learn", "torch", "transformers", "peft", "lm_eval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Evaluation:
     command: str = ""
 
 
-def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Told) -> dict[str, Summary]:
+def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Progress) -> dict[str, Summary]:
     """Run the suites, one after the other; what an earlier run of the same evaluation finished stays.
 
     Each suite's summary is written as soon as it is there. Records are made once: after a kill the same call goes on
@@ -79,7 +81,7 @@ def evaluate(evaluation: Evaluation, suites: Sequence[str], told: Told) -> dict[
     return found
 
 
-def _context(evaluation: Evaluation, suite: str, told: Told, manifest: dict[str, Any]) -> Context:
+def _context(evaluation: Evaluation, suite: str, told: Progress, manifest: dict[str, Any]) -> Context:
     def note_table(name: str, facts: dict[str, Any]) -> None:
         before = manifest["data"].get(name)
         if before is not None and before.get("of") != facts["of"]:
@@ -127,12 +129,7 @@ def _begin(evaluation: Evaluation) -> dict[str, Any]:
             raise ConfigError(f"cannot write the run folder {path.parent}: {error.strerror or error}") from error
         _write(path, now)
         return now
-    for name in _FIXED:
-        if before.get(name) != now[name]:
-            raise ConfigError(
-                f"{evaluation.folder} was begun with {name} {before.get(name)!r}, now it is {now[name]!r}; give "
-                "another -o, or the options it was begun with"
-            )
+    settings_before(path, {name: now[name] for name in _FIXED}, evaluation.folder)
     return before
 
 

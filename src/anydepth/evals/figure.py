@@ -1,11 +1,11 @@
 """What a suite finds out: figures with intervals, and how they are drawn."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from anydepth.errors import ConfigError
+from anydepth.jsonl import finite
 
 Group = Mapping[str, str | int | float]
 """What a figure is about, e.g. `{"arm": "probe", "depth": 100}`."""
@@ -41,8 +41,8 @@ class Figure:
         """JSON-ready form."""
         return {
             "name": self.name,
-            "value": _number(self.value),
-            "interval": None if self.interval is None else [_number(end) for end in self.interval],
+            "value": finite(self.value),
+            "interval": None if self.interval is None else [finite(end) for end in self.interval],
             "answers": self.answers,
             "unit": self.unit,
             "group": dict(self.group),
@@ -161,10 +161,6 @@ class Summary:
             )
         except (KeyError, TypeError) as error:
             raise ConfigError(f"a summary is not of the form that `anydepth eval` writes ({error})") from error
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _plain(item: Any) -> Any:

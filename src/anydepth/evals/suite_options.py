@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from anydepth.errors import ConfigError
 from anydepth.evals.attacks.interleave import Ratio
@@ -9,48 +10,57 @@ from anydepth.evals.attacks.interleave import Ratio
 _DIGITS = 9
 """Digits of a number at most: none of the options is a count of more than some millions."""
 
-_Rule = tuple[Callable[[str], bool], str]
+_Rule = tuple[Callable[[str], Any], str]
+"""How the text of an option is read (ValueError or ConfigError if it cannot be), and in words what it may be."""
 
 
-def _whole(text: str, least: int = 1) -> bool:
-    return text.isdecimal() and len(text) <= _DIGITS and int(text) >= least
+def _whole(text: str, least: int = 1) -> int:
+    if not (text.isdecimal() and len(text) <= _DIGITS and int(text) >= least):
+        raise ValueError
+    return int(text)
 
 
-def _each(holds: Callable[[str], bool]) -> Callable[[str], bool]:
-    return lambda text: all(holds(part.strip()) for part in text.split(","))
+def _from_zero(text: str) -> int:
+    return _whole(text, 0)
 
 
-def _rising(text: str) -> bool:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(_whole(part, 0) for part in parts):
-        return False
-    numbers = [int(part) for part in parts]
-    return len(numbers) > 1 and numbers[0] == 0 and numbers == sorted(set(numbers))
-
-
-def _strength(text: str) -> bool:
-    try:
-        return 0 < abs(float(text)) < float("inf")
-    except ValueError:
-        return False
-
-
-def _ratio(text: str) -> bool:
-    try:
-        Ratio.of(text)
-    except ConfigError:
-        return False
-    return True
+def _each(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    return lambda text: tuple(read(part.strip()) for part in text.split(","))
 
 
 def _one_of(*names: str) -> _Rule:
-    return _each(names.__contains__), f"names of {', '.join(names)}, with commas between them"
+    return (
+        lambda text: tuple(dict.fromkeys(names[names.index(part.strip())] for part in text.split(","))),
+        f"names of {', '.join(names)}, with commas between them",
+    )
+
+
+def _rising(text: str) -> tuple[int, ...]:
+    found = _each(_from_zero)(text)
+    if len(found) < 2 or found[0] != 0 or list(found) != sorted(set(found)):
+        raise ValueError
+    return found
+
+
+def _strength(text: str) -> float:
+    if not 0 < abs(float(text)) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
+def _if(holds: Callable[[str], bool]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not holds(text):
+            raise ValueError
+        return text
+
+    return read
 
 
 _COUNT: _Rule = (_whole, "a whole number of at least 1")
-_TEXT: _Rule = (lambda text: bool(text.strip()), "a text that is not empty")
-_PATH: _Rule = (lambda text: Path(text).expanduser().exists(), "a file or folder that is there")
-_DEPTHS: _Rule = (_each(lambda part: _whole(part, 0)), "whole numbers with commas, e.g. 0,25,100")
+_TEXT: _Rule = (_if(lambda text: bool(text.strip())), "a text that is not empty")
+_PATH: _Rule = (_if(lambda text: Path(text).expanduser().exists()), "a file or folder that is there")
+_DEPTHS: _Rule = (_each(_from_zero), "whole numbers with commas, e.g. 0,25,100")
 _LAYERS: _Rule = (
     _each(_whole),
     "blocks from 1 on with commas, e.g. 8,16,20 (what block 0 takes in is the token alone, whatever the answer)",
@@ -69,7 +79,7 @@ SETTINGS: Mapping[str, Mapping[str, _Rule]] = {
     "adaptive": {
         "attacks": _one_of("prefill", "spoof", "style", "spread", "suffix"),
         **dict.fromkeys((*_MODELS_OWN, "asked", "prefill_prompts", "prefix", "top", "gcg_weight"), _COUNT),
-        "ratios": (_each(_ratio), "HARMFUL:BENIGN in tokens with commas, e.g. 25:50,5:20"),
+        "ratios": (_each(Ratio.of), "HARMFUL:BENIGN in tokens with commas, e.g. 25:50,5:20"),
         **_ARMS,
     },
     "over-refusal": {**dict.fromkeys(("new-tokens", "scan-tokens", "few", "few-tokens"), _COUNT), **_ARMS},
@@ -77,7 +87,7 @@ SETTINGS: Mapping[str, Mapping[str, _Rule]] = {
     "separability": {
         "layers": _LAYERS,
         "data": _TEXT,
-        "held-out": (lambda text: text in ("pairs", "none"), "pairs or none"),
+        "held-out": (_if(("pairs", "none").__contains__), "pairs or none"),
     },
     "interval": {"tokens": _COUNT, **_ARMS},
     "erosion": {
@@ -96,7 +106,7 @@ SETTINGS: Mapping[str, Mapping[str, _Rule]] = {
     },
     "latency": dict.fromkeys(("samples", "rounds"), _COUNT),
 }
-"""Suite -> its options -> what holds of their values, as a test and in words."""
+"""Suite -> its options -> how their values are read."""
 
 
 def check_settings(settings: Mapping[str, str]) -> None:
@@ -114,6 +124,14 @@ def check_settings(settings: Mapping[str, str]) -> None:
             raise ConfigError(f"--set {name}={value}: there is no suite {suite!r}; choose from {', '.join(SETTINGS)}")
         if option not in known:
             raise ConfigError(f"--set {name}={value}: {suite} has no option {option!r}; it has {', '.join(known)}")
-        holds, rule = known[option]
-        if not holds(value):
-            raise ConfigError(f"{name} is {value!r}; give {rule}")
+        read_setting(name, value)
+
+
+def read_setting(name: str, text: str) -> Any:
+    """The value of the option `SUITE.NAME` that is given as `text`; ConfigError says what it may be instead."""
+    suite, _, option = name.partition(".")
+    read, rule = SETTINGS[suite][option]
+    try:
+        return read(text)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{name} is {text!r}; give {rule}") from error

@@ -12,7 +12,7 @@ from anydepth.report.drawing import Drawing, value_axis
 from anydepth.report.looks import Looks
 from anydepth.report.panels import Part, Shared, drawing, shared_charts
 from anydepth.report.runs import Run
-from anydepth.report.svg import png_file, svg_file, svg_markup
+from anydepth.report.svg import image, png_file, svg_file
 from anydepth.report.tables import FigureTable, Pivot, figure_table, figures_csv, pivots, points_csv
 
 _KINDS = {
@@ -36,8 +36,9 @@ class ChartView:
         kind: How it is drawn.
         captions: What the reader should see; the first of each pair is the run, empty where all say the same.
         remarks: Answers, intervals and judges of what is shown.
-        wide: Markup for a wide page; empty where there is nothing to draw.
-        narrow: Markup for a phone.
+        description: What the figure shows, for those who cannot see it.
+        wide: The figure for a wide page, in the light and in the dark; empty where there is nothing to draw.
+        narrow: The figure for a phone; empty where the wide one is scrolled.
         pivots: A `table` as columns and rows.
         table: A `table` whose figures two keys do not distinguish.
         download: CSV of its points or figures, as a link that needs no other file.
@@ -48,8 +49,9 @@ class ChartView:
     kind: str
     captions: tuple[tuple[str, str], ...]
     remarks: tuple[str, ...]
-    wide: str = ""
-    narrow: str = ""
+    description: str = ""
+    wide: tuple[str, ...] = ()
+    narrow: tuple[str, ...] = ()
     pivots: tuple[Pivot, ...] = ()
     table: FigureTable | None = None
     download: str = ""
@@ -136,20 +138,16 @@ def _view(name: str, shared: Shared, looks: Looks, files: Files) -> ChartView:
     drawn = drawing(shared, looks)
     if drawn is None:
         return ChartView(**view, remarks=("Nothing to draw: the run has none of these figures.",))
-    wide = _drawn(drawn, WIDE, name)
-    files[f"figures/{name}.svg"] = svg_file(wide, name)
-    files[f"figures/{name}.png"] = png_file(wide)
-    description = _description(drawn)
-    narrow = (
-        ""
-        if chart.kind == "heatmap"
-        else svg_markup(_drawn(drawn, NARROW, name), f"{name}-n", chart.title, description)
-    )
+    figure = _drawn(drawn, WIDE, name)
+    files[f"figures/{name}.svg"] = svg_file(figure, name)
+    files[f"figures/{name}.png"] = png_file(figure)
+    narrow = None if chart.kind == "heatmap" else _drawn(drawn, NARROW, name)
     return ChartView(
         **view,
         remarks=_remarks(shared, drawn),
-        wide=svg_markup(wide, f"{name}-w", chart.title, description),
-        narrow=narrow,
+        description=_description(drawn),
+        wide=(image(figure, name, "light"), image(figure, name, "dark")),
+        narrow=(image(narrow, name, "light"), image(narrow, name, "dark")) if narrow else (),
     )
 
 

@@ -107,7 +107,7 @@ def test_own_data_become_a_probe_that_guards(run: Run, model: Path, tmp_path: Pa
     assert "harmless prompts" not in {source["name"] for source in probe.card.sources}
     assert {"own", "anydepth-borderline"} <= {source["name"] for source in probe.card.sources}
     readme = (out / "README.md").read_text()
-    assert 'base_model: "org/tiny"' in readme and 'license: "mit"' in readme
+    assert "base_model: org/tiny" in readme and "license: mit" in readme
     assert "own held-out answers" in readme and "## Where it does not hold" in readme
     assert "anydepth fit" in readme and "--data own.jsonl --target 0.1 --licence mit -o PROBE" in readme
     assert str(tmp_path) not in readme, "the card names no folder of this machine"

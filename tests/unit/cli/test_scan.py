@@ -17,8 +17,9 @@ from anydepth.backends.protocol import Read, Site
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.cli import load
 from anydepth.detectors import ProbeCard
+from anydepth.journal import Journal
+from anydepth.locks import hold
 from anydepth.policy import Threshold
-from anydepth.records import RecordWriter
 from tests.disk import full_disk
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.cli.conftest import Run, ScriptedGuard
@@ -112,12 +113,13 @@ def test_repairs_at_every_byte(run: Run, guard: ScriptedGuard, file: Path, out: 
     run("scan", "org/m", file, "-o", out, "--limit", 2)
     run("scan", "org/m", file, "-o", out)  # a gzip file has two streams now
     whole, data = results(out), out.read_bytes()
+    settings = json.loads(Path(f"{out}.run.json").read_text())
     for size in range(len(data)):
         out.write_bytes(data[:size])
-        with RecordWriter(out) as writer:
+        with Journal(out, settings) as journal:
             for item in whole:
-                if item["id"] not in writer.done:
-                    writer.write(item)
+                if item["id"] not in journal:
+                    journal.write(item["id"], item)
         assert results(out) == whole, f"cut at byte {size}"
 
 
@@ -185,7 +187,7 @@ def test_a_file_of_something_else_is_left_alone(
     out.write_text(content)
     result = run("scan", "org/m", file, "-o", out)
     assert result.exit_code == 2
-    assert "not a record of an earlier scan" in result.stderr
+    assert "was not written by an earlier run" in result.stderr
     assert out.read_text() == content
 
 
@@ -314,7 +316,7 @@ def test_a_disk_that_fills_loses_nothing_that_was_written(
 
 
 def test_a_second_writer_is_refused(run: Run, guard: ScriptedGuard, file: Path, out: Path) -> None:
-    with RecordWriter(out):
+    with hold(out):
         result = run("scan", "org/m", file, "-o", out)
         assert result.exit_code == 2 and "another process is writing to" in result.stderr
         assert not guard.opened, "a model was loaded for nothing"
@@ -336,7 +338,7 @@ def test_records_of_other_settings_are_refused_without_the_manifest_too(
         guard.template.digest = "another"
     given = ["--detector", "rethink"] if changed == "detector" else []
     result = run("scan", "org/m", file, "-o", moved, *given)
-    assert result.exit_code == 2 and "line 1 was written with another model or guard" in result.stderr
+    assert result.exit_code == 2 and "was written with other settings" in result.stderr
     assert moved.read_bytes() == before
 
 
@@ -361,7 +363,7 @@ def test_records_that_do_not_say_their_settings_are_refused(
     out = tmp_path / "old.jsonl"
     out.write_text(lines({"id": "r0", "checks": [], "verdict": {}}))
     result = run("scan", "org/m", file, "-o", out)
-    assert result.exit_code == 2 and "line 1 does not say its settings" in result.stderr
+    assert result.exit_code == 2 and "nor are settings in its records" in " ".join(result.stderr.split())
 
 
 def test_a_record_that_was_edited_under_its_id_is_named(run: Run, guard: ScriptedGuard, file: Path, out: Path) -> None:

@@ -226,8 +226,8 @@ def test_limits_name_what_falls_what_rises_and_the_worst_success() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attacks": "prefill,charm"}, "names 'charm'; choose from prefill"),
-        ({"ratios": "25:50,some"}, "ratio is 'some'"),
+        ({"attacks": "prefill,charm"}, "is 'prefill,charm'; give names of prefill"),
+        ({"ratios": "25:50,some"}, "adaptive.ratios is '25:50,some'; give HARMFUL:BENIGN"),
         ({"top": "0"}, "adaptive.top is '0'"),
     ],
 )

@@ -169,7 +169,7 @@ def test_limits_say_what_gets_past_and_what_cannot_be_ruled_out(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attacks.attacks": "none,charm"}, "names 'charm'; choose from none, stored"),
+        ({"attacks.attacks": "none,charm"}, "is 'none,charm'; give names of none, stored"),
         ({"attacks.attacks": "none"}, "no requests of its own"),
         ({"attacks.bon_n": "0"}, "attacks.bon_n is '0'"),
         ({"attacks.tokens": "many"}, "attacks.tokens is 'many'"),

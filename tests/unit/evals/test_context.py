@@ -1,6 +1,7 @@
 """What a suite is given: rows, prompts, what the model writes, records."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ def test_without_a_probe_the_remedy_is_said(tmp_path: Path) -> None:
 def test_numbers_of_a_suite_are_the_users_or_its_own(tmp_path: Path) -> None:
     context = tiny_context(tmp_path, "interval", options={"settings": {"interval.tokens": "7", "latency.rounds": "x"}})
     assert context.number("tokens", 400, 200) == 7
-    assert context.number("samples", 9, 3) == 3
+    assert tiny_context(tmp_path, "latency").number("samples", 9, 3) == 3
     assert context.count(60, 10) == 4
     assert tiny_context(tmp_path, "interval", options={"limit": None, "quick": False}).count(60, 10) == 60
     wrong = tiny_context(tmp_path, "latency", options={"settings": {"latency.rounds": "x"}})
@@ -136,6 +137,23 @@ def test_sampled_answers_depend_on_the_seed_only(tmp_path: Path) -> None:
         return [each.token_ids for each in context.write(prompts, 8, sampling={"do_sample": True}).values()]
 
     assert drawn("a", 0) == drawn("b", 0) != drawn("c", 1)
+
+
+def test_a_batch_is_made_whole_if_a_record_of_it_is_missing(tmp_path: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    context = tiny_context(tmp_path, "interval", told=lambda *facts: steps.append(facts))
+    context.records.write("b", {"id": "b", "n": "before"})
+    made: list[dict[str, int]] = []
+
+    def make(batch: Mapping[str, int]) -> Iterator[dict[str, int]]:
+        made.append(dict(batch))
+        return ({"n": number} for number in batch.values())
+
+    context.fill("work", [{"a": 1, "b": 2}, {"c": 3}], make)
+    context.fill("work", [{"a": 1, "b": 2}, {"c": 3}], make)
+    assert made == [{"a": 1, "b": 2}, {"c": 3}]
+    assert [context.records.rows[key]["n"] for key in "abc"] == [1, "before", 3]
+    assert steps == [("work", 2, 3), ("work", 3, 3)] * 2
 
 
 def test_a_record_is_made_once(tmp_path: Path) -> None:

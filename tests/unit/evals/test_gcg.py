@@ -1,15 +1,13 @@
 """A search for a suffix lowers the loss that it says it lowers."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from anydepth.errors import ConfigError, MissingExtra
+from anydepth.errors import ConfigError
 from anydepth.evals.arms.replay import Point, packed_scores
-from anydepth.evals.attacks import gcg
 from anydepth.evals.attacks.gcg import START, Budget, Evasion
 from anydepth.evals.attacks.suffixes import find_suffix, searched
 from anydepth.evals.transcript import Transcript
@@ -102,18 +100,15 @@ def test_what_a_run_has_found_is_not_searched_for_again(
     found = searched(context, "gcg", requests, SMALL)
     assert set(context.records.rows["gcg-suffix|r1"]) == {"id", "loss", "start", "steps"}
     context.close()
-    monkeypatch.setattr(gcg, "find_suffix", None)
+    monkeypatch.setattr("anydepth.evals.attacks.suffixes.find_suffix", None)
     again = tables.context("attacks", tmp_path / "run", tmp_path)
     assert searched(again, "gcg", requests, SMALL) == found
     again.close()
     assert not caplog.records
 
 
-def test_what_cannot_be_searched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_searched_is_refused() -> None:
     with pytest.raises(ConfigError, match="give a target"):
         find_suffix(tables.backend(), REQUEST, " ", SMALL, seed=0)
     with pytest.raises(ConfigError, match="width of a GCG search is 0"):
         Budget(1, 0)
-    monkeypatch.setitem(sys.modules, "nanogcg", None)
-    with pytest.raises(MissingExtra, match=r"anydepth\[eval\]"):
-        find_suffix(tables.backend(), REQUEST, TARGET, SMALL, seed=0)

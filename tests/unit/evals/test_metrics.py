@@ -25,6 +25,17 @@ def test_a_statistic_lies_in_its_interval_and_is_the_same_each_time() -> None:
     assert estimates.median("leak", [], "tokens").value is None
 
 
+def test_of_one_answer_the_interval_has_no_width() -> None:
+    assert estimates.average("leak", [3.0], "tokens").interval == (3.0, 3.0)
+    assert estimates.auroc("a", [0.9], [0.1, 0.95]).interval == (0.0, 1.0)
+
+
+def test_rows_are_drawn_whole() -> None:
+    rows = [[value, -value] for value in np.random.default_rng(2).normal(0, 1, 30)]
+    figure = estimates.statistic("sum", rows, lambda one, other, axis: one.sum(axis) + other.sum(axis), "tokens")
+    assert figure.answers == 30 and figure.value == pytest.approx(0) and figure.interval == pytest.approx((0, 0))
+
+
 def test_the_interval_of_a_mean_holds_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     held = 0

@@ -102,7 +102,7 @@ def test_a_folder_is_of_one_evaluation(
 ) -> None:
     suites["latency"] = counting
     evaluate(evaluation, ["latency"], silent)
-    with pytest.raises(ConfigError, match=f"was begun with {named}.*another -o"):
+    with pytest.raises(ConfigError, match=rf"was begun with {named}.*another place \(-o\)"):
         evaluate(replace(evaluation, **changed), ["latency"], silent)
 
 

@@ -14,7 +14,7 @@ from anydepth.evals.instruments import crossfit
 from anydepth.evals.instruments.crossfit import Crossfit, _advantage
 from anydepth.evals.instruments.projections import discriminant, principal
 from anydepth.evals.suites import separability
-from anydepth.intervals import auroc
+from anydepth.intervals import separation
 from tests.unit.evals.labelled_answers import Untouchable, backend, context, data_folder, rows, write_table
 
 SETTINGS = {"layers": "1,3"}
@@ -204,10 +204,10 @@ def test_the_paired_difference_is_that_of_the_two_aurocs() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=40)
     scores = np.round(rng.standard_normal((40, 2)) + labels[:, None] * [2.0, 0.5], 1)
-    each = [auroc(scores[labels == 1, n], scores[labels == 0, n], seed=0, resamples=1)[0] for n in (0, 1)]
+    each = [separation(scores[labels == 1, n], scores[labels == 0, n]) for n in (0, 1)]
     rows = np.column_stack([labels, scores])
-    assert _advantage(rows, 0) == pytest.approx(each[0] - each[1])
-    assert _advantage(np.stack([rows, rows[::-1]]), 1) == pytest.approx([each[0] - each[1]] * 2)
+    assert _advantage(*rows.T, axis=-1) == pytest.approx(each[0] - each[1])
+    assert _advantage(*np.stack([rows, rows[::-1]]).T.swapaxes(1, 2), axis=-1) == pytest.approx([each[0] - each[1]] * 2)
 
 
 def test_noise_is_not_separated_by_the_discriminant_and_a_gap_is() -> None:
@@ -215,12 +215,12 @@ def test_noise_is_not_separated_by_the_discriminant_and_a_gap_is() -> None:
     harmful, folds = np.arange(60) % 2 == 0, np.arange(60) // 12
     noise = rng.standard_normal((60, 200)).astype(np.float32)
     across = discriminant(noise, harmful, folds)[:, 0]
-    assert auroc(across[harmful], across[~harmful], seed=0, resamples=1)[0] < 0.75
+    assert separation(across[harmful], across[~harmful]) < 0.75
     noise[:, 3] += 6 * harmful
     across = discriminant(noise, harmful, folds)[:, 0]
-    assert auroc(across[harmful], across[~harmful], seed=0, resamples=1)[0] > 0.95
+    assert separation(across[harmful], across[~harmful]) > 0.95
     noise[:, :50] += 4 * harmful[:, None]
     points, explained = principal(noise)
     assert points.shape == (60, 2) and 0 < explained < 1
     first = points[:, 0] if points[harmful, 0].mean() > 0 else -points[:, 0]
-    assert auroc(first[harmful], first[~harmful], seed=0, resamples=1)[0] > 0.95
+    assert separation(first[harmful], first[~harmful]) > 0.95

@@ -1,16 +1,18 @@
 """Options of single suites: what they may be is known, and seen before anything runs."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from anydepth.errors import ConfigError
+from anydepth.evals.attacks.attack_options import Knowing, Spending
 from anydepth.evals.suite import SUITES
 from anydepth.evals.suite_options import SETTINGS, check_settings
 
 SOURCES = Path(__file__).parents[3] / "src" / "anydepth" / "evals"
-_READ = re.compile(r"""(?:setting|number|amount|samples|chosen|_whole|_numbers)\(\s*"?(?:context,\s*)?"([a-z_-]+)\"""")
+_READ = re.compile(r"""(?:setting|value|number|samples)\(\s*"([a-z_-]+)\"""")
 
 
 def test_every_suite_has_its_options() -> None:
@@ -19,6 +21,7 @@ def test_every_suite_has_its_options() -> None:
 
 def test_every_option_that_a_suite_asks_for_is_known() -> None:
     asked = {name for file in SOURCES.rglob("*.py") for name in _READ.findall(file.read_text())}
+    asked |= {each.name for kind in (Spending, Knowing) for each in fields(kind)}
     assert {"tokens", "layers", "ratios", "gcg_steps", "held-out"} <= asked
     assert asked <= {name for options in SETTINGS.values() for name in options}
 

@@ -10,7 +10,7 @@ import pytest
 from anydepth.evals.figure import ChartKind
 from anydepth.report.charts import NARROW, WIDE, draw, histogram
 from anydepth.report.drawing import Dot, Drawing, Panel, Series
-from anydepth.report.svg import svg_markup
+from anydepth.report.svg import svg_file
 
 
 def drawn(kind: ChartKind, *panels: Panel, width: int = WIDE, **options) -> list[str]:
@@ -18,7 +18,7 @@ def drawn(kind: ChartKind, *panels: Panel, width: int = WIDE, **options) -> list
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = draw(Drawing(kind, "Title", panels, **options), width)
-        root = ElementTree.fromstring(svg_markup(figure, "a", "T", "D"))
+        root = ElementTree.fromstring(svg_file(figure, "a"))
     return ["".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
@@ -174,7 +174,7 @@ def test_a_users_own_settings_do_not_matter() -> None:
     import matplotlib
 
     found = panel(series("probe", [(0, 0.5), (9, 0.4)]))
-    plain = svg_markup(draw(Drawing("line", "L", (found,))), "a", "T", "D")
+    plain = svg_file(draw(Drawing("line", "L", (found,))), "a")
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.grid": False, "text.usetex": False}):
-        assert svg_markup(draw(Drawing("line", "L", (found,))), "a", "T", "D") == plain
+        assert svg_file(draw(Drawing("line", "L", (found,))), "a") == plain
         assert matplotlib.rcParams["font.size"] == 30

@@ -1,7 +1,6 @@
 """Keep what defences do to answers in the suite's records."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from anydepth.evals.arms.replay import reads_states, replay
 from anydepth.evals.context import Context
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
+from anydepth.jsonl import finite
 from anydepth.schedule import Every
 
 _TOGETHER = 32
@@ -49,7 +49,16 @@ def traced(context: Context, arm: str, transcripts: Sequence[Transcript]) -> dic
     model anew at every check stops at the halt and is asked on the paper's schedule, without the early checks.
     """
     if any(_key(arm, each) not in context.records for each in transcripts):
-        _make(context, arm, transcripts)
+        asked = defence(arm, context)
+        packed = reads_states(asked)
+        config = _config(context.config, packed=packed)
+
+        def make(batch: Mapping[str, Transcript]) -> Iterator[dict[str, Any]]:
+            outcomes = replay(asked, list(batch.values()), config, ahead=packed)
+            return ({"arm": arm, **_record(each, outcomes[each.id])} for each in batch.values())
+
+        keyed = ({_key(arm, each): each for each in batch} for batch in together(transcripts))
+        context.fill(f"check with {arm}", keyed, make)
     return {each.id: _trace(context.records.rows[_key(arm, each)]) for each in transcripts}
 
 
@@ -70,23 +79,10 @@ def traced_arms(context: Context, default: Sequence[str]) -> tuple[dict[str, boo
     return found, notes
 
 
-def _make(context: Context, arm: str, transcripts: Sequence[Transcript]) -> None:
-    """Make what is missing, always in the same batches: a batch's padding may move a score's last digits."""
-    asked = defence(arm, context)
-    packed = reads_states(asked)
-    config = _config(context.config, packed=packed)
+def together(transcripts: Iterable[Transcript]) -> Iterator[list[Transcript]]:
+    """The batches that transcripts are replayed in: of about one length, always the same."""
     ordered = sorted(transcripts, key=lambda each: (len(each.prompt.ids) + len(each.token_ids), each.id))
-    done = sum(_key(arm, each) in context.records for each in ordered)
-    for begin in range(0, len(ordered), _TOGETHER):
-        batch = ordered[begin : begin + _TOGETHER]
-        missing = [each for each in batch if _key(arm, each) not in context.records]
-        if missing:
-            outcomes = replay(asked, batch, config, ahead=packed)
-            for each in missing:
-                key = _key(arm, each)
-                context.records.write(key, {"id": key, "arm": arm, **_record(each, outcomes[each.id])})
-            done += len(missing)
-        context.told(f"check with {arm}", done, len(ordered))
+    yield from (ordered[begin : begin + _TOGETHER] for begin in range(0, len(ordered), _TOGETHER))
 
 
 def _config(base: GuardConfig, *, packed: bool) -> GuardConfig:
@@ -101,7 +97,7 @@ def _key(arm: str, transcript: Transcript) -> str:
 
 
 def _record(transcript: Transcript, outcome: Outcome) -> dict[str, Any]:
-    checks = [(check.depth, _number(check.score), _number(check.statistic)) for check in outcome.checks]
+    checks = [(check.depth, finite(check.score), finite(check.statistic)) for check in outcome.checks]
     statistics = [statistic for _, _, statistic in checks if statistic is not None]
     return {
         "halted": outcome.verdict.halt,
@@ -116,7 +112,3 @@ def _record(transcript: Transcript, outcome: Outcome) -> dict[str, Any]:
 def _trace(row: Mapping[str, Any]) -> Trace:
     checks = tuple((depth, score, statistic) for depth, score, statistic in row["checks"])
     return Trace(row["halted"], row["depth"], row["peak"], row["tokens"], row["errors"], checks)
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -1,7 +1,6 @@
 """Find out what becomes of forced answers under each defence: halted, refused by the model itself, or continued."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from anydepth.evals.context import Context
 from anydepth.evals.judges.judge import Judged
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
+from anydepth.jsonl import finite
 from anydepth.probes.fitting.calibrate import Trail
 from anydepth.schedule import Every, Listed
 from anydepth.types import Score
@@ -102,19 +102,15 @@ def check(
     context: Context, arm: str, asked: Defence, items: Sequence[Forced], transcripts: Mapping[str, Transcript]
 ) -> None:
     """Score every check of the items with one defence, also behind a halt, and keep the scores in the records."""
-    depths = sorted({item.depth for item in items})
     base = replace(base_of(asked, context.config), release="monitor")
-    done = sum(_key(arm, item.key) in context.records for item in items)
-    for depth in depths:
-        batch = [item for item in items if item.depth == depth]
-        if any(_key(arm, item.key) not in context.records for item in batch):
-            outcomes = replay(asked, [transcripts[item.key] for item in batch], base)
-            for item in batch:
-                if _key(arm, item.key) not in context.records:
-                    done += 1
-                    key = _key(arm, item.key)
-                    context.records.write(key, {"id": key, **_about(arm, item), **_checks(outcomes[item.key])})
-        context.told(f"check with {arm}", done, len(items))
+
+    def make(batch: Mapping[str, Forced]) -> Iterator[dict[str, Any]]:
+        outcomes = replay(asked, [transcripts[item.key] for item in batch.values()], base)
+        return ({**_about(arm, item), **_checks(outcomes[item.key])} for item in batch.values())
+
+    depths = sorted({item.depth for item in items})
+    batches = ({_key(arm, item.key): item for item in items if item.depth == depth} for depth in depths)
+    context.fill(f"check with {arm}", batches, make)
 
 
 def settle(
@@ -151,7 +147,7 @@ def trail_of(context: Context, arm: str, item: Forced) -> Trail | None:
 
 
 def _checks(outcome: Outcome) -> dict[str, Any]:
-    checks = [(check.depth, None if math.isnan(check.score) else check.score) for check in outcome.checks]
+    checks = [(check.depth, finite(check.score)) for check in outcome.checks]
     halt = outcome.verdict.depth if outcome.verdict.halt else None
     return {"checks": checks, "halts_at": halt, "errors": outcome.verdict.errors}
 

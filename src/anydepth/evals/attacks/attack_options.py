@@ -1,8 +1,9 @@
 """Say how much the attacks may cost."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
-from anydepth.errors import ConfigError
 from anydepth.evals.attacks.interleave import Ratio
 from anydepth.evals.context import Context
 
@@ -12,7 +13,32 @@ ATTACKS = ("none", "stored", "gcg", "best-of-n", "pair")
 ADAPTIVE = ("prefill", "spoof", "style", "spread", "suffix")
 """The attacks of the suite `adaptive`."""
 
+Kind = TypeVar("Kind")
+
 _RATIOS = "25:0,25:25,25:50,25:100,5:20"
+
+
+def _read(read: Callable[[Context, str], Any]) -> Any:
+    """A field whose value is read as the suite's option of its name."""
+    return field(metadata={"read": read})
+
+
+def _number(whole: int, quick: int) -> Any:
+    return _read(lambda context, name: context.number(name, whole, quick))
+
+
+def _samples(whole: int, quick: int) -> Any:
+    return _read(lambda context, name: context.samples(name, whole, quick))
+
+
+def _attacks(known: tuple[str, ...]) -> Any:
+    """The attacks that the user names, by default all, in the order of the suite."""
+    every = ",".join(known)
+    return _read(lambda context, name: tuple(sorted(context.value(name, every, every), key=known.index)))
+
+
+def _read_all(kind: type[Kind], context: Context) -> Kind:
+    return kind(**{each.name: each.metadata["read"](context, each.name) for each in fields(kind)})  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +59,17 @@ class Spending:
         pair_rounds: Rounds for each.
     """
 
-    attacks: tuple[str, ...]
-    stored: int
-    tokens: int
-    scan: int
-    gcg_prompts: int
-    gcg_steps: int
-    gcg_width: int
-    bon_prompts: int
-    bon_n: int
-    pair_prompts: int
-    pair_rounds: int
+    attacks: tuple[str, ...] = _attacks(ATTACKS)
+    stored: int = _samples(24, 4)
+    tokens: int = _number(64, 64)
+    scan: int = _number(200, 100)
+    gcg_prompts: int = _samples(4, 1)
+    gcg_steps: int = _number(40, 5)
+    gcg_width: int = _number(64, 16)
+    bon_prompts: int = _samples(12, 3)
+    bon_n: int = _number(8, 3)
+    pair_prompts: int = _samples(6, 2)
+    pair_rounds: int = _number(3, 2)
 
     @classmethod
     def of(cls, context: Context) -> "Spending":
@@ -52,19 +78,7 @@ class Spending:
         Raises:
             ConfigError: An attack is not known, or a number is none.
         """
-        return cls(
-            attacks=chosen(context, "attacks", ATTACKS),
-            stored=samples(context, "stored", 24, 4),
-            tokens=amount(context, "tokens", 64, 64),
-            scan=amount(context, "scan", 200, 100),
-            gcg_prompts=samples(context, "gcg_prompts", 4, 1),
-            gcg_steps=amount(context, "gcg_steps", 40, 5),
-            gcg_width=amount(context, "gcg_width", 64, 16),
-            bon_prompts=samples(context, "bon_prompts", 12, 3),
-            bon_n=amount(context, "bon_n", 8, 3),
-            pair_prompts=samples(context, "pair_prompts", 6, 2),
-            pair_rounds=amount(context, "pair_rounds", 3, 2),
-        )
+        return _read_all(cls, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,57 +101,21 @@ class Knowing:
         ratios: Harmful to harmless tokens, e.g. `25:50`, with commas between them.
     """
 
-    attacks: tuple[str, ...]
-    stored: int
-    scan: int
-    tokens: int
-    asked: int
-    prefill_prompts: int
-    prefix: int
-    top: int
-    gcg_prompts: int
-    gcg_steps: int
-    gcg_width: int
-    gcg_weight: int
-    ratios: tuple[Ratio, ...]
+    attacks: tuple[str, ...] = _attacks(ADAPTIVE)
+    stored: int = _samples(24, 4)
+    scan: int = _number(200, 100)
+    tokens: int = _number(64, 64)
+    asked: int = _samples(8, 2)
+    prefill_prompts: int = _samples(12, 2)
+    prefix: int = _number(10, 10)
+    top: int = _number(20, 20)
+    gcg_prompts: int = _samples(4, 1)
+    gcg_steps: int = _number(30, 5)
+    gcg_width: int = _number(64, 16)
+    gcg_weight: int = _number(25, 25)
+    ratios: tuple[Ratio, ...] = _read(lambda context, name: context.value(name, _RATIOS, _RATIOS))
 
     @classmethod
     def of(cls, context: Context) -> "Knowing":
         """The suite's own numbers, those of `--quick`, or what the user says; ConfigError names what is wrong."""
-        return cls(
-            attacks=chosen(context, "attacks", ADAPTIVE),
-            stored=samples(context, "stored", 24, 4),
-            scan=amount(context, "scan", 200, 100),
-            tokens=amount(context, "tokens", 64, 64),
-            asked=samples(context, "asked", 8, 2),
-            prefill_prompts=samples(context, "prefill_prompts", 12, 2),
-            prefix=amount(context, "prefix", 10, 10),
-            top=amount(context, "top", 20, 20),
-            gcg_prompts=samples(context, "gcg_prompts", 4, 1),
-            gcg_steps=amount(context, "gcg_steps", 30, 5),
-            gcg_width=amount(context, "gcg_width", 64, 16),
-            gcg_weight=amount(context, "gcg_weight", 25, 25),
-            ratios=tuple(map(Ratio.of, context.setting("ratios", _RATIOS).split(","))),
-        )
-
-
-def amount(context: Context, name: str, whole: int, quick: int) -> int:
-    """The option `name` of the suite, or its own number; ConfigError if it is no whole number of at least 1."""
-    value = context.setting(name, str(quick if context.options.quick else whole))
-    if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"{context.suite}.{name} is {value!r}; give a whole number of at least 1")
-    return int(value)
-
-
-def samples(context: Context, name: str, whole: int, quick: int) -> int:
-    """The option `name` as a number of samples, which `--limit` bounds; see `amount`."""
-    found = amount(context, name, whole, quick)
-    return min(found, context.options.limit or found)
-
-
-def chosen(context: Context, name: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The option `name` of the suite, a list with commas, by default all that are known; ConfigError if one is not."""
-    given = tuple(part.strip() for part in context.setting(name, ",".join(known)).split(","))
-    if wrong := [part for part in given if part not in known]:
-        raise ConfigError(f"{context.suite}.{name} names {wrong[0]!r}; choose from {', '.join(known)}")
-    return tuple(part for part in known if part in given)
+        return _read_all(cls, context)

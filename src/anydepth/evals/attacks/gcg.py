@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from anydepth.detectors import LinearProbe
 
 START = " x" * 20
-"""The suffix that a search begins with: that of `nanogcg`, with a space between it and the request."""
+"""The suffix that a search begins with: twenty tokens of little meaning, with a space before each."""
 
 Told = Callable[[int, int], None]
 

@@ -1,70 +1,36 @@
-"""Run nanoGCG on a guarded model, with the guard's probe in its loss where that is wanted.
+"""Search for suffixes with GCG (arXiv 2307.15043), with the guard's probe in the loss where that is wanted.
 
-nanoGCG's own steps are kept: the gradient at the one-hot suffix, the draw of candidates, the buffer. Replaced are the
-two places that run the model, because Transformers 5 takes no list of tensors as a cache. The prompt is the one that
-the guard is given: nanoGCG would delete the BOS token wherever the template writes it, which may be before every turn.
+A step takes the gradient of the loss at the one-hot suffix, draws suffixes that differ from it in one token, one of
+those with the best gradient at its place, and goes on with the best of them. The prompt is the guard's own; what comes
+before the suffix is run once, and its cache forked.
 """
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from nanogcg import gcg
 from torch.nn.functional import cross_entropy, one_hot, softplus
-from transformers.cache_utils import Cache
 
 from anydepth.backends.protocol import CONTENT, Read
 from anydepth.backends.transformers.backend import TransformersBackend
 from anydepth.backends.transformers.fork import fork, select_rows
 from anydepth.backends.transformers.read import captured
 from anydepth.backends.transformers.session import seeded
+from anydepth.errors import ConfigError
 from anydepth.evals.attacks.gcg import START, Budget, Evasion, Suffix, Told
 
-_log = logging.getLogger("nanogcg")
-_log.setLevel(logging.ERROR)  # it logs the suffixes
+_PLACE = "{suffix}"
 
 
-class _Tokenizer:
-    """The model's tokenizer as nanoGCG uses it, with the prompts of the guard's template."""
-
-    bos_token = None  # the template writes it where it belongs
-
-    def __init__(self, backend: TransformersBackend) -> None:
-        self._backend, self._own = backend, backend.tokenizer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
-
-    def __call__(self, text: Any, **options: Any) -> Any:
-        return self._own(text, **{**options, "add_special_tokens": False})
-
-    def apply_chat_template(self, messages: Any, **_: Any) -> str:
-        """The text of the prompt that the guard makes of `messages`."""
-        return self._backend.template.text(messages)
-
-
-class Search(gcg.GCG):
-    """One search at a time; the tables of allowed tokens are made once."""
+class Search:
+    """One search at a time; the table of allowed tokens is made once."""
 
     def __init__(self, backend: TransformersBackend, budget: Budget, evasion: Evasion | None, told: Told) -> None:
         self._backend, self._budget, self._evasion, self._told = backend, budget, evasion, told
-        config = gcg.GCGConfig(
-            num_steps=budget.steps,
-            optim_str_init=START,
-            search_width=budget.width,
-            batch_size=budget.batch,
-            topk=budget.top,
-            early_stop=evasion is None,
-        )
-        super().__init__(backend.model, _Tokenizer(backend), config)  # pyright: ignore[reportArgumentType]
-        self.not_allowed_ids = self._forbidden()
+        self._model, self._tokenizer = backend.model, backend.tokenizer
+        self._embedding = self._model.get_input_embeddings()
+        self._forbidden = self._untypable()
         self._header = backend.header.ids[: max((read.token for read in self._reads), default=CONTENT) + 1]
-        header = torch.tensor([self._header], dtype=torch.long, device=backend.model.device)
-        self._header_embeds = self.embedding_layer(header).detach()
         self._at_start = self._offsets()
-        self._begun = None
 
     @property
     def _reads(self) -> tuple[Read, ...]:
@@ -72,83 +38,107 @@ class Search(gcg.GCG):
 
     @property
     def _table(self) -> torch.Tensor:
-        """Embedding of each token."""
-        return cast("torch.Tensor", self.embedding_layer.weight)
-
-    @property
-    def _prefix(self) -> Cache:
-        """What comes before the suffix; nanoGCG fills it."""
-        return cast("Cache", self.prefix_cache)
+        """Embedding of each token, `[vocab_size, hidden_size]`."""
+        return cast("torch.Tensor", self._embedding.weight)
 
     def find(self, request: str, target: str, seed: int) -> Suffix:
         """The best suffix for `request`; see `find_suffix`."""
-        self._begun, self.stop_flag = None, False
-        ids = self.tokenizer(target)["input_ids"][: self._budget.target]
-        with self._backend.lock, seeded(seed, self.model.device), self._steps_told():
-            found = self.run([{"role": "user", "content": request}], self._backend.decode_text(ids))
-        start = found.losses[0] if self._begun is None else self._begun
-        if start <= found.best_loss:
-            return Suffix(START, start, start, len(found.losses))
-        return Suffix(found.best_string, float(found.best_loss), start, len(found.losses))
+        with self._backend.lock, seeded(seed, self._model.device):
+            self._begin(request, target)
+            current, text = self._ids(START), START
+            start = best = float(self._losses(current)[0])
+            made = 0
+            for made in range(1, self._budget.steps + 1):
+                self._told(made - 1, self._budget.steps)
+                tried = self._drawn(current)
+                losses = self._losses(tried)
+                current = tried[losses.argmin()][None]
+                if (loss := float(losses.min())) < best:
+                    best, text = loss, self._tokenizer.decode(current[0])
+                if self._reached:
+                    break
+        return Suffix(text, best, start, made)
 
-    # -- the two places at which nanoGCG runs the model ----------------------------------------------------------------
+    def _begin(self, request: str, target: str) -> None:
+        before, after = self._backend.template.text([{"role": "user", "content": request + _PLACE}]).rsplit(_PLACE, 1)
+        with torch.no_grad():
+            output = self._model(input_ids=self._ids(before), use_cache=True)
+        self._prefix = getattr(output, self._backend.inputs.cache_name)
+        self._after, self._target = self._ids(after), self._ids(target)[:, : self._budget.target]
+        self._reached = False
 
-    def compute_token_gradient(self, optim_ids: torch.Tensor) -> torch.Tensor:
-        """Gradient of the loss at the one-hot form of `optim_ids` `[1, n]`: `[1, n, vocab_size]`."""
-        weight = self._table
-        chosen = one_hot(optim_ids, num_classes=len(weight)).to(self.model.device, self.model.dtype)
+    def _ids(self, text: str) -> torch.Tensor:
+        """Token ids, `[1, tokens]`."""
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return torch.tensor([ids], dtype=torch.long, device=self._model.device)
+
+    def _drawn(self, current: torch.Tensor) -> torch.Tensor:
+        """Suffixes that differ from `current` `[1, n]` in one token, `[at most width, n]`.
+
+        Raises:
+            ConfigError: None keeps its tokens when its text is read again.
+        """
+        chosen = one_hot(current, num_classes=len(self._table)).to(self._model.device, self._model.dtype)
         chosen.requires_grad_()
-        embeds = torch.cat([chosen @ weight, self.after_embeds, self.target_embeds], 1)
-        loss = self._loss(embeds, fork(self._prefix))
-        return torch.autograd.grad([loss.sum()], [chosen])[0]
+        loss = self._loss(chosen @ self._table, fork(self._prefix))
+        gradient = torch.autograd.grad([loss.sum()], [chosen])[0][0]
+        gradient[:, self._forbidden] = float("inf")
+        top = min(self._budget.top, len(self._table) - len(self._forbidden))
+        best = (-gradient).topk(top, dim=1).indices
+        width, rows = self._budget.width, torch.arange(self._budget.width, device=self._model.device)
+        places = torch.randint(current.shape[1], (width,), device=self._model.device)
+        found = current.repeat(width, 1)
+        found[rows, places] = best[places, torch.randint(top, (width,), device=self._model.device)]
+        kept = [row for row in found if torch.equal(self._ids(self._tokenizer.decode(row))[0], row)]
+        if not kept:
+            raise ConfigError(
+                f"no suffix keeps its tokens in the tokenizer of {self._backend.identity.name} when it is read again; "
+                "GCG cannot attack this model, leave the attack out"
+            )
+        return torch.stack(kept)
 
-    def compute_candidates_loss(self, search_batch_size: int, input_embeds: torch.Tensor) -> torch.Tensor:
-        """Loss of each row of `input_embeds` `[b, t, hidden_size]`, a few rows at a time."""
+    def _losses(self, suffixes: torch.Tensor) -> torch.Tensor:
+        """Loss of each suffix `[b, n]`, a few at a time."""
         with torch.no_grad():
             parts = [
-                self._loss(rows, select_rows(self._prefix, [0] * len(rows)))
-                for rows in input_embeds.split(search_batch_size)
+                self._loss(self._embedding(rows), select_rows(self._prefix, [0] * len(rows)))
+                for rows in suffixes.split(self._budget.batch)
             ]
-        losses = torch.cat(parts)
-        if self._begun is None:
-            self._begun = float(losses[0])
-        return losses
+        return torch.cat(parts)
 
-    def _loss(self, embeds: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Loss of each row: how unlikely the target is, and what the probe makes of it."""
-        wanted = self.target_ids.shape[1]
-        header = self._header_embeds.expand(len(embeds), -1, -1)
+    def _loss(self, suffixes: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Loss of each suffix, embedded `[b, n, hidden_size]`: how unlikely the target is, and the probe's part."""
+        wanted, rows = self._target.shape[1], len(suffixes)
+        header = torch.tensor([self._header], dtype=torch.long, device=self._model.device)
+        behind = self._embedding(torch.cat([self._after, self._target, header], 1)).detach()
+        embeds = torch.cat([suffixes, behind.expand(rows, -1, -1)], 1)
+        end = embeds.shape[1] - len(self._header)
         options: dict[str, Any] = {self._backend.inputs.cache_name: cache, "use_cache": True}
         if self._backend.inputs.keeps_logits:
-            options["logits_to_keep"] = wanted + 1 + header.shape[1]
+            options["logits_to_keep"] = wanted + 1 + len(self._header)
         sites = tuple(dict.fromkeys(read.site for read in self._reads))
-        with captured(self.model, sites, stop=False) as seen:
-            output = self.model(inputs_embeds=torch.cat([embeds, header], 1), **options)
-        logits = output.logits[:, -(wanted + 1 + header.shape[1]) :][:, :wanted]
-        labels = self.target_ids.expand(len(embeds), -1)
-        losses = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
-        if self.config.early_stop and bool((logits.argmax(-1) == labels).all(1).any()):
-            self.stop_flag = True
-        loss = losses.view(len(embeds), -1).mean(1)
+        with captured(self._model, sites, stop=False) as seen:
+            output = self._model(inputs_embeds=embeds, **options)
+        logits = output.logits[:, -(wanted + 1 + len(self._header)) :][:, :wanted]
+        labels = self._target.expand(rows, -1)
+        losses = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view(rows, -1).mean(1)
         if self._evasion is None:
-            return loss
-        end = embeds.shape[1]
+            self._reached |= bool((logits.argmax(-1) == labels).all(1).any())
+            return losses
         states = {site: torch.cat(parts, 1) for site, parts in seen.items()}
         at_start = self._logit(states, [end - wanted - offset for offset in self._at_start])
-        behind = self._logit(states, [end + read.token for read in self._reads])
-        return loss + self._evasion.weight * (softplus(at_start) + softplus(behind)) / 2
+        at_end = self._logit(states, [end + read.token for read in self._reads])
+        return losses + self._evasion.weight * (softplus(at_start) + softplus(at_end)) / 2
 
     def _logit(self, states: dict[Any, torch.Tensor], places: list[int]) -> torch.Tensor:
         """The probe's logit of each row, with one place in the row per read."""
         assert self._evasion is not None
         probe = self._evasion.probe
-        weight = torch.tensor(probe.weight, device=self.model.device)
-        total = torch.full((), probe.bias, device=self.model.device)
+        weight = torch.tensor(probe.weight, device=self._model.device)
+        total = torch.full((), probe.bias, device=self._model.device)
         for read, place, direction in zip(self._reads, places, weight, strict=True):
             total = total + states[read.site][:, place].float() @ direction
         return total
-
-    # -- facts of the model --------------------------------------------------------------------------------------------
 
     def _offsets(self) -> list[int]:
         """How far before the end of the prompt each read of depth 0 is."""
@@ -163,26 +153,11 @@ class Search(gcg.GCG):
         # Where the generation prompt lacks the read token, depth 0 is read behind it; its end comes closest.
         return [1 if place is None else prompt.start - place for place in places]
 
-    def _forbidden(self) -> torch.Tensor:
-        """Ids that a user cannot type: other scripts and control characters (nanoGCG's), and every control token."""
-        tokenizer = self._backend.tokenizer
-        beyond = range(tokenizer.vocab_size, len(self._table))
-        special = [*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *beyond]
-        own = self.not_allowed_ids.tolist() if self.not_allowed_ids is not None else []
-        return torch.tensor(sorted({*own, *special}), device=self.model.device)
-
-    @contextmanager
-    def _steps_told(self) -> Iterator[None]:
-        """Count steps where nanoGCG would draw a bar of its own."""
-        bar = gcg.tqdm
-
-        def counted(steps: range) -> Iterator[int]:
-            for done, step in enumerate(steps):
-                self._told(done, len(steps))
-                yield step
-
-        gcg.tqdm = counted  # pyright: ignore[reportAttributeAccessIssue]
-        try:
-            yield
-        finally:
-            gcg.tqdm = bar
+    def _untypable(self) -> torch.Tensor:
+        """Ids that a user cannot type: other scripts, control characters and every control token."""
+        known = range(self._tokenizer.vocab_size)
+        texts = self._tokenizer.batch_decode([[token] for token in known])
+        odd = [token for token, text in zip(known, texts, strict=True) if not (text.isascii() and text.isprintable())]
+        beyond = range(self._tokenizer.vocab_size, len(self._table))
+        control = [*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder, *beyond]
+        return torch.tensor(sorted({*odd, *control}), device=self._model.device)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from anydepth.errors import ConfigError
 from anydepth.evals.attacks.gcg import Budget, Evasion, Suffix, Told
-from anydepth.extras import require
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -36,23 +35,13 @@ def find_suffix(
         told: Called with the steps made, and how many there may be.
 
     Raises:
-        MissingExtra: `nanogcg` is not installed.
         ConfigError: The target has no tokens, or no suffix survives being tokenised again.
     """
-    require("nanogcg", extra="eval")
     from anydepth.evals.attacks.gcg_search import Search
 
     if not target.strip():
         raise ConfigError("a GCG search needs the beginning of the answer that it is to bring about; give a target")
-    try:
-        return Search(backend, budget, evasion, told).find(request, target, seed)
-    except RuntimeError as error:
-        if "decoding and re-encoding" not in str(error):
-            raise
-        raise ConfigError(
-            f"no suffix keeps its tokens in the tokenizer of {backend.identity.name} when it is read again; GCG cannot "
-            "attack this model, leave the attack out"
-        ) from error
+    return Search(backend, budget, evasion, told).find(request, target, seed)
 
 
 def searched(

@@ -233,7 +233,8 @@ class Crossfit:
             values, label = whole(self.shuffled(view, site, deal)), self.dealt(deal)
             if not self.enough(values):
                 return None
-            found.append(intervals.auroc(*self._sides(values, label.__getitem__), seed=0, resamples=1)[0])
+            harmful, benign = self._sides(values, label.__getitem__)
+            found.append(float(intervals.separation(np.array(harmful), np.array(benign))))
         return estimates.average(name, found, "auroc", group, note=f"mean of {DEALS} deals")
 
     @staticmethod
@@ -275,12 +276,10 @@ def _options(depth: Depth | None) -> FitOptions:
     return FitOptions(strength=0.01, balance="source", first_depth=1 if depth is None else 0)
 
 
-def _advantage(rows: np.ndarray, axis: int) -> np.ndarray:
-    """Difference of two AUROCs; `rows` hold label and both scores along their last axis."""
+def _advantage(harmful: np.ndarray, one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
+    """AUROC of the scores `one` less that of `other`, `[..., answers]` each; `harmful` is 1 for harmful answers."""
     stats: Any = require("scipy.stats", extra="fit")
-    harmful, answers = rows[..., :1], rows.shape[axis]
     count = harmful.sum(axis)
-    ranks = (stats.rankdata(rows[..., 1:], axis=axis) * harmful).sum(axis)
+    ranks = ((stats.rankdata(one, axis=axis) - stats.rankdata(other, axis=axis)) * harmful).sum(axis)
     with np.errstate(invalid="ignore"):  # a sample may have drawn one label only
-        found = (ranks - count * (count + 1) / 2) / (count * (answers - count))
-    return np.nan_to_num(found[..., 0] - found[..., 1])
+        return np.nan_to_num(ranks / (count * (harmful.shape[axis] - count)))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -15,11 +15,13 @@ from anydepth.conversations.splits import drop_near_duplicates
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError, ModelError
 from anydepth.extras import require
+from anydepth.files import write_whole
+from anydepth.journal import settings_before
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
 
-Told = Callable[[str, int, int], None]
+Told = Callable[[int, int], None]
 
 LEAST_ANSWER = 16
 """Tokens of an answer that an example has room for at least."""
@@ -117,7 +119,7 @@ def tune(
     examples: Sequence[Example],
     options: TuneOptions,
     folder: Path,
-    told: Told = lambda what, done, total: None,
+    told: Told = lambda done, total: None,
 ) -> list[Tuned]:
     """Train a LoRA adapter of `backend`'s model on `examples`; adapters that are in `folder` are not made again.
 
@@ -245,7 +247,7 @@ def _keeper(folder: Path, wanted: Sequence[int], told: Told) -> Any:
 
     class Keeper(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            told("train", state.global_step, wanted[-1])
+            told(state.global_step, wanted[-1])
             control.should_save = state.global_step in wanted
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -300,14 +302,5 @@ def _check(folder: Path, backend: "TransformersBackend", examples: Sequence[Exam
         "examples": hashlib.sha256(content.encode()).hexdigest(),
         **kept,
     }
-    path = folder / _SETTINGS
-    if path.exists():
-        before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in now.items():
-            if before.get(name) != value:
-                raise ConfigError(
-                    f"{folder} was begun with {name} {before.get(name)!r}, now it is {value!r}; give another folder"
-                )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    if settings_before(folder / _SETTINGS, now, folder) is None:
+        write_whole(folder / _SETTINGS, json.dumps(now, indent=1) + "\n")

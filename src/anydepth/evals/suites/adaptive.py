@@ -255,7 +255,7 @@ def _notes(given: _Given) -> Iterator[str]:
         f"the window's end; {spending.tokens} tokens in all, greedy but for the chosen ones"
     )
     yield (
-        f"suffixes: GCG (nanogcg) with loss = target + {spending.gcg_weight / 100} × softplus of the probe's logit, at "
+        f"suffixes: GCG with loss = target + {spending.gcg_weight / 100} × softplus of the probe's logit, at "
         f"depth 0 and behind the target; {spending.gcg_prompts} requests × {spending.gcg_steps} steps × "
         f"{spending.gcg_width} candidates, far below the published budgets"
     )

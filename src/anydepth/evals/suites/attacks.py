@@ -185,7 +185,7 @@ def _notes(context: Context, spending: Spending, arms: Sequence[str]) -> Iterato
         f"{context.judge.name}, at {spending.tokens} tokens an answer"
     )
     yield (
-        f"budgets, far below the published ones: {spending.stored} stored prompts a table; GCG (nanogcg) "
+        f"budgets, far below the published ones: {spending.stored} stored prompts a table; GCG "
         f"{spending.gcg_prompts} requests × {spending.gcg_steps} steps × {spending.gcg_width} candidates; best-of-n "
         f"{spending.bon_prompts} requests × {spending.bon_n} samples; PAIR-style loop {spending.pair_prompts} requests "
         f"× {spending.pair_rounds} rounds, attacker {attacker}"

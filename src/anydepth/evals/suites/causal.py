@@ -30,12 +30,9 @@ _SIDES = ("harmful", "benign")
 
 def run(context: "Context") -> Summary:
     """Ablate, patch and steer the probe's direction at the Safety Tokens, and compare with random directions."""
-    quick = context.options.quick
-    answers = context.count(32, 6)
-    depth = _whole(context, "depth", 50 if quick else 100, least=1)
-    tokens = _whole(context, "tokens", 20, least=1)
-    random = _whole(context, "random", 2 if quick else 3, least=1)
-    strengths = _strengths(context, "-16,16" if quick else "-32,-8,-2,2,8,32")
+    answers, depth, tokens = context.count(32, 6), context.number("depth", 100, 50), context.number("tokens", 20, 20)
+    random = context.number("random", 3, 2)
+    strengths = sorted(set(context.value("strengths", "-32,-8,-2,2,8,32", "-16,16")))
     if answers < 2:
         raise ConfigError(f"suite {context.suite} exchanges states between answers; give --limit of at least 2")
     read, _, _ = largest_read(context.probe)
@@ -245,24 +242,6 @@ def _answers(context: "Context", name: str, label: str, count: int, depth: int) 
         f"suite {context.suite} needs {count} {label} answers of at least {depth} tokens to different prompts, {name} "
         f"has {len(found)}; give a smaller --limit or --set {context.suite}.depth"
     )
-
-
-def _whole(context: "Context", name: str, default: int, *, least: int) -> int:
-    text = context.setting(name, str(default))
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigError(f"{context.suite}.{name} is {text!r}; give a whole number of at least {least}")
-    return int(text)
-
-
-def _strengths(context: "Context", default: str) -> list[float]:
-    text = context.setting("strengths", default)
-    try:
-        found = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        found = []
-    if not found or not all(np.isfinite(found)) or 0.0 in found:
-        raise ConfigError(f"{context.suite}.strengths is {text!r}; give numbers other than 0, e.g. -8,-2,2,8")
-    return found
 
 
 def _case(side: str, depth: int) -> str:

@@ -100,10 +100,7 @@ def _depths(context: Context) -> tuple[int, ...]:
     text = context.setting("depths", "")
     if not text:
         return QUICK_DEPTHS if context.options.quick else DEPTHS
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"{context.suite}.depths is {text!r}; write whole numbers with commas, e.g. 0,25,100")
-    return tuple(sorted({int(part) for part in parts}))
+    return tuple(sorted(set(context.value("depths", text, text))))
 
 
 def _items(context: Context, tokens: int) -> tuple[dict[str, Forced], list[str]]:

@@ -1,6 +1,5 @@
 """Measure what fine-tuning leaves of the model's refusals and of the guard, whose probe stays as it is."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from anydepth.evals.judges.judge import Judged
 from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, Measured, summarise
 from anydepth.evals.suites.erosion_sets import Asked, asked_sets
 from anydepth.evals.transcript import Transcript
+from anydepth.jsonl import finite
 from anydepth.schedule import Every
 
 if TYPE_CHECKING:
@@ -52,14 +52,15 @@ class Plan:
     @classmethod
     def of(cls, context: Context) -> "Plan":
         """The user's settings, or the suite's own."""
-        quick = context.options.quick
-        steps = _numbers(context, "steps", "0,5,10" if quick else "0,25,50,100,200")
+        if unknown := [name for name in context.options.arms if name not in ARMS]:
+            raise ConfigError(f"the arm is {unknown[0]!r}; choose from {', '.join(ARMS)}")
+        steps = context.value("steps", "0,25,50,100,200", "0,5,10")
         count = context.count(36, 6)
         usual = TuneOptions()
         return cls(
             steps=steps,
-            data=_named(context.setting("data", ",".join(DATA)).split(","), DATA, "erosion.data"),
-            arms=_named(context.options.arms or ARMS, ARMS, "the arm"),
+            data=context.value("data", ",".join(DATA), ",".join(DATA)),
+            arms=tuple(dict.fromkeys(context.options.arms or ARMS)),
             count=count,
             few=min(count, context.number("few", 12, 3)),
             new_tokens=context.number("new-tokens", 32, 16),
@@ -99,14 +100,12 @@ def run(context: Context) -> Summary:
     held_out = [row for each in sets for row in each.rows.values()]
     examples = {data: _examples(context, plan, data, held_out) for data in plan.data}  # all, before the first training
     for data in plan.data:
-        told = partial(_told, context, data)
+        told = partial(context.told, f"train, {data} data")
         tuned = tune(context.backend, examples[data], plan.options, context.folder / "adapters" / data, told)
         stages += [Stage(each.step, data, each.folder) for each in tuned]
         losses[data] = {each.step: each.loss for each in tuned}
-    for number, stage in enumerate(stages):
-        context.told("measure", number, len(stages))
+    for stage in stages:
         _measure(context, plan, sets, stage)
-    context.told("measure", len(stages), len(stages))
     measured = Measured(plan.data, plan.steps, plan.arms, [each.name for each in sets], context.records.rows)
     return summarise(
         measured,
@@ -134,10 +133,6 @@ def _examples(context: Context, plan: Plan, data: str, held_out: Sequence[Conver
     return found[: plan.examples]
 
 
-def _told(context: Context, data: str, what: str, done: int, total: int) -> None:
-    context.told(f"{what}, {data} data", done, total)
-
-
 def _measure(context: Context, plan: Plan, sets: Sequence[Asked], stage: Stage) -> None:
     """Make the records of one stage that are not there yet."""
     arms = plan.arms
@@ -151,18 +146,24 @@ def _measure(context: Context, plan: Plan, sets: Sequence[Asked], stage: Stage) 
         for each in sets:
             written = _transcripts(context, plan, each, stage, tuned)
             for arm in arms:
-                rows = wanted[each.name, arm]
-                if all(_key(arm, stage, each.name, row) in context.records for row in rows):
-                    continue
-                if arm == BASE:
-                    found = _judged(context, each, {row: written[row] for row in rows})
-                else:
-                    found = _guarded(context, arm, [written[row] for row in rows], below if arm == BELOW else tuned)
-                for row, facts in zip(rows, found, strict=True):
-                    about = {"arm": arm, "data": stage.data, "step": stage.step, "set": each.name, "answer": row}
-                    context.record(
-                        _key(arm, stage, each.name, row), lambda facts=facts, about=about: {**about, **facts}
-                    )
+                shown = {row: written[row] for row in wanted[each.name, arm]}
+                _fill(context, stage, each, arm, shown, below if arm == BELOW else tuned)
+
+
+def _fill(
+    context: Context,
+    stage: Stage,
+    each: Asked,
+    arm: str,
+    shown: Mapping[str, Transcript],
+    backend: "TransformersBackend",
+) -> None:
+    def make(_: object) -> Iterator[dict[str, Any]]:
+        made = _judged(context, each, shown) if arm == BASE else _guarded(context, arm, [*shown.values()], backend)
+        about = {"arm": arm, "data": stage.data, "step": stage.step, "set": each.name}
+        return ({**about, "answer": row, **facts} for row, facts in zip(shown, made, strict=True))
+
+    context.fill(f"measure {arm} after {stage.key}", [{_key(arm, stage, each.name, row): row for row in shown}], make)
 
 
 def _wanted(each: Asked, arm: str, plan: Plan) -> list[str]:
@@ -213,7 +214,7 @@ def _guarded(
         {
             "halted": found.halt and found.reason == "policy",  # a check that failed saw no harm
             "errors": found.errors,
-            "score": round(found.score, 5) if math.isfinite(found.score) else None,
+            "score": finite(round(found.score, 5)),
             "depth": found.depth,
         }
         for found in verdicts
@@ -264,20 +265,3 @@ def _notes(
 
 def _key(arm: str, stage: Stage, name: str, row: str) -> str:
     return f"{arm}|{stage.key}|{name}|{row}"
-
-
-def _numbers(context: Context, name: str, default: str) -> tuple[int, ...]:
-    text = context.setting(name, default)
-    parts = [part.strip() for part in text.split(",")]
-    found = tuple(int(part) for part in parts if part.isdecimal())
-    if len(found) != len(parts) or len(found) < 2 or found[0] != 0 or list(found) != sorted(set(found)):
-        raise ConfigError(
-            f"{context.suite}.{name} is {text!r}; give rising whole numbers that begin with 0, e.g. {default}"
-        )
-    return found
-
-
-def _named(given: Sequence[str], known: Sequence[str], what: str) -> tuple[str, ...]:
-    if unknown := [name for name in given if name not in known]:
-        raise ConfigError(f"{what} is {unknown[0]!r}; choose from {', '.join(known)}")
-    return tuple(dict.fromkeys(given))

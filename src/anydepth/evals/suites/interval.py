@@ -1,6 +1,6 @@
 """Measure what the interval between checks does to halting, leak and cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import mean, median
@@ -10,6 +10,7 @@ from anydepth.errors import CheckError
 from anydepth.evals import estimates
 from anydepth.evals.answers.answer_tables import KINDS, Kind, chosen, described
 from anydepth.evals.answers.stored import stored
+from anydepth.evals.arms.answer_records import together
 from anydepth.evals.arms.arms import defence, late_to_halt
 from anydepth.evals.arms.forced_records import Remembered
 from anydepth.evals.arms.replay import leaked, replay
@@ -29,8 +30,6 @@ STARTS = ("doubling", "even")
 RELEASES: tuple[ReleaseMode, ...] = ("hold", "eager")
 CALIBRATED = 25
 """The interval that thresholds are calibrated at."""
-
-_TOGETHER = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +115,16 @@ def _read(context: Context, answers: Sequence[Answer], tokens: int) -> None:
         for depth in scheduled_depths(_schedule(interval, start), tokens)
     }
     config = replace(context.config, schedule=Listed(tuple(sorted(depths))), release="monitor")
-    ordered = sorted(answers, key=lambda each: (len(each.transcript.token_ids), each.transcript.id))
-    done = sum(each.transcript.id in context.records for each in ordered)
-    for begin in range(0, len(ordered), _TOGETHER):
-        batch = ordered[begin : begin + _TOGETHER]
-        missing = [each for each in batch if each.transcript.id not in context.records]
-        if missing:
-            outcomes = replay(probe, [each.transcript for each in batch], config)
-            for each in missing:
-                key = each.transcript.id
-                checks = [(c.depth, None if c.error else c.score) for c in outcomes[key].checks]
-                length = len(each.transcript.token_ids)
-                context.records.write(key, {"id": key, "kind": each.kind, "tokens": length, "checks": checks})
-            done += len(missing)
-        context.told("read the answers", done, len(ordered))
+    kinds = {each.transcript.id: each.kind for each in answers}
+
+    def make(batch: Mapping[str, Transcript]) -> Iterator[dict[str, object]]:
+        outcomes = replay(probe, list(batch.values()), config)
+        for key, each in batch.items():
+            checks = [(c.depth, None if c.error else c.score) for c in outcomes[key].checks]
+            yield {"kind": kinds[key], "tokens": len(each.token_ids), "checks": checks}
+
+    batches = together(each.transcript for each in answers)
+    context.fill("read the answers", ({each.id: each for each in batch} for batch in batches), make)
 
 
 def _costs(context: Context, answers: Sequence[Answer]) -> Costs:

@@ -181,7 +181,7 @@ class Judge:
             policy = policy_from(record)
             whole, forced = (
                 {
-                    pair.name: separation(held_out, logits, pair, policy, forced=forced, resamples=1)[0]
+                    pair.name: separation(held_out, logits, pair, policy, forced=forced, resamples=2)[0]
                     for pair in self.pairs
                 }
                 for forced in (False, True)

@@ -1,8 +1,9 @@
 """Make a probe from beginning to end: gather, write, collect, fit, choose, calibrate, measure, save."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ from anydepth.probes.states.plan import CollectPlan, reading_of
 from anydepth.probes.states.sites import sites_for
 from anydepth.probes.states.store import Checks, StateStore, answer_key
 from anydepth.schedule import Every
-
-Progress = Callable[[str, int, int, int], None]
+from anydepth.types import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +123,13 @@ def fill(
             path = work / "written" / f"{part.name}.jsonl"
             longest = part.longest or AnswerOptions().max_new_tokens
             options = AnswerOptions(max_new_tokens=longest, sampling=recipe.write)
-            told = _named(progress, f"write {part.name}")
+            told = partial(progress, f"write {part.name}")
             written = write_answers(backend, rows, path, options=options, progress=told).conversations()
             asked = len({row.id for row in rows})
             rows = [row for row in written if row.response and "refusal" not in row.tags]
             notes.append(_count(asked - len(rows), "not written, empty or a refusal"))
         wanted = replace(plan, split=part.split, schedule=part.schedule, longest=part.longest)
-        report = collect(backend, rows, store, wanted, progress=_named(progress, f"collect {part.name}"))
+        report = collect(backend, rows, store, wanted, progress=partial(progress, f"collect {part.name}"))
         notes.append(_count(len(report.skipped), "could not be read"))
         found.append(replace(each, conversations=rows, left_out="; ".join(filter(None, notes))))
     return Filled(store, tuple(found))
@@ -211,7 +211,3 @@ def _in_half(checks: Checks, which: int) -> np.ndarray:
 
 def _count(number: int, what: str) -> str:
     return f"{number} answers: {what}" if number else ""
-
-
-def _named(progress: Progress, what: str) -> Callable[[int, int, int], None]:
-    return lambda done, total, tokens: progress(what, done, total, tokens)

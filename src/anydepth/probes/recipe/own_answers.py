@@ -148,6 +148,8 @@ def write_answers(
         ConfigError: The file was begun with another model or other options.
     """
     report = Written(Path(path))
+    if report.path.suffix != ".jsonl":
+        raise ConfigError(f"{path} must be called .jsonl, so that it can be loaded again")
     jobs = list(_jobs(backend, conversations, options, report))
     settings = {
         "fingerprint": backend.identity.fingerprint,
