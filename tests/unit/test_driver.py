@@ -71,7 +71,7 @@ def run(case: Case) -> tuple[list[Row], ScriptedSession]:
             row.checks.append(step.check)
         elif isinstance(step, Halt):
             row.halts.append(step)
-        else:
+        elif isinstance(step, Outcome):
             row.outcome = step
     return rows, session
 

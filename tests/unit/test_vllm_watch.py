@@ -31,7 +31,7 @@ def make(tmp_path, *, prefill=0, most=40, broken=False, **options):
     if broken:
         sink.write = sink.probe = _full
     account = Account(audit, "a", 0, "vllm", "m", prompt, guard, frozenset({END}))
-    return Watch(guard.plan(max_new_tokens=most, prefill=prefill), account, 10, frozenset({END}))
+    return Watch(guard.plan(max_new_tokens=most, prefill=prefill), account, frozenset({END}))
 
 
 def _full(*args):
@@ -123,6 +123,8 @@ def test_an_audit_that_cannot_be_written_halts_and_keeps_the_tokens(tmp_path):
     watch.push([20, 21, 22, 23])
     watch.answer(4, Score(0.1))
     assert watch.halted and watch.released == [] and watch.error == "AuditError"
+    assert watch.withheld == watch.outcome.generated == 4 and watch.outcome.verdict.errors == 1
+    assert [window.state for window in watch.outcome.windows] == ["withheld"]
 
 
 def test_a_last_record_that_fails_once_is_written_as_what_it_came_to(tmp_path):
@@ -142,6 +144,7 @@ def test_a_last_record_that_fails_once_is_written_as_what_it_came_to(tmp_path):
     watch.push([END], "stop")
     low(watch)
     assert watch.halted and watch.error == "AuditError"
+    watch.account.audit.close()
     report = verify_audit(tmp_path / "audit.jsonl")
     assert report.ok and report.answers == {"audit": 1} and not report.unfinished
 
@@ -171,6 +174,7 @@ def test_an_aborted_answer_is_accounted_for(tmp_path):
     low(watch)
     watch.push([24])
     watch.broken("cancelled")
+    watch.account.audit.close()
     report = verify_audit(tmp_path / "audit.jsonl")
     assert report.ok and report.answers["cancelled"] == 1 and report.released == 4
 

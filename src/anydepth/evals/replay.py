@@ -14,7 +14,7 @@ from anydepth.backends.batch import batches
 from anydepth.config import GuardConfig, with_own_policy
 from anydepth.detectors import Detector, StateDetector, declares_reads, score_finished
 from anydepth.driver import drive, make_checks
-from anydepth.flow import Check, Command, Decode, Flow, Outcome, Plan, Reply, guarded
+from anydepth.flow import Check, Command, Outcome, Plan, guarded, settle, step
 from anydepth.scan import inside_prefill, reads_inside
 from anydepth.schedule import scheduled_depths
 from anydepth.template import Prompt
@@ -220,9 +220,9 @@ def _fed(
             eos=eos,
         )
         try:
-            for row, step in drive([guarded(plans[each.id]) for each in batch], session, detector):
-                if isinstance(step, Outcome):
-                    outcomes[batch[row].id] = step
+            for row, command in drive([guarded(plans[each.id]) for each in batch], session, detector):
+                if isinstance(command, Outcome):
+                    outcomes[batch[row].id] = command
         finally:
             session.close()
     return {each.id: outcomes[each.id] for each in transcripts}
@@ -230,19 +230,10 @@ def _fed(
 
 def check_depths(plan: Plan, transcript: Transcript) -> list[int]:
     """Depths at which the flow checks a transcript that it does not halt; for schedules that ignore the scores."""
-    flow, reply, depths = guarded(replace(plan, release="monitor")), None, []
-    hand = _Hand(transcript)
-    while True:
-        try:
-            command = flow.send(reply)
-        except StopIteration:
-            return list(dict.fromkeys(depths))
-        reply = None
-        if isinstance(command, Check):
-            depths.append(command.depth)
-            reply = Score(0.0)
-        elif isinstance(command, Decode):
-            reply = hand.out(command.n)
+    flow = guarded(replace(plan, release="monitor"))
+    outcome = settle(flow, step(flow), _Hand(transcript).out, lambda depth: Score(0.0))
+    assert isinstance(outcome, Outcome)  # every depth has a score
+    return list(dict.fromkeys(check.depth for check in outcome.checks))
 
 
 class _Hand:
@@ -271,40 +262,22 @@ def _rounds(
     flows = {each.id: guarded(plans[each.id]) for each in transcripts}
     hands = {each.id: _Hand(each) for each in transcripts}
     by_id = {each.id: each for each in transcripts}
-    waiting: dict[str, Command | Outcome] = {key: next(flow) for key, flow in flows.items()}
+    waiting: dict[str, Command | Outcome] = {key: step(flow) for key, flow in flows.items()}
     outcomes: dict[str, Outcome] = {}
     while waiting:
+        points: list[Point] = []
         for key in list(waiting):
-            command = _advance(flows[key], waiting[key], hands[key], known, key)
-            if isinstance(command, Outcome):
+            waiting[key] = command = settle(
+                flows[key], waiting[key], hands[key].out, lambda depth, key=key: known.get((key, depth))
+            )
+            if isinstance(command, Check):
+                points.append(Point(by_id[key], command.depth))
+            else:
                 outcomes[key] = command
                 del waiting[key]
-            else:
-                waiting[key] = command
-        points = [Point(by_id[key], command.depth) for key, command in waiting.items() if isinstance(command, Check)]
-        if points:
-            scores = defence.scores(points)
-            known.update({(p.transcript.id, p.depth): score for p, score in zip(points, scores, strict=True)})
+        scores = defence.scores(points) if points else []
+        known.update({(p.transcript.id, p.depth): score for p, score in zip(points, scores, strict=True)})
     return {each.id: outcomes[each.id] for each in transcripts}
-
-
-def _advance(
-    flow: Flow, command: Command | Outcome, hand: _Hand, known: Mapping[tuple[str, int], Score | Exception], key: str
-) -> Command | Outcome:
-    """Carry out commands until one needs a check that has not been made."""
-    while not isinstance(command, Outcome):
-        reply: Reply = None
-        if isinstance(command, Check):
-            if (key, command.depth) not in known:
-                return command
-            reply = known[key, command.depth]
-        elif isinstance(command, Decode):
-            reply = hand.out(command.n)
-        try:
-            command = flow.send(reply)
-        except StopIteration as end:
-            return end.value
-    return command
 
 
 def _plan(config: GuardConfig, transcript: Transcript) -> Plan:

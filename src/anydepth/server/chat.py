@@ -83,7 +83,6 @@ def _ask(body: ChatRequest, service: Service, headers: dict[str, str]) -> Ask:
         offered=offered,
         special=service.special,
         reasoning=settings.reasoning.release,
-        release=guard.release,
         one_call=body.parallel_tool_calls is False,
     )
     return Ask(
