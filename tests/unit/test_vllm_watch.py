@@ -16,6 +16,7 @@ from anydepth.backends.vllm.report import answer_report, parse_stop_reason, refu
 from anydepth.backends.vllm.watch import Watch
 from anydepth.config import GuardConfig
 from anydepth.errors import CheckError
+from anydepth.guard_report import GuardReport
 from anydepth.server.failures import BadRequest
 from anydepth.template import Prompt
 from anydepth.types import Score
@@ -73,7 +74,11 @@ def test_a_halt_withholds_the_window_and_what_was_sampled_meanwhile(tmp_path):
     assert watch.halted and watch.released == [] and watch.withheld == 5 and watch.outcome.generated == 4
     report = answer_report(watch, detector="probe", checks=True)
     assert parse_stop_reason(stop_reason(report)) == report
-    assert report["depth"] == 4 and report["checks"][-1]["score"] == 0.9
+    assert report["depth"] == 4 and report["timeline"][-1]["score"] == 0.9 and report["leak_tokens"] == 0
+    assert (report["released_tokens"], report["withheld_tokens"], report["generated"]) == (0, 5, 4)
+    assert GuardReport.read(report).record() == {
+        key: value for key, value in report.items() if key not in ("detector", "prefill", "generated")
+    }
     assert verify_audit(tmp_path / "audit.jsonl").blocked == 1
 
 

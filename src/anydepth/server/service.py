@@ -40,6 +40,7 @@ class Ask:
         reading: How each answer is read.
         tell_checks: Whether the client sees every check.
         messages: The request's own words, for an audit that keeps text.
+        prompts: How many prompts the jobs have; each has as many jobs, one after the other.
         headers: The request's headers, for the trace it belongs to.
     """
 
@@ -48,6 +49,7 @@ class Ask:
     readings: tuple[Reading, ...]
     tell_checks: bool = False
     messages: Any = None
+    prompts: int = 1
     headers: Mapping[str, str] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))

@@ -8,7 +8,7 @@ from typing import Literal
 from anydepth.audit.answer import Account
 from anydepth.backends.base import Decoded
 from anydepth.flow import Check, Command, Decode, Flow, Outcome, Plan, Reply, guarded, step
-from anydepth.types import Halted, Released, Score
+from anydepth.types import Answer, Halted, Released, Score
 from anydepth.writer import AnswerWriter
 
 
@@ -64,6 +64,12 @@ class Watch:
     def halted(self) -> bool:
         """True if the guard has cut the answer."""
         return self.outcome is not None and self.outcome.finish_reason == "content_filter"
+
+    @property
+    def finished(self) -> Answer:
+        """The answer that has ended."""
+        assert self.outcome is not None
+        return self._writer.answer(self.outcome)
 
     @property
     def error(self) -> str | None:
