@@ -4,7 +4,7 @@
 
     Decode(n)        <- Decoded: up to n more tokens of the answer
     Check(depth)     <- Score, or the exception that the check raised
-    Noted(check)     <- None: what the guard made of that score, for whoever watches
+    Checked(check)   <- None: what the guard made of that score, for whoever watches
     Release(tokens)  <- None: the tokens leave; or the exception that kept them from being recorded: they do not
     Halt(verdict)    <- None: the answer ends here
     Calls()          <- whether the answer has tool calls that are kept until its end
@@ -22,7 +22,7 @@ from anydepth.backends.base import Decoded
 from anydepth.errors import CheckError, ConfigError
 from anydepth.policy import Policy
 from anydepth.schedule import Schedule, next_check
-from anydepth.types import CheckResult, FinishReason, OnError, ReleaseMode, Score, Verdict, Window
+from anydepth.types import Checked, CheckResult, FinishReason, OnError, ReleaseMode, Score, Verdict, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,6 @@ class Check:
     """Ask for the score at `depth`."""
 
     depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """Tell what became of the last check."""
-
-    check: CheckResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +77,7 @@ class Finish:
     outcome: Outcome
 
 
-Command = Decode | Check | Noted | Release | Halt | Calls | Finish
+Command = Decode | Check | Checked | Release | Halt | Calls | Finish
 Reply = Decoded | Score | Exception | bool | None
 Flow = Generator[Command, Reply, Outcome]
 
@@ -195,7 +188,7 @@ class _Trail:
     def note(self, depth: int, reply: Reply) -> Generator[Command, Reply, None]:
         """Take the reply to a check into account."""
         self.checks.append(self._judge(depth, reply))
-        yield Noted(self.checks[-1])
+        yield Checked(self.checks[-1])
 
     def _judge(self, depth: int, reply: Reply) -> CheckResult:
         failure = _failure(reply)

@@ -21,9 +21,10 @@ from anydepth.schedule import Schedule
 from anydepth.template import ChatTemplate, Prompt
 from anydepth.text import TextStream
 from anydepth.types import Answer, Event, Finished, Message, ScanResult
-from anydepth.writer import AnswerWriter, Record
+from anydepth.writer import AnswerWriter
 
 if TYPE_CHECKING:
+    from anydepth.audit.answer import Account
     from anydepth.backends.transformers import TransformersBackend
 
 Messages = str | Sequence[Message]
@@ -162,7 +163,7 @@ class Guard:
         *,
         max_new_tokens: int = 512,
         seed: int | None = None,
-        records: Sequence[Record | None] | None = None,
+        accounts: "Sequence[Account | None] | None" = None,
         on_check: OnCheck = unobserved,
         **generation: Any,
     ) -> Generator[list[tuple[int, Event]], None, None]:
@@ -172,7 +173,7 @@ class Guard:
             prompts: One per row.
             max_new_tokens: Tokens to generate at most, per answer.
             seed: Seed of the sampling; None uses torch's global random state.
-            records: What is written down of each answer, before its tokens leave; None of an answer that has no record.
+            accounts: Write the records of each answer before its tokens leave; None writes none.
             on_check: Called with the seconds that each check took.
             **generation: Sampling options of Transformers' `generate`.
 
@@ -190,8 +191,8 @@ class Guard:
                     plans[row] = replace(plans[row], inside=inside)
                     yield []
             writers = [
-                AnswerWriter(prompt, self.config.refusal, self.backend.decode_text, record)
-                for prompt, record in zip(prompts, records or [None] * len(prompts), strict=True)
+                AnswerWriter(prompt, self.config.refusal, self.backend.decode_text, account)
+                for prompt, account in zip(prompts, accounts or [None] * len(prompts), strict=True)
             ]
             driver = Driver(
                 [guarded(plan) for plan in plans],

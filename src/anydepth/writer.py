@@ -1,39 +1,18 @@
-"""Write one answer: its text, its record and its events, as the guard's flow commands."""
+"""Write one answer: its text, its account and its events, as the guard's flow commands."""
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from anydepth.flow import Calls, Command, Finish, Halt, Noted, Outcome, Release, Reply
+from anydepth.flow import Calls, Command, Finish, Halt, Outcome, Release, Reply
 from anydepth.template import Prompt
 from anydepth.text import TextStream
-from anydepth.types import Answer, Checked, CheckResult, Event, Finished, Halted, Released
+from anydepth.types import Answer, Checked, Event, Finished, Halted, Released
+
+if TYPE_CHECKING:
+    from anydepth.audit.answer import Account
 
 logger = logging.getLogger(__name__)
-
-
-class Record(Protocol):
-    """What is written down of one answer."""
-
-    def checked(self, check: CheckResult) -> None:
-        """Note a check."""
-        ...
-
-    def released(self, event: Released) -> None:
-        """Store that these tokens leave; called before they do. If it raises, they do not, and the answer is halted."""
-        ...
-
-    def has_calls(self, token_ids: tuple[int, ...]) -> bool:
-        """Whether the answer has tool calls, which are kept until its end; `token_ids` are all its tokens."""
-        ...
-
-    def finished(self, answer: Answer) -> None:
-        """Store how the answer ended. If it raises, the answer is halted at its end."""
-        ...
-
-    def broken(self, outcome: str) -> None:
-        """Store, now or later, that the answer was not finished, and why; raises nothing."""
-        ...
 
 
 class AnswerWriter:
@@ -43,17 +22,17 @@ class AnswerWriter:
         prompt: The prompt of the answer.
         refusal: Text that a halted answer ends with.
         decode: Text of token ids.
-        record: What is written down of the answer; None if nothing is.
+        account: Writes the answer's records before its tokens leave; None if there are none.
 
     Attributes:
         failure: What kept the answer from being recorded, or None.
     """
 
     def __init__(
-        self, prompt: Prompt, refusal: str, decode: Callable[[Sequence[int]], str], record: Record | None = None
+        self, prompt: Prompt, refusal: str, decode: Callable[[Sequence[int]], str], account: "Account | None" = None
     ) -> None:
         self.failure: Exception | None = None
-        self._prompt, self._refusal, self._record = prompt, refusal, record
+        self._prompt, self._refusal, self._account = prompt, refusal, account
         self._stream = TextStream(decode, prompt.ids[prompt.start :])
         self._text: list[str] = []
         self._ids: list[int] = []
@@ -66,16 +45,16 @@ class AnswerWriter:
 
     def write(self, command: Command | Outcome) -> Reply:
         """Carry out a command and return the reply to it."""
-        if isinstance(command, Noted):
-            self._events.append(Checked(command.check))
-            if self._record is not None:
-                self._record.checked(command.check)
+        if isinstance(command, Checked):
+            self._events.append(command)
+            if self._account is not None:
+                self._account.checked(command.check)
         elif isinstance(command, Release):
             return self._release(command.token_ids)
         elif isinstance(command, Halt):
             self._events.append(Halted(command.verdict, self._refusal, command.withheld))
         elif isinstance(command, Calls):
-            return self._record is not None and self._record.has_calls(tuple(self._ids))
+            return self._account is not None and self._account.calls(tuple(self._ids))
         elif isinstance(command, Finish):
             return self._finish(command.outcome)
         elif isinstance(command, Outcome):
@@ -101,7 +80,7 @@ class AnswerWriter:
 
     def _release(self, token_ids: tuple[int, ...]) -> Exception | None:
         event = Released(self._stream.push(token_ids), token_ids, self._depth + len(token_ids))
-        failure = self._store(lambda record: record.released(event))
+        failure = self._store(lambda account: account.released(event))
         if failure is None:
             self._ids.extend(token_ids)
             self._text.append(event.text)
@@ -114,7 +93,7 @@ class AnswerWriter:
         # A partial character is dropped from a halted answer: the token that would complete it is withheld.
         rest = "" if outcome.finish_reason == "content_filter" else self._stream.flush()
         self._text.append(rest)
-        failure = self._store(lambda record: record.finished(self.answer(outcome)))
+        failure = self._store(lambda account: account.finished(self.answer(outcome)))
         if failure is not None:
             self._text.pop()
         elif rest:
@@ -125,15 +104,15 @@ class AnswerWriter:
     def _depth(self) -> int:
         return self._prompt.prefill + len(self._ids)
 
-    def _store(self, store: Callable[[Record], None]) -> Exception | None:
+    def _store(self, store: "Callable[[Account], None]") -> Exception | None:
         """Store something; what kept it from being stored, whatever it was, halts the answer."""
-        if self._record is None:
+        if self._account is None:
             return None
         try:
-            store(self._record)
+            store(self._account)
         except Exception as error:
             logger.error("an answer is stopped: its record cannot be stored (%s)", type(error).__name__)
             self.failure = error
-            self._record.broken("audit")
+            self._account.broken("audit")
             return error
         return None

@@ -20,7 +20,6 @@ from anydepth.flow import (
     Decode,
     Finish,
     Halt,
-    Noted,
     Outcome,
     Plan,
     Release,
@@ -31,7 +30,7 @@ from anydepth.flow import (
 )
 from anydepth.policy import Cusum, Ewma, KofN, Threshold
 from anydepth.schedule import Adaptive, Every, Listed
-from anydepth.types import CheckResult, Score, Verdict, Window
+from anydepth.types import Checked, CheckResult, Score, Verdict, Window
 
 settings.register_profile("no clock", deadline=None)  # a busy machine is no failure
 settings.load_profile("no clock")
@@ -144,7 +143,7 @@ class Engine:
 
     @property
     def checks(self) -> list[CheckResult]:
-        return [command.check for command, _ in self.trace if isinstance(command, Noted)]
+        return [command.check for command, _ in self.trace if isinstance(command, Checked)]
 
 
 @st.composite
@@ -369,7 +368,7 @@ def test_failing_open_with_no_good_check_says_how_many_failed() -> None:
 @pytest.mark.parametrize("release", ["hold", "eager"])
 def test_a_halt_at_depth_zero_asks_for_no_token(release: Any) -> None:
     engine = Engine(Plan(Every(), Threshold(), 9, prefill=5, release=release), 9, score=lambda depth: Score(1))
-    assert [type(command) for command, _ in engine.trace] == [Check, Noted, Halt, Finish]
+    assert [type(command) for command, _ in engine.trace] == [Check, Checked, Halt, Finish]
     assert engine.outcome.windows == ()
     assert engine.outcome.generated == 0
 

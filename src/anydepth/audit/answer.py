@@ -66,7 +66,7 @@ def _none(token_ids: tuple[int, ...]) -> bool:
 
 @dataclass(slots=True)
 class Account:
-    """Writes the audit records of one answer; implements `anydepth.writer.Record`.
+    """Writes the audit records of one answer.
 
     Each record is written in the audit's own thread, in order. Once the answer's record is made, no other follows it:
     a host that gives an answer up calls `broken` while the guard may still be at work on it.
@@ -113,10 +113,6 @@ class Account:
     def checked(self, check: CheckResult) -> None:
         """Note a check."""
         self.checks.append({**check_record(check), "time": self._now()})
-
-    def has_calls(self, token_ids: tuple[int, ...]) -> bool:
-        """Whether the answer of these tokens has tool calls that the host keeps until its end."""
-        return self.calls(token_ids)
 
     def released(self, event: Released) -> None:
         """Write down that these tokens leave; AuditError if that cannot be, and then they must not."""

@@ -7,6 +7,7 @@ from contextlib import aclosing, closing
 from math import ceil
 from typing import Any
 
+from anydepth.audit.answer import Account
 from anydepth.config import GuardConfig
 from anydepth.errors import AnydepthError
 from anydepth.guard import Guard
@@ -25,7 +26,6 @@ from anydepth.server.stops import StopText
 from anydepth.server.worker import Turns
 from anydepth.template import Prompt
 from anydepth.types import Checked, Event, Finished, ScanResult, Verdict
-from anydepth.writer import Record
 
 Turning = Generator[list[tuple[int, Any]], None, None]
 """What is done in turns: each item has what came of one use of the model, by row."""
@@ -86,14 +86,14 @@ class TransformersEngine:
         """Give every answer under way ShuttingDown."""
         self._turns.abort(ShuttingDown("the server is shutting down"))
 
-    async def submit(self, job: Job, record: Record | None = None) -> AsyncGenerator[Event, None]:
+    async def submit(self, job: Job, account: Account | None = None) -> AsyncGenerator[Event, None]:
         """Generate one answer; see `Engine.submit`."""
         guard = self._guard.with_config(job.guard)
         turns = guard.turns(
             [job.prompt],
             max_new_tokens=job.max_new_tokens,
             seed=job.sampling.seed,
-            records=[record],
+            accounts=[account],
             on_check=self._checked,
             **_generation(job.sampling, guard.backend, job.prompt),
         )

@@ -21,11 +21,11 @@ class Work(Protocol):
     error: Exception | None
 
     def turn(self) -> bool:
-        """Do the next piece; False once there is none left. What goes wrong is told to whoever waits, not raised."""
+        """Do the next piece; False once there is none left."""
         ...
 
     def end(self) -> None:
-        """Free what it holds, and tell `error` to whoever waits."""
+        """Free what it holds, and hand `error` to whoever waits."""
         ...
 
 
@@ -33,19 +33,17 @@ class Turns:
     """A thread for at most `live` works under way; at most `queue` more wait, in order.
 
     A work joins the thread's queue again after each turn, so that the works under way take turns.
+
+    Attributes:
+        over: True once no more work is taken.
     """
 
     def __init__(self, live: int, queue: int) -> None:
-        self._limit, self._room, self._over = live, live + queue, False
+        self._limit, self._room, self.over = live, live + queue, False
         self._lock = threading.Lock()
         self._live: set[Work] = set()
         self._waiting: deque[Work] = deque()
         self._thread = ThreadPoolExecutor(1, "anydepth-model")
-
-    @property
-    def over(self) -> bool:
-        """True once no more work is taken."""
-        return self._over
 
     @property
     def live(self) -> int:
@@ -56,13 +54,12 @@ class Turns:
     def waiting(self) -> int:
         """Works that have not begun and that somebody waits for."""
         with self._lock:
-            return sum(not work.cancelled for work in self._waiting)
+            return self._wanted()
 
     def put(self, work: Work) -> bool:
         """Queue a piece of work, from any thread; False if there is no room, or no more work is taken."""
         with self._lock:
-            wanted = sum(not waiting.cancelled for waiting in self._waiting)
-            if self._over or len(self._live) + wanted >= self._room:
+            if self.over or len(self._live) + self._wanted() >= self._room:
                 return False
             self._waiting.append(work)
             self._admit()
@@ -71,36 +68,33 @@ class Turns:
     def abort(self, error: Exception) -> None:
         """End everything that is waiting or under way with `error`, at its next turn."""
         with self._lock:
-            self._abort(error)
+            self._admit(everything=True)
+            for work in self._live:
+                work.error = error
 
     def stop(self, error: Exception) -> None:
         """End everything with `error`, take no more work, and wait for the thread to end."""
         with self._lock:
-            self._over = True
-            self._abort(error)
+            self.over = True
+        self.abort(error)
         self._thread.shutdown()
 
-    def _abort(self, error: Exception) -> None:
-        while self._waiting:
-            self._begin(self._waiting.popleft())
-        for work in self._live:
-            work.error = error
+    def _wanted(self) -> int:
+        return sum(not work.cancelled for work in self._waiting)
 
-    def _admit(self) -> None:
-        while self._waiting and len(self._live) < self._limit:
-            self._begin(self._waiting.popleft())
-
-    def _begin(self, work: Work) -> None:
-        self._live.add(work)
-        self._thread.submit(self._turn, work)
+    def _admit(self, *, everything: bool = False) -> None:
+        while self._waiting and (everything or len(self._live) < self._limit):
+            work = self._waiting.popleft()
+            self._live.add(work)
+            self._thread.submit(self._turn, work)
 
     def _turn(self, work: Work) -> None:
         more = False
         try:
             more = not work.cancelled and work.error is None and work.turn()
-        except Exception as error:  # a turn tells its errors itself; this is a fault of ours, and the others go on
-            logger.error("a turn failed with %s", type(error).__name__)
+        except Exception as error:  # a fault of ours: the others go on
             work.error = error
+            logger.error("a turn failed with %s", type(error).__name__)
         with self._lock:
             if more and work.error is None:
                 self._thread.submit(self._turn, work)
@@ -110,4 +104,4 @@ class Turns:
         try:
             work.end()
         except Exception as error:
-            logger.error("the end of a turn failed with %s", type(error).__name__)
+            logger.error("the end of a work failed with %s", type(error).__name__)
