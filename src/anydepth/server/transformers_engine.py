@@ -154,7 +154,7 @@ class _Work:
         self.cancelled = False
         self.error: Exception | None = None
         self.outbox: asyncio.Queue[list[tuple[int, Any]] | Exception] = asyncio.Queue()
-        self._turns, self._loop = turns, loop
+        self._turns, self._loop, self._over = turns, loop, False
 
     def turn(self) -> bool:
         """Use the model until something came of it."""
@@ -163,14 +163,16 @@ class _Work:
         except Exception as error:
             self.error = error if isinstance(error, AnydepthError) else _engine_error(error)
             return False
-        if batch:
-            self._tell(batch)
-        return bool(batch) and not isinstance(batch[-1][1], Finished | ScanResult)
+        if not batch:
+            return False
+        self._over = isinstance(batch[-1][1], Finished | ScanResult)
+        self._tell(batch)
+        return not self._over
 
     def end(self) -> None:
         """Close the session and tell that there is no more."""
         self._turns.close()
-        self._tell(self.error or [])
+        self._tell([] if self._over else self.error or [])
 
     def _tell(self, batch: list[tuple[int, Any]] | Exception) -> None:
         if not self._loop.is_closed():

@@ -32,7 +32,8 @@ class Work(Protocol):
 class Turns:
     """A thread for at most `live` works under way; at most `queue` more wait, in order.
 
-    A work joins the thread's queue again after each turn, so that the works under way take turns.
+    A work joins the thread's queue again after each turn, so that the works under way take turns. One that is cancelled
+    before its first turn is left out.
 
     Attributes:
         over: True once no more work is taken.
@@ -54,12 +55,13 @@ class Turns:
     def waiting(self) -> int:
         """Works that have not begun and that somebody waits for."""
         with self._lock:
-            return self._wanted()
+            return len(self._wanted())
 
     def put(self, work: Work) -> bool:
         """Queue a piece of work, from any thread; False if there is no room, or no more work is taken."""
         with self._lock:
-            if self.over or len(self._live) + self._wanted() >= self._room:
+            self._waiting = self._wanted()  # the others have not begun, and hold nothing
+            if self.over or len(self._live) + len(self._waiting) >= self._room:
                 return False
             self._waiting.append(work)
             self._admit()
@@ -79,8 +81,8 @@ class Turns:
         self.abort(error)
         self._thread.shutdown()
 
-    def _wanted(self) -> int:
-        return sum(not work.cancelled for work in self._waiting)
+    def _wanted(self) -> deque[Work]:
+        return deque(work for work in self._waiting if not work.cancelled)
 
     def _admit(self, *, everything: bool = False) -> None:
         while self._waiting and (everything or len(self._live) < self._limit):

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_there_is_room_for_so_many():
     third = Steps("d", 1, log)
     assert turns.put(third), "a cancelled work keeps no place"
     gate.set()
-    ended(first, second, third)
+    ended(first, third)
     assert log == ["first", "d"]
     turns.stop(RuntimeError("over"))
     assert turns.over and not turns.put(Steps("e", 1, log))
@@ -230,6 +231,22 @@ async def test_a_full_queue():
         await collect(engine)
     assert 1 <= caught.value.retry_after <= 60
     assert isinstance((await first)[-1], Finished)
+    await engine.stop()
+
+
+async def test_an_answer_that_is_whole_when_everything_is_aborted_is_no_error():
+    engine = engine_of(Slow(["x"]))
+    finished = Guard.turns
+
+    def aborting(self: Guard, *args: Any, **options: Any) -> Any:
+        for turn in finished(self, *args, **options):
+            if isinstance(turn and turn[-1][1], Finished):
+                engine.abort()
+            yield turn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Guard, "turns", aborting)
+        assert isinstance((await collect(engine))[-1], Finished)
     await engine.stop()
 
 
