@@ -91,10 +91,7 @@ def step(flow: Flow, reply: Reply = None) -> Command | Outcome:
 
 
 def settle(
-    flow: Flow,
-    command: Command | Outcome,
-    decode: Callable[[int], Decoded],
-    score: Callable[[int], Score | Exception | None],
+    flow: Flow, command: Command | Outcome, decode: Callable[[int], Decoded], scores: Mapping[int, Score | Exception]
 ) -> Check | Outcome:
     """Run a flow on whose answer has been written already.
 
@@ -102,7 +99,7 @@ def settle(
         flow: The flow.
         command: What it waits for.
         decode: Gives up to that many more tokens.
-        score: Gives the score at a depth, or None if it is not known.
+        scores: The scores that are known, by depth.
 
     Returns:
         The flow's outcome, or the first check whose score is not known.
@@ -110,9 +107,9 @@ def settle(
     while not isinstance(command, Outcome):
         reply: Reply = None
         if isinstance(command, Check):
-            reply = score(command.depth)
-            if reply is None:
+            if command.depth not in scores:
                 return command
+            reply = scores[command.depth]
         elif isinstance(command, Decode):
             reply = decode(command.n)
         command = step(flow, reply)

@@ -64,7 +64,7 @@ def _from_scores(config: GuardConfig, answer: FinishedAnswer, scores: Sequence[S
     """What the guard makes of the scores at all scheduled depths."""
     fixed = replace(_plan(config, len(answer.answer_ids)), schedule=Listed(answer.depths[1:]))
     known, flow = dict(zip(answer.depths, scores, strict=True)), guarded(fixed)
-    outcome = settle(flow, step(flow), lambda count: Decoded((0,) * count), known.__getitem__)
+    outcome = settle(flow, step(flow), lambda count: Decoded((0,) * count), known)
     assert isinstance(outcome, Outcome)  # every depth has its score
     return _result(outcome, "packed")
 

@@ -485,9 +485,9 @@ def test_calls_of_an_answer_without_a_failed_check_are_not_asked_for() -> None:
 
 def test_a_written_answer_is_settled_up_to_the_first_unknown_score() -> None:
     flow, known = guarded(Plan(Every(4, doubling=False), Threshold(), 9)), {0: Score(0.1), 4: Score(0.2)}
-    waits = settle(flow, step(flow), lambda count: Decoded((0,) * count), known.get)
+    waits = settle(flow, step(flow), lambda count: Decoded((0,) * count), known)
     assert waits == Check(8)
     known |= {8: Score(0.3), 9: Score(0.9)}
-    outcome = settle(flow, waits, lambda count: Decoded((0,) * count), known.get)
+    outcome = settle(flow, waits, lambda count: Decoded((0,) * count), known)
     assert isinstance(outcome, Outcome) and [check.score for check in outcome.checks] == [0.1, 0.2, 0.3, 0.9]
     assert outcome.finish_reason == "content_filter"

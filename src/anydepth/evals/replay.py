@@ -182,10 +182,10 @@ def replay(
         for each in transcripts
         for depth in (*inside[each.id], *(check_depths(plans[each.id], each) if ahead else ()))
     ]
-    scores = defence.scores(points) if points else []
-    known = {(point.transcript.id, point.depth): score for point, score in zip(points, scores, strict=True)}
+    known = {each.id: dict[int, Score | Exception]() for each in transcripts}
+    _score(defence, points, known)
     plans = {
-        key: replace(plan, inside={depth: known[key, depth] for depth in inside[key]}) for key, plan in plans.items()
+        key: replace(plan, inside={depth: known[key][depth] for depth in inside[key]}) for key, plan in plans.items()
     }
     return _rounds(defence, transcripts, plans, known)
 
@@ -209,7 +209,8 @@ def _fed(
     }
     eos = min(backend.end_tokens({}), default=backend.pad_id)  # which one it was does not matter: nothing follows
     answers = {each.id: (*each.token_ids, *(eos,) * each.end_tokens) for each in transcripts}
-    outcomes = _rounds(defence, [each for each in transcripts if not answers[each.id]], plans, {})
+    unwritten = [each for each in transcripts if not answers[each.id]]
+    outcomes = _rounds(defence, unwritten, plans, {each.id: {} for each in unwritten})
     written = [each for each in transcripts if answers[each.id]]
     longest = max(map(len, answers.values()), default=0)
     for batch in batches(written, lambda each: each.prompt, longest, lambda each: each.id):
@@ -230,10 +231,11 @@ def _fed(
 
 def check_depths(plan: Plan, transcript: Transcript) -> list[int]:
     """Depths at which the flow checks a transcript that it does not halt; for schedules that ignore the scores."""
-    flow = guarded(replace(plan, release="monitor"))
-    outcome = settle(flow, step(flow), _Hand(transcript).out, lambda depth: Score(0.0))
-    assert isinstance(outcome, Outcome)  # every depth has a score
-    return list(dict.fromkeys(check.depth for check in outcome.checks))
+    flow, hand = guarded(replace(plan, release="monitor")), _Hand(transcript)
+    command, scores = step(flow), dict[int, Score | Exception]()
+    while isinstance(command := settle(flow, command, hand.out, scores), Check):
+        scores[command.depth] = Score(0.0)
+    return list(scores)
 
 
 class _Hand:
@@ -257,7 +259,7 @@ def _rounds(
     defence: Defence,
     transcripts: Sequence[Transcript],
     plans: Mapping[str, Plan],
-    known: dict[tuple[str, int], Score | Exception],
+    known: Mapping[str, dict[int, Score | Exception]],
 ) -> dict[str, Outcome]:
     flows = {each.id: guarded(plans[each.id]) for each in transcripts}
     hands = {each.id: _Hand(each) for each in transcripts}
@@ -267,17 +269,21 @@ def _rounds(
     while waiting:
         points: list[Point] = []
         for key in list(waiting):
-            waiting[key] = command = settle(
-                flows[key], waiting[key], hands[key].out, lambda depth, key=key: known.get((key, depth))
-            )
+            waiting[key] = command = settle(flows[key], waiting[key], hands[key].out, known[key])
             if isinstance(command, Check):
                 points.append(Point(by_id[key], command.depth))
             else:
                 outcomes[key] = command
                 del waiting[key]
-        scores = defence.scores(points) if points else []
-        known.update({(p.transcript.id, p.depth): score for p, score in zip(points, scores, strict=True)})
+        _score(defence, points, known)
     return {each.id: outcomes[each.id] for each in transcripts}
+
+
+def _score(defence: Defence, points: Sequence[Point], known: Mapping[str, dict[int, Score | Exception]]) -> None:
+    """Add the scores of `points` to those that are known."""
+    scores = defence.scores(points) if points else []
+    for point, score in zip(points, scores, strict=True):
+        known[point.transcript.id][point.depth] = score
 
 
 def _plan(config: GuardConfig, transcript: Transcript) -> Plan:
