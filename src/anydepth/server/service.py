@@ -140,7 +140,8 @@ class Service:
         finally:
             if outcome is not None:  # else it never became an answer
                 watcher.ended(outcome)
-                account.broken(outcome)  # unless it has finished: then it has its record already
+                if not account.closed:  # else the guard has written its record
+                    account.broken(outcome)
 
     def _account(self, ask: Ask, index: int) -> Account:
         job, facts = ask.jobs[index], self.engine.facts
