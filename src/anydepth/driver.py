@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from anydepth.backends.protocol import CheckPoint, Session
 from anydepth.detectors.detector import Detector
-from anydepth.flow import Check, Command, Decode, Flow, Halt, Noted, Outcome, Release, Reply
+from anydepth.flow import Check, Command, Decode, Flow, Halt, Outcome, Reply, step
 from anydepth.types import Score
 
 logger = logging.getLogger(__name__)
 
-
-Step = Noted | Release | Halt | Outcome
-"""What a driver hands out: what became of a check, tokens that leave, a halt, the end."""
+HandOut = Callable[[int, Command | Outcome], Reply]
+"""A function that carries out a command that needs no model, or takes an outcome, of a row; returns the reply."""
 
 OnCheck = Callable[[float], None]
 """A function that is called once per check with the seconds that it took; checks made together share their time."""
@@ -23,57 +22,75 @@ def unobserved(seconds: float) -> None:
     """Take no notice of how long a check took."""
 
 
-def drive(flows: Sequence[Flow], session: Session, detector: Detector) -> Iterator[tuple[int, Step]]:
-    """Run one flow per row of `session`; yields `(row, step)`, an `Outcome` last for each row.
+class Driver:
+    """Runs one flow per row of a session, one use of the model at a time.
 
     Checks that are due at the same time are made together; all rows decode together.
+
+    Args:
+        flows: One per row.
+        session: Decodes and forks.
+        detector: Makes the checks.
+        hand_out: Called with each row and command other than `Check` and `Decode`, and with each row's outcome last.
+        on_check: Called with the seconds that each check took.
     """
-    return (item for item in drive_paced(flows, session, detector) if item is not None)
 
+    def __init__(
+        self,
+        flows: Sequence[Flow],
+        session: Session,
+        detector: Detector,
+        hand_out: HandOut,
+        on_check: OnCheck = unobserved,
+    ) -> None:
+        self._flows, self._session, self._detector = flows, session, detector
+        self._hand_out, self._on_check = hand_out, on_check
+        self._waiting: dict[int, Check | Decode] = {}
+        for row in range(len(flows)):
+            self._send(row, None)
 
-def drive_paced(
-    flows: Sequence[Flow], session: Session, detector: Detector, on_check: OnCheck = unobserved
-) -> Iterator[tuple[int, Step] | None]:
-    """`drive`, and a None before each use of the model: another session may use it first."""
-    waiting: dict[int, Command | Outcome] = {row: next(flow) for row, flow in enumerate(flows)}
-    while waiting:
-        for row in list(waiting):
-            yield from _carry_out(row, waiting, flows[row], session)
-        if waiting:
-            yield None
-        checks = {row: command for row, command in waiting.items() if isinstance(command, Check)}
+    @property
+    def over(self) -> bool:
+        """True once every flow has ended."""
+        return not self._waiting
+
+    def turn(self) -> None:
+        """Use the model once, for all checks that are due or else to decode, and carry out what follows from it."""
+        checks = [CheckPoint(row, each.depth) for row, each in self._waiting.items() if isinstance(each, Check)]
         if checks:
-            points = [CheckPoint(row, command.depth) for row, command in checks.items()]
             begin = time.perf_counter()
-            replies = make_checks(session, detector, points)
-            share_time(on_check, time.perf_counter() - begin, len(points))
-            for row, reply in zip(checks, replies, strict=True):
-                waiting[row] = _send(flows[row], reply)
-        elif waiting:
-            decoded = session.decode(min(command.n for command in waiting.values() if isinstance(command, Decode)))
-            for row in waiting:
-                waiting[row] = _send(flows[row], decoded[row])
+            replies = make_checks(self._session, self._detector, checks)
+            share_time(self._on_check, time.perf_counter() - begin, len(checks))
+            for point, reply in zip(checks, replies, strict=True):
+                self._send(point.row, reply)
+        else:
+            count = min(each.n for each in self._waiting.values() if isinstance(each, Decode))
+            decoded = self._session.decode(count)
+            for row in list(self._waiting):
+                self._send(row, decoded[row])
+
+    def _send(self, row: int, reply: Reply) -> None:
+        """Send a reply to a row's flow, and carry out commands until one needs the model."""
+        command = step(self._flows[row], reply)
+        while not isinstance(command, Check | Decode):
+            if isinstance(command, Halt):
+                self._session.drop(row)
+            reply = self._hand_out(row, command)
+            if isinstance(command, Outcome):
+                self._waiting.pop(row, None)
+                return
+            command = step(self._flows[row], reply)
+        self._waiting[row] = command
 
 
-def _carry_out(
-    row: int, waiting: dict[int, Command | Outcome], flow: Flow, session: Session
-) -> Iterator[tuple[int, Step]]:
-    """Carry out what needs no model: notes, releases, halts and the end."""
-    while isinstance(command := waiting[row], Step):
-        if isinstance(command, Halt):
-            session.drop(row)
-        yield row, command
-        if isinstance(command, Outcome):
-            del waiting[row]
-            return
-        waiting[row] = _send(flow, None)
-
-
-def _send(flow: Flow, reply: Reply) -> Command | Outcome:
-    try:
-        return flow.send(reply)
-    except StopIteration as end:
-        return end.value
+def drive(flows: Sequence[Flow], session: Session, detector: Detector) -> Iterator[tuple[int, Command | Outcome]]:
+    """Run one flow per row of `session`; yields what a `Driver` hands out as `(row, command)`, an `Outcome` last."""
+    steps: list[tuple[int, Command | Outcome]] = []
+    driver = Driver(flows, session, detector, lambda row, command: steps.append((row, command)))
+    while not driver.over:
+        driver.turn()
+        yield from steps
+        steps.clear()
 
 
 def share_time(on_check: OnCheck, seconds: float, checks: int) -> None:

@@ -4,22 +4,24 @@
 
     Decode(n)        <- Decoded: up to n more tokens of the answer
     Check(depth)     <- Score, or the exception that the check raised
-    Noted(check)     <- None: what the guard made of that score, for an observer
-    Release(tokens)  <- None: these tokens leave
+    Checked(check)   <- None: what the guard made of that score, for an observer
+    Release(tokens)  <- None: the tokens leave; or the exception that kept them from being recorded: they do not
     Halt(verdict)    <- None: the answer ends here
+    Calls()          <- whether the answer has tool calls that are kept until its end
+    Finish(outcome)  <- None: the answer's record is stored; or the exception that kept it from being stored
 
-and returns an `Outcome`. Drivers (sync, async, batch, server) carry the commands out.
+and returns an `Outcome`. `step` sends one reply; drivers (library, server, vLLM, evaluations) carry the commands out.
 """
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 
 from anydepth.errors import CheckError, ConfigError
 from anydepth.policy import Policy
 from anydepth.schedule import Schedule, next_check
-from anydepth.types import CheckResult, Decoded, FinishReason, OnError, ReleaseMode, Score, Verdict, Window
+from anydepth.types import Checked, CheckResult, Decoded, FinishReason, OnError, ReleaseMode, Score, Verdict, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +39,8 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
-    """Tell what became of the last check."""
-
-    check: CheckResult
-
-
-@dataclass(frozen=True, slots=True)
 class Release:
-    """Let these tokens leave."""
+    """Record these tokens, then let them leave."""
 
     token_ids: tuple[int, ...]
 
@@ -58,8 +53,74 @@ class Halt:
     withheld: int
 
 
-Command = Decode | Check | Noted | Release | Halt
-Reply = Decoded | Score | Exception | None
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the flow of one answer ended."""
+
+    finish_reason: FinishReason
+    verdict: Verdict
+    checks: tuple[CheckResult, ...]
+    windows: tuple[Window, ...]
+    generated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Ask whether the answer has tool calls that are kept until its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Store the record of an answer that has ended with `outcome`."""
+
+    outcome: Outcome
+
+
+Command = Decode | Check | Checked | Release | Halt | Calls | Finish
+Reply = Decoded | Score | Exception | bool | None
+Flow = Generator[Command, Reply, Outcome]
+
+
+def step(flow: Flow, reply: Reply = None) -> Command | Outcome:
+    """Send a flow the reply to its last command (None begins it); its next command, or its outcome."""
+    try:
+        return flow.send(reply)
+    except StopIteration as end:
+        return end.value
+
+
+def settle(
+    flow: Flow, command: Command | Outcome, decode: Callable[[int], Decoded], scores: Mapping[int, Score | Exception]
+) -> Check | Outcome:
+    """Run a flow on whose answer has been written already.
+
+    Args:
+        flow: The flow.
+        command: What it waits for.
+        decode: Gives up to that many more tokens.
+        scores: The scores that are known, by depth.
+
+    Returns:
+        The flow's outcome, or the first check whose score is not known.
+    """
+    while not isinstance(command, Outcome):
+        reply: Reply = None
+        if isinstance(command, Check):
+            if command.depth not in scores:
+                return command
+            reply = scores[command.depth]
+        elif isinstance(command, Decode):
+            reply = decode(command.n)
+        command = step(flow, reply)
+    return command
+
+
+def doubts_calls(errors: int, release: str) -> bool:
+    """True if the tool calls of an answer must not leave: a failed check may have missed them, and the guard may halt.
+
+    An agent runs a call as soon as it has it, so that even a guard that fails open halts the answer at its end instead.
+    """
+    return errors > 0 and release != "monitor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +163,6 @@ def check_modes(release: str, on_error: str) -> None:
         raise ConfigError(f"on_error is {on_error!r}; choose closed (halt) or open (go on and say so)")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How the flow of one answer ended."""
-
-    finish_reason: FinishReason
-    verdict: Verdict
-    checks: tuple[CheckResult, ...]
-    windows: tuple[Window, ...]
-    generated: int
-
-
-Flow = Generator[Command, Reply, Outcome]
-
-
 @dataclass(slots=True)
 class _Trail:
     """The checks of one answer so far, and what the policy makes of them."""
@@ -124,10 +171,11 @@ class _Trail:
     checks: list[CheckResult] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     tripped: Verdict | None = None
+    unrecorded: int = 0
 
     @property
     def errors(self) -> int:
-        return sum(check.error is not None for check in self.checks)
+        return sum(check.error is not None for check in self.checks) + self.unrecorded
 
     def check(self, depth: int) -> Generator[Command, Reply, None]:
         """Make one check and note the verdict if it is the first to trip."""
@@ -136,7 +184,7 @@ class _Trail:
     def note(self, depth: int, reply: Reply) -> Generator[Command, Reply, None]:
         """Take the reply to a check into account."""
         self.checks.append(self._judge(depth, reply))
-        yield Noted(self.checks[-1])
+        yield Checked(self.checks[-1])
 
     def _judge(self, depth: int, reply: Reply) -> CheckResult:
         failure = _failure(reply)
@@ -157,6 +205,12 @@ class _Trail:
     def _trip(self, score: float, depth: int, reason: str) -> None:
         if self.tripped is None:
             self.tripped = Verdict(True, score, depth, reason, self.errors)  # pyright: ignore[reportArgumentType]
+
+    def fail(self, depth: int) -> Verdict:
+        """The verdict of an answer that must halt at `depth`, whatever its options and the verdict so far."""
+        self.tripped = None
+        self._trip(math.nan, depth, "error")
+        return self.verdict()
 
     @property
     def halting(self) -> bool:
@@ -208,16 +262,32 @@ def guarded(plan: Plan) -> Flow:
     turn included.
     """
     trail, ledger = _Trail(plan), _Ledger(plan.prefill)
-    generated, end_tokens, finish = 0, 0, None
+    finish: FinishReason = yield from _answer(plan, trail, ledger)
+    if finish != "content_filter" and doubts_calls(trail.errors, plan.release) and (yield Calls()):
+        yield Halt(trail.fail(trail.verdict().depth), 0)
+        finish = "content_filter"
 
-    def outcome(reason: FinishReason) -> Outcome:
-        return Outcome(reason, trail.verdict(), tuple(trail.checks), tuple(ledger.windows), generated)
+    def outcome() -> Outcome:
+        generated = ledger.position - plan.prefill
+        return Outcome(finish, trail.verdict(), tuple(trail.checks), tuple(ledger.windows), generated)
 
+    if (yield Finish(outcome())) is not None and not trail.unrecorded:
+        trail.unrecorded = 1
+        verdict = trail.fail(ledger.position)
+        if finish != "content_filter":
+            yield Halt(verdict, 0)
+        finish = "content_filter"
+    return outcome()
+
+
+def _answer(plan: Plan, trail: _Trail, ledger: _Ledger) -> Generator[Command, Reply, FinishReason]:
+    """Check the prefill, then decode, check and release window by window; returns why the answer ended."""
     for depth in sorted({0, *plan.inside, plan.prefill}):
         yield from trail.note(depth, plan.inside[depth]) if depth in plan.inside else trail.check(depth)
         if trail.halting:
             yield Halt(trail.verdict(), 0)
-            return outcome("content_filter")
+            return "content_filter"
+    generated, end_tokens, finish = 0, 0, None
     while finish is None:
         window: tuple[int, ...] = ()
         goal = min(next_check(plan.schedule, generated, trail.scores), plan.max_new_tokens)
@@ -229,11 +299,12 @@ def guarded(plan: Plan) -> Flow:
                 raise RuntimeError(
                     f"the backend decoded nothing at depth {plan.prefill + generated} and did not finish"
                 )
-            window += reply.token_ids
             generated += len(reply.token_ids)
             finish, end_tokens = reply.finish_reason, reply.end_tokens
-            if plan.release != "hold" and reply.token_ids:
-                yield Release(reply.token_ids)
+            if plan.release != "hold" and reply.token_ids and (yield Release(reply.token_ids)) is not None:
+                ledger.close(len(window), None, "released")
+                return (yield from _unrecorded(trail, ledger, len(reply.token_ids), None))
+            window += reply.token_ids
         if generated >= plan.max_new_tokens:
             finish = finish or "length"
         depth = plan.prefill + generated - end_tokens
@@ -242,8 +313,19 @@ def guarded(plan: Plan) -> Flow:
             held = plan.release == "hold"
             ledger.close(len(window), depth, "withheld" if held else "released")
             yield Halt(trail.verdict(), len(window) if held else 0)
-            return outcome("content_filter")
+            return "content_filter"
+        if plan.release == "hold" and window and (yield Release(window)) is not None:
+            return (yield from _unrecorded(trail, ledger, len(window), depth))
         ledger.close(len(window), depth, "released")
-        if plan.release == "hold" and window:
-            yield Release(window)
-    return outcome(finish)
+    return finish
+
+
+def _unrecorded(
+    trail: _Trail, ledger: _Ledger, count: int, checked_at: int | None
+) -> Generator[Command, Reply, FinishReason]:
+    """Halt because the next `count` tokens could not be recorded, whatever release mode and `on_error` say."""
+    trail.unrecorded = 1
+    verdict = trail.fail(ledger.position)
+    ledger.close(count, checked_at, "withheld")
+    yield Halt(verdict, count)
+    return "content_filter"

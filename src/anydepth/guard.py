@@ -9,20 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from anydepth.backends.protocol import Backend, Session
+from anydepth.backends.protocol import Backend
 from anydepth.config import OPTIONS, GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import Detector, LinearProbe, declares_reads, detector_parts, find_shipped
-from anydepth.driver import OnCheck, drive_paced, share_time, unobserved
+from anydepth.driver import Driver, OnCheck, share_time, unobserved
 from anydepth.errors import ConfigError
-from anydepth.flow import Flow, Halt, Noted, Outcome, Release, guarded
+from anydepth.flow import guarded
 from anydepth.policy import Policy
 from anydepth.scan import inside_prefill, scan_answers
 from anydepth.schedule import Schedule
 from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.text import TextStream
-from anydepth.types import Answer, Checked, Event, Finished, Halted, Message, Released, ScanResult
+from anydepth.types import Answer, Event, Finished, Message, ScanResult
+from anydepth.writer import AnswerWriter
 
 if TYPE_CHECKING:
+    from anydepth.audit.answer import Account
     from anydepth.backends.transformers import TransformersBackend
 
 Messages = str | Sequence[Message]
@@ -155,27 +157,60 @@ class Guard:
             UnsupportedModel: A sampling option needs something that this model cannot do.
         """
         prompt = self.template.prompt(messages, tools=tools, prefill=prefill)
-        with closing(self.paced(prompt, max_new_tokens=max_new_tokens, seed=seed, **generation)) as events:
-            for event in events:
-                if event is not None:
+        with closing(self.turns([prompt], max_new_tokens=max_new_tokens, seed=seed, **generation)) as turns:
+            for turn in turns:
+                for _, event in turn:
                     yield event
 
-    def paced(
+    def turns(
         self,
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         *,
         max_new_tokens: int = 512,
         seed: int | None = None,
+        accounts: "Sequence[Account | None] | None" = None,
         on_check: OnCheck = unobserved,
         **generation: Any,
-    ) -> Generator[Event | None, None, None]:
-        """The events of `stream` for a prompt, and a None before each use of the model, where a server takes turns.
+    ) -> Generator[list[tuple[int, Event]], None, None]:
+        """Answer prompts in one session, one use of the model per item: between two items others may use the model.
 
-        `on_check` is called once per check with the seconds that the check took.
+        Args:
+            prompts: One per row.
+            max_new_tokens: Tokens to generate at most, per answer.
+            seed: Seed of the sampling; None uses torch's global random state.
+            accounts: Write the records of each answer before its tokens leave; None writes none.
+            on_check: Called with the seconds that each check took.
+            **generation: Sampling options of Transformers' `generate`.
+
+        Yields:
+            What came of one use of the model, as `(row, event)` in order; it may be nothing.
         """
-        with closing(self._run([prompt], max_new_tokens, seed, generation, on_check)) as items:
-            for item in items:
-                yield item and item[1]
+        plans = [self.config.plan(max_new_tokens=max_new_tokens, prefill=prompt.prefill) for prompt in prompts]
+        session = self.backend.open(prompts, max_new_tokens=max_new_tokens, seed=seed, **generation)
+        try:
+            for row, prompt in enumerate(prompts):
+                if prompt.prefill:
+                    begin = time.perf_counter()
+                    inside = inside_prefill(self.backend, self.detector, self.config, prompt)
+                    share_time(on_check, time.perf_counter() - begin, len(inside))
+                    plans[row] = replace(plans[row], inside=inside)
+                    yield []
+            writers = [
+                AnswerWriter(prompt, self.config.refusal, self.backend.decode_text, account)
+                for prompt, account in zip(prompts, accounts or [None] * len(prompts), strict=True)
+            ]
+            driver = Driver(
+                [guarded(plan) for plan in plans],
+                session,
+                self.detector,
+                lambda row, command: writers[row].write(command),
+                on_check,
+            )
+            while not driver.over:
+                driver.turn()
+                yield [(row, event) for row, writer in enumerate(writers) for event in writer.take()]
+        finally:
+            session.close()
 
     async def astream(self, messages: Messages, **options: Any) -> AsyncIterator[Event]:
         """`stream` for asyncio: the model runs in a thread, one step at a time."""
@@ -218,10 +253,8 @@ class Guard:
         if len(prefills) != len(batch):
             raise ConfigError(f"{len(prefills)} prefills were given for {len(batch)} conversations; give one for each")
         prompts = [self.template.prompt(m, tools=tools, prefill=p) for m, p in zip(batch, prefills, strict=True)]
-        answers: dict[int, Answer] = {}
-        for item in self._run(prompts, max_new_tokens, seed, generation):
-            if item is not None and isinstance(item[1], Finished):
-                answers[item[0]] = item[1].answer
+        turns = self.turns(prompts, max_new_tokens=max_new_tokens, seed=seed, **generation)
+        answers = {row: event.answer for turn in turns for row, event in turn if isinstance(event, Finished)}
         ordered = [answers[row] for row in range(len(prompts))]
         return ordered[0] if single else ordered
 
@@ -252,90 +285,6 @@ class Guard:
         """Scan several conversations and their answers in one batch, which pads the shorter ones; see `scan`."""
         prompts = [self.template.prompt(messages, prefill=answer) for messages, answer in conversations]
         return scan_answers(self.backend, self.detector, self.config, prompts)
-
-    # -- drivers -------------------------------------------------------------------------------------------------------
-
-    def _run(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        seed: int | None,
-        generation: Mapping[str, Any],
-        on_check: OnCheck = unobserved,
-    ) -> Generator[tuple[int, Event] | None, None, None]:
-        plans = [self.config.plan(max_new_tokens=max_new_tokens, prefill=prompt.prefill) for prompt in prompts]
-        session = self.backend.open(prompts, max_new_tokens=max_new_tokens, seed=seed, **generation)
-        try:
-            for row, prompt in enumerate(prompts):
-                if prompt.prefill:
-                    yield None
-                    begin = time.perf_counter()
-                    inside = inside_prefill(self.backend, self.detector, self.config, prompt)
-                    share_time(on_check, time.perf_counter() - begin, len(inside))
-                    plans[row] = replace(plans[row], inside=inside)
-            yield from self._events(prompts, [guarded(plan) for plan in plans], session, on_check)
-        finally:
-            session.close()
-
-    def _events(
-        self, prompts: Sequence[Prompt], flows: Sequence[Flow], session: Session, on_check: OnCheck
-    ) -> Iterator[tuple[int, Event] | None]:
-        """Translate what the flows do into events with text."""
-        writers = [_Writer(self.backend, prompt, self.config.refusal) for prompt in prompts]
-        for item in drive_paced(flows, session, self.detector, on_check):
-            if item is None:
-                yield None
-                continue
-            row, step = item
-            writer = writers[row]
-            if isinstance(step, Noted):
-                yield row, Checked(step.check)
-            elif isinstance(step, Release):
-                yield row, writer.release(step.token_ids)
-            elif isinstance(step, Halt):
-                yield row, Halted(step.verdict, self.config.refusal, step.withheld)
-            else:
-                yield from ((row, event) for event in writer.finish(step))
-
-
-class _Writer:
-    """The text of one answer."""
-
-    def __init__(self, backend: Backend, prompt: Prompt, refusal: str) -> None:
-        self._prompt, self._refusal = prompt, refusal
-        self._stream = TextStream(backend.decode_text, prompt.ids[prompt.start :])
-        self._text: list[str] = []
-        self._ids: list[int] = []
-
-    def release(self, token_ids: tuple[int, ...]) -> Released:
-        text = self._stream.push(token_ids)
-        self._ids.extend(token_ids)
-        self._text.append(text)
-        return Released(text, token_ids, self._prompt.prefill + len(self._ids))
-
-    def finish(self, outcome: Outcome) -> Iterator[Event]:
-        halted = outcome.finish_reason == "content_filter"
-        # A partial character is dropped from a halted answer: the token that would complete it is withheld.
-        rest = "" if halted else self._stream.flush()
-        if rest:
-            self._text.append(rest)
-            yield Released(rest, (), self._prompt.prefill + len(self._ids))
-        text = "".join(self._text)
-        if halted:
-            text += ("\n\n" if text.strip() else "") + self._refusal
-        yield Finished(
-            Answer(
-                text=text,
-                token_ids=tuple(self._ids),
-                finish_reason=outcome.finish_reason,
-                verdict=outcome.verdict,
-                checks=outcome.checks,
-                windows=outcome.windows,
-                prompt_tokens=self._prompt.start,
-                prefill_tokens=self._prompt.prefill,
-                generated_tokens=outcome.generated,
-            )
-        )
 
 
 def shipped_probe(backend: "Backend | TransformersBackend") -> LinearProbe:

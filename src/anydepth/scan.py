@@ -9,7 +9,7 @@ from anydepth.config import GuardConfig
 from anydepth.detectors import Detector, declares_reads, score_finished
 from anydepth.driver import drive
 from anydepth.errors import CheckError, PromptError, UnsupportedModel
-from anydepth.flow import Check, Decode, Flow, Outcome, Plan, Reply, guarded
+from anydepth.flow import Outcome, Plan, guarded, settle, step
 from anydepth.schedule import Listed, scheduled_depths
 from anydepth.templates.template import Prompt
 from anydepth.types import CheckResult, Decoded, ScanResult, Score
@@ -67,7 +67,10 @@ def _finished(prompt: Prompt, depths: Sequence[int]) -> FinishedAnswer:
 def _from_scores(config: GuardConfig, answer: FinishedAnswer, scores: Sequence[Score | Exception]) -> ScanResult:
     """What the guard makes of the scores at all scheduled depths."""
     fixed = replace(_plan(config, len(answer.answer_ids)), schedule=Listed(answer.depths[1:]))
-    return _result(_settle(guarded(fixed), dict(zip(answer.depths, scores, strict=True))), "packed")
+    known, flow = dict(zip(answer.depths, scores, strict=True)), guarded(fixed)
+    outcome = settle(flow, step(flow), lambda count: Decoded((0,) * count), known)
+    assert isinstance(outcome, Outcome)  # every depth has its score
+    return _result(outcome, "packed")
 
 
 def reads_inside(detector: Detector) -> bool:
@@ -116,26 +119,12 @@ def _reply(check: CheckResult) -> Score | Exception:
     return Score(check.score, check.detail) if check.error is None else CheckError(check.error)
 
 
-def _settle(flow: Flow, scores: dict[int, Score | Exception]) -> Outcome:
-    """Run the flow of an answer whose scores are known already."""
-    reply: Reply = None
-    while True:
-        try:
-            command = flow.send(reply)
-        except StopIteration as end:
-            return end.value
-        reply = None
-        if isinstance(command, Check):
-            reply = scores[command.depth]
-        elif isinstance(command, Decode):
-            reply = Decoded((0,) * command.n)
-
-
 def _by_forks(backend: Backend, detector: Detector, plan: Plan, prompt: Prompt, why: str) -> ScanResult:
     """Replay the prefill of `prompt` and read each depth on a fork."""
     session = backend.replay(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :])
     try:
-        outcome = next(step for _, step in drive([guarded(plan)], session, detector) if isinstance(step, Outcome))
+        commands = drive([guarded(plan)], session, detector)
+        outcome = next(command for _, command in commands if isinstance(command, Outcome))
     finally:
         session.close()
     return _result(outcome, "forks", why)

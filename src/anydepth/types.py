@@ -62,8 +62,10 @@ class Verdict:
         halt: True if the answer is stopped (under `monitor`: would have been).
         score: The score of the deciding check (the highest one if nothing halted).
         depth: The depth of that check.
-        reason: `policy` (threshold crossed), `error` (a check failed and the guard fails closed) or `clear`.
-        errors: How many checks failed; above zero with `halt=False` the guard was failing open.
+        reason: `policy` (threshold crossed), `error` (a check failed and the guard fails closed, or a record could not
+            be stored) or `clear`.
+        errors: How many checks failed, and one for a record that could not be stored (the reason is `error` then);
+            above zero with `halt=False` the guard was failing open.
     """
 
     halt: bool

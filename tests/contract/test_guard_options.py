@@ -160,13 +160,13 @@ async def test_what_a_request_of_the_server_is_guarded_by(
     from anydepth.server.engine.transformers_engine import TransformersEngine
 
     seen: list[GuardConfig] = []
-    paced = Guard.paced
+    turns = Guard.turns
 
     def watched(self: Guard, *args: Any, **options: Any) -> Any:
         seen.append(self.config)
-        return paced(self, *args, **options)
+        return turns(self, *args, **options)
 
-    monkeypatch.setattr(Guard, "paced", watched)
+    monkeypatch.setattr(Guard, "turns", watched)
     guard = Guard.from_pretrained(folder, probe=probe)
     engine = TransformersEngine(guard, model="tiny")
     await engine.start()

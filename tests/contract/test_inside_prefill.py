@@ -12,6 +12,7 @@ from anydepth.backends.transformers.blocks import default_site
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.scan import inside_prefill
 from anydepth.templates.template import Prompt
+from anydepth.types import Checked
 from tests.contract.contract import backend_of
 
 PREFILL = " ".join(f"w{n}" for n in range(20, 50))
@@ -59,8 +60,8 @@ def test_each_depth_inside_scores_as_if_the_prefill_ended_there(family: str) -> 
     assert list(inside) == [1, 2, 4, *range(5, prompt.prefill, 5)]
     for depth, score in inside.items():
         shorter = Prompt(prompt.ids[: prompt.start + depth], depth)
-        events = list(guard.with_options(prefill="end").paced(shorter, max_new_tokens=1))
-        checks = [event.check for event in events if type(event).__name__ == "Checked"]
+        turns = guard.with_options(prefill="end").turns([shorter], max_new_tokens=1)
+        checks = [event.check for turn in turns for _, event in turn if isinstance(event, Checked)]
         (at_end,) = [check.score for check in checks if check.depth == depth][:1]
         assert score.value == pytest.approx(at_end, abs=1e-4)  # type: ignore[union-attr]
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from anydepth.backends.protocol import CheckPoint
 from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector, ScriptedSession
 from anydepth.driver import drive, make_checks
-from anydepth.flow import Halt, Noted, Outcome, Plan, Release, guarded
+from anydepth.flow import Halt, Outcome, Plan, Release, guarded
 from anydepth.policy import Threshold
 from anydepth.schedule import Every
 from anydepth.templates.template import Prompt
-from anydepth.types import CheckResult, Score
+from anydepth.types import Checked, CheckResult, Score
 from tests.unit.test_flow import plans, replies, scores
 
 HEAD = (257, 104, 256, 258)
@@ -67,11 +67,11 @@ def run(case: Case) -> tuple[list[Row], ScriptedSession]:
         assert row.outcome is None, "nothing comes after the outcome"
         if isinstance(step, Release):
             row.released += step.token_ids
-        elif isinstance(step, Noted):
+        elif isinstance(step, Checked):
             row.checks.append(step.check)
         elif isinstance(step, Halt):
             row.halts.append(step)
-        else:
+        elif isinstance(step, Outcome):
             row.outcome = step
     return rows, session
 

@@ -12,10 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anydepth.errors import CheckError, ConfigError
-from anydepth.flow import Check, Command, Decode, Halt, Noted, Outcome, Plan, Release, guarded
+from anydepth.flow import (
+    Calls,
+    Check,
+    Command,
+    Decode,
+    Finish,
+    Halt,
+    Outcome,
+    Plan,
+    Release,
+    doubts_calls,
+    guarded,
+    settle,
+    step,
+)
 from anydepth.policy import Cusum, Ewma, KofN, Threshold
 from anydepth.schedule import Adaptive, Every, Listed
-from anydepth.types import CheckResult, Decoded, Score, Verdict, Window
+from anydepth.types import Checked, CheckResult, Decoded, Score, Verdict, Window
 
 settings.register_profile("no clock", deadline=None)  # a busy machine is no failure
 settings.load_profile("no clock")
@@ -62,32 +76,38 @@ def plans(draw: st.DrawFn, **fixed: Any) -> Plan:
 
 @dataclass
 class Engine:
-    """Gives the tokens 0, 1, 2, … and notes where the answer stood at each command."""
+    """Gives the tokens 0, 1, 2, … and notes where the answer stood at each command.
+
+    `lost` is the number of the record that cannot be stored, and `calls` whether the answer has tool calls.
+    """
 
     plan: Plan
     length: int
     end: str = "end token"
     portions: Sequence[int] = (1000,)
     score: Callable[[int], Any] = lambda depth: Score(0.0)
+    lost: int | None = None
+    calls: bool = False
     generated: int = 0
     ended: bool = False
     trace: list[tuple[Command, int]] = field(default_factory=list)
     outcome: Outcome = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        flow, portions, reply = guarded(self.plan), cycle(self.portions), None
-        while True:
-            try:
-                command = flow.send(reply)
-            except StopIteration as end:
-                self.outcome = end.value
-                return
+        flow, portions, reply, records = guarded(self.plan), cycle(self.portions), None, 0
+        while not isinstance(command := step(flow, reply), Outcome):
             self.trace.append((command, self.generated))
             reply = None
             if isinstance(command, Decode):
                 reply = self._decode(min(command.n, next(portions)))
             elif isinstance(command, Check):
                 reply = self.score(command.depth)
+            elif isinstance(command, Calls):
+                reply = self.calls
+            elif isinstance(command, Release | Finish):
+                reply = OSError("the disk is full") if records == self.lost else None
+                records += 1
+        self.outcome = command
 
     def _decode(self, n: int) -> Decoded:
         assert not self.ended, "a token was asked for after the end of the answer"
@@ -122,7 +142,7 @@ class Engine:
 
     @property
     def checks(self) -> list[CheckResult]:
-        return [command.check for command, _ in self.trace if isinstance(command, Noted)]
+        return [command.check for command, _ in self.trace if isinstance(command, Checked)]
 
 
 @st.composite
@@ -294,9 +314,9 @@ def test_an_end_of_turn_right_after_a_check_is_one_reading_for_the_policy() -> N
     assert commands[-1] == Check(4), "the end of turn is checked, at the depth of the text before it"
     flow.send(Score(0.6))
     assert flow.send(None) == Release((2,))
-    with pytest.raises(StopIteration) as end:
-        flow.send(None)
-    assert not end.value.value.verdict.halt
+    last = step(flow)
+    assert isinstance(last, Finish)
+    assert step(flow) == last.outcome and not last.outcome.verdict.halt
 
 
 @given(engines())
@@ -347,7 +367,7 @@ def test_failing_open_with_no_good_check_says_how_many_failed() -> None:
 @pytest.mark.parametrize("release", ["hold", "eager"])
 def test_a_halt_at_depth_zero_asks_for_no_token(release: Any) -> None:
     engine = Engine(Plan(Every(), Threshold(), 9, prefill=5, release=release), 9, score=lambda depth: Score(1))
-    assert [type(command) for command, _ in engine.trace] == [Check, Noted, Halt]
+    assert [type(command) for command, _ in engine.trace] == [Check, Checked, Halt, Finish]
     assert engine.outcome.windows == ()
     assert engine.outcome.generated == 0
 
@@ -405,3 +425,68 @@ def test_a_statistic_that_is_nan_halts() -> None:
     halt = flow.send(None)
     assert isinstance(halt, Halt)
     assert halt.verdict.halt
+
+
+# -- records that cannot be stored, and calls that are kept until the end ----------------------------------------------
+
+
+@given(engines(replies=st.just([0.0]), policy=Threshold(1.0)), st.integers(0, 12))
+def test_a_record_that_cannot_be_stored_halts_whatever_the_options_are(whole: Engine, lost: int) -> None:
+    """Also under `monitor`, and where failed checks are let go on."""
+    engine = Engine(whole.plan, whole.length, whole.end, whole.portions, lost=lost)
+    records = [command for command, _ in engine.trace if isinstance(command, Release | Finish)]
+    if len(records) <= lost:
+        assert engine.outcome == whole.outcome and engine.halts == []
+        return
+    failed, outcome = records[lost], engine.outcome
+    left = tuple(t for each in records[:lost] if isinstance(each, Release) for t in each.token_ids)
+    withheld = failed.token_ids if isinstance(failed, Release) else ()
+    assert engine.halts == [Halt(outcome.verdict, len(withheld))]
+    assert outcome.finish_reason == "content_filter" and outcome.verdict.reason == "error" and outcome.verdict.halt
+    assert outcome.verdict.errors == 1 and outcome.verdict.depth == engine.plan.prefill + len(left)
+    assert left + withheld == engine.tokens and outcome.generated == len(engine.tokens)
+    states = [state for window in outcome.windows for state in [window.state] * (window.stop - window.start)]
+    assert states == ["released"] * len(left) + ["withheld"] * len(withheld)
+    assert not any(
+        isinstance(command, Decode) for command, _ in engine.trace[engine.trace.index((failed, engine.generated)) :]
+    )
+
+
+@pytest.mark.parametrize("release", ["hold", "eager"])
+def test_a_halted_answer_whose_last_record_is_lost_is_refused_once(release: Any) -> None:
+    plan = Plan(Every(4), Threshold(), 9, release=release)
+    halted = Engine(plan, 9, score=lambda depth: Score(float(depth >= 2)))
+    records = sum(isinstance(command, Release) for command, _ in halted.trace)
+    engine = Engine(plan, 9, score=lambda depth: Score(float(depth >= 2)), lost=records)
+    assert len(engine.halts) == 1 and engine.outcome.windows == halted.outcome.windows
+    assert (halted.outcome.verdict.reason, engine.outcome.verdict.reason) == ("policy", "error")
+
+
+@pytest.mark.parametrize("release", ["hold", "eager", "monitor"])
+@pytest.mark.parametrize("calls", [False, True])
+def test_calls_do_not_leave_after_a_failed_check_that_the_guard_let_go_on(release: Any, calls: bool) -> None:
+    plan = Plan(Every(4), Threshold(), 9, release=release, on_error="open")
+    engine = Engine(plan, 9, score=lambda depth: RuntimeError("broken") if depth == 4 else Score(0.1), calls=calls)
+    asked = [command for command, _ in engine.trace if isinstance(command, Calls)]
+    assert bool(asked) is (release != "monitor") is doubts_calls(1, release)
+    assert len(engine.released) == 9, "what was not kept until the end has left"
+    if calls and asked:
+        assert engine.outcome.finish_reason == "content_filter" and engine.outcome.verdict.reason == "error"
+        assert engine.halts == [Halt(engine.outcome.verdict, 0)] and engine.outcome.verdict.errors == 1
+    else:
+        assert engine.outcome.finish_reason == "stop" and not engine.halts
+
+
+def test_calls_of_an_answer_without_a_failed_check_are_not_asked_for() -> None:
+    engine = Engine(Plan(Every(4), Threshold(), 9, on_error="open"), 9, calls=True)
+    assert not any(isinstance(command, Calls) for command, _ in engine.trace)
+
+
+def test_a_written_answer_is_settled_up_to_the_first_unknown_score() -> None:
+    flow, known = guarded(Plan(Every(4, doubling=False), Threshold(), 9)), {0: Score(0.1), 4: Score(0.2)}
+    waits = settle(flow, step(flow), lambda count: Decoded((0,) * count), known)
+    assert waits == Check(8)
+    known |= {8: Score(0.3), 9: Score(0.9)}
+    outcome = settle(flow, waits, lambda count: Decoded((0,) * count), known)
+    assert isinstance(outcome, Outcome) and [check.score for check in outcome.checks] == [0.1, 0.2, 0.3, 0.9]
+    assert outcome.finish_reason == "content_filter"

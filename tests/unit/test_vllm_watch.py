@@ -14,6 +14,7 @@ from anydepth.audit.trail import Audit
 from anydepth.audit.verify import verify_audit
 from anydepth.config import GuardConfig
 from anydepth.errors import BadRequest, CheckError
+from anydepth.guard_report import GuardReport
 from anydepth.templates.template import Prompt
 from anydepth.types import Score
 from anydepth.vllm.engine.answer_report import answer_report
@@ -31,7 +32,7 @@ def make(tmp_path, *, prefill=0, most=40, broken=False, **options):
     if broken:
         sink.write = sink.probe = _full
     account = Account(audit, "a", 0, "vllm", "m", prompt, guard, frozenset({END}))
-    return Watch(guard.plan(max_new_tokens=most, prefill=prefill), account, 10, frozenset({END}))
+    return Watch(guard.plan(max_new_tokens=most, prefill=prefill), account, frozenset({END}))
 
 
 def _full(*args):
@@ -73,7 +74,11 @@ def test_a_halt_withholds_the_window_and_what_was_sampled_meanwhile(tmp_path):
     assert watch.halted and watch.released == [] and watch.withheld == 5 and watch.outcome.generated == 4
     report = answer_report(watch, detector="probe", checks=True)
     assert parse_stop_reason(stop_reason(report)) == report
-    assert report["depth"] == 4 and report["checks"][-1]["score"] == 0.9
+    assert report["depth"] == 4 and report["timeline"][-1]["score"] == 0.9 and report["leak_tokens"] == 0
+    assert (report["released_tokens"], report["withheld_tokens"], report["generated"]) == (0, 5, 4)
+    assert GuardReport.read(report).record() == {
+        key: value for key, value in report.items() if key not in ("detector", "prefill", "generated")
+    }
     assert verify_audit(tmp_path / "audit.jsonl").blocked == 1
 
 
@@ -123,6 +128,8 @@ def test_an_audit_that_cannot_be_written_halts_and_keeps_the_tokens(tmp_path):
     watch.push([20, 21, 22, 23])
     watch.answer(4, Score(0.1))
     assert watch.halted and watch.released == [] and watch.error == "AuditError"
+    assert watch.withheld == watch.outcome.generated == 4 and watch.outcome.verdict.errors == 1
+    assert [window.state for window in watch.outcome.windows] == ["withheld"]
 
 
 def test_a_last_record_that_fails_once_is_written_as_what_it_came_to(tmp_path):
@@ -142,6 +149,7 @@ def test_a_last_record_that_fails_once_is_written_as_what_it_came_to(tmp_path):
     watch.push([END], "stop")
     low(watch)
     assert watch.halted and watch.error == "AuditError"
+    watch.account.audit.close()
     report = verify_audit(tmp_path / "audit.jsonl")
     assert report.ok and report.answers == {"audit": 1} and not report.unfinished
 
@@ -171,6 +179,7 @@ def test_an_aborted_answer_is_accounted_for(tmp_path):
     low(watch)
     watch.push([24])
     watch.broken("cancelled")
+    watch.account.audit.close()
     report = verify_audit(tmp_path / "audit.jsonl")
     assert report.ok and report.answers["cancelled"] == 1 and report.released == 4
 

@@ -35,7 +35,7 @@ def test_scores_are_those_of_transformers(engines, tmp_path, family):
     plain = engine.answers(PROMPTS[:4], guard={"guard": False}, max_tokens=50, ignore_eos=True)
     assert [each.token_ids for each in told] == [each.token_ids for each in plain]
     for answer, messages in zip(told, PROMPTS, strict=False):
-        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        checks = {each["depth"]: each["score"] for each in answer.report["timeline"]}
         wanted = reference.scores(LinearProbe.load(probe), engine.ids(messages), answer.token_ids, list(checks))
         assert checks == pytest.approx(wanted, abs=1e-3)
         assert np.ptp(list(checks.values())) > 1e-3

@@ -62,7 +62,7 @@ def test_scores_are_those_of_transformers(engine, reference, probe):
         end = int(answer.finish_reason == "stop")
         ended += end
         length = len(answer.token_ids) - end
-        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        checks = {each["depth"]: each["score"] for each in answer.report["timeline"]}
         assert set(checks) == {*scheduled_depths(Every(7), length)} - ({length} if not length else set()) | {0}
         wanted = reference.scores(probe, engine.ids(messages), answer.token_ids[:length], list(checks))
         assert checks == pytest.approx(wanted, abs=1e-3)
@@ -85,7 +85,7 @@ def test_sixteen_answers_at_once_get_their_own_verdicts(engine):
             report = parse_stop_reason(other.stop_reason)
             assert report == other.report and report["reason"] == "policy" and report["score"] >= 0.75
             held = sum(w["stop"] - w["start"] for w in record["windows"] if w["state"] == "withheld")
-            assert len(other.token_ids) + held == report["generated"] and held <= report["withheld"] <= held + 1
+            assert len(other.token_ids) + held == report["generated"] and held <= report["withheld_tokens"] <= held + 1
     assert engine.verified().blocked >= 6
 
 
@@ -110,7 +110,7 @@ def test_nothing_leaves_before_the_check_that_covers_it(engine):
 def test_the_last_window_is_checked_whatever_its_length(engine):
     for length in (1, 2, 3, 10, 11):
         answer = engine.answer(PROMPTS[3], guard=monitor(interval=10), max_tokens=length, ignore_eos=True)
-        assert [each["depth"] for each in answer.report["checks"]][-1] == length == len(answer.token_ids)
+        assert [each["depth"] for each in answer.report["timeline"]][-1] == length == len(answer.token_ids)
         assert answer.finish_reason == "length"
 
 
@@ -121,7 +121,7 @@ def test_the_end_of_turn_is_checked_and_counts_no_depth(engine):
             PROMPTS[1], guard=monitor(interval=10), min_tokens=before, logit_bias=bias, max_tokens=30
         )
         assert answer.finish_reason == "stop" and len(answer.token_ids) == before + 1
-        depths = [each["depth"] for each in answer.report["checks"]]
+        depths = [each["depth"] for each in answer.report["timeline"]]
         assert depths[-1] == before and depths[0] == 0
     engine.verified()
 
@@ -130,13 +130,14 @@ def test_release_modes(engine):
     plain = engine.answer(PROMPTS[2], guard=OFF, ignore_eos=True)
     eager = engine.answer(PROMPTS[2], guard={"release": "eager", "interval": 10, "threshold": 1.0}, ignore_eos=True)
     assert eager.token_ids == plain.token_ids and max(map(len, eager.pieces)) == 1
-    checks = engine.answer(PROMPTS[2], guard=monitor(interval=10), ignore_eos=True).report["checks"]
+    checks = engine.answer(PROMPTS[2], guard=monitor(interval=10), ignore_eos=True).report["timeline"]
     worst = max(each["score"] for each in checks[1:])
     if checks[0]["score"] < worst:
         guard = {"release": "eager", "interval": 10, "threshold": worst}
         cut = engine.answer(PROMPTS[2], guard=guard, ignore_eos=True)
         depth = next(each["depth"] for each in checks if each["score"] >= worst)
-        assert cut.halted and len(cut.token_ids) == depth and parse_stop_reason(cut.stop_reason)["withheld"] <= 1
+        assert cut.halted and len(cut.token_ids) == depth
+        assert parse_stop_reason(cut.stop_reason)["withheld_tokens"] <= 1
 
 
 def test_a_prefix_that_is_cached_does_not_hide_depth_0(engine, reference, probe):
@@ -144,7 +145,7 @@ def test_a_prefix_that_is_cached_does_not_hide_depth_0(engine, reference, probe)
     first, second = (engine.answer(long, guard=monitor(), max_tokens=3, ignore_eos=True) for _ in range(2))
     wanted = reference.scores(probe, engine.ids(long), second.token_ids, [0, 1, 2, 3])
     for answer in (first, second):
-        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        checks = {each["depth"]: each["score"] for each in answer.report["timeline"]}
         assert checks == pytest.approx(wanted, abs=1e-3)
 
 
@@ -154,15 +155,15 @@ def test_a_prompt_that_ends_at_a_block_border_is_read(engine, reference, probe, 
         messages = [{"role": "user", "content": " ".join(f"w{(n * 7 + blocks) % 200}" for n in range(size))}]
         for _ in range(2):
             answer = engine.answer(messages, guard=monitor(), max_tokens=1, ignore_eos=True)
-            assert [each["depth"] for each in answer.report["checks"]] == [0, 1]
-            assert all(each["score"] is not None for each in answer.report["checks"])
+            assert [each["depth"] for each in answer.report["timeline"]] == [0, 1]
+            assert all(each["score"] is not None for each in answer.report["timeline"])
 
 
 def test_a_prefill_is_checked_inside_and_at_its_end_before_the_first_token(engine, reference, probe):
     prefill = [int(each) for each in np.random.default_rng(1).integers(9, 250, 23)]
     ids = engine.ids(PROMPTS[4])
     answer = engine.answer(ids + prefill, guard=monitor(interval=10), max_tokens=5, ignore_eos=True)
-    checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+    checks = {each["depth"]: each["score"] for each in answer.report["timeline"]}
     assert list(checks) == [0, 1, 2, 4, 8, 10, 20, 23, 24, 25, 27, 28]
     assert answer.report["prefill"] == 23
     wanted = reference.scores(probe, ids, prefill + answer.token_ids, list(checks))
@@ -181,8 +182,8 @@ def test_a_prefill_is_checked_inside_and_at_its_end_before_the_first_token(engin
 def test_a_text_without_a_header_is_guarded_too(engine, reference, probe):
     ids = [int(each) for each in np.random.default_rng(2).integers(9, 250, 40)]
     answer = engine.answer(ids, guard=monitor(interval=10), max_tokens=11, ignore_eos=True)
-    assert [each["depth"] for each in answer.report["checks"]] == [0, 1, 2, 4, 8, 10, 11]
-    found = {each["depth"]: each["score"] for each in answer.report["checks"]}
+    assert [each["depth"] for each in answer.report["timeline"]] == [0, 1, 2, 4, 8, 10, 11]
+    found = {each["depth"]: each["score"] for each in answer.report["timeline"]}
     assert found == pytest.approx(reference.scores(probe, ids, answer.token_ids, list(found)), abs=1e-3)
     assert engine.answer(ids, guard=OFF, max_tokens=11, ignore_eos=True).token_ids == answer.token_ids
 
@@ -229,5 +230,5 @@ def test_what_the_operator_does_not_allow_is_refused(engine):
 
 def test_the_report_of_an_answer(engine):
     answer = engine.answer(PROMPTS[9], guard={"interval": 10, "threshold": 1.0}, ignore_eos=True)
-    assert answer.report["halt"] is False and "checks" not in answer.report and answer.stop_reason is None
+    assert answer.report["halted"] is False and "timeline" not in answer.report and answer.stop_reason is None
     assert answer.report["generated"] == 40 and answer.report["detector"] == "probe" and KEY == "anydepth"

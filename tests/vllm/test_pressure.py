@@ -27,8 +27,8 @@ def same_as_alone(engine, reference, probe, many, length, interval):
     told = engine.run()
     assert [told[name].token_ids for name in names] == alone == [told[name].token_ids for name in held]
     for name, messages in zip(names, many, strict=True):
-        checks = {each["depth"]: each["score"] for each in told[name].report["checks"]}
-        assert told[name].report["errors"] == 0 and max(checks) == length
+        checks = {each["depth"]: each["score"] for each in told[name].report["timeline"]}
+        assert told[name].report["failed_checks"] == 0 and max(checks) == length
         wanted = reference.scores(probe, engine.ids(messages), told[name].token_ids, list(checks))
         assert checks == pytest.approx(wanted, abs=1e-3)
     engine.verified()
@@ -79,7 +79,7 @@ def test_the_end_of_the_context_leaves_room_for_the_last_check(engines, referenc
             assert parse_stop_reason(answer.stop_reason)["reason"] == "refused"
             continue
         assert len(answer.token_ids) == min(room, 40) and answer.finish_reason == "length"
-        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        checks = {each["depth"]: each["score"] for each in answer.report["timeline"]}
         assert max(checks) == len(answer.token_ids)
         assert checks == pytest.approx(reference.scores(probe, ids, answer.token_ids, list(checks)), abs=1e-3)
     engine.verified()
@@ -90,7 +90,7 @@ def test_one_place_is_enough_for_requests_that_need_check_requests(engines):
     ids = [[*engine.ids(each), 20, 30, 40, 50] for each in PROMPTS[:4]]
     told = engine.answers(ids, guard=monitor(interval=5), max_tokens=12, ignore_eos=True)
     for answer in told:
-        assert [each["depth"] for each in answer.report["checks"]] == [0, 1, 2, 4, 5, 6, 8, 9, 14, 16]
+        assert [each["depth"] for each in answer.report["timeline"]] == [0, 1, 2, 4, 5, 6, 8, 9, 14, 16]
     plain = engine.answers(ids, guard=OFF, max_tokens=12, ignore_eos=True)
     assert [each.token_ids for each in told] == [each.token_ids for each in plain]
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ import openai
 
 from anydepth.audit.reading import read_records
 from anydepth.audit.verify import verify_audit
-from anydepth.server.http.responses import GuardReport
+from anydepth.guard_report import GuardReport
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSAL = "That is where I stop."
 NAME, KEY = "tiny", "secret"
+KEYS = {each.name for each in fields(GuardReport)} - {"timeline"}
 PROMPT = [{"role": "user", "content": "w1 w8 w3"}]
 PREFILL = {"role": "assistant", "content": "w20 w21 w22"}
 CONTINUED = {"continue_final_message": True, "add_generation_prompt": False}
@@ -137,7 +138,7 @@ def test_an_answer_and_its_stream(server):
     whole = server.ask()
     choice = whole.choices[0]
     assert choice.message.content and choice.finish_reason in ("stop", "length")
-    assert set(choice.anydepth) == set(GuardReport.model_fields)
+    assert set(choice.anydepth) == KEYS
     assert choice.anydepth["halted"] is False and choice.anydepth["checks"] > 1
     assert choice.anydepth["policy"] == {"name": "threshold", "threshold": 1.0}
     assert not hasattr(whole, "kv_transfer_params")
@@ -231,7 +232,7 @@ def test_plain_completions(server):
     options: dict[str, Any] = {"model": NAME, "prompt": prompts, "max_tokens": 20, "seed": 3, "n": 2}
     reply = ask(**options)
     assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
-    assert all(set(choice.anydepth) == set(GuardReport.model_fields) for choice in reply.choices)
+    assert all(set(choice.anydepth) == KEYS for choice in reply.choices)
     assert not any(choice.anydepth["halted"] for choice in reply.choices)
     for streamed in (False, True):
         blocked = ask(**options, stream=streamed, extra_body={"anydepth": {"threshold": 0.0}})

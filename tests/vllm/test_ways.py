@@ -51,7 +51,7 @@ def test_all_ways_read_what_transformers_reads(engines, reference, plain_probe, 
     plain = engine.answers(PROMPTS[:8], guard=OFF, max_tokens=20, ignore_eos=True)
     assert [each.token_ids for each in told] == [each.token_ids for each in plain]
     for answer, messages in zip(told, PROMPTS, strict=False):
-        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        checks = {each["depth"]: each["score"] for each in answer.report["timeline"]}
         wanted = reference.scores(probe, engine.ids(messages), answer.token_ids, list(checks))
         assert checks == pytest.approx(wanted, abs=1e-3)
 
@@ -72,7 +72,7 @@ def test_the_header_goes_no_further_than_the_last_site(engines, reference, tmp_p
     assert len(cut) % 8 == 0 and min(cut) >= header and all(rows % header == 0 for rows in cut)
     assert [each.token_ids for each in told] == [each.token_ids for each in plain]
     for answer, messages in zip(told, PROMPTS, strict=False):
-        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        checks = {each["depth"]: each["score"] for each in answer.report["timeline"]}
         assert set(checks) >= {0, 7, 14, 21, 28}
         wanted = reference.scores(LinearProbe.load(probe), engine.ids(messages), answer.token_ids, list(checks))
         assert checks == pytest.approx(wanted, abs=1e-3)
@@ -93,8 +93,8 @@ def test_rethink_asks_on_the_prefix_cache(engines, demo_model_dir, mode):
     setup = engine.scheduler.setup
     header = setup.header_ids
     for answer, messages in zip(told, QUESTIONS, strict=True):
-        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
-        assert list(checks) == [0, 1, 2, 4, 8, 16, 24] and answer.report["errors"] == 0
+        checks = {each["depth"]: each["score"] for each in answer.report["timeline"]}
+        assert list(checks) == [0, 1, 2, 4, 8, 16, 24] and answer.report["failed_checks"] == 0
         ids = engine.ids(messages)
         for depth, score in checks.items():
             text = ids + answer.token_ids[:depth] + (list(header) if depth else [])
@@ -117,7 +117,7 @@ def test_rethink_checks_a_prefill_first(engines):
     engine = engines(settings={"guard": {"detector": "rethink"}}, max_num_seqs=1)
     ids = [*engine.ids(PROMPTS[0]), 30, 31, 32]
     answer = engine.answer(ids, guard=monitor(interval=8), max_tokens=5, ignore_eos=True)
-    assert [each["depth"] for each in answer.report["checks"]] == [0, 3, 4, 5, 7, 8]
+    assert [each["depth"] for each in answer.report["timeline"]] == [0, 3, 4, 5, 7, 8]
     assert answer.token_ids == engine.answer(ids, guard=OFF, max_tokens=5, ignore_eos=True).token_ids
 
 
@@ -245,7 +245,7 @@ def test_an_engine_in_processes_of_its_own(tiny_folder, plain_probe, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert told["tokens"] == 10 and told["halted"].startswith("anydepth:{")
-    assert [each["depth"] for each in told["report"]["checks"]] == [0, 1, 2, 4, 8, 10]
+    assert [each["depth"] for each in told["report"]["timeline"]] == [0, 1, 2, 4, 8, 10]
     from anydepth.audit.verify import verify_audit
 
     report = verify_audit(tmp_path / "audit.jsonl")
@@ -263,7 +263,7 @@ def test_a_detector_of_ones_own_rides(engines, reference):
     for name, messages in zip(names, PROMPTS, strict=False):
         answer = told[name]
         length = len(answer.token_ids) - int(answer.finish_reason == "stop")
-        checks = {each["depth"]: each["score"] for each in answer.report["checks"]}
+        checks = {each["depth"]: each["score"] for each in answer.report["timeline"]}
         wanted = reference.scores(own, engine.ids(messages), answer.token_ids[:length], list(checks))
         assert len(checks) > 3 and checks == pytest.approx(wanted, abs=1e-4)
     engine.verified()

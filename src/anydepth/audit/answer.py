@@ -1,7 +1,8 @@
 """Keep the account of one answer: every token, at which depth it was checked and when it left."""
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -59,9 +60,16 @@ def scan_record(scan: ScanResult, prompt: Prompt, guard: GuardConfig, **facts: A
     }
 
 
+def _none(token_ids: tuple[int, ...]) -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class Account:
     """Writes the audit records of one answer.
+
+    Each record is written in the audit's own thread, in order. Once the answer's record is made, no other follows it:
+    a host that gives an answer up calls `broken` while the guard may still be at work on it.
 
     Attributes:
         audit: The trail that the records go to.
@@ -73,6 +81,7 @@ class Account:
         guard: Options of the guard.
         end_token_ids: Tokens that end a turn.
         messages: The messages of the request, if the operator keeps text.
+        calls: Whether token ids, those of a whole answer, have tool calls that the host keeps until the answer's end.
     """
 
     audit: Audit
@@ -84,12 +93,14 @@ class Account:
     guard: GuardConfig
     end_token_ids: frozenset[int]
     messages: Any = None
+    calls: Callable[[tuple[int, ...]], bool] = _none
     begun: float = field(default_factory=time.time)
     checks: list[dict[str, Any]] = field(default_factory=list)
     left: list[dict[str, Any]] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     depth: int = 0
     closed: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _zero: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -105,8 +116,22 @@ class Account:
 
     def released(self, event: Released) -> None:
         """Write down that these tokens leave; AuditError if that cannot be, and then they must not."""
-        if not event.token_ids:
-            return
+        self.audit.run(self._leave, event)
+
+    def finished(self, answer: Answer) -> None:
+        """Write the record of a finished answer; AuditError if that cannot be."""
+        self.audit.run(self._finish, answer)
+
+    def broken(self, outcome: str) -> None:
+        """Write the record of an answer that was not finished: `cancelled`, `timeout`, `shutdown`, `error`, `audit`.
+
+        It is written later if the disk takes its time. An answer that has its record already keeps that one.
+        """
+        self.audit.settle(self._break, outcome)
+
+    def _leave(self, event: Released) -> None:
+        if self.closed:
+            raise AuditError("the answer was given up; nothing more of it leaves")
         covering = self.checks[-1]["depth"] if self.checks else None
         ends = int(event.token_ids[-1] in self.end_token_ids)
         covers = covering is not None and covering >= event.depth - ends
@@ -131,8 +156,7 @@ class Account:
         if self.messages is not None:
             self.text.append(event.text)
 
-    def finished(self, answer: Answer) -> None:
-        """Write the record of a finished answer."""
+    def _finish(self, answer: Answer) -> None:
         times = [(window["stop"], window["released"], window["end_tokens"]) for window in self.left]
         windows = []
         for window in answer.windows:
@@ -157,10 +181,7 @@ class Account:
             windows=windows,
         )
 
-    def broken(self, outcome: str) -> None:
-        """Write the record of an answer that was not finished: `cancelled`, `timeout`, `shutdown`, `error`, `audit`."""
-        if self.closed:
-            return
+    def _break(self, outcome: str) -> None:
         self._close(
             outcome,
             finish_reason=None,
@@ -171,6 +192,10 @@ class Account:
         )
 
     def _close(self, outcome: str, **facts: Any) -> None:
+        with self._lock:  # where the disk hangs, two threads may come to an end of the answer
+            if self.closed:
+                return
+            self.closed = True
         guard = self.guard
         record: dict[str, Any] = {
             "kind": "answer",
@@ -188,12 +213,14 @@ class Account:
             "outcome": outcome,
             "prefill_tokens": self.prompt.prefill,
             **facts,
-            "checks": self.checks,
+            "checks": list(self.checks),
             **self._texts(),
         }
-        self.closed = broken = outcome != "finished"
-        self.audit.write(record, late=broken)
-        self.closed = True  # not before: a finished answer whose record is not stored is broken off, with another one
+        try:
+            self.audit.write(record, late=outcome != "finished")
+        except AuditError:  # a finished answer whose record is not stored is broken off, with another one
+            self.closed = False
+            raise
 
     def _texts(self) -> Mapping[str, Any]:
         return {} if self.messages is None else {"messages": self.messages, "text": "".join(self.text)}

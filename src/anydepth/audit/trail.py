@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,8 +51,9 @@ class Sink(Protocol):
 class Audit:
     """The audit trail of a server, and what becomes of answers while it cannot be written.
 
-    `write` waits for the disk. In an event loop, whatever writes is given to `run` or `settle` instead, which do it in
-    one thread, in the order in which they are called: a disk that hangs stops the answers and nothing else.
+    `write` waits for the disk. Whatever writes for an answer is given to `run` or `settle` instead, which have it done
+    in one thread, in the order in which they are called: a disk that hangs stops the answers and nothing else. `run`
+    waits for that thread, so that an event loop calls it in another one.
 
     Args:
         sink: The place for records, or None for no audit.
@@ -76,7 +77,7 @@ class Audit:
         self._thread = ThreadPoolExecutor(1, "anydepth-audit")
         self._waiting: set[Future[None]] = set()
         self._busy_since: float | None = None
-        self._barred: int | None = None
+        self._barred: set[int] = set()
         self._trial: Future[None] | None = None
 
     @property
@@ -103,7 +104,7 @@ class Audit:
         if self._sink is None:
             return
         try:
-            if self._barred == threading.get_ident():
+            if threading.get_ident() in self._barred:
                 raise OSError("it is closed" if self._closed else self._slow())
             with self._lock:
                 self._store(self._sink, record)
@@ -149,10 +150,8 @@ class Audit:
         logger.error("the audit trail cannot be written", extra={"error": f"{type(error).__name__}: {error}"})
         self.on_failure()
 
-    async def run(self, work: Callable[..., None], *args: Any) -> None:
+    def run(self, work: Callable[..., None], *args: Any) -> None:
         """Do `work(*args)`, which writes records, in the thread, and wait for it as long as `patience` allows.
-
-        Cancelled while it waits for its turn, it is not done; cancelled later, it is done whole.
 
         Raises:
             AuditError: A record is not stored, or not in time, and the audit fails closed.
@@ -161,12 +160,7 @@ class Audit:
             self._without_disk(work, *args)
             return
         task = self._submit(work, *args)
-        try:
-            done = await _wait(task, self._patience)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        if done:
+        if wait({task}, self._patience).done:
             task.result()
         elif task.cancel():  # it has not begun
             self._without_disk(work, *args)
@@ -175,17 +169,12 @@ class Audit:
             if self._on_error == "closed":
                 raise AuditError("the audit trail takes too long; the answer was stopped")
 
-    async def settle(self, work: Callable[..., None], *args: Any) -> None:
-        """Do `work(*args)`, which writes the last record of an answer, in the thread, come what may; raises nothing.
-
-        It is waited for as `run` does, and is done later if the disk takes longer.
-        """
+    def settle(self, work: Callable[..., None], *args: Any) -> None:
+        """Have `work(*args)`, which writes the last record of an answer, done in the thread; waits for nothing."""
         if self._sink is None or self._closed or len(self._waiting) >= MOST_WAITING:
             self._without_disk(_quietly, work, *args)
-            return
-        task, stuck = self._submit(_quietly, work, *args), self.stuck
-        if not stuck:
-            await _wait(task, self._patience)
+        else:
+            self._submit(_quietly, work, *args)
 
     async def recover(self) -> None:
         """After a failure, try whether records can be stored now; waits for at most `TRIAL` seconds."""
@@ -193,7 +182,7 @@ class Audit:
             return
         if self._trial is None or self._trial.done():
             self._trial = self._submit(self._try)
-        await _wait(self._trial, TRIAL)
+        await asyncio.wait({asyncio.wrap_future(self._trial)}, timeout=TRIAL)
 
     def _slow(self) -> str:
         return f"the disk has not taken a record for {self._patience:g} s"
@@ -223,11 +212,12 @@ class Audit:
 
     def _without_disk(self, work: Callable[..., None], *args: Any) -> None:
         """Do `work(*args)` here and now; no record is stored, each is a failure at once."""
-        self._barred = threading.get_ident()
+        thread = threading.get_ident()
+        self._barred.add(thread)
         try:
             work(*args)
         finally:
-            self._barred = None
+            self._barred.discard(thread)
 
     def close(self) -> None:
         """Store what waits, then let go of the file."""
@@ -241,14 +231,6 @@ class Audit:
             except OSError as error:
                 logger.error("records are lost", extra={"records": len(self._late) + self._lost, "error": str(error)})
             self._sink.close()
-
-
-async def _wait(task: "Future[None]", seconds: float) -> bool:
-    """Wait for a thread's work, without cancelling it; False if it is not done."""
-    outcome = asyncio.wrap_future(task)
-    outcome.add_done_callback(lambda each: each.cancelled() or each.exception())  # it is read from `task`
-    await asyncio.wait({outcome}, timeout=seconds)
-    return task.done()
 
 
 def _quietly(work: Callable[..., None], *args: Any) -> None:

@@ -87,8 +87,8 @@ def throughput(backend: "TransformersBackend", detector: Detector, interval: int
 
 def _answer(guard: Guard, prompt: Prompt, tokens: int) -> None:
     generated = 0
-    for event in guard.paced(prompt, max_new_tokens=tokens, **endless(guard.backend)):  # pyright: ignore
-        generated += len(getattr(event, "token_ids", ()))
+    for turn in guard.turns([prompt], max_new_tokens=tokens, **endless(guard.backend)):  # pyright: ignore
+        generated += sum(len(getattr(event, "token_ids", ())) for _, event in turn)
     if generated != tokens:
         raise ConfigError(f"the guarded answer has {generated} tokens, not {tokens}; the comparison would be unfair")
 

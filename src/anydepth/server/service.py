@@ -1,27 +1,30 @@
 """Answer requests: what the endpoints have in common."""
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from opentelemetry.trace import Span
 
-from anydepth.audit.answer import Account
+from anydepth.audit.answer import Account, error_kind
 from anydepth.audit.trail import Audit
 from anydepth.errors import AnydepthError, BadRequest, ModelNotFound
-from anydepth.server.answer.compose import Composer, Delta, End, Reading
+from anydepth.server.answer.compose import Composer, Delta, End, Reading, has_calls
 from anydepth.server.answer.segments import SpecialTokens
 from anydepth.server.answer.toolcalls import ToolFormat, choose_format
-from anydepth.server.engine.engine import AnswerTimeout, Busy, Engine, Job, ShuttingDown
-from anydepth.server.relay import relay
-from anydepth.server.telemetry.metrics import Metrics, Watcher
+from anydepth.server.engine.engine import AnswerTimeout, Busy, Engine, EngineError, Job, ShuttingDown
+from anydepth.server.telemetry.metrics import Metrics
 from anydepth.server.telemetry.tracing import answer_span, note_answers, note_check
 from anydepth.settings import Settings
-from anydepth.types import Checked, Event
+from anydepth.types import Checked, CheckResult
+
+logger = logging.getLogger(__name__)
 
 Piece = tuple[int, Delta | End]
 
@@ -36,6 +39,7 @@ class Ask:
         reading: How each answer is read.
         tell_checks: Whether the client sees every check.
         messages: The request's own words, for an audit that keeps text.
+        prompts: How many prompts the jobs have; each has as many jobs, one after the other.
         headers: The request's headers, for the trace it belongs to.
     """
 
@@ -44,6 +48,7 @@ class Ask:
     readings: tuple[Reading, ...]
     tell_checks: bool = False
     messages: Any = None
+    prompts: int = 1
     headers: Mapping[str, str] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -112,45 +117,62 @@ class Service:
                     yield index, piece
 
     async def _answer(self, ask: Ask, index: int, span: Span) -> AsyncGenerator[Delta | End, None]:
-        facts, job = self.engine.facts, ask.jobs[index]
-        text = ask.messages if self.settings.audit.text else None
-        account = Account(
-            self.audit, ask.id, index, ask.endpoint, facts.model, job.prompt, job.guard, facts.end_token_ids, text
-        )
-        composer, watcher, outcome = Composer(ask.readings[index]), self.metrics.watcher(), "cancelled"
-
-        def see(event: Event) -> None:
-            watcher.see(event)
-            if isinstance(event, Checked):
-                note_check(span, event.check)
-
+        """The pieces of one answer. Its record is the guard's to write, until the answer is given up here."""
+        job, reading = ask.jobs[index], ask.readings[index]
+        account = self._account(ask, index)
+        composer, watcher, outcome = Composer(reading), self.metrics.watcher(), "cancelled"
         try:
-            async with aclosing(relay(self.engine, job, account, see, composer.settle)) as events:
+            async with aclosing(self.engine.submit(job, account)) as events:
                 async for event in events:
+                    watcher.see(event)
+                    if isinstance(event, Checked):
+                        _note(event.check, ask, span)
                     for piece in composer.write(event):
                         if isinstance(piece, End):
                             outcome = piece.finish_reason
                         yield piece
         except Exception as error:
             outcome = _outcome(error)
+            if isinstance(error, EngineError) and error.__cause__ is not None:
+                logger.error("the engine failed", exc_info=error.__cause__, extra={"id": ask.id})
             raise
         finally:
-            _end(watcher, outcome)
+            if outcome is not None:  # else it never became an answer
+                watcher.ended(outcome)
+                if not account.closed:  # else the guard has written its record
+                    account.broken(outcome)
+
+    def _account(self, ask: Ask, index: int) -> Account:
+        job, facts = ask.jobs[index], self.engine.facts
+        return Account(
+            audit=self.audit,
+            id=ask.id,
+            choice=index,
+            endpoint=ask.endpoint,
+            model=facts.model,
+            prompt=job.prompt,
+            guard=job.guard,
+            end_token_ids=facts.end_token_ids,
+            messages=ask.messages if self.settings.audit.text else None,
+            calls=partial(has_calls, ask.readings[index]),
+        )
 
 
 _OPERATIONS = {"chat": "chat", "completions": "text_completion"}
 
 
-def _outcome(error: Exception) -> str:
-    kinds: tuple[tuple[type[Exception], str], ...] = (
-        (Busy, "busy"), (AnswerTimeout, "timeout"), (ShuttingDown, "shutdown"), (ValueError, "invalid"),
+def _note(check: CheckResult, ask: Ask, span: Span) -> None:
+    note_check(span, check)
+    if check.error is not None:
+        logger.warning("check failed", extra={"id": ask.id, "error": error_kind(check.error)})
+
+
+def _outcome(error: Exception) -> str | None:
+    """How an answer ended that was not finished; None for a request that was refused."""
+    kinds: tuple[tuple[type[Exception], str | None], ...] = (
+        (Busy, None), (AnswerTimeout, "timeout"), (ShuttingDown, "shutdown"), (ValueError, None),
     )  # fmt: skip
     return next((name for kind, name in kinds if isinstance(error, kind)), "error")
-
-
-def _end(watcher: Watcher, outcome: str) -> None:
-    if outcome not in ("busy", "invalid"):  # these never became answers
-        watcher.ended(outcome)
 
 
 async def _merged(answers: Sequence[AsyncGenerator[Delta | End, None]]) -> AsyncGenerator[Piece, None]:

@@ -150,32 +150,37 @@ def test_a_record_that_json_cannot_have_stops_the_answer(tmp_path, value):
     assert [record["kind"] for record in read_records(tmp_path / "trail")] == ["file", "lost", "note"]
 
 
+async def in_thread(audit: Audit, record: dict[str, Any]) -> None:
+    """Store a record as a host in an event loop does."""
+    await asyncio.wait_for(asyncio.to_thread(audit.run, audit.write, record), 30)
+
+
 async def test_a_disk_that_hangs_stops_answers_and_nothing_else():
     sink = Sink()
     audit = Audit(sink, patience=0.2)
     sink.goes.clear()
     with pytest.raises(AuditError, match="takes too long"):
-        await audit.run(audit.write, NOTE)
+        await in_thread(audit, NOTE)
     assert audit.stuck and not audit.healthy
     with pytest.raises(AuditError):  # at once: nobody else waits for the disk
-        await asyncio.wait_for(audit.run(audit.write, {"kind": "second"}), 30)
-    await audit.settle(audit.write, {"kind": "last"})
+        await in_thread(audit, {"kind": "second"})
+    audit.settle(audit.write, {"kind": "last"})
     await asyncio.wait_for(audit.recover(), 30)
     assert not audit.healthy and sink.records == []
     sink.goes.set()
     while not audit.healthy:
         await audit.recover()
     assert sink.kinds == ["note", "last"]  # the one that hung, and the one that had to be kept
-    await audit.run(audit.write, NOTE)
+    await in_thread(audit, NOTE)
     audit.close()
 
 
-async def test_a_disk_that_hangs_stops_no_answer_where_the_operator_says_so():
+def test_a_disk_that_hangs_stops_no_answer_where_the_operator_says_so():
     sink = Sink()
     audit = Audit(sink, "open", patience=0.2)
     sink.goes.clear()
     for number in range(3):
-        await asyncio.wait_for(audit.run(audit.write, {"kind": str(number)}), 30)
+        audit.run(audit.write, {"kind": str(number)})
     assert audit.failures == 3 and sink.kinds == []
     sink.goes.set()
     audit.close()
@@ -186,62 +191,63 @@ async def test_what_waits_behind_a_slow_record_fails_in_time():
     sink = Sink()
     audit = Audit(sink, patience=0.2)
     sink.goes.clear()
-    both = await asyncio.gather(
-        audit.run(audit.write, NOTE), audit.run(audit.write, {"kind": "b"}), return_exceptions=True
-    )
+    both = await asyncio.gather(in_thread(audit, NOTE), in_thread(audit, NOTE), return_exceptions=True)
     assert [type(each) for each in both] == [AuditError, AuditError]
     sink.goes.set()
     audit.close()
     assert sink.kinds == ["note"]  # the other was taken back: it is not stored after its answer was stopped
 
 
-async def test_cancelled_before_its_turn_it_is_not_done_and_later_it_is_done_whole():
+async def test_two_threads_that_do_without_a_disk_do_not_wait_for_it():
     sink = Sink()
-    audit = Audit(sink)
+    audit = Audit(sink, patience=0.1)
     sink.goes.clear()
-    first = asyncio.create_task(audit.run(audit.write, NOTE))
-    await until(sink.entered)
-    second = asyncio.create_task(audit.run(audit.write, {"kind": "b"}))
-    await asyncio.sleep(0)
-    for task in (first, second):
-        task.cancel()
-    await asyncio.gather(first, second, return_exceptions=True)
+    with pytest.raises(AuditError):
+        await in_thread(audit, NOTE)
+    both = threading.Barrier(2)
+
+    def work() -> None:
+        both.wait(30)
+        audit.write(NOTE)
+
+    async def one() -> None:
+        await asyncio.wait_for(asyncio.to_thread(audit.run, work), 30)
+
+    results = await asyncio.gather(one(), one(), return_exceptions=True)
+    assert [type(each) for each in results] == [AuditError, AuditError]
     sink.goes.set()
     audit.close()
-    assert first.cancelled() and second.cancelled() and sink.kinds == ["note"]
 
 
-async def test_what_waits_is_stored_before_the_trail_is_closed_and_nothing_after():
+def test_what_waits_is_stored_before_the_trail_is_closed_and_nothing_after():
     sink = Sink()
     audit = Audit(sink)
     for number in range(50):
-        task = asyncio.ensure_future(audit.settle(audit.write, {"kind": str(number)}))
-        await asyncio.sleep(0)
-        task.cancel()
+        audit.settle(audit.write, {"kind": str(number)})
     audit.close()
     assert sink.kinds == [str(number) for number in range(50)]
     with pytest.raises(AuditError):
-        await audit.run(audit.write, NOTE)
+        audit.run(audit.write, NOTE)
     with pytest.raises(AuditError):
         audit.write(NOTE)
 
 
-async def test_works_that_wait_are_not_more_than_the_memory_has_room_for(monkeypatch):
+def test_works_that_wait_are_not_more_than_the_memory_has_room_for(monkeypatch):
     monkeypatch.setattr("anydepth.audit.trail.MOST_WAITING", 3)
     sink = Sink()
     audit = Audit(sink, patience=0.1)
     sink.goes.clear()
     for _ in range(5):
-        await audit.settle(audit.write, NOTE)
+        audit.settle(audit.write, NOTE)
     sink.goes.set()
     audit.close()
     assert sink.kinds.count("note") == 3 and audit.failures == 2
 
 
-async def test_without_an_audit_nothing_is_kept_and_no_thread_is_needed():
+def test_without_an_audit_nothing_is_kept_and_no_thread_is_needed():
     audit, done = open_audit(AuditTable()), []
-    await audit.run(done.append, 1)
-    await audit.settle(done.append, 2)
+    audit.run(done.append, 1)
+    audit.settle(done.append, 2)
     audit.write(NOTE)
     assert done == [1, 2] and audit.healthy
     audit.close()

@@ -151,8 +151,8 @@ def test_a_guard_decides_as_a_live_one_on_what_was_written_down(tmp_path: Path) 
     summary = run(context)
     halted = []
     for item in [item for item in context_items(context) if item.kind == "harmful" and item.depth == 30]:
-        live = list(Guard.from_backend(backend, probe).paced(item.prompt, max_new_tokens=12, do_sample=False))
-        halted.append(live[-1].answer.halted)  # type: ignore[union-attr]
+        live = list(Guard.from_backend(backend, probe).turns([item.prompt], max_new_tokens=12, do_sample=False))
+        halted.append(live[-1][-1][1].answer.halted)  # type: ignore[union-attr]
     assert value(summary, "halted", arm="probe", depth=30) == sum(halted) / len(halted)
 
 

@@ -215,7 +215,8 @@ async def test_a_record_that_fails_once(tmp_path, text, bad):
     """Whichever record it is: nothing unrecorded leaves, the answer ends with one refusal, and has its record."""
     async with house(tmp_path) as server:
         server.disk.bad = {server.disk.count + bad}
-        choice = (await server.chat(text)).json()["choices"][0]
+        body = (await server.chat(text)).json()
+        (choice,) = body["choices"]
         failed = server.service.audit.failures
     assert choice["message"]["content"].count(REFUSAL) == (choice["finish_reason"] == "content_filter")
     outcomes = server.verified()
@@ -224,7 +225,27 @@ async def test_a_record_that_fails_once(tmp_path, text, bad):
         assert choice["finish_reason"] == "content_filter" and choice["anydepth"]["reason"] == "error"
         assert outcomes == {"audit": 1}
     left = sum(w["stop"] - w["start"] for w in record["windows"] if w["state"] == "released")
-    assert choice["anydepth"]["released_tokens"] <= left
+    report = choice["anydepth"]
+    assert report["released_tokens"] == left
+    assert report["released_tokens"] + report["withheld_tokens"] == body["usage"]["completion_tokens"]
+    assert report["failed_checks"] == failed
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_calls_after_a_failed_check_do_not_leave_and_the_record_says_so(tmp_path, called, streamed):
+    """The guard fails open, so that the text goes on after the check that failed."""
+    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>' if called else "this is a calm answer"
+    tables = {"guard": {"on_error": "open"}, "tools": {"format": "hermes"}}
+    async with house(tmp_path, **tables) as server:
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        reply = await server.chat(f"blind: {text}", tools=tools, stream=streamed)
+    assert ("content_filter" in reply.text) is called and ("tool_calls" not in reply.text)
+    (record,) = server.answers
+    assert record["outcome"] == "finished" and any("error" in check for check in record["checks"])
+    assert record["finish_reason"] == ("content_filter" if called else "stop")
+    assert record["verdict"]["reason"] == ("error" if called else "clear")
+    server.verified()
 
 
 async def test_the_disk_hangs_and_the_server_does_not(tmp_path):

@@ -1,12 +1,11 @@
 """Events become what a client reads; calls wait for the end, and what is withheld never shows."""
 
-from dataclasses import replace
 from math import nan
 from typing import Any
 
 import pytest
 
-from anydepth.server.answer.compose import Composer, Delta, End, Reading
+from anydepth.server.answer.compose import Composer, Delta, End, Reading, has_calls
 from anydepth.server.answer.segments import Markers
 from anydepth.server.answer.toolcalls import formats
 from anydepth.templates.published import Channel
@@ -30,21 +29,14 @@ def finished(reason: Any = "stop", verdict: Verdict = CLEAR) -> Finished:
     return Finished(Answer("", (), reason, verdict, (), (), 1, 0, 0))
 
 
-def composer(
-    tools: bool = False, rule: Any = "as_answer", stops: tuple[str, ...] = (), release: Any = "hold"
-) -> Composer:
+def composer(tools: bool = False, rule: Any = "as_answer", stops: tuple[str, ...] = ()) -> Composer:
     channel = Channel("<think>", "</think>", "") if rule != "as_answer" else None
     markers = Markers(channel, HERMES if tools else None, frozenset({"f"}))
-    return Composer(Reading("No.", stops, markers, rule, lambda ids: bytes(ids).decode(), release=release))
-
-
-def write(writer: Composer, event: Any) -> list[Delta | End]:
-    """As `relay` does: what the client gets of a finished answer is settled before that is written down."""
-    return writer.write(Finished(writer.settle(event.answer)) if isinstance(event, Finished) else event)
+    return Composer(Reading("No.", stops, markers, rule, lambda ids: bytes(ids).decode()))
 
 
 def play(writer: Composer, *events: Any) -> tuple[str, list[str], list[str], str | None]:
-    pieces = [piece for event in events for piece in write(writer, event)]
+    pieces = [piece for event in events for piece in writer.write(event)]
     deltas = [piece for piece in pieces if isinstance(piece, Delta)]
     ends = [piece.finish_reason for piece in pieces if isinstance(piece, End)]
     thoughts = [delta.reasoning for delta in deltas if delta.reasoning]
@@ -62,14 +54,13 @@ def test_a_refusal_stands_apart():
     assert play(composer(stops=("ab",)), released("xa", 2), Halted(HALT, "No.", 3))[0] == "xa\n\nNo."
 
 
-@pytest.mark.parametrize("release", ["hold", "eager", "monitor"])
-def test_calls_wait_for_the_end_of_their_answer(release):
+def test_calls_wait_for_the_end_of_their_answer():
     """However well they are covered by checks: an agent runs a call at once, and a later halt cannot take it back."""
-    writer, end = composer(tools=True, release=release), len(CALL)
+    writer, end = composer(tools=True), len(CALL)
     assert play(writer, check(0), released(CALL, end), check(end), released(" and" + CALL, 2 * end + 4)) == (
         " and", [], [], None,
     )  # fmt: skip
-    pieces = [piece for event in (check(2 * end + 4), finished()) for piece in write(writer, event)]
+    pieces = [piece for event in (check(2 * end + 4), finished()) for piece in writer.write(event)]
     assert [len(piece.calls) for piece in pieces if isinstance(piece, Delta)] == [0, 2]
     assert isinstance(pieces[-1], End) and pieces[-1].finish_reason == "tool_calls"
 
@@ -90,12 +81,13 @@ def test_a_call_is_dropped_when_the_answer_is_halted(failed):
     assert play(writer, *events) == ("ok  more\n\nNo.", [], [], "content_filter")
 
 
-@pytest.mark.parametrize("failed_at", [50, 25])
-def test_a_call_of_an_answer_with_a_failed_check_is_refused_even_where_the_guard_fails_open(failed_at):
-    checks = [check(depth, "CheckError: x" if depth == failed_at else None) for depth in (25, 50)]
-    events = (*checks, released("ok " + CALL, 50), finished(verdict=replace(CLEAR, errors=1)))
-    assert play(composer(tools=True), *events) == ("ok \n\nNo.", [], [], "content_filter")
-    assert play(composer(tools=True, release="monitor"), *events) == ("ok ", [], ["f"], "tool_calls")
+@pytest.mark.parametrize("text", ["ok " + CALL, CALL + " ok", "ok " + CALL[: -len("</tool_call>")]])
+def test_a_whole_answer_is_searched_for_calls(text):
+    """The guard's flow asks before an answer with a failed check is finished, and halts it if there are some."""
+    reading = composer(tools=True)._reading
+    assert has_calls(reading, tuple(text.encode()))
+    assert not has_calls(reading, b"ok <tool_call" + b"nothing of the kind")
+    assert not has_calls(composer()._reading, tuple(text.encode())), "the request offers no tools"
 
 
 def test_an_answer_that_was_too_long_has_its_whole_calls():
@@ -120,19 +112,8 @@ def test_nothing_follows_a_stop_string():
     assert play(composer(stops=("END",)), released("one EN", 6), finished())[0] == "one EN"
 
 
-def test_what_the_client_gets_of_an_answer_is_known_before_its_account_is_written():
+def test_calls_do_not_leave_if_the_answer_is_halted_at_its_end():
+    """A check failed, or the account of the finished answer cannot be kept."""
     writer = composer(tools=True)
-    play(writer, check(0), released(CALL, len(CALL)), check(len(CALL), "CheckError: x"))
-    clear = Verdict(False, 0.1, 0, errors=1)
-    settled = writer.settle(finished(verdict=clear).answer)
-    assert settled.halted and settled.verdict.reason == "error"
-    pieces = writer.write(Finished(settled))
-    assert pieces[0].content == "No." and pieces[-1].finish_reason == "content_filter"
-
-
-def test_last_words_do_not_leave_if_their_account_cannot_be_kept():
-    """The stop string might have gone on: its beginning was kept back until the end."""
-    writer = composer(stops=("ab",))
-    assert play(writer, check(0), released("xa", 2))[0] == "x"
-    writer.settle(finished().answer)
-    assert play(writer, Halted(HALT, "No.", 0), finished("content_filter", HALT))[0] == "\n\nNo."
+    events = (check(0), released("ok " + CALL, 50), Halted(HALT, "No.", 0), finished("content_filter", HALT))
+    assert play(writer, *events) == ("ok \n\nNo.", [], [], "content_filter")

@@ -26,19 +26,19 @@ from anydepth.types import Checked, Finished, Released
 PROMPT = Prompt((257, 104, 256, 258))
 
 
-def test_a_guard_says_where_the_model_is_used_next():
-    """One None before every use of the model: a decode, a check; none between a check and what follows from it."""
+def test_a_guard_uses_the_model_once_per_turn():
+    """A decode or a check, and what follows from it without the model."""
     backend = ScriptedBackend(["abcd"])
     guard = Guard.from_backend(backend, ScriptedDetector({0: 0.1}), schedule=Every(2, doubling=False))
-    kinds = [event and type(event) for event in guard.paced(PROMPT, max_new_tokens=10)]
-    assert kinds == [
-        None, Checked, None, None, Checked, Released, None, None, Checked, Released, None, None, Checked, Released,
-        Finished,
+    turns = list(guard.turns([PROMPT], max_new_tokens=10))
+    assert [[type(event) for _, event in turn] for turn in turns] == [
+        [Checked], [], [Checked, Released], [], [Checked, Released], [], [Checked, Released, Finished],
     ]  # fmt: skip
-    events = guard.paced(PROMPT, max_new_tokens=10)
-    next(events)
-    next(events)
-    events.close()
+    (session,) = backend.sessions
+    assert len(session.checked) == 4 and len(session.decoded) == 3
+    unfinished = guard.turns([PROMPT], max_new_tokens=10)
+    next(unfinished)
+    unfinished.close()
     assert backend.sessions[-1].closed
 
 

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable  # noqa: TC003
+from dataclasses import fields
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 
 from anydepth.cli import app
 from anydepth.errors import ConfigError, MissingExtra
-from anydepth.server.http.responses import GuardReport
+from anydepth.guard_report import GuardReport
 from anydepth.settings import parse_settings
 from anydepth.vllm.front.middleware import GuardFront
 from anydepth.vllm.front.reports import Ledger
@@ -29,17 +31,20 @@ REFUSAL = "No."
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASK = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 CLEAR: dict[str, Any] = {
-    "halt": False, "depth": 4, "score": 0.2, "reason": "clear", "errors": 0, "detector": "probe", "release": "hold",
-    "policy": {"name": "threshold", "threshold": 0.5}, "checked": 3, "released": 4, "prefill": 0, "generated": 4,
-    "withheld": 0,
+    "halted": False, "would_halt": False, "depth": 4, "score": 0.2, "reason": "clear", "failed_checks": 0,
+    "release": "hold", "policy": {"name": "threshold", "threshold": 0.5}, "checks": 3, "released_tokens": 4,
+    "withheld_tokens": 0, "leak_tokens": 0, "detector": "probe", "prefill": 0, "generated": 4,
 }  # fmt: skip
-HALT = CLEAR | {"halt": True, "score": 0.9, "reason": "policy", "released": 2, "withheld": 3}
-REFUSED = {"halt": True, "reason": "refused", "error": "anydepth.interval is 500", "param": "anydepth.interval"}
+HALT = CLEAR | {
+    "halted": True, "would_halt": True, "score": 0.9, "reason": "policy", "released_tokens": 2, "withheld_tokens": 3,
+    "leak_tokens": 2,
+}  # fmt: skip
+REFUSED = {"halted": True, "reason": "refused", "error": "anydepth.interval is 500", "param": "anydepth.interval"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
 
 
 def reason(told: dict[str, Any] | None) -> str | None:
-    return PREFIX + json.dumps(told) if told and told["halt"] else None
+    return PREFIX + json.dumps(told) if told and told["halted"] else None
 
 
 class Vllm:
@@ -157,8 +162,8 @@ def test_an_unhalted_answer_is_left_as_it_is(vllm):
     body = vllm.post(ASK).json()
     (choice,) = body["choices"]
     assert choice["message"]["content"] == "hello there" and choice["finish_reason"] == "stop"
-    assert set(choice["anydepth"]) == set(GuardReport.model_fields)
-    GuardReport.model_validate(choice["anydepth"])
+    assert set(choice["anydepth"]) == {each.name for each in fields(GuardReport)} - {"timeline"}
+    assert TypeAdapter(GuardReport).validate_python(choice["anydepth"]).record() == choice["anydepth"]
     assert choice["anydepth"]["halted"] is False and choice["anydepth"]["leak_tokens"] == 0
     assert "kv_transfer_params" not in body and body["usage"]["completion_tokens"] == 4
 
@@ -305,8 +310,8 @@ def test_an_answer_that_is_only_watched_keeps_its_calls(stream):
     """`monitor` halts nothing, whatever its checks say and where they fail."""
     vllm = Vllm(guard={"refusal": REFUSAL, "release": "monitor"})
     rest = {"calls": PARTS, "message": {"tool_calls": [CALL]}, "end": {"finish_reason": "tool_calls"}}
-    for told in (CLEAR | {"errors": 1}, CLEAR | {"reason": "policy"}):
-        vllm.answers = [("x", told, rest)]
+    for told in ({"failed_checks": 1}, {"reason": "policy", "would_halt": True}):
+        vllm.answers = [("x", CLEAR | {"release": "monitor"} | told, rest)]
         response = vllm.post({**ASK, "stream": stream})
         end = choices(streamed(response))[-1] if stream else response.json()["choices"][0]
         assert end["finish_reason"] == "tool_calls" and '"weather"' in response.text
@@ -317,7 +322,7 @@ def test_an_answer_that_is_only_watched_keeps_its_calls(stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_do_not_leave_where_a_check_failed_open(vllm, stream):
     rest = {"calls": PARTS, "message": {"tool_calls": [CALL]}, "end": {"finish_reason": "tool_calls"}}
-    vllm.answers = [("x", CLEAR | {"errors": 1}, rest)]
+    vllm.answers = [("x", CLEAR | {"failed_checks": 1}, rest)]
     response = vllm.post({**ASK, "stream": stream})
     end = choices(streamed(response))[-1] if stream else response.json()["choices"][0]
     assert end["finish_reason"] == "content_filter" and end["anydepth"]["reason"] == "error"
@@ -389,7 +394,7 @@ def test_prefill_fields_are_vllms_own(vllm):
 
 
 def test_every_check_is_told_where_the_engine_tells_it(vllm):
-    vllm.answers = [("x", CLEAR | {"checks": [{"depth": 0, "score": 0.1, "statistic": 0.1}]}, {})]
+    vllm.answers = [("x", CLEAR | {"timeline": [{"depth": 0, "score": 0.1, "statistic": 0.1}]}, {})]
     assert vllm.post(ASK).json()["choices"][0]["anydepth"]["timeline"][0]["depth"] == 0
 
 

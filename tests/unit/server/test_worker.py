@@ -3,13 +3,14 @@
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from anydepth import Guard
 from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector
 from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, Job, ShuttingDown
-from anydepth.server.engine.taking_turns import Worker
+from anydepth.server.engine.taking_turns import Turns
 from anydepth.server.engine.transformers_engine import TransformersEngine
 from anydepth.templates.template import Prompt
 from anydepth.types import Checked, Finished, Halted, Released
@@ -18,79 +19,128 @@ from anydepth.types import Checked, Finished, Halted, Released
 class Steps:
     def __init__(self, name: str, count: int, log: list[str], gate: threading.Event | None = None) -> None:
         self.name, self.left, self.log, self.gate = name, count, log, gate
-        self.cancelled, self.ended = False, threading.Event()
+        self.cancelled, self.ended, self.begun = False, threading.Event(), threading.Event()
         self.error: Exception | None = None
 
     def turn(self) -> bool:
+        self.begun.set()
         if self.gate:
-            self.gate.wait(5)
+            assert self.gate.wait(30)
         self.log.append(self.name)
         self.left -= 1
+        if self.left < 0:
+            raise AssertionError("a turn after the last one")
         return self.left > 0
 
-    def end(self, error: Exception | None = None) -> None:
-        self.error = error
+    def end(self) -> None:
         self.ended.set()
 
 
-def run(worker: Worker, *works: Steps) -> None:
+class Failing(Steps):
+    def turn(self) -> bool:
+        super().turn()
+        raise RuntimeError("a fault of ours")
+
+    def end(self) -> None:
+        super().end()
+        raise RuntimeError("another one")
+
+
+def ended(*works: Steps) -> None:
     for work in works:
-        assert worker.put(work)
-    worker.start()
-    for work in works:
-        assert work.ended.wait(5)
-    worker.stop(RuntimeError("over"))
-    worker.join(5)
-    assert not worker.alive
+        assert work.ended.wait(30)
+
+
+def gated(turns: Turns, log: list[str]) -> tuple[Steps, threading.Event]:
+    """A work in the middle of its first turn, and what lets it go on."""
+    gate = threading.Event()
+    first = Steps("first", 1000, log, gate)
+    assert turns.put(first) and first.begun.wait(30)
+    return first, gate
 
 
 def test_turns_are_fair_and_the_rest_waits_in_order():
     log: list[str] = []
-    run(Worker(2, 9), Steps("a", 3, log), Steps("b", 3, log), Steps("c", 2, log), Steps("d", 1, log))
-    assert log == ["a", "b", "a", "b", "a", "b", "c", "d", "c"]
+    turns = Turns(3, 9)
+    blocker, gate = gated(turns, log)
+    blocker.left = 1
+    works = [Steps("a", 3, log), Steps("b", 3, log), Steps("c", 2, log), Steps("d", 1, log)]
+    assert all(map(turns.put, works))
+    assert (turns.live, turns.waiting) == (3, 2)
+    gate.set()
+    ended(*works)
+    # "c" takes the place of the blocker, "d" that of "a", the first to end
+    assert log == ["first", "a", "b", "c", "a", "b", "c", "a", "b", "d"]
+    turns.stop(RuntimeError("over"))
+    assert (turns.live, turns.waiting) == (0, 0)
 
 
 def test_there_is_room_for_so_many():
-    worker = Worker(1, 1)
     log: list[str] = []
-    first, second = Steps("a", 1, log), Steps("b", 1, log)
-    assert worker.put(first) and worker.put(second) and not worker.put(Steps("c", 1, log))
+    turns = Turns(1, 1)
+    first, gate = gated(turns, log)
+    first.left = 1
+    second = Steps("b", 1, log)
+    assert turns.put(second) and not turns.put(Steps("c", 1, log))
     second.cancelled = True
-    assert worker.put(third := Steps("d", 1, log)), "a cancelled work keeps no place"
-    worker.start()
-    assert third.ended.wait(5) and second.ended.wait(5)
-    assert log == ["a", "d"]
-    worker.stop(RuntimeError("over"))
-    worker.join(5)
-    assert not worker.put(Steps("e", 1, log))
+    assert turns.waiting == 0
+    third = Steps("d", 1, log)
+    assert turns.put(third), "a cancelled work keeps no place"
+    gate.set()
+    ended(first, third)
+    assert log == ["first", "d"]
+    turns.stop(RuntimeError("over"))
+    assert turns.over and not turns.put(Steps("e", 1, log))
 
 
 def test_a_cancelled_work_ends_at_its_next_turn():
     log: list[str] = []
-    gate = threading.Event()
-    worker, work = Worker(1, 1), Steps("a", 1000, log, gate)
-    worker.put(work)
-    worker.start()
+    turns = Turns(1, 1)
+    work, gate = gated(turns, log)
     work.cancelled = True
     gate.set()
-    assert work.ended.wait(5) and len(log) <= 1
-    worker.stop(RuntimeError("over"))
+    ended(work)
+    assert log == ["first"] and work.error is None
+    turns.stop(RuntimeError("over"))
 
 
-def test_abort_tells_everybody():
+@pytest.mark.parametrize("stops", [False, True])
+def test_abort_tells_everybody(stops: bool):
     log: list[str] = []
-    gate = threading.Event()
-    worker = Worker(1, 5)
-    works = [Steps("a", 1000, log, gate), Steps("b", 1, log)]
-    for work in works:
-        worker.put(work)
-    worker.start()
-    worker.abort(error := ShuttingDown("over"))
+    turns, error = Turns(2, 5), ShuttingDown("over")
+    first, gate = gated(turns, log)
+    works = [first, Steps("b", 2, log), Steps("c", 1, log), Steps("d", 1, log)]
+    assert all(map(turns.put, works[1:]))
+    if stops:
+        stopping = threading.Thread(target=turns.stop, args=(error,))
+        stopping.start()
+        while not turns.over:
+            time.sleep(0.001)
+    else:
+        turns.abort(error)
     gate.set()
-    for work in works:
-        assert work.ended.wait(5) and work.error is error
-    again = Steps("c", 1, log)
-    assert worker.put(again) and again.ended.wait(5) and again.error is None
+    ended(*works)
+    assert log == ["first"] and all(work.error is error for work in works)
+    if stops:
+        stopping.join(30)
+        assert not stopping.is_alive() and not turns.put(Steps("e", 1, log))
+        return
+    again = Steps("e", 1, log)
+    assert turns.put(again)
+    ended(again)
+    assert again.error is None
+    turns.stop(error)
+
+
+def test_a_turn_that_fails_ends_its_work_only(caplog):
+    log: list[str] = []
+    turns = Turns(3, 0)
+    bad, good = Failing("bad", 5, log), Steps("good", 3, log)
+    assert turns.put(bad) and turns.put(good)
+    ended(bad, good)
+    assert isinstance(bad.error, RuntimeError) and log.count("bad") == 1 and log.count("good") == 3
+    turns.stop(RuntimeError("over"))
+    assert turns.live == 0 and "a fault of ours" not in caplog.text and "RuntimeError" in caplog.text
 
 
 # -- the engine over it ------------------------------------------------------------------------------------------------
@@ -181,6 +231,22 @@ async def test_a_full_queue():
         await collect(engine)
     assert 1 <= caught.value.retry_after <= 60
     assert isinstance((await first)[-1], Finished)
+    await engine.stop()
+
+
+async def test_an_answer_that_is_whole_when_everything_is_aborted_is_no_error():
+    engine = engine_of(Slow(["x"]))
+    finished = Guard.turns
+
+    def aborting(self: Guard, *args: Any, **options: Any) -> Any:
+        for turn in finished(self, *args, **options):
+            if isinstance(turn and turn[-1][1], Finished):
+                engine.abort()
+            yield turn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Guard, "turns", aborting)
+        assert isinstance((await collect(engine))[-1], Finished)
     await engine.stop()
 
 

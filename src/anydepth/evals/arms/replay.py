@@ -15,7 +15,7 @@ from anydepth.config import GuardConfig, with_own_policy
 from anydepth.detectors import Detector, StateDetector, declares_reads, score_finished
 from anydepth.driver import drive, make_checks
 from anydepth.evals.transcript import Transcript
-from anydepth.flow import Check, Command, Decode, Flow, Outcome, Plan, Reply, guarded
+from anydepth.flow import Check, Command, Outcome, Plan, guarded, settle, step
 from anydepth.scan import inside_prefill, reads_inside
 from anydepth.schedule import scheduled_depths
 from anydepth.templates.template import Prompt
@@ -154,10 +154,10 @@ def replay(
         for each in transcripts
         for depth in (*inside[each.id], *(check_depths(plans[each.id], each) if ahead else ()))
     ]
-    scores = defence.scores(points) if points else []
-    known = {(point.transcript.id, point.depth): score for point, score in zip(points, scores, strict=True)}
+    known = {each.id: dict[int, Score | Exception]() for each in transcripts}
+    _score(defence, points, known)
     plans = {
-        key: replace(plan, inside={depth: known[key, depth] for depth in inside[key]}) for key, plan in plans.items()
+        key: replace(plan, inside={depth: known[key][depth] for depth in inside[key]}) for key, plan in plans.items()
     }
     return _rounds(defence, transcripts, plans, known)
 
@@ -181,7 +181,8 @@ def _fed(
     }
     eos = min(backend.end_tokens({}), default=backend.pad_id)  # which one it was does not matter: nothing follows
     answers = {each.id: (*each.token_ids, *(eos,) * each.end_tokens) for each in transcripts}
-    outcomes = _rounds(defence, [each for each in transcripts if not answers[each.id]], plans, {})
+    unwritten = [each for each in transcripts if not answers[each.id]]
+    outcomes = _rounds(defence, unwritten, plans, {each.id: {} for each in unwritten})
     written = [each for each in transcripts if answers[each.id]]
     longest = max(map(len, answers.values()), default=0)
     for batch in batches(written, lambda each: each.prompt, longest, lambda each: each.id):
@@ -192,9 +193,9 @@ def _fed(
             eos=eos,
         )
         try:
-            for row, step in drive([guarded(plans[each.id]) for each in batch], session, detector):
-                if isinstance(step, Outcome):
-                    outcomes[batch[row].id] = step
+            for row, command in drive([guarded(plans[each.id]) for each in batch], session, detector):
+                if isinstance(command, Outcome):
+                    outcomes[batch[row].id] = command
         finally:
             session.close()
     return {each.id: outcomes[each.id] for each in transcripts}
@@ -202,19 +203,11 @@ def _fed(
 
 def check_depths(plan: Plan, transcript: Transcript) -> list[int]:
     """Depths at which the flow checks a transcript that it does not halt; for schedules that ignore the scores."""
-    flow, reply, depths = guarded(replace(plan, release="monitor")), None, []
-    hand = _Hand(transcript)
-    while True:
-        try:
-            command = flow.send(reply)
-        except StopIteration:
-            return list(dict.fromkeys(depths))
-        reply = None
-        if isinstance(command, Check):
-            depths.append(command.depth)
-            reply = Score(0.0)
-        elif isinstance(command, Decode):
-            reply = hand.out(command.n)
+    flow, hand = guarded(replace(plan, release="monitor")), _Hand(transcript)
+    command, scores = step(flow), dict[int, Score | Exception]()
+    while isinstance(command := settle(flow, command, hand.out, scores), Check):
+        scores[command.depth] = Score(0.0)
+    return list(scores)
 
 
 class _Hand:
@@ -238,45 +231,31 @@ def _rounds(
     defence: Defence,
     transcripts: Sequence[Transcript],
     plans: Mapping[str, Plan],
-    known: dict[tuple[str, int], Score | Exception],
+    known: Mapping[str, dict[int, Score | Exception]],
 ) -> dict[str, Outcome]:
     flows = {each.id: guarded(plans[each.id]) for each in transcripts}
     hands = {each.id: _Hand(each) for each in transcripts}
     by_id = {each.id: each for each in transcripts}
-    waiting: dict[str, Command | Outcome] = {key: next(flow) for key, flow in flows.items()}
+    waiting: dict[str, Command | Outcome] = {key: step(flow) for key, flow in flows.items()}
     outcomes: dict[str, Outcome] = {}
     while waiting:
+        points: list[Point] = []
         for key in list(waiting):
-            command = _advance(flows[key], waiting[key], hands[key], known, key)
-            if isinstance(command, Outcome):
+            waiting[key] = command = settle(flows[key], waiting[key], hands[key].out, known[key])
+            if isinstance(command, Check):
+                points.append(Point(by_id[key], command.depth))
+            else:
                 outcomes[key] = command
                 del waiting[key]
-            else:
-                waiting[key] = command
-        points = [Point(by_id[key], command.depth) for key, command in waiting.items() if isinstance(command, Check)]
-        if points:
-            scores = defence.scores(points)
-            known.update({(p.transcript.id, p.depth): score for p, score in zip(points, scores, strict=True)})
+        _score(defence, points, known)
     return {each.id: outcomes[each.id] for each in transcripts}
 
 
-def _advance(
-    flow: Flow, command: Command | Outcome, hand: _Hand, known: Mapping[tuple[str, int], Score | Exception], key: str
-) -> Command | Outcome:
-    """Carry out commands until one needs a check that has not been made."""
-    while not isinstance(command, Outcome):
-        reply: Reply = None
-        if isinstance(command, Check):
-            if (key, command.depth) not in known:
-                return command
-            reply = known[key, command.depth]
-        elif isinstance(command, Decode):
-            reply = hand.out(command.n)
-        try:
-            command = flow.send(reply)
-        except StopIteration as end:
-            return end.value
-    return command
+def _score(defence: Defence, points: Sequence[Point], known: Mapping[str, dict[int, Score | Exception]]) -> None:
+    """Add the scores of `points` to those that are known."""
+    scores = defence.scores(points) if points else []
+    for point, score in zip(points, scores, strict=True):
+        known[point.transcript.id][point.depth] = score
 
 
 def _plan(config: GuardConfig, transcript: Transcript) -> Plan:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import nan
 from typing import Literal
 
 from anydepth.server.answer.segments import Markers, Segment, Segmenter
 from anydepth.server.answer.stops import StopTrim
 from anydepth.server.answer.toolcalls import ToolCall
 from anydepth.text import TextStream
-from anydepth.types import Answer, Checked, CheckResult, Event, Halted, Released, ReleaseMode, Verdict
+from anydepth.types import Answer, Checked, CheckResult, Event, Halted, Released
 
 ReasoningRelease = Literal["as_answer", "whole", "hidden"]
 
@@ -47,7 +46,6 @@ class Reading:
         reasoning: When thoughts may leave.
         decode: Tokens to text, special tokens included.
         prefix: Tokens of the client's prefill.
-        release: The guard's release mode for this answer.
         one_call: Whether the client takes one call at most (`parallel_tool_calls: false`).
     """
 
@@ -57,7 +55,6 @@ class Reading:
     reasoning: ReasoningRelease = "as_answer"
     decode: Callable[[Sequence[int]], str] | None = None
     prefix: tuple[int, ...] = ()
-    release: ReleaseMode = "hold"
     one_call: bool = False
 
 
@@ -67,19 +64,21 @@ class Composer:
     Tool calls are kept until the answer has ended unhalted, whatever its release mode: agents run a call as soon as
     they have it, and a later halt could not take it back. Thoughts that are released as a whole wait until a check
     that did not fail covers their last token: under `hold` that is so when they arrive, under `eager` it is not.
+
+    Attributes:
+        calls: The tool calls that are kept.
     """
 
     def __init__(self, reading: Reading) -> None:
+        self.calls: list[ToolCall] = []
         self._reading = reading
         self._trim = StopTrim(reading.stops)
         looks = reading.markers.needed and reading.decode is not None
         self._segmenter = Segmenter(reading.markers) if looks else None
         self._text = TextStream(reading.decode, reading.prefix) if looks and reading.decode else None
         self._covered, self._depth = 0, 0
-        self._calls: list[ToolCall] = []
         self._waiting: list[tuple[int, Segment]] = []
         self._thoughts: list[str] = []
-        self._last: list[Delta] = []
         self._wrote = self._last_failed = False
 
     def write(self, event: Event) -> list[Delta | End]:
@@ -90,10 +89,7 @@ class Composer:
             self._depth = max(self._depth, event.depth)
             deltas = self._read(self._text.push(event.token_ids) if self._text else event.text)
             return [replace(delta, depth=self._depth) for delta in deltas]
-        if isinstance(event, Halted):
-            self._last.clear()  # the account of a finished answer could not be kept: its last words do not leave
-            return [*self._refuse()]
-        return self._finish(event.answer)
+        return self._refuse() if isinstance(event, Halted) else self._finish(event.answer)
 
     def _checked(self, check: CheckResult) -> list[Delta]:
         self._last_failed = check.error is not None
@@ -115,7 +111,7 @@ class Composer:
                 self._wrote = self._wrote or bool(segment.text.strip())
                 out.append(Delta(content=segment.text))
             elif segment.kind == "tools":
-                self._calls += segment.calls
+                self.calls += segment.calls
             elif self._reading.reasoning == "whole":
                 self._waiting.append((self._depth, segment))
             elif self._reading.reasoning == "as_answer" and segment.text:
@@ -133,41 +129,36 @@ class Composer:
                 out.append(Delta(reasoning=text))
         return out
 
-    def _refuse(self) -> list[Delta]:
+    def _refuse(self) -> list[Delta | End]:
         self._waiting.clear()
-        self._calls.clear()
+        self.calls.clear()
         held = self._trim.flush() if self._segmenter is None else ""
         return [Delta(content=held + ("\n\n" if self._wrote or held.strip() else "") + self._reading.refusal)]
 
-    def settle(self, answer: Answer) -> Answer:
-        """The answer as the client is about to get it; called once, before `write` of its end.
-
-        Where the guard fails open, text goes on after a failed check. A call that such a check may have missed is not
-        handed over even then: the answer ends with the refusal instead, and its account has to say so.
-        """
-        if answer.halted:
-            return answer
-        if self._text is not None and (rest := self._text.flush()):
-            self._last += self._read(rest)
-        self._last += self._rest()
-        if not self._last_failed:
-            self._last += self._let_go(float("inf"))
-        if not self._calls or not answer.verdict.errors or self._reading.release == "monitor":
-            return answer
-        self._last += self._refuse()
-        verdict = Verdict(True, nan, answer.verdict.depth, "error", answer.verdict.errors)
-        return replace(answer, finish_reason="content_filter", verdict=verdict)
-
     def _finish(self, answer: Answer) -> list[Delta | End]:
-        if answer.halted or not self._calls:
-            return [*self._last, End(answer.finish_reason, answer)]
+        if answer.halted:
+            return [End(answer.finish_reason, answer)]
+        last = self.rest()
+        if not self._last_failed:
+            last += self._let_go(float("inf"))
+        if not self.calls:
+            return [*last, End(answer.finish_reason, answer)]
         reason = "tool_calls" if answer.finish_reason == "stop" else answer.finish_reason
-        calls = self._calls[:1] if self._reading.one_call else self._calls
-        return [*self._last, Delta(calls=tuple(calls)), End(reason, answer)]
+        calls = self.calls[:1] if self._reading.one_call else self.calls
+        return [*last, Delta(calls=tuple(calls)), End(reason, answer)]
 
-    def _rest(self) -> list[Delta]:
-        """What the trimmer and the segmenter were keeping back."""
-        text = self._trim.flush()
+    def rest(self) -> list[Delta]:
+        """What was kept back in case that a marker or a stop string went on; nothing follows any more."""
+        read = self._read(self._text.flush()) if self._text else []
+        held = self._trim.flush()
         if self._segmenter is None:
-            return [Delta(content=text)] if text else []
-        return self._take([*self._segmenter.push(text), *self._segmenter.flush()])
+            return [*read, Delta(content=held)] if held else read
+        return [*read, *self._take([*self._segmenter.push(held), *self._segmenter.flush()])]
+
+
+def has_calls(reading: Reading, token_ids: tuple[int, ...]) -> bool:
+    """Whether a whole answer of these tokens has tool calls."""
+    composer = Composer(reading)
+    composer.write(Released("", token_ids, 0))
+    composer.rest()
+    return bool(composer.calls)

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from anydepth.audit.answer import Account
 from anydepth.config import GuardConfig
 from anydepth.errors import AnydepthError
 from anydepth.templates.template import ChatTemplate, Prompt
@@ -121,9 +122,10 @@ class Engine(Protocol):
         """Give every answer under way ShuttingDown, now."""
         ...
 
-    def submit(self, job: Job) -> AsyncGenerator[Event, None]:
+    def submit(self, job: Job, account: Account | None = None) -> AsyncGenerator[Event, None]:
         """Generate one answer: `Checked`, `Released`, at most one `Halted`, and `Finished` last.
 
+        What is released is written into `account` before it leaves; where it cannot be, the answer is halted.
         Closing the iterator frees the work at the next window. Raises, before the first event, ConfigError or
         PromptError for a job that cannot be done and Busy for one that the queue has no room for; EngineError if the
         engine fails.

@@ -1,128 +1,109 @@
-"""Run the work of a model in one thread, taking turns between the answers."""
+"""Take turns: the works of a model run in one thread, one turn each."""
 
 import logging
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
 
 class Work(Protocol):
-    """Something that is done in turns."""
+    """Something that is done in turns.
+
+    Attributes:
+        cancelled: True once nobody waits for it.
+        error: Why it is to be ended before it is done, or None.
+    """
 
     cancelled: bool
+    error: Exception | None
 
     def turn(self) -> bool:
-        """Do the next piece; False once there is none left. What goes wrong is told to whoever waits, not raised."""
+        """Do the next piece; False once there is none left."""
         ...
 
-    def end(self, error: Exception | None = None) -> None:
-        """Free what it holds; `error` is told to whoever waits."""
+    def end(self) -> None:
+        """Free what it holds, and hand `error` to whoever waits."""
         ...
 
 
-class Worker:
-    """One thread, at most `live` works under way, which get one turn at a time; at most `queue` more wait, in order."""
+class Turns:
+    """A thread for at most `live` works under way; at most `queue` more wait, in order.
+
+    A work joins the thread's queue again after each turn, so that the works under way take turns. One that is cancelled
+    before its first turn is left out.
+
+    Attributes:
+        over: True once no more work is taken.
+    """
 
     def __init__(self, live: int, queue: int) -> None:
-        self._limit, self._room = live, live + queue
+        self._limit, self._room, self.over = live, live + queue, False
+        self._lock = threading.Lock()
+        self._live: set[Work] = set()
         self._waiting: deque[Work] = deque()
-        self._live: deque[Work] = deque()
-        self._wake = threading.Condition()
-        self._aborting: Exception | None = None
-        self._stopping, self._busy = False, 0
-        self._thread = threading.Thread(target=self._run, name="anydepth-worker", daemon=True)
+        self._thread = ThreadPoolExecutor(1, "anydepth-model")
 
     @property
     def live(self) -> int:
         """Works under way."""
-        return len(self._live) + self._busy
+        return len(self._live)
 
     @property
     def waiting(self) -> int:
-        """Works that have not begun."""
-        return len(self._waiting)
-
-    @property
-    def alive(self) -> bool:
-        """True while the thread runs."""
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        """Begin to work."""
-        self._thread.start()
+        """Works that have not begun and that somebody waits for."""
+        with self._lock:
+            return len(self._wanted())
 
     def put(self, work: Work) -> bool:
         """Queue a piece of work, from any thread; False if there is no room, or no more work is taken."""
-        with self._wake:
-            wanted = sum(not waiting.cancelled for waiting in self._waiting)
-            if self._stopping or self._busy + len(self._live) + wanted >= self._room:
+        with self._lock:
+            self._waiting = self._wanted()  # the others have not begun, and hold nothing
+            if self.over or len(self._live) + len(self._waiting) >= self._room:
                 return False
             self._waiting.append(work)
-            self._wake.notify()
-            return True
+            self._admit()
+        return True
 
     def abort(self, error: Exception) -> None:
-        """End everything that is waiting or under way with `error`, at the next turn."""
-        with self._wake:
-            self._aborting = error
-            self._wake.notify()
+        """End everything that is waiting or under way with `error`, at its next turn."""
+        with self._lock:
+            self._admit(everything=True)
+            for work in self._live:
+                work.error = error
 
     def stop(self, error: Exception) -> None:
-        """End everything with `error`, then the thread."""
-        with self._wake:
-            self._stopping = True
+        """End everything with `error`, take no more work, and wait for the thread to end."""
+        with self._lock:
+            self.over = True
         self.abort(error)
+        self._thread.shutdown()
 
-    def join(self, timeout: float) -> None:
-        """Wait for the thread to end."""
-        if self.alive:
-            self._thread.join(timeout)
+    def _wanted(self) -> deque[Work]:
+        return deque(work for work in self._waiting if not work.cancelled)
 
-    def _run(self) -> None:
-        while True:
-            stopping, error, doomed = self._admit()
-            for work in doomed:
-                work.end(error)
-            if stopping:
-                return
-            if self._live:
-                with self._wake:
-                    work, self._busy = self._live.popleft(), 1
-                more = self._turn(work)
-                with self._wake:
-                    self._busy = 0
-                    if more:
-                        self._live.append(work)
+    def _admit(self, *, everything: bool = False) -> None:
+        while self._waiting and (everything or len(self._live) < self._limit):
+            work = self._waiting.popleft()
+            self._live.add(work)
+            self._thread.submit(self._turn, work)
 
-    def _turn(self, work: Work) -> bool:
+    def _turn(self, work: Work) -> None:
+        more = False
         try:
-            if not work.cancelled and work.turn():
-                return True
-            work.end()
-        except Exception as error:  # a turn tells its errors itself; this is a fault of ours, and the others go on
+            more = not work.cancelled and work.error is None and work.turn()
+        except Exception as error:  # a fault of ours: the others go on
+            work.error = error
             logger.error("a turn failed with %s", type(error).__name__)
-            work.end(error)
-        return False
-
-    def _admit(self) -> tuple[bool, Exception | None, list[Work]]:
-        """Wait until there is something to do, and move waiting work to the free places.
-
-        Returns whether the thread is to end, and what is to be ended with which error (None: nobody waits for it).
-        """
-        with self._wake:
-            while not (self._waiting or self._live or self._aborting):
-                self._wake.wait()
-            error, self._aborting = self._aborting, None
-            if error is not None:
-                doomed = [*self._live, *self._waiting]
-                self._live.clear()
-                self._waiting.clear()
-                return self._stopping, error, doomed
-            doomed = [work for work in self._waiting if work.cancelled]
-            if doomed:
-                self._waiting = deque(work for work in self._waiting if not work.cancelled)
-            while self._waiting and len(self._live) < self._limit:
-                self._live.append(self._waiting.popleft())
-            return False, None, doomed
+        with self._lock:
+            if more and work.error is None:
+                self._thread.submit(self._turn, work)
+                return
+            self._live.discard(work)
+            self._admit()
+        try:
+            work.end()
+        except Exception as error:
+            logger.error("the end of a work failed with %s", type(error).__name__)

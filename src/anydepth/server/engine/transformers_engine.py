@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, closing
 from math import ceil
 from typing import Any
 
+from anydepth.audit.answer import Account
 from anydepth.config import GuardConfig
 from anydepth.errors import AnydepthError
 from anydepth.guard import Guard
@@ -22,9 +23,12 @@ from anydepth.server.engine.engine import (
     Sampling,
     ShuttingDown,
 )
-from anydepth.server.engine.taking_turns import Worker
+from anydepth.server.engine.taking_turns import Turns
 from anydepth.templates.template import Prompt
 from anydepth.types import Checked, Event, Finished, ScanResult, Verdict
+
+Turning = Generator[list[tuple[int, Any]], None, None]
+"""What is done in turns: each item has what came of one use of the model, by row."""
 
 GREEDY_BELOW = 0.01
 """Temperatures under this are greedy: dividing the scores by less overflows in half precision."""
@@ -58,44 +62,42 @@ class TransformersEngine:
         self.facts = EngineFacts(model, guard.template, guard.config, frozenset(ends), context)
         self.on_check: Callable[[float], None] = lambda seconds: None
         self._guard, self._timeout = guard, timeout
-        self._worker, self._live = Worker(live, queue), live
+        self._turns, self._live = Turns(live, queue), live
         self._seconds = 1.0  # a running mean of what an answer takes, for Retry-After
 
     @property
     def ready(self) -> bool:
-        """True while the thread runs."""
-        return self._worker.alive
+        """True until it is stopped."""
+        return not self._turns.over
 
     @property
     def stats(self) -> EngineStats:
         """Answers under way and waiting."""
-        return EngineStats(self._worker.live, self._worker.waiting)
+        return EngineStats(self._turns.live, self._turns.waiting)
 
     async def start(self) -> None:
-        """Start the thread."""
-        self._worker.start()
+        """Do nothing: the model is loaded, and its thread starts with the first answer."""
 
     async def stop(self) -> None:
         """End the thread; answers under way get ShuttingDown."""
-        self._worker.stop(ShuttingDown("the server is shutting down"))
-        await asyncio.to_thread(self._worker.join, 30)
+        await asyncio.to_thread(self._turns.stop, ShuttingDown("the server is shutting down"))
 
     def abort(self) -> None:
         """Give every answer under way ShuttingDown."""
-        self._worker.abort(ShuttingDown("the server is shutting down"))
+        self._turns.abort(ShuttingDown("the server is shutting down"))
 
-    async def submit(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def submit(self, job: Job, account: Account | None = None) -> AsyncGenerator[Event, None]:
         """Generate one answer; see `Engine.submit`."""
         guard = self._guard.with_config(job.guard)
-
-        def walk() -> Iterator[Event | None]:
-            options = _generation(job.sampling, guard.backend, job.prompt)
-            seed = job.sampling.seed
-            return guard.paced(
-                job.prompt, max_new_tokens=job.max_new_tokens, seed=seed, on_check=self._checked, **options
-            )
-
-        async with aclosing(self._work(walk)) as events:
+        turns = guard.turns(
+            [job.prompt],
+            max_new_tokens=job.max_new_tokens,
+            seed=job.sampling.seed,
+            accounts=[account],
+            on_check=self._checked,
+            **_generation(job.sampling, guard.backend, job.prompt),
+        )
+        async with aclosing(self._work(turns)) as events:
             async for event in events:
                 yield event
 
@@ -103,13 +105,13 @@ class TransformersEngine:
         """Check a finished answer; see `Engine.scan`."""
         scanner = self._guard.with_config(guard)
 
-        def walk() -> Iterator[ScanResult]:
+        def turns() -> Turning:
             if not prompt.prefill:
-                yield _first_check(scanner, prompt)
+                yield [(0, _first_check(scanner, prompt))]
             else:
-                yield scan_answer(scanner.backend, scanner.detector, scanner.config, prompt)
+                yield [(0, scan_answer(scanner.backend, scanner.detector, scanner.config, prompt))]
 
-        async with aclosing(self._work(walk)) as results:
+        async with aclosing(self._work(turns())) as results:
             async for result in results:
                 return result
         raise EngineError("the scan gave no result")
@@ -117,15 +119,15 @@ class TransformersEngine:
     def _checked(self, seconds: float) -> None:
         self.on_check(seconds)
 
-    async def _work(self, walk: Callable[[], Iterator[Any]]) -> AsyncGenerator[Any, None]:
-        """Run `walk()` in the thread, in turns; what it yields, but for None, which ends a turn."""
-        if not self._worker.alive:
+    async def _work(self, turns: Turning) -> AsyncGenerator[Any, None]:
+        """Run a generator in the thread, one turn at a time; gives what is in the lists that it yields."""
+        if self._turns.over:
             raise ShuttingDown("the server is shutting down")
-        work = _Work(walk, asyncio.get_running_loop())
+        work = _Work(turns, asyncio.get_running_loop())
         begun = time.monotonic()
         deadline = begun + self._timeout
-        if not self._worker.put(work):
-            seconds = ceil(self._seconds * (self._worker.waiting + 1) / self._live)
+        if not self._turns.put(work):
+            seconds = ceil(self._seconds * (self._turns.waiting + 1) / self._live)
             raise Busy("too many answers are waiting; ask again later", min(max(seconds, 1), 60))
         try:
             while True:
@@ -136,7 +138,7 @@ class TransformersEngine:
                     raise AnswerTimeout(f"the answer took over {self._timeout:g} s; ask for fewer tokens") from None
                 if isinstance(batch, Exception):
                     raise batch
-                for item in batch:
+                for _, item in batch:
                     yield item
                 if not batch:
                     self._seconds += 0.2 * (time.monotonic() - begun - self._seconds)
@@ -146,45 +148,33 @@ class TransformersEngine:
 
 
 class _Work:
-    """One answer on its way through the thread; implements `Work`."""
+    """One answer or scan on its way through the thread; implements `Work`."""
 
-    def __init__(self, walk: Callable[[], Iterator[Any]], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, turns: Turning, loop: asyncio.AbstractEventLoop) -> None:
         self.cancelled = False
-        self.outbox: asyncio.Queue[list[Any] | Exception] = asyncio.Queue()
-        self._walk: Callable[[], Iterator[Any]] | None = walk
-        self._loop, self._items = loop, None
+        self.error: Exception | None = None
+        self.outbox: asyncio.Queue[list[tuple[int, Any]] | Exception] = asyncio.Queue()
+        self._turns, self._loop, self._over = turns, loop, False
 
     def turn(self) -> bool:
-        """Use the model until something came of it, and what follows from that without the model."""
-        batch: list[Any] = []
+        """Use the model until something came of it."""
         try:
-            if self._items is None:
-                assert self._walk is not None
-                self._items = self._walk()
-            for item in self._items:
-                if item is not None:
-                    batch.append(item)
-                elif batch:
-                    self._tell(batch)
-                    return True
+            batch = next(filter(None, self._turns), [])
         except Exception as error:
-            if batch:
-                self._tell(batch)
-            self._tell(error if isinstance(error, AnydepthError) else _engine_error(error))
+            self.error = error if isinstance(error, AnydepthError) else _engine_error(error)
             return False
-        if batch:
-            self._tell(batch)
-        return False
+        if not batch:
+            return False
+        self._over = isinstance(batch[-1][1], Finished | ScanResult)
+        self._tell(batch)
+        return not self._over
 
-    def end(self, error: Exception | None = None) -> None:
+    def end(self) -> None:
         """Close the session and tell that there is no more."""
-        close = getattr(self._items, "close", None)
-        self._items = self._walk = None
-        if close is not None:
-            close()
-        self._tell(error or [])
+        self._turns.close()
+        self._tell([] if self._over else self.error or [])
 
-    def _tell(self, batch: list[Any] | Exception) -> None:
+    def _tell(self, batch: list[tuple[int, Any]] | Exception) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.outbox.put_nowait, batch)
 
@@ -215,13 +205,10 @@ def _generation(sampling: Sampling, backend: Any, prompt: Prompt) -> dict[str, A
 def _first_check(guard: Guard, prompt: Prompt) -> ScanResult:
     """Check depth 0 of a conversation that has no answer yet."""
     guard = guard.with_options(release="hold")
-    events = guard.paced(prompt, max_new_tokens=1)
-    try:
+    with closing(guard.turns([prompt], max_new_tokens=1)) as turns:
+        events = [event for _, event in next(turns)]
         check = next(event.check for event in events if isinstance(event, Checked))
-        follows = next(events, None)
-        answer = next((e.answer for e in events if isinstance(e, Finished)), None) if follows is not None else None
-    finally:
-        events.close()
+        answer = next((event.answer for event in events if isinstance(event, Finished)), None)
     clear = Verdict(False, check.score, 0, errors=int(check.error is not None))
     verdict = clear if answer is None else answer.verdict
     return ScanResult((check,), verdict, "forks", ("there is no answer yet: depth 0 only",))

@@ -2,43 +2,29 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from anydepth.audit.answer import check_record
 from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
-from anydepth.server.answer.compose import Delta, End
+from anydepth.server.answer.compose import Delta
 from anydepth.server.answer.toolcalls import ToolCall
 from anydepth.server.engine.engine import Job, Sampling
-from anydepth.server.http.disconnect import ClosingStream, while_there
-from anydepth.server.http.http_errors import describe
 from anydepth.server.http.prompting import chat_prompt, offered_tools, reading_of
 from anydepth.server.http.requests import ChatRequest, CompletionRequest
-from anydepth.server.http.responses import guard_report, usage
-from anydepth.server.http.sse import DONE, HEADERS, MEDIA_TYPE, sse
-from anydepth.server.service import Ask, Piece, Service
-
-if TYPE_CHECKING:
-    from anydepth.types import CheckResult
+from anydepth.server.http.writing import Shape, respond
+from anydepth.server.service import Ask, Service
 
 
 async def chat(request: Request, body: ChatRequest, service: Service) -> Response:
     """Answer a conversation under guard."""
     service.check_model(body.model)
     ask = await asyncio.to_thread(_ask, body, service, dict(request.headers))
-    pieces = service.run(ask)
-    if not body.stream:
-        return JSONResponse(await while_there(request, _collect(ask, service, pieces)))
-    first = await while_there(request, anext(pieces))  # before the headers: what cannot be done gets its own status
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    stream = _stream(ask, service, pieces, first, with_usage)
-    return ClosingStream(stream, pieces, media_type=MEDIA_TYPE, headers=HEADERS)
+    return await respond(request, body, ask, service, _SHAPE)
 
 
 def sampling_of(body: ChatRequest | CompletionRequest) -> Sampling:
@@ -84,7 +70,6 @@ def _ask(body: ChatRequest, service: Service, headers: dict[str, str]) -> Ask:
         offered=offered,
         special=service.special,
         reasoning=settings.reasoning.release,
-        release=guard.release,
         one_call=body.parallel_tool_calls is False,
     )
     return Ask(
@@ -98,89 +83,15 @@ def _ask(body: ChatRequest, service: Service, headers: dict[str, str]) -> Ask:
     )
 
 
-class _Message:
-    """One answer while it is put together."""
-
-    def __init__(self) -> None:
-        self.content: list[str] = []
-        self.reasoning: list[str] = []
-        self.calls: list[dict[str, Any]] = []
-        self.checks: list[CheckResult] = []
-        self.end: End | None = None
-
-    def add(self, piece: Delta | End) -> None:
-        if isinstance(piece, End):
-            self.end = piece
-            return
-        self.content.append(piece.content)
-        self.reasoning.append(piece.reasoning)
-        self.calls += [_call(call) for call in piece.calls]
-        if piece.check is not None:
-            self.checks.append(piece.check)
-
-    def record(self) -> dict[str, Any]:
-        content = "".join(self.content)
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if reasoning := "".join(self.reasoning):
-            message["reasoning_content"] = reasoning
-        if self.calls:
-            message["tool_calls"] = self.calls
-            message["content"] = content if content.strip() else None
-        return message
-
-
-async def _collect(ask: Ask, service: Service, pieces: AsyncGenerator[Piece, None]) -> dict[str, Any]:
-    messages = [_Message() for _ in ask.jobs]
-    async with aclosing(pieces):
-        async for index, piece in pieces:
-            messages[index].add(piece)
-    ends = [message.end for message in messages if message.end is not None]
-    choices = [
-        {
-            "index": index,
-            "message": message.record(),
-            "logprobs": None,
-            "finish_reason": end.finish_reason,
-            "anydepth": guard_report(end, ask.jobs[index].guard, message.checks if ask.tell_checks else None),
-        }
-        for index, (message, end) in enumerate(zip(messages, ends, strict=True))
-    ]
-    return {**_head(ask, service, "chat.completion"), "choices": choices, "usage": usage([end.answer for end in ends])}
-
-
-async def _stream(
-    ask: Ask, service: Service, pieces: AsyncGenerator[Piece, None], first: Piece, with_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    head = _head(ask, service, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
-    calls, answers = [0] * len(ask.jobs), []
-
-    def chunk(index: int, delta: dict[str, Any], finish: str | None = None, **extra: Any) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish, **extra}
-        return sse({**head, "choices": [choice]})
-
-    async with aclosing(pieces):
-        for index in range(len(ask.jobs)):
-            yield chunk(index, {"role": "assistant", "content": ""})
-        try:
-            async for index, piece in _after(first, pieces):
-                if isinstance(piece, End):
-                    answers.append(piece.answer)
-                    yield chunk(index, {}, piece.finish_reason, anydepth=guard_report(piece, ask.jobs[index].guard))
-                    continue
-                if delta := _delta(piece, calls[index]):
-                    calls[index] += len(piece.calls)
-                    told: dict[str, Any] = {}
-                    if ask.tell_checks and piece.depth is not None:
-                        told["anydepth"] = {"depth": piece.depth}
-                    yield chunk(index, delta, **told)
-                elif piece.check is not None and ask.tell_checks:
-                    yield chunk(index, {}, anydepth={"check": check_record(piece.check)})
-        except Exception as error:  # the headers have left: the error is an event of the stream
-            yield sse(describe(error)[1])
-            return
-    if with_usage:
-        yield sse({**head, "choices": [], "usage": usage(answers)})
-    yield DONE
+def _message(deltas: Sequence[Delta]) -> dict[str, Any]:
+    content = "".join(delta.content for delta in deltas)
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if reasoning := "".join(delta.reasoning for delta in deltas):
+        message["reasoning_content"] = reasoning
+    if calls := [_call(call) for delta in deltas for call in delta.calls]:
+        message["tool_calls"] = calls
+        message["content"] = content if content.strip() else None
+    return {"message": message}
 
 
 def _delta(piece: Delta, calls_before: int) -> dict[str, Any]:
@@ -191,7 +102,7 @@ def _delta(piece: Delta, calls_before: int) -> dict[str, Any]:
         delta["reasoning_content"] = piece.reasoning
     if piece.calls:
         delta["tool_calls"] = [{"index": calls_before + i, **_call(call)} for i, call in enumerate(piece.calls)]
-    return delta
+    return {"delta": delta}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -199,11 +110,11 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
-def _head(ask: Ask, service: Service, kind: str) -> dict[str, Any]:
-    return {"id": ask.id, "object": kind, "created": ask.created, "model": service.engine.facts.model}
-
-
-async def _after(first: Piece, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
-    yield first
-    async for piece in pieces:
-        yield piece
+_SHAPE = Shape(
+    "chat.completion",
+    "chat.completion.chunk",
+    _message,
+    _delta,
+    opening={"delta": {"role": "assistant", "content": ""}},
+    tells=True,
+)

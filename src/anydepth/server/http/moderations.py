@@ -41,7 +41,8 @@ async def moderate(request: Request, body: ModerationRequest, service: Service) 
         facts: dict[str, Any] = {"id": name, "choice": index, "model": model, "begun": begun}
         if service.settings.audit.text:
             facts["messages"] = _words(body, index, len(prompts))
-        await service.audit.run(service.audit.write, scan_record(scan, prompt, guard, **facts))
+        record = scan_record(scan, prompt, guard, **facts)
+        await asyncio.to_thread(service.audit.run, service.audit.write, record)
     results = [_result(scan, policy_record(guard.policy), tell) for scan in scans]
     for prompt, scan, result in zip(prompts, scans, results, strict=True):
         if tell and prompt.prefill:

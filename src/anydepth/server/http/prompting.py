@@ -10,7 +10,6 @@ from anydepth.server.answer.toolcalls import ToolFormat
 from anydepth.server.http.body_errors import shown
 from anydepth.server.http.requests import ChatMessage, ChatRequest
 from anydepth.templates.template import ChatTemplate, Prompt
-from anydepth.types import ReleaseMode
 
 _ROLES = {"developer": "system"}
 """OpenAI's newer names of roles -> the ones that chat templates know."""
@@ -89,7 +88,6 @@ def reading_of(
     offered: frozenset[str] = frozenset(),
     special: SpecialTokens | None = None,
     reasoning: ReasoningRelease = "as_answer",
-    release: ReleaseMode = "hold",
     one_call: bool = False,
 ) -> Reading:
     """How the answer to a prompt is read."""
@@ -105,7 +103,7 @@ def reading_of(
         return template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     prefix = prompt.ids[prompt.start :]
-    return Reading(refusal, stops, markers, reasoning, decode if markers.needed else None, prefix, release, one_call)
+    return Reading(refusal, stops, markers, reasoning, decode if markers.needed else None, prefix, one_call)
 
 
 def _begins_thinking(template: ChatTemplate, prompt: Prompt) -> bool:

@@ -1,15 +1,10 @@
 """The responses that the server writes."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from anydepth.audit.answer import check_record, number
-from anydepth.config import GuardConfig
-from anydepth.policy import policy_record
-from anydepth.server.answer.compose import End
-from anydepth.types import Answer, CheckResult, Verdict
+from anydepth.guard_report import GuardReport
 
 
 class _Reply(BaseModel):
@@ -29,31 +24,6 @@ class ErrorReply(_Reply):
     """The body of every error."""
 
     error: ErrorDetail
-
-
-class GuardReport(_Reply):
-    """The `anydepth` object of an answer.
-
-    Attributes:
-        halted: True if the guard cut the answer.
-        would_halt: True if the policy tripped; differs from `halted` under `monitor` only.
-        depth: Depth of the deciding check, or of the highest score.
-        score: Its score; null if the check failed.
-        reason: `policy`, `error` or `clear`.
-    """
-
-    halted: bool
-    would_halt: bool
-    depth: int
-    score: float | None
-    reason: str
-    policy: dict[str, Any]
-    release: str
-    checks: int
-    failed_checks: int
-    released_tokens: int
-    withheld_tokens: int
-    leak_tokens: int
 
 
 class Usage(_Reply):
@@ -155,35 +125,3 @@ class Health(_Reply):
     """Whether the process works (`/healthz`) or takes requests (`/readyz`)."""
 
     status: str
-
-
-def guard_report(end: End, guard: GuardConfig, checks: Sequence[CheckResult] | None = None) -> dict[str, Any]:
-    """The `anydepth` object of an answer; every check only where the client may see them."""
-    answer, verdict = end.answer, end.answer.verdict
-    report: dict[str, Any] = {
-        "halted": end.finish_reason == "content_filter",
-        "would_halt": verdict.halt,
-        **_decision(verdict),
-        "policy": policy_record(guard.policy),
-        "release": guard.release,
-        "checks": len(answer.checks),
-        "failed_checks": verdict.errors,
-        "released_tokens": len(answer.token_ids),
-        "withheld_tokens": max(0, answer.generated_tokens - len(answer.token_ids)),
-        "leak_tokens": answer.leak,
-    }
-    if checks is not None:
-        report["timeline"] = [check_record(check) for check in checks]
-    return report
-
-
-def _decision(verdict: Verdict) -> dict[str, Any]:
-    return {"depth": verdict.depth, "score": number(verdict.score), "reason": verdict.reason}
-
-
-def usage(answers: Sequence[Answer], prompts: int = 1) -> dict[str, int]:
-    """Token counts of a request: each of its `prompts` counts once, however many answers it has."""
-    each = len(answers) // prompts
-    asked = sum(answer.prompt_tokens + answer.prefill_tokens for answer in answers[::each])
-    written = sum(answer.generated_tokens for answer in answers)
-    return {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +85,6 @@ class Desk:
         watch = Watch(
             plan=guard.plan(max_new_tokens=request.max_tokens, prefill=prompt.prefill),
             account=self._account(request, prompt, guard),
-            prompt_tokens=prompt.start,
             end_token_ids=self.setup.model.end_token_ids,
             decode=self._decode if self.setup.options.settings.audit.text else None,
         )
@@ -124,7 +124,7 @@ class Desk:
         guard = apply_overrides(self.setup.guard, wanted, self.setup.options.settings.overrides)
         return guard, wanted is not None and wanted.checks
 
-    def _decode(self, ids: tuple[int, ...]) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         return self.setup.model.tokenizer.decode(list(ids), skip_special_tokens=False)
 
 

@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anydepth.errors import BadRequest
+from anydepth.flow import doubts_calls
+from anydepth.guard_report import GuardReport
 from anydepth.server.answer.toolcalls import whole_calls
 from anydepth.vllm.front.reports import Page, Told
 from anydepth.vllm.report_field import parse_stop_reason
 
 Record = dict[str, Any]
 
-_KEYS = {"policy": "policy", "release": "release", "checks": "checked", "failed_checks": "errors"}
-_KEYS |= {"released_tokens": "released", "withheld_tokens": "withheld"}
 _TRANSFERS = ("kv_transfer_params", "ec_transfer_params")
 
 
@@ -44,23 +44,6 @@ class Asked:
     watched: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """How an answer ended.
-
-    Attributes:
-        halted: True if it is to end with the refusal.
-        report: Its `anydepth` object.
-        withheld: Tokens that were generated and never left.
-        known: False if the engine told nothing of an answer that it must have told something of.
-    """
-
-    halted: bool
-    report: Record
-    withheld: int = 0
-    known: bool = True
-
-
 def refusal_of(page: Page) -> BadRequest | None:
     """Why the engine did not take the request, if it did not."""
     for told in page.values():
@@ -69,28 +52,11 @@ def refusal_of(page: Page) -> BadRequest | None:
     return None
 
 
-def guard_report(told: Told) -> Record:
-    """The `anydepth` object of an answer, with the keys that the Transformers engine writes."""
-    halted = bool(told["halt"])
-    report = {
-        "halted": halted,
-        "would_halt": halted or told.get("reason") != "clear",
-        "depth": told.get("depth"),
-        "score": told.get("score"),
-        "reason": told.get("reason"),
-        **{name: told.get(key) for name, key in _KEYS.items()},
-        "leak_tokens": told.get("released") if halted else 0,
-    }
-    if "checks" in told:
-        report["timeline"] = told["checks"]
-    return report
+_UNKNOWN = GuardReport(halted=False, would_halt=False, leak_tokens=0)
+_UNTOLD = GuardReport(halted=True, would_halt=True, reason="error", failed_checks=1)
 
 
-_UNKNOWN: Told = {"halt": False, "reason": "clear"}
-_UNTOLD: Told = {"halt": True, "reason": "error", "errors": 1}
-
-
-def end_of(choice: Mapping[str, Any], told: Told | None, asked: Asked, *, called: bool) -> End:
+def end_of(choice: Mapping[str, Any], told: Told | None, asked: Asked, *, called: bool) -> tuple[GuardReport, bool]:
     """How an answer ended; one that the engine has not accounted for is not passed off as a guarded one.
 
     Stop strings are found in checked text by vLLM's front end, which then aborts the request, as it does for a client
@@ -102,20 +68,24 @@ def end_of(choice: Mapping[str, Any], told: Told | None, asked: Asked, *, called
         asked: What was asked.
         called: Whether it has tool calls. They do not leave if a check may have failed to see them, unless the guard
             only watches.
+
+    Returns:
+        The report, and False if the engine told nothing of an answer that it must have told something of.
     """
     reason = choice.get("stop_reason")
     told = told if told is not None else _parsed(reason)
     if told is not None:
-        halted = bool(told["halt"]) or (called and bool(told.get("errors")) and not asked.watched)
-        if halted and not told["halt"]:
-            told = {**told, "halt": True, "reason": "error"}
-        return End(halted, guard_report(told), told.get("withheld") or 0)
+        report = GuardReport.read(told)
+        if called and not report.halted and doubts_calls(report.failed_checks or 0, str(report.release)):
+            left = report.released_tokens
+            report = replace(report, halted=True, would_halt=True, reason="error", leak_tokens=left)
+        return report, True
     finish = choice.get("finish_reason")
     if (asked.strict or asked.watched or not called) and finish in ("stop", "tool_calls") and reason in asked.stops:
-        return End(False, guard_report(_UNKNOWN))
+        return _UNKNOWN, True
     if finish == "abort" and not called:
-        return End(False, guard_report(_UNKNOWN))
-    return End(True, guard_report(_UNTOLD), known=finish == "abort" or reason in asked.stops)
+        return _UNKNOWN, True
+    return _UNTOLD, finish == "abort" or reason in asked.stops
 
 
 def _parsed(reason: object) -> Told | None:
@@ -130,13 +100,13 @@ def whole_reply(body: Record, asked: Asked, page: Page) -> Record:
     withheld = 0
     for choice in body.get("choices") or ():
         called = asked.chat and bool(choice["message"].get("tool_calls"))
-        end = end_of(choice, told_of(page, asked, choice["index"]), asked, called=called)
-        withheld += end.withheld
-        if end.halted:
-            _halt(choice, end, asked)
+        report, known = end_of(choice, told_of(page, asked, choice["index"]), asked, called=called)
+        withheld += report.withheld_tokens or 0
+        if report.halted:
+            _halt(choice, asked, known=known)
         elif called:
             _keep_whole_calls(choice, asked)
-        sign(choice, end)
+        sign(choice, report)
     return finished(body, withheld)
 
 
@@ -166,7 +136,7 @@ def is_cut(choice: Record, asked: Asked) -> bool:
 def halted_reply(asked: Asked, page: Page) -> Record | None:
     """The response where vLLM failed to put one together, if all its answers were halted."""
     places = [told_of(page, asked, index) for index in range(asked.prompts * asked.n)]
-    if any(told is None or not told["halt"] for told in places):
+    if any(told is None or not told["halted"] for told in places):
         return None
 
     def empty() -> Record:
@@ -177,13 +147,13 @@ def halted_reply(asked: Asked, page: Page) -> Record | None:
     return whole_reply({**head_of(asked, kind), "choices": choices}, asked, page)
 
 
-def _halt(choice: Record, end: End, asked: Asked) -> None:
+def _halt(choice: Record, asked: Asked, *, known: bool) -> None:
     """Put the refusal behind what was released; calls of a halted answer never leave."""
     place = choice["message"] if asked.chat else choice
     name = "content" if asked.chat else "text"
     for each in ("tool_calls", "function_call"):
         place.pop(each, None)
-    if not end.known:
+    if not known:
         place[name] = ""
         place.pop("reasoning", None)
         choice["logprobs"] = None
@@ -197,11 +167,11 @@ def after(text: str) -> str:
     return "\n\n" if text.strip() else ""
 
 
-def sign(choice: Record, end: End) -> None:
+def sign(choice: Record, report: GuardReport) -> None:
     """Write how the guard ended an answer."""
-    if end.halted:
+    if report.halted:
         choice["finish_reason"], choice["stop_reason"] = "content_filter", None
-    choice["anydepth"] = end.report
+    choice["anydepth"] = report.record()
 
 
 def finished(body: Record, withheld: int) -> Record:

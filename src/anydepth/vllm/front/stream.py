@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from anydepth.guard_report import GuardReport
 from anydepth.server.answer.toolcalls import whole_arguments, whole_calls
 from anydepth.vllm.front.replies import (
     Asked,
-    End,
     Record,
     after,
     end_of,
@@ -66,7 +66,7 @@ class StreamReply:
         out: list[Record] = []
         for index, voice in enumerate(self._voices):
             told = told_of(self._page, self._asked, index)
-            if voice.ended or (self._failed and not (told and told["halt"])):
+            if voice.ended or (self._failed and not (told and told["halted"])):
                 continue  # after an error of vLLM's no answer ends as if it were whole, nor do its calls leave
             choice = self._blank({"index": index, "logprobs": None, "finish_reason": "stop"})
             out += [{**self._head, "choices": [new]} for new in self._rewrite(choice)]
@@ -86,24 +86,26 @@ class StreamReply:
             return [] if called and self._is_empty(choice) else [choice]
         voice.ended = True
         told = told_of(self._page, self._asked, choice["index"])
-        end = end_of(choice, told, self._asked, called=bool(voice.calls))
-        self._withheld += end.withheld
-        return self._halted(choice, end, voice) if end.halted else self._ended(choice, end, voice)
+        report, known = end_of(choice, told, self._asked, called=bool(voice.calls))
+        self._withheld += report.withheld_tokens or 0
+        if report.halted:
+            return self._halted(choice, report, voice, known=known)
+        return self._ended(choice, report, voice)
 
-    def _halted(self, choice: Record, end: End, voice: _Voice) -> list[Record]:
+    def _halted(self, choice: Record, report: GuardReport, voice: _Voice, *, known: bool) -> list[Record]:
         text = self._text(choice)
         out = []
-        if end.known and not self._is_empty(choice):
+        if known and not self._is_empty(choice):
             out.append({**choice, "finish_reason": None, "stop_reason": None})
             voice.wrote = voice.wrote or bool(text.strip())
         refusal = after("text" if voice.wrote else "") + self._asked.refusal
         plain = {"index": choice["index"], "logprobs": None, "finish_reason": None}
         out.append(self._blank(plain, refusal))
         last = self._blank(plain)
-        sign(last, end)
+        sign(last, report)
         return [*out, last]
 
-    def _ended(self, choice: Record, end: End, voice: _Voice) -> list[Record]:
+    def _ended(self, choice: Record, report: GuardReport, voice: _Voice) -> list[Record]:
         out = []
         if voice.calls:
             found = [voice.calls[index] for index in sorted(voice.calls)]
@@ -118,7 +120,7 @@ class StreamReply:
             out.append({**choice, "delta": delta, "finish_reason": None, "stop_reason": None})
             choice = self._blank({**choice, "logprobs": None})
             choice.pop("token_ids", None)
-        sign(choice, end)
+        sign(choice, report)
         return [*out, choice]
 
     def _take_calls(self, choice: Record, voice: _Voice) -> bool:

@@ -1,0 +1,132 @@
+"""Write the answers of one request, as one record or as a stream: for both endpoints, in the shape of each."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
+from anydepth.audit.answer import check_record
+from anydepth.guard_report import GuardReport
+from anydepth.server.answer.compose import Delta, End
+from anydepth.server.http.disconnect import ClosingStream, while_there
+from anydepth.server.http.http_errors import describe
+from anydepth.server.http.requests import ChatRequest, CompletionRequest
+from anydepth.server.http.sse import DONE, HEADERS, MEDIA_TYPE, sse
+from anydepth.server.service import Ask, Piece, Service
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How an endpoint writes its answers.
+
+    Attributes:
+        whole: The `object` of a whole reply.
+        chunk: The `object` of a record of a stream.
+        message: What a choice of a whole reply has of an answer.
+        delta: What a choice of a stream's record has of a piece; the number is that of the answer's calls before it.
+        opening: What each answer of a stream begins with, or None.
+        tells: Whether a stream shows every check to a client that asks for them.
+    """
+
+    whole: str
+    chunk: str
+    message: Callable[[Sequence[Delta]], dict[str, Any]]
+    delta: Callable[[Delta, int], dict[str, Any]]
+    opening: dict[str, Any] | None = None
+    tells: bool = False
+
+
+async def respond(
+    request: Request, body: ChatRequest | CompletionRequest, ask: Ask, service: Service, shape: Shape
+) -> Response:
+    """Answer a request under guard."""
+    pieces = service.run(ask)
+    if not body.stream:
+        return JSONResponse(await while_there(request, _collect(ask, service, shape, pieces)))
+    first = await while_there(request, anext(pieces))  # before the headers: what cannot be done gets its own status
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    stream = _stream(ask, service, shape, pieces, first, with_usage)
+    return ClosingStream(stream, pieces, media_type=MEDIA_TYPE, headers=HEADERS)
+
+
+async def _collect(ask: Ask, service: Service, shape: Shape, pieces: AsyncGenerator[Piece, None]) -> dict[str, Any]:
+    deltas: list[list[Delta]] = [[] for _ in ask.jobs]
+    ends: dict[int, End] = {}
+    async with aclosing(pieces):
+        async for index, piece in pieces:
+            if isinstance(piece, End):
+                ends[index] = piece
+            else:
+                deltas[index].append(piece)
+    choices = [
+        _choice(
+            index,
+            shape.message(deltas[index]),
+            ends[index].finish_reason,
+            anydepth=GuardReport.of(ends[index].answer, job.guard, tell=ask.tell_checks).record(),
+        )
+        for index, job in enumerate(ask.jobs)
+    ]
+    return {**_head(ask, service, shape.whole), "choices": choices, "usage": _usage(ask, ends)}
+
+
+async def _stream(
+    ask: Ask, service: Service, shape: Shape, pieces: AsyncGenerator[Piece, None], first: Piece, with_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    head = _head(ask, service, shape.chunk) | ({"usage": None} if with_usage else {})
+    tells = shape.tells and ask.tell_checks
+    calls, ends = [0] * len(ask.jobs), dict[int, End]()
+    nothing = shape.delta(Delta(), 0)
+
+    def chunk(index: int, body: dict[str, Any], finish: str | None = None, **extra: Any) -> bytes:
+        return sse({**head, "choices": [_choice(index, body, finish, **extra)]})
+
+    async with aclosing(pieces):
+        if shape.opening is not None:
+            for index in range(len(ask.jobs)):
+                yield chunk(index, shape.opening)
+        try:
+            async for index, piece in _after(first, pieces):
+                if isinstance(piece, End):
+                    ends[index] = piece
+                    report = GuardReport.of(piece.answer, ask.jobs[index].guard)
+                    yield chunk(index, nothing, piece.finish_reason, anydepth=report.record())
+                elif (body := shape.delta(piece, calls[index])) != nothing:
+                    calls[index] += len(piece.calls)
+                    told: dict[str, Any] = {}
+                    if tells and piece.depth is not None:
+                        told["anydepth"] = {"depth": piece.depth}
+                    yield chunk(index, body, **told)
+                elif piece.check is not None and tells:
+                    yield chunk(index, nothing, anydepth={"check": check_record(piece.check)})
+        except Exception as error:  # the headers have left: the error is an event of the stream
+            yield sse(describe(error)[1])
+            return
+    if with_usage:
+        yield sse({**head, "choices": [], "usage": _usage(ask, ends)})
+    yield DONE
+
+
+def _choice(index: int, body: dict[str, Any], finish: str | None, **extra: Any) -> dict[str, Any]:
+    return {"index": index, **body, "logprobs": None, "finish_reason": finish, **extra}
+
+
+def _head(ask: Ask, service: Service, kind: str) -> dict[str, Any]:
+    return {"id": ask.id, "object": kind, "created": ask.created, "model": service.engine.facts.model}
+
+
+async def _after(first: Piece, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    yield first
+    async for piece in pieces:
+        yield piece
+
+
+def _usage(ask: Ask, ends: dict[int, End]) -> dict[str, int]:
+    """Token counts of a request: each of its prompts counts once, however many answers it has."""
+    answers = [ends[index].answer for index in range(len(ask.jobs))]
+    asked = sum(each.prompt_tokens + each.prefill_tokens for each in answers[:: len(answers) // ask.prompts])
+    written = sum(answer.generated_tokens for answer in answers)
+    return {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
