@@ -230,7 +230,7 @@ def test_what_cannot_work_is_refused_before_the_model_is_loaded(
 def test_missing_scipy_is_found_before_the_scan(
     run: Run, opened: list[GuardOptions], artefact: Path, benign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
     result = run("calibrate", artefact, "--model", "org/m", "--benign", benign)
     assert (result.exit_code, opened) == (2, [])
     assert "pip install 'anydepth[fit]'" in result.stderr
