@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from anydepth.errors import ConfigError
-from anydepth.evals.attacks.interleave import Ratio
+from anydepth.evals.ratio import Ratio
 
 _DIGITS = 9
 """Digits of a number at most: none of the options is a count of more than some millions."""

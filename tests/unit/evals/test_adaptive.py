@@ -10,9 +10,9 @@ import pytest
 from anydepth.errors import ConfigError
 from anydepth.evals.arms.answer_records import Trace
 from anydepth.evals.attacks.disguises import Case, as_stored, spreads, styles, suffixed
-from anydepth.evals.attacks.interleave import Ratio
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure
+from anydepth.evals.ratio import Ratio
 from anydepth.evals.suites import adaptive
 from anydepth.evals.suites.adaptive_figures import POLICIES, figures_of_policies, limits_of
 from anydepth.evals.transcript import Transcript

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anydepth.errors import ConfigError
-from anydepth.evals.attacks.interleave import Ratio, interleave
+from anydepth.evals.attacks.interleave import interleave
+from anydepth.evals.ratio import Ratio
 
 HARMFUL, BENIGN = tuple(range(100)), tuple(range(1000, 1100))
 

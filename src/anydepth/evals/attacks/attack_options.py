@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from anydepth.evals.attacks.interleave import Ratio
 from anydepth.evals.context import Context
+from anydepth.evals.ratio import Ratio
 
 ATTACKS = ("none", "stored", "gcg", "best-of-n", "pair")
 """The attacks of the suite `attacks`; `none` sends the requests as they are."""

@@ -6,10 +6,11 @@ from typing import Literal
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.evals.answers.stored import stored
-from anydepth.evals.attacks.interleave import Mixture, Ratio, interleave
+from anydepth.evals.attacks.interleave import Mixture, interleave
 from anydepth.evals.attacks.restyle import MECHANICAL, restyle
 from anydepth.evals.attacks.spoof import VARIANTS, spoofed
 from anydepth.evals.context import Context
+from anydepth.evals.ratio import Ratio
 from anydepth.evals.transcript import Transcript
 
 NONE = "none"
