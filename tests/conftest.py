@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BROWSER = ROOT / "tests" / "browser"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook, which is registered later and so called first
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep a file's tests on one worker, where its fixtures are made once; the browser's files share one as well."""
     if not config.pluginmanager.hasplugin("xdist"):

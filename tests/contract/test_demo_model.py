@@ -48,8 +48,8 @@ def test_the_unguarded_model_goes_on_with_the_prefill(guard):
 
 
 def test_a_harmless_answer_is_not_halted_and_is_the_unguarded_one(guard):
-    plain = guard.unguarded(QUESTION, max_new_tokens=60, do_sample=False)
-    events = list(guard.stream(QUESTION, max_new_tokens=60, do_sample=False))
+    plain = guard.unguarded(QUESTION, max_new_tokens=30, do_sample=False)
+    events = list(guard.stream(QUESTION, max_new_tokens=30, do_sample=False))
     answer = events[-1].answer
     assert isinstance(events[-1], Finished) and not answer.halted
     assert answer.text == plain == "".join(event.text for event in events if isinstance(event, Released))
@@ -60,8 +60,8 @@ def test_a_harmless_answer_is_not_halted_and_is_the_unguarded_one(guard):
 @pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9}])
 def test_monitoring_changes_no_token(demo_model_dir, dtype, options):
     guard = Guard.from_pretrained(demo_model_dir, dtype=dtype, release="monitor", schedule=Every(10))
-    plain = guard.backend.unguarded([guard.template.prompt(QUESTION)], max_new_tokens=48, seed=5, **options)[0]
-    assert guard.generate(QUESTION, max_new_tokens=48, seed=5, **options).token_ids == plain
+    plain = guard.backend.unguarded([guard.template.prompt(QUESTION)], max_new_tokens=24, seed=5, **options)[0]
+    assert guard.generate(QUESTION, max_new_tokens=24, seed=5, **options).token_ids == plain
 
 
 def test_a_stop_string_ends_the_guarded_answer_like_the_bare_one(guard):
@@ -72,23 +72,23 @@ def test_a_stop_string_ends_the_guarded_answer_like_the_bare_one(guard):
 
 
 def test_packed_scan_and_forks_agree_with_the_guard_itself(guard):
-    answer = guard.with_options(release="monitor").generate(QUESTION, max_new_tokens=60, do_sample=False)
+    answer = guard.with_options(release="monitor").generate(QUESTION, max_new_tokens=30, do_sample=False)
     assert answer.finish_reason == "length", "the answer ended by itself; ask for fewer tokens"
     question = guard.template.prompt(QUESTION)
-    finished = Prompt(question.ids + answer.token_ids, prefill=60)  # its text may be tokenised otherwise
+    finished = Prompt(question.ids + answer.token_ids, prefill=30)  # its text may be tokenised otherwise
     scan = scan_answer(guard.backend, guard.detector, guard.config, finished)
     assert scan.method == "packed"
     assert scan_answer(guard.backend, guard.detector, guard.config, finished, packed=False).method == "forks"
     by_depth = {check.depth: check.score for check in answer.checks}
-    assert scan.checks[0].depth == 0 and scan.checks[-1].depth == 60
+    assert scan.checks[0].depth == 0 and scan.checks[-1].depth == 30
     for check in scan.checks:
         assert by_depth[check.depth] == pytest.approx(check.score, abs=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["look-ahead", "score"])
 def test_rethink_answers_and_scans_without_a_probe(demo_model_dir, mode):
-    guard = Guard.from_pretrained(demo_model_dir, detector=Rethink(mode=mode), policy=Threshold(0.9), dtype="float32")
-    answer = guard.generate(QUESTION, max_new_tokens=8, do_sample=False)
+    guard = Guard.from_pretrained(demo_model_dir, detector=Rethink(mode, max_new_tokens=8), policy=Threshold(0.9), dtype="float32")
+    answer = guard.generate(QUESTION, max_new_tokens=4, do_sample=False)
     assert all(check.error is None and 0 <= check.score <= 1 for check in answer.checks)
     scan = guard.with_options(schedule=Every(8, doubling=False)).scan(QUESTION, "Boil water and wait.")
     assert scan.method == "forks" and scan.notes
