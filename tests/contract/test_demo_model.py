@@ -56,8 +56,18 @@ def test_a_harmless_answer_is_not_halted_and_is_the_unguarded_one(guard):
     assert [event.check for event in events if isinstance(event, Checked)] == list(answer.checks)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9}])
+GREEDY, SAMPLED = {"do_sample": False}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("float32", GREEDY),
+        ("bfloat16", SAMPLED),
+        pytest.param("float32", SAMPLED, marks=pytest.mark.slow),
+        pytest.param("bfloat16", GREEDY, marks=pytest.mark.slow),
+    ],
+)
 def test_monitoring_changes_no_token(demo_model_dir, dtype, options):
     guard = Guard.from_pretrained(demo_model_dir, dtype=dtype, release="monitor", schedule=Every(10))
     plain = guard.backend.unguarded([guard.template.prompt(QUESTION)], max_new_tokens=24, seed=5, **options)[0]
@@ -87,7 +97,8 @@ def test_packed_scan_and_forks_agree_with_the_guard_itself(guard):
 
 @pytest.mark.parametrize("mode", ["look-ahead", "score"])
 def test_rethink_answers_and_scans_without_a_probe(demo_model_dir, mode):
-    guard = Guard.from_pretrained(demo_model_dir, detector=Rethink(mode, max_new_tokens=8), policy=Threshold(0.9), dtype="float32")
+    detector = Rethink(mode, max_new_tokens=8)
+    guard = Guard.from_pretrained(demo_model_dir, detector=detector, policy=Threshold(0.9), dtype="float32")
     answer = guard.generate(QUESTION, max_new_tokens=4, do_sample=False)
     assert all(check.error is None and 0 <= check.score <= 1 for check in answer.checks)
     scan = guard.with_options(schedule=Every(8, doubling=False)).scan(QUESTION, "Boil water and wait.")
