@@ -59,8 +59,10 @@ else
 	@$(BIN)/anydepth demo '$(MODEL)'
 endif
 
-# Files go to the workers in their order, the long ones first; tests/conftest.py says what stays together.
-PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 10
+# A file stays on one worker; tests/conftest.py says which files are begun first. pytest rewrites every test file, which is
+# kept for the next run only where Python may write bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 10
 
 test: $(STAMPS)/dev
 	$(PYTEST) -m 'not slow and not matrix' $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""What every test shares: no network, one thread, groups for two workers, and the model for tests marked `model`."""
+"""What every test shares: no network, one thread, the longest files first, and the model for tests marked `model`."""
 
 import logging
 import os
@@ -19,16 +19,30 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-BROWSER = ROOT / "tests" / "browser"
+LONGEST = (
+    "contract/test_collect_real.py",
+    "contract/test_families.py",
+    "browser/test_report.py",
+    "contract/test_demo_model.py",
+    "server/test_litellm.py",
+    "server/test_faults.py",
+    "contract/test_generation_config.py",
+    "contract/test_eval.py",
+    "unit/evals/test_erosion.py",
+    "contract/test_replay_equals_guard.py",
+    "unit/evals/test_attacks.py",
+    "unit/evals/test_gcg.py",
+    "unit/evals/test_adaptive.py",
+    "server/test_model.py",
+    "contract/test_cache_kinds.py",
+)
+"""Files that take longest, which workers begin with: one that came last would leave the other worker without work."""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a file's tests on one worker, where its fixtures are made once; the browser's files share one as well."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        group = BROWSER if item.path.is_relative_to(BROWSER) else item.path
-        item.add_marker(pytest.mark.xdist_group(group.relative_to(ROOT).as_posix()))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)

@@ -60,6 +60,14 @@ def write_tables(folder: Path, rows: int = 24, names: Sequence[str] = TABLES, lo
     return folder
 
 
+def cut_journals(folder: Path, suite: str) -> None:
+    """Leave a finished run's records and texts as a killed one's: the first quarter, and a line that breaks off."""
+    for kind in ("records", "texts"):
+        path = folder / kind / f"{suite}.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[: len(lines) // 4]) + lines[-1][:7])
+
+
 def _row(key: str, number: int, label: str, length: int) -> dict[str, Any]:
     return {
         "id": key,

@@ -49,6 +49,13 @@ def server() -> Iterator[ServerProcess]:
         yield running
 
 
+@pytest.fixture(scope="package")
+def closed() -> Iterator[ServerProcess]:
+    """A server that allows clients nothing."""
+    with ServerProcess.scripted({}) as running:
+        yield running
+
+
 @pytest.fixture
 def open_page(browser: Any, server: ServerProcess) -> Iterator[OpenPage]:
     """Opens the console; whatever it logs as an error, and whatever it asks of another site, fails the test."""

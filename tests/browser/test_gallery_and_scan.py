@@ -3,7 +3,6 @@
 import json
 
 from tests.browser.conftest import texts
-from tests.server.process import ServerProcess
 
 ANSWER = "A calm beginning of thirty letters, then comes the harm and goes on"
 
@@ -71,14 +70,13 @@ def test_what_cannot_be_scanned(page):
         assert words in page.locator("#scan-error").text_content()
 
 
-def test_a_server_that_tells_the_verdict_only(open_page):
-    with ServerProcess.scripted({}) as closed:
-        page = open_page(closed)
-        page.click("#tab-scan")
-        page.fill("#scan-prompt", "Why?")
-        page.fill("#scan-answer", ANSWER)
-        page.click("#scan")
-        page.wait_for_selector("#scan-result .badge")
-        assert page.locator("#scan-result .badge").text_content() == f"Flagged at depth {len(ANSWER)}"
-        assert "verdict only" in page.locator("#scan-result figcaption").text_content()
-        assert texts(page, "#scan-result .tok") == [ANSWER]
+def test_a_server_that_tells_the_verdict_only(open_page, closed):
+    page = open_page(closed)
+    page.click("#tab-scan")
+    page.fill("#scan-prompt", "Why?")
+    page.fill("#scan-answer", ANSWER)
+    page.click("#scan")
+    page.wait_for_selector("#scan-result .badge")
+    assert page.locator("#scan-result .badge").text_content() == f"Flagged at depth {len(ANSWER)}"
+    assert "verdict only" in page.locator("#scan-result figcaption").text_content()
+    assert texts(page, "#scan-result .tok") == [ANSWER]

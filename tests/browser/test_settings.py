@@ -60,17 +60,16 @@ def test_without_the_comparison(page):
     assert page.locator("#unguarded").is_hidden() and page.locator("#alone").is_hidden()
 
 
-def test_an_operator_who_allows_nothing(open_page):
-    with ServerProcess.scripted({}) as closed:
-        page = open_page(closed)
-        assert page.locator("#settings-form select, #set-interval, #set-threshold, #set-compare").count() == 0
-        body = asked(page, "say: A calm beginning of thirty letters, then comes the harm and goes on")
-        assert body["anydepth"] == {}
-        assert page.locator("#guarded .badge").text_content() == "Blocked at depth 67"
-        assert page.locator("#guarded .refusal").is_visible() and page.locator("#unguarded").is_hidden()
-        assert 'release = ["monitor"]' in page.locator("#alone").text_content()
-        assert page.locator("#guarded svg").is_hidden()
-        assert "checks = true" in page.locator("#guarded .hint").text_content()
+def test_an_operator_who_allows_nothing(open_page, closed):
+    page = open_page(closed)
+    assert page.locator("#settings-form select, #set-interval, #set-threshold, #set-compare").count() == 0
+    body = asked(page, "say: A calm beginning of thirty letters, then comes the harm and goes on")
+    assert body["anydepth"] == {}
+    assert page.locator("#guarded .badge").text_content() == "Blocked at depth 67"
+    assert page.locator("#guarded .refusal").is_visible() and page.locator("#unguarded").is_hidden()
+    assert 'release = ["monitor"]' in page.locator("#alone").text_content()
+    assert page.locator("#guarded svg").is_hidden()
+    assert "checks = true" in page.locator("#guarded .hint").text_content()
 
 
 def test_an_operator_who_switches_the_comparison_off(open_page):

@@ -1,5 +1,7 @@
 """Every kind of cache that a session can decode on: forks read true states and do not disturb the answer."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,18 @@ def test_static_cache(family, options):
     assert largest_difference(backend, prompt, released, watcher) < TOLERANCE
 
 
+@pytest.fixture
+def quanto_in_python(monkeypatch):
+    """Put Python in the place of Quanto's C++ unpacking, which a fresh environment would compile for a minute."""
+    cpp = pytest.importorskip("optimum.quanto.library.extensions.cpp")
+
+    def unpack(packed, bits):
+        return torch.cat([(packed >> bits * n) & (2**bits - 1) for n in range(8 // bits)])
+
+    monkeypatch.setattr(cpp.ext, "_lib", SimpleNamespace(unpack=unpack))
+
+
+@pytest.mark.usefixtures("quanto_in_python")
 @pytest.mark.parametrize(
     "settings", [{"backend": "quanto", "nbits": 4, "residual_length": 16, "q_group_size": 8}, {"backend": "fp8"}]
 )

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,10 @@ FORKED = ["Mamba-2", "Falcon-H1 (hybrid)", "Jamba (hybrid)", "Qwen3-Next (linear
 
 
 def gather(
-    backend: TransformersBackend, talks: Sequence[Conversation], path: Path, plan: CollectPlan
+    backend: TransformersBackend, talks: Sequence[Conversation], path: Path, plan: CollectPlan, **options: Any
 ) -> tuple[Collected, StateStore]:
     store = StateStore.create(path, manifest_for(backend, plan, dtype="float32"))
-    return collect(backend, talks, store, plan), store
+    return collect(backend, talks, store, plan, **options), store
 
 
 def of(checks: Checks, talk: Conversation) -> Checks:
@@ -209,48 +209,37 @@ def contents(path: Path) -> dict[str, bytes]:
     return {shard.name: shard.read_bytes() for shard in StateStore(path).shards()}
 
 
-SCRIPT = """
+SLOWLY = """
 import json, sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from anydepth.probes.states.collect import *
-from anydepth.backends.protocol import Site
 from anydepth.conversations.dataset import Conversation
-from anydepth.probes.states.store import StateStore
 from tests.contract.contract import backend_of
-facts, path, slow = json.load(open(sys.argv[1])), sys.argv[2], float(sys.argv[3])
+from tests.contract.test_collect_real import KILLED_PLAN, gather
+facts, path = json.load(open(sys.argv[1])), sys.argv[2]
 talks = [Conversation(**{**each, "messages": tuple(each["messages"])}) for each in facts]
-backend, plan = backend_of("Llama"), CollectPlan((Site(2), Site(3)))
-store = StateStore.create(path, manifest_for(backend, plan, dtype="float32"))
-collect(backend, talks, store, plan, progress=lambda *_: time.sleep(slow))
+gather(backend_of("Llama"), talks, path, KILLED_PLAN, progress=lambda *_: time.sleep(0.3))
 """
+KILLED_PLAN = CollectPlan((Site(2), Site(3)))
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_to_the_same_states(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_goes_on_to_the_same_states(backend, tmp_path: Path) -> None:
     talks = [replace(each, id=f"k{n}") for n, each in enumerate(conversations(120, longest=80))]
     data = tmp_path / "talks.json"
     data.write_text(json.dumps([asdict(talk) for talk in talks]))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-
-    def start(path: Path, slow: float) -> subprocess.Popen[bytes]:
-        arguments = [sys.executable, "-c", SCRIPT, os.fspath(data), os.fspath(path), str(slow)]
-        return subprocess.Popen(arguments, env=environment, cwd=ROOT)
-
-    assert start(tmp_path / "whole", 0).wait(300) == 0
-    process = start(tmp_path / "killed", 0.3)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", SLOWLY, str(data), str(killed)], env=environment, cwd=ROOT)
     begun = time.monotonic()
-    while not list((tmp_path / "killed" / "states").glob("*.parquet")):
+    while not list((killed / "states").glob("*.parquet")):
         assert time.monotonic() - begun < 120 and process.poll() is None
         time.sleep(0.02)
     time.sleep(0.15)
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
-    before = contents(tmp_path / "killed")
-    assert 0 < len(before) < 4, "the run was over before it was killed"
-    assert start(tmp_path / "killed", 0).wait(300) == 0
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole") and len(contents(tmp_path / "whole")) == 4
+    assert 0 < len(contents(killed)) < 4, "the run was over before it was killed"
+    gather(backend, talks, killed, KILLED_PLAN)
+    gather(backend, talks, tmp_path / "whole", KILLED_PLAN)
+    assert contents(killed) == contents(tmp_path / "whole") and len(contents(killed)) == 4
 
 
 def test_wrapped_conversations_are_collected_beside_their_originals(backend, tmp_path: Path) -> None:
@@ -305,15 +294,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="class")
+def cluster() -> Iterator[None]:
+    """A local cluster, for workers that would else each be waited for again."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
 class TestRay:
     """Two workers on a local cluster."""
 
-    @pytest.fixture(autouse=True)
-    def _ray(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.fixture(autouse=True, scope="class")
+    def _ray(self) -> Iterator[None]:
         pytest.importorskip("ray")
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+            yield
 
     def run(self, folder: Path, talks: Sequence[Conversation], path: Path, plan: Any, **options: Any) -> Collected:
         from anydepth.probes.states.ray import Workers, collect_with_ray, load_backend
@@ -327,6 +326,12 @@ class TestRay:
 
         return collect_with_ray(open_backend, talks, path, plan, workers=Workers(2, cpus=1), **options)
 
+    def test_a_cluster_is_started_and_ended_where_there_is_none(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(UnsupportedModel, match="blocks 0 to 3"):
+            self.run(folder, conversations(3), tmp_path / "a", CollectPlan((Site(9),)))
+        assert not pytest.importorskip("ray").is_initialized()
+
+    @pytest.mark.usefixtures("cluster")
     def test_the_same_shards_come_out(self, folder: Path, tmp_path: Path) -> None:
         from anydepth.backends.transformers import load as load_model
 
@@ -352,9 +357,8 @@ class TestRay:
         assert report.answers + report.present == here.answers
         assert seen[0] == (32, len(talks), 0) and seen[-1] == (len(talks), len(talks), report.tokens)
 
+    @pytest.mark.usefixtures("cluster")
     def test_what_a_worker_refuses_is_said_as_it_is_in_process(self, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(UnsupportedModel, match="blocks 0 to 3"):
-            self.run(folder, conversations(3), tmp_path / "a", CollectPlan((Site(9),)))
         self.run(folder, conversations(3), tmp_path / "b", CollectPlan((Site(2),)))
         with pytest.raises(StoreError, match="collected with sites"):
             self.run(folder, conversations(3), tmp_path / "b", CollectPlan((Site(3),)))

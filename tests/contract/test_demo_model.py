@@ -48,20 +48,30 @@ def test_the_unguarded_model_goes_on_with_the_prefill(guard):
 
 
 def test_a_harmless_answer_is_not_halted_and_is_the_unguarded_one(guard):
-    plain = guard.unguarded(QUESTION, max_new_tokens=60, do_sample=False)
-    events = list(guard.stream(QUESTION, max_new_tokens=60, do_sample=False))
+    plain = guard.unguarded(QUESTION, max_new_tokens=30, do_sample=False)
+    events = list(guard.stream(QUESTION, max_new_tokens=30, do_sample=False))
     answer = events[-1].answer
     assert isinstance(events[-1], Finished) and not answer.halted
     assert answer.text == plain == "".join(event.text for event in events if isinstance(event, Released))
     assert [event.check for event in events if isinstance(event, Checked)] == list(answer.checks)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9}])
+GREEDY, SAMPLED = {"do_sample": False}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("float32", GREEDY),
+        ("bfloat16", SAMPLED),
+        pytest.param("float32", SAMPLED, marks=pytest.mark.slow),
+        pytest.param("bfloat16", GREEDY, marks=pytest.mark.slow),
+    ],
+)
 def test_monitoring_changes_no_token(demo_model_dir, dtype, options):
     guard = Guard.from_pretrained(demo_model_dir, dtype=dtype, release="monitor", schedule=Every(10))
-    plain = guard.backend.unguarded([guard.template.prompt(QUESTION)], max_new_tokens=48, seed=5, **options)[0]
-    assert guard.generate(QUESTION, max_new_tokens=48, seed=5, **options).token_ids == plain
+    plain = guard.backend.unguarded([guard.template.prompt(QUESTION)], max_new_tokens=24, seed=5, **options)[0]
+    assert guard.generate(QUESTION, max_new_tokens=24, seed=5, **options).token_ids == plain
 
 
 def test_a_stop_string_ends_the_guarded_answer_like_the_bare_one(guard):
@@ -72,23 +82,24 @@ def test_a_stop_string_ends_the_guarded_answer_like_the_bare_one(guard):
 
 
 def test_packed_scan_and_forks_agree_with_the_guard_itself(guard):
-    answer = guard.with_options(release="monitor").generate(QUESTION, max_new_tokens=60, do_sample=False)
+    answer = guard.with_options(release="monitor").generate(QUESTION, max_new_tokens=30, do_sample=False)
     assert answer.finish_reason == "length", "the answer ended by itself; ask for fewer tokens"
     question = guard.template.prompt(QUESTION)
-    finished = Prompt(question.ids + answer.token_ids, prefill=60)  # its text may be tokenised otherwise
+    finished = Prompt(question.ids + answer.token_ids, prefill=30)  # its text may be tokenised otherwise
     scan = scan_answer(guard.backend, guard.detector, guard.config, finished)
     assert scan.method == "packed"
     assert scan_answer(guard.backend, guard.detector, guard.config, finished, packed=False).method == "forks"
     by_depth = {check.depth: check.score for check in answer.checks}
-    assert scan.checks[0].depth == 0 and scan.checks[-1].depth == 60
+    assert scan.checks[0].depth == 0 and scan.checks[-1].depth == 30
     for check in scan.checks:
         assert by_depth[check.depth] == pytest.approx(check.score, abs=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["look-ahead", "score"])
 def test_rethink_answers_and_scans_without_a_probe(demo_model_dir, mode):
-    guard = Guard.from_pretrained(demo_model_dir, detector=Rethink(mode=mode), policy=Threshold(0.9), dtype="float32")
-    answer = guard.generate(QUESTION, max_new_tokens=8, do_sample=False)
+    detector = Rethink(mode, max_new_tokens=8)
+    guard = Guard.from_pretrained(demo_model_dir, detector=detector, policy=Threshold(0.9), dtype="float32")
+    answer = guard.generate(QUESTION, max_new_tokens=4, do_sample=False)
     assert all(check.error is None and 0 <= check.score <= 1 for check in answer.checks)
     scan = guard.with_options(schedule=Every(8, doubling=False)).scan(QUESTION, "Boil water and wait.")
     assert scan.method == "forks" and scan.notes

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from anydepth.evals.eval_options import EvalOptions
 from anydepth.evals.evaluation import Evaluation, evaluate
+from anydepth.journal import Journal
 from anydepth.report import open_runs
 from tests.evaluations import FEW, random_probe, tiny_backend, write_tables
 
@@ -72,8 +75,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [5, 40, 70])
-def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path: Path, data: Path, whole: Path, after: int) -> None:
+def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path: Path, data: Path, whole: Path) -> None:
     folder = tmp_path / "run"
     environment = {
         **os.environ,
@@ -81,9 +83,34 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path: Path, data: Pat
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(data), str(after), str(folder)], env=environment, cwd=ROOT, check=False
+        [sys.executable, "-c", KILLED, str(data), "40", str(folder)], env=environment, cwd=ROOT, check=False
     )
     assert killed.returncode == -signal.SIGKILL
+    goes_on_to(whole, data, folder)
+
+
+@pytest.mark.parametrize("after", [5, 70])
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
+    tmp_path: Path, data: Path, whole: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = Journal.write, count(1)
+
+    def interrupted(self: Journal, key: str, row: Mapping[str, Any]) -> None:
+        write(self, key, row)
+        if next(written) == after:
+            self._file.write(b'{"id": "half a li')
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(Journal, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(data, folder)
+    monkeypatch.undo()
+    goes_on_to(whole, data, folder)
+
+
+def goes_on_to(whole: Path, data: Path, folder: Path) -> None:
+    """The run in `folder`, which broke off, ends as the one in `whole`."""
     assert not (folder / "summary.json").exists()
     begun = len((folder / "texts" / "deep-prefill.jsonl").read_bytes().splitlines())
     assert begun > 0

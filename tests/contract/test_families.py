@@ -115,12 +115,12 @@ def test_look_ahead_and_next_token_follow_the_header(backend, depth):
 def test_looking_ahead_does_not_disturb_the_answer(backend, prefill, rows):
     prompts = [prompt_of(backend, prefill=prefill), prompt_of(backend, words=4, prefill=prefill)][:rows]
     (looked, *_), outcomes = run(backend, prompts, LooksAhead(), **SAMPLED)
-    (watched, *_), _ = run(backend, prompts, watcher_for(backend), **SAMPLED)
-    assert looked == watched
     assert all(len(outcome.checks) >= 5 for outcome in outcomes)
     if rows == 1:
-        (plain,) = backend.unguarded(prompts, max_new_tokens=MAX_NEW_TOKENS, seed=3, **SAMPLED)
-        assert looked == plain
+        (expected,) = backend.unguarded(prompts, max_new_tokens=MAX_NEW_TOKENS, seed=3, **SAMPLED)
+    else:  # beside the same batch whose checks only read
+        (expected, *_), _ = run(backend, prompts, watcher_for(backend), **SAMPLED)
+    assert looked == expected
 
 
 def test_a_check_at_a_depth_that_is_past_is_refused(backend):

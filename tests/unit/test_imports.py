@@ -5,7 +5,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[2] / "src" / "anydepth"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "anydepth"
 LONGEST = 350
 LONGER_WITH_A_REASON: dict[str, str] = {}
 """Path below src/anydepth -> why the file may be longer."""
@@ -19,6 +20,12 @@ def test_import_anydepth_imports_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_tests_that_are_begun_first_exist() -> None:
+    from tests import conftest
+
+    assert [name for name in conftest.LONGEST if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_public_names_exist() -> None:

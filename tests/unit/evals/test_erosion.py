@@ -1,6 +1,7 @@
 """What fine-tuning leaves: the suite on a tiny model, and its figures on planted records."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from anydepth.schedule import Every
 from anydepth.types import Score
 from tests import tiny
 from tests.conversations import words
-from tests.evaluations import random_probe
+from tests.evaluations import cut_journals, random_probe
 from tests.unit.evals.tables import measured, one, pairs, table
 
 SETTINGS = {"steps": "0,2,4", "new-tokens": "6", "benign-tokens": "20", "examples": "12", "few": "2"}
@@ -58,7 +59,8 @@ def context(backend: TransformersBackend, data: Path, folder: Path, **changes: A
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "records" / "erosion.jsonl").read_text().splitlines()]
+    lines = (folder / "records" / "erosion.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 # -- the suite ---------------------------------------------------------------------------------------------------------
@@ -157,22 +159,13 @@ def test_a_finished_run_is_read_from_its_records(
 def test_a_killed_run_goes_on_and_agrees_with_another_one(
     backend: TransformersBackend, data: Path, folder: Path, tmp_path: Path, summary: Summary
 ) -> None:
-    class Killed(Exception):
-        pass
-
-    measurements: list[str] = []
-
-    def kill(what: str, done: int, total: int) -> None:
-        measurements.extend([what] if what.startswith("measure") and done else [])
-        if len(measurements) == 7:
-            raise Killed
-
-    with pytest.raises(Killed):
-        measured(context(backend, data, tmp_path, told=kill))
-    begun = len(records(tmp_path))
-    assert 0 < begun < len(records(folder))
-    assert measured(context(backend, data, tmp_path)) == summary
-    assert sorted(row["id"] for row in records(tmp_path)) == sorted(row["id"] for row in records(folder))
+    run = shutil.copytree(folder, tmp_path / "run")
+    cut_journals(run, "erosion")
+    shutil.rmtree(run / "adapters" / erosion.DATA[-1])
+    assert 0 < len(records(run)) < len(records(folder))
+    assert measured(context(backend, data, run)) == summary
+    assert sorted(row["id"] for row in records(run)) == sorted(row["id"] for row in records(folder))
+    assert sorted(run.rglob("adapter_model*")) and len([*run.rglob("*")]) == len([*folder.rglob("*")])
 
 
 def test_arms_and_data_can_be_chosen(backend: TransformersBackend, data: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.unit.evals import tables
 REQUEST = "w1 w2 w3 \n"  # ends with a token that the first of a suffix cannot merge with
 TARGET = "w40 w41 w42"
 SMALL = Budget(steps=4, width=24, top=32, batch=7)
+SHORT = Budget(steps=2, width=24, top=32, batch=7)
 
 
 def target_loss(suffix: str) -> float:
@@ -54,7 +55,7 @@ def test_the_suffix_makes_the_target_likelier_and_is_text_that_a_user_can_type()
 @pytest.mark.slow
 def test_a_seed_gives_one_suffix_and_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
-    one, again, other = (find_suffix(tables.backend(), REQUEST, TARGET, SMALL, seed=seed) for seed in (5, 5, 6))
+    one, again, other = (find_suffix(tables.backend(), REQUEST, TARGET, SHORT, seed=seed) for seed in (5, 5, 6))
     assert one == again
     assert one.text != other.text
     assert torch.equal(before, torch.get_rng_state())
@@ -87,8 +88,8 @@ def test_a_search_ends_when_the_model_begins_with_the_target() -> None:
 
 def test_progress_is_told_and_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     steps: list[tuple[int, int]] = []
-    find_suffix(tables.backend(), REQUEST, TARGET, SMALL, seed=0, told=lambda done, total: steps.append((done, total)))
-    assert steps == [(n, 4) for n in range(4)]
+    find_suffix(tables.backend(), REQUEST, TARGET, SHORT, seed=0, told=lambda done, total: steps.append((done, total)))
+    assert steps == [(n, 2) for n in range(2)]
     assert capsys.readouterr() == ("", "")
 
 
@@ -97,12 +98,12 @@ def test_what_a_run_has_found_is_not_searched_for_again(
 ) -> None:
     requests = {"r1": (REQUEST, TARGET), "r2": ("w9 w8", TARGET)}
     context = tables.context("attacks", tmp_path / "run", tmp_path)
-    found = searched(context, "gcg", requests, SMALL)
+    found = searched(context, "gcg", requests, SHORT)
     assert set(context.records.rows["gcg-suffix|r1"]) == {"id", "loss", "start", "steps"}
     context.close()
     monkeypatch.setattr("anydepth.evals.attacks.suffixes.find_suffix", None)
     again = tables.context("attacks", tmp_path / "run", tmp_path)
-    assert searched(again, "gcg", requests, SMALL) == found
+    assert searched(again, "gcg", requests, SHORT) == found
     again.close()
     assert not caplog.records
 
