@@ -98,7 +98,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     def interrupted(self: Journal, key: str, row: Mapping[str, Any]) -> None:
         write(self, key, row)
         if next(written) == after:
-            self._file.write(b'{"id": "half a li')
+            self._files[self.path].write(b'{"id": "half a li')
             raise KeyboardInterrupt
 
     folder = tmp_path / "run"
