@@ -215,7 +215,7 @@ def test_an_abort_closes_the_account(engine):
     told = engine.run()
     assert gone not in told or told[gone].finish_reason in (None, "abort")
     assert engine.record(gone)["outcome"] == "cancelled" and engine.record(keep)["outcome"] == "finished"
-    assert not engine.scheduler._wards and not engine.scheduler._children and not engine.scheduler.requests
+    assert not engine.scheduler._guarded and not engine.scheduler._check_requests and not engine.scheduler.requests
     engine.verified()
 
 

@@ -14,7 +14,7 @@ from anydepth.settings import Settings
 from anydepth.templates.template import Header, Prompt
 from anydepth.vllm.launch import engine_options
 from anydepth.vllm.report_field import KEY
-from anydepth.vllm.served_model import VllmModel
+from anydepth.vllm.served_model import ServedModel
 
 Place = tuple[int, int, int]
 """Index of the depth, index of the token, position in the request that reads it."""
@@ -45,27 +45,27 @@ class VllmBackend:
         self,
         model: str | Path,
         *,
-        sites: Sequence[Site] | Callable[[VllmModel], Sequence[Site]],
+        sites: Sequence[Site] | Callable[[ServedModel], Sequence[Site]],
         template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         vllm = require("vllm", extra="vllm")
         if callable(sites):
             arguments = require("vllm.engine.arg_utils", extra="vllm").EngineArgs(model=str(model), **options)
-            sites = sites(VllmModel(arguments.create_model_config(), template_kwargs))
+            sites = sites(ServedModel(arguments.create_model_config(), template_kwargs))
         self.sites = tuple(dict.fromkeys(sites))
-        self._spool = tempfile.TemporaryDirectory(prefix="anydepth-states-")
-        collect = {"sites": [str(site) for site in self.sites], "spool": self._spool.name}
+        self._folder = tempfile.TemporaryDirectory(prefix="anydepth-states-")
+        collect = {"sites": [str(site) for site in self.sites], "spool": self._folder.name}
         ours = engine_options(Settings(), collect=collect)
         self._llm: Any = vllm.LLM(model=str(model), **{"enforce_eager": True, **options, **ours})
-        self._facts = VllmModel(self._llm.llm_engine.vllm_config.model_config, template_kwargs)
-        self.template = self._facts.template
+        self._model = ServedModel(self._llm.llm_engine.vllm_config.model_config, template_kwargs)
+        self.template = self._model.template
         self._batches = 0
 
     @property
     def identity(self) -> ModelIdentity:
         """Which model this is."""
-        return self._facts.identity
+        return self._model.identity
 
     @property
     def dtype(self) -> str:
@@ -75,7 +75,7 @@ class VllmBackend:
     @property
     def header(self) -> Header:
         """The Safety Tokens of the chat template."""
-        return self._facts.header
+        return self._model.header
 
     @property
     def context_length(self) -> int:
@@ -157,7 +157,7 @@ class VllmBackend:
         return params(temperature=0.0, max_tokens=1, detokenize=False, extra_args={KEY: asked})
 
     def _take(self, name: str) -> np.ndarray:
-        path = Path(self._spool.name) / f"{name}.npy"
+        path = Path(self._folder.name) / f"{name}.npy"
         if not path.exists():
             raise CheckError(f"the engine wrote no states to {path}; is its process on another machine?")
         found = np.load(path)
@@ -185,8 +185,8 @@ class VllmBackend:
 
     def first_token_ids(self, texts: Sequence[str]) -> list[int]:
         """The first token of each text as the start of an answer."""
-        return self._facts.first_token_ids(texts)
+        return self._model.first_token_ids(texts)
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Text of `token_ids`, special tokens left out."""
-        return self._facts.decode_text(token_ids)
+        return self._model.decode_text(token_ids)

@@ -4,10 +4,10 @@ from typing import Any
 
 from anydepth.audit.answer import check_record, number
 from anydepth.policy import policy_record
-from anydepth.vllm.engine.flow_feed import Watch
+from anydepth.vllm.engine.flow_feed import FlowFeed
 
 
-def answer_report(watch: Watch, *, detector: str, checks: bool) -> dict[str, Any]:
+def answer_report(watch: FlowFeed, *, detector: str, checks: bool) -> dict[str, Any]:
     """What is known of an answer that has ended; all counts are tokens."""
     assert watch.outcome is not None
     verdict = watch.outcome.verdict

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Watch:
+class FlowFeed:
     """One answer under guard: `begin`, then `push` tokens, `answer` checks, take what is `released`.
 
     Attributes:

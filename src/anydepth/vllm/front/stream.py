@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from anydepth.server.answer.toolcalls import whole_arguments, whole_calls
 from anydepth.vllm.front.replies import (
-    Asked,
     End,
     Record,
+    RequestedReply,
     after,
     end_of,
     finished,
@@ -16,11 +16,11 @@ from anydepth.vllm.front.replies import (
     told_of,
     without_calls,
 )
-from anydepth.vllm.front.reports import Page
+from anydepth.vllm.front.reports import ResponseReports
 
 
 @dataclass(slots=True)
-class _Voice:
+class _StreamedAnswer:
     """One answer of a stream.
 
     Attributes:
@@ -42,9 +42,9 @@ class StreamReply:
     Tool calls are kept until their answer has ended unhalted, whatever the release mode, and then leave as a whole.
     """
 
-    def __init__(self, asked: Asked, page: Page) -> None:
+    def __init__(self, asked: RequestedReply, page: ResponseReports) -> None:
         self._asked, self._page = asked, page
-        self._voices = [_Voice() for _ in range(asked.prompts * asked.n)]
+        self._voices = [_StreamedAnswer() for _ in range(asked.prompts * asked.n)]
         self._head = head_of(asked, "chat.completion.chunk" if asked.chat else "text_completion")
         self._withheld, self._failed = 0, False
 
@@ -90,7 +90,7 @@ class StreamReply:
         self._withheld += end.withheld
         return self._halted(choice, end, voice) if end.halted else self._ended(choice, end, voice)
 
-    def _halted(self, choice: Record, end: End, voice: _Voice) -> list[Record]:
+    def _halted(self, choice: Record, end: End, voice: _StreamedAnswer) -> list[Record]:
         text = self._text(choice)
         out = []
         if end.known and not self._is_empty(choice):
@@ -103,7 +103,7 @@ class StreamReply:
         sign(last, end)
         return [*out, last]
 
-    def _ended(self, choice: Record, end: End, voice: _Voice) -> list[Record]:
+    def _ended(self, choice: Record, end: End, voice: _StreamedAnswer) -> list[Record]:
         out = []
         if voice.calls:
             found = [voice.calls[index] for index in sorted(voice.calls)]
@@ -121,7 +121,7 @@ class StreamReply:
         sign(choice, end)
         return [*out, choice]
 
-    def _take_calls(self, choice: Record, voice: _Voice) -> bool:
+    def _take_calls(self, choice: Record, voice: _StreamedAnswer) -> bool:
         """Take parts of calls out of a chunk and put them together."""
         if not self._asked.chat:
             return False
