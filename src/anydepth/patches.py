@@ -115,7 +115,7 @@ VLLM_LINEAR = Patch(
     extra="vllm",
 )
 TORCH_LINEAR = Patch(
-    what='the class of a model\'s linear layers with `dtype="fast"`, by one that multiplies few rows faster',
+    what="the class of a model's linear layers, by one that multiplies few rows with its operands swapped",
     why="another layer in its place would have another name in every hook and adapter of the model",
     module="torch.nn",
     members={"Linear.forward": ("self", "input")},

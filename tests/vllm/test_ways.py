@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md says how to run these tests")
 
 from anydepth import LinearProbe, Rethink
-from anydepth.backends.protocol import CONTENT, FinishedAnswer, Read, Site
+from anydepth.backends.protocol import CONTENT, FinishedAnswer, Read, Site, require_sessions
 from anydepth.errors import CapabilityError, UnsupportedModel
 from anydepth.templates.template import Prompt
 from anydepth.vllm.vllm_backend import VllmBackend
@@ -178,7 +178,7 @@ def test_the_backend_says_what_it_cannot_do(backend):
     with pytest.raises(UnsupportedModel, match=r"started for 2\.input_layernorm"):
         backend.read_batch([answer], [Site(0)], tokens=[0])
     with pytest.raises(CapabilityError, match="finished answers"):
-        backend.replay(answer.prompt, answer.answer_ids)
+        require_sessions(backend)
 
 
 @pytest.mark.parametrize("command", ["scan", "collect"])

@@ -3,15 +3,15 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import CONTENT, Capability, FinishedAnswer, ModelIdentity, Read, Session, Site
-from anydepth.errors import CapabilityError, CheckError, PromptError, UnsupportedModel
+from anydepth.backends.protocol import CONTENT, Capability, FinishedAnswer, ModelIdentity, Read, Site
+from anydepth.errors import CheckError, PromptError, UnsupportedModel
 from anydepth.extras import require
 from anydepth.settings import Settings
-from anydepth.templates.template import Header, Prompt
+from anydepth.templates.template import Header
 from anydepth.vllm.launch import engine_options
 from anydepth.vllm.report_field import KEY
 from anydepth.vllm.served_model import ServedModel
@@ -21,7 +21,7 @@ Place = tuple[int, int, int]
 
 
 class VllmBackend:
-    """Implements `read_batch` of `anydepth.backends.protocol.Backend` over a vLLM engine of its own.
+    """Implements `anydepth.backends.protocol.Reader` over a vLLM engine of its own.
 
     Each depth of each answer is one request of one token, text up to the depth and header; the prefix cache lets the
     requests of one answer share the text, and vLLM batches those of all answers.
@@ -100,7 +100,7 @@ class VllmBackend:
         tokens: Sequence[int],
         suffix: Sequence[int] | None = None,
     ) -> Sequence[Mapping[Site, np.ndarray]]:
-        """Hidden states at all depths of several finished answers; see `Backend.read_batch`."""
+        """Hidden states at all depths of several finished answers; see `Reader.read_batch`."""
         for site in sites:
             self.check_site(site)
         self._batches += 1
@@ -163,25 +163,6 @@ class VllmBackend:
         found = np.load(path)
         path.unlink()
         return found
-
-    # -- what only a session can do ------------------------------------------------------------------------------------
-
-    def open(self, prompts: Sequence[Prompt], **options: Any) -> Session:
-        """Answers under guard are the scheduler's: raises CapabilityError."""
-        self._refuse("answers")
-
-    def replay(self, prompt: Prompt, answer_ids: Sequence[int]) -> Session:
-        """Raises CapabilityError: only fixed depths can be read."""
-        self._refuse("replayed answers")
-
-    def unguarded(self, prompts: Sequence[Prompt], **options: Any) -> list[tuple[int, ...]]:
-        """Raises CapabilityError; use `vllm.LLM`."""
-        self._refuse("answers")
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise CapabilityError(
-            f"VllmBackend reads finished answers and gives no {what}; start vLLM with engine_options for guarded ones"
-        )
 
     def first_token_ids(self, texts: Sequence[str]) -> list[int]:
         """The first token of each text as the start of an answer."""

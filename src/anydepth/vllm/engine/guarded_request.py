@@ -13,7 +13,7 @@ from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.setup import Setup
 
 
-class Stage(Enum):
+class RequestStage(Enum):
     """What a guarded request waits for."""
 
     FREE = "no check is due"
@@ -50,13 +50,13 @@ class GuardedRequest:
     output: HeldOutput = field(default_factory=HeldOutput)
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> RequestStage:
         """What the request waits for now."""
         if self.feed.over:
-            return Stage.OVER
+            return RequestStage.OVER
         if self.pending:
-            return Stage.CHECKING
-        return Stage.DUE if self.feed.due is not None or not self.feed.begun else Stage.FREE
+            return RequestStage.CHECKING
+        return RequestStage.DUE if self.feed.due is not None or not self.feed.begun else RequestStage.FREE
 
     @property
     def depth(self) -> int:

@@ -12,7 +12,7 @@ from anydepth.extras import require
 from anydepth.vllm.engine.admission import open_admission
 from anydepth.vllm.engine.answer_report import answer_report
 from anydepth.vllm.engine.check_requests import is_check_request, make_checks
-from anydepth.vllm.engine.guarded_request import GuardedRequest, Stage
+from anydepth.vllm.engine.guarded_request import GuardedRequest, RequestStage
 from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.engine.positions import Place, end_places
 from anydepth.vllm.engine.reading_scheduler import ReadingScheduler
@@ -97,14 +97,14 @@ class GuardedScheduler(ReadingScheduler):
     def _add_headers(self) -> list[GuardedRequest]:
         """Put the header behind requests with a check due; those that the budget has no room for sit the step out."""
         for guarded in list(self._guarded.values()):
-            if guarded.stage is Stage.DUE and not guarded.held and guarded.request.status == Status.PREEMPTED:
+            if guarded.stage is RequestStage.DUE and not guarded.held and guarded.request.status == Status.PREEMPTED:
                 self._attend(guarded, apart=True)  # it would be resumed with the token after the check
         header, riders = self.setup.header_ids, []
         content = any(read.token == CONTENT for read in self.setup.reads)
         budget = min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
         for request in self.running:
             guarded = self._guarded.get(request.request_id)
-            if guarded is None or guarded.stage is not Stage.DUE or not guarded.decodes:
+            if guarded is None or guarded.stage is not RequestStage.DUE or not guarded.decodes:
                 continue
             due = guarded.feed.due or 0
             if due != guarded.depth:  # cannot be: the last resort, so that it could never go unseen
@@ -242,10 +242,10 @@ class GuardedScheduler(ReadingScheduler):
             apart: True if the check cannot ride, though the detector reads states.
         """
         request, stage = guarded.request, guarded.stage
-        if stage is Stage.DUE:
+        if stage is RequestStage.DUE:
             if apart or guarded.held or not self.setup.reads or not request.num_output_tokens:
                 self._check_apart(guarded)
-        elif stage is Stage.FREE and guarded.held:
+        elif stage is RequestStage.FREE and guarded.held:
             guarded.held = False
             if request.status == Status.PREEMPTED:
                 self.waiting.prepend_request(request)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from anydepth.backends.protocol import Site
 from anydepth.errors import UnsupportedModel
 from anydepth.extras import require
-from anydepth.vllm.additional_config import ReadOut as Choice
+from anydepth.vllm.additional_config import ReadOutChoice
 
 logger = logging.getLogger("vllm.anydepth")
 
@@ -29,7 +29,7 @@ class ReadOut(Protocol):
         ...
 
 
-def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: Choice, compiled: bool) -> "ReadOut":
+def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: ReadOutChoice, compiled: bool) -> "ReadOut":
     """The way that fits model and engine; the log says which.
 
     Args:
