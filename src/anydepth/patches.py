@@ -21,7 +21,7 @@ class Patch:
         what: What is replaced, and by what.
         why: What the library has no other way for.
         module: Module of the library.
-        members: Name in the module, `Class.method` -> names of its parameters where it was tested; None for a class.
+        members: Method in the module, `Class.method` -> names of its parameters where it was tested, spaces between.
         tested: Version of the library that the replacement was last tested on.
         extra: The extra of this package that installs the library.
     """
@@ -29,9 +29,9 @@ class Patch:
     what: str
     why: str
     module: str
-    members: Mapping[str, tuple[str, ...] | None]
+    members: Mapping[str, str]
     tested: str
-    extra: str
+    extra: str = "vllm"
 
     def check(self) -> Any:
         """The module, with all members in it as they were tested.
@@ -46,9 +46,9 @@ class Patch:
                 member: Any = reduce(getattr, name.split("."), module)
             except AttributeError:
                 raise self._refused(f"{self.module} has no {name}") from None
-            found = None if parameters is None else tuple(inspect.signature(member).parameters)
-            if found != parameters:
-                raise self._refused(f"{self.module}.{name} takes {', '.join(found or ())}")
+            found = list(inspect.signature(member).parameters)
+            if found != parameters.split():
+                raise self._refused(f"{self.module}.{name} takes {', '.join(found)}")
         return module
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
@@ -68,9 +68,8 @@ ENGINE_ARGUMENTS = Patch(
     what="a wrapper that fills in the guard's options",
     why="vLLM has no hook between its command line and its configuration",
     module="vllm.engine.arg_utils",
-    members={"EngineArgs.create_engine_config": ("self", "usage_context", "headless")},
+    members={"EngineArgs.create_engine_config": "self usage_context headless"},
     tested="0.32.0",
-    extra="vllm",
 )
 OUTPUTS = Patch(
     what="a wrapper that notes the report of each answer for the front end",
@@ -78,47 +77,36 @@ OUTPUTS = Patch(
     module="vllm.v1.engine.output_processor",
     members={
         "OutputProcessor.process_outputs": (
-            "self",
-            "engine_core_outputs",
-            "engine_core_timestamp",
-            "iteration_stats",
-            "weight_version",
+            "self engine_core_outputs engine_core_timestamp iteration_stats weight_version"
         )
     },
     tested="0.32.0",
-    extra="vllm",
 )
 MODEL_RUNNER = Patch(
     what="the class of the worker's model runner, by one that reads hidden states",
     why="vLLM has no setting for the class of its model runner",
     module="vllm.v1.worker.gpu_model_runner",
     members={
-        "GPUModelRunner._setup_eagle3_aux_hidden_state_outputs": ("self",),
-        "GPUModelRunner.execute_model": ("self", "scheduler_output", "intermediate_tensors"),
-        "GPUModelRunner._prepare_inputs": ("self", "scheduler_output", "num_scheduled_tokens"),
-        "GPUModelRunner.sample_tokens": ("self", "grammar_output"),
+        "GPUModelRunner._setup_eagle3_aux_hidden_state_outputs": "self",
+        "GPUModelRunner.execute_model": "self scheduler_output intermediate_tensors",
+        "GPUModelRunner._prepare_inputs": "self scheduler_output num_scheduled_tokens",
+        "GPUModelRunner.sample_tokens": "self grammar_output",
     },
     tested="0.32.0",
-    extra="vllm",
 )
 VLLM_LINEAR = Patch(
     what="`forward` of the linear layers behind the last site that is read, on a CPU, without the header's rows",
     why="a hook of torch cannot keep a layer from computing rows",
     module="vllm.model_executor.layers.linear",
-    members={
-        "LinearBase": None,
-        "ReplicatedLinear.forward": ("self", "x"),
-        "ColumnParallelLinear.forward": ("self", "input_"),
-        "RowParallelLinear.forward": ("self", "input_"),
-    },
+    members={f"{kind}.forward": "self input_" for kind in ("ColumnParallelLinear", "RowParallelLinear")}
+    | {"ReplicatedLinear.forward": "self x"},
     tested="0.32.0",
-    extra="vllm",
 )
 TORCH_LINEAR = Patch(
     what="the class of a model's linear layers, by one that multiplies few rows with its operands swapped",
     why="another layer in its place would have another name in every hook and adapter of the model",
     module="torch.nn",
-    members={"Linear.forward": ("self", "input")},
+    members={"Linear.forward": "self input"},
     tested="2.13.0",
     extra="transformers",
 )

@@ -1,7 +1,7 @@
 """Hidden states of finished answers, read by vLLM with continuous batching: for `anydepth scan` and `collect`."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,6 @@ from anydepth.templates.template import Header
 from anydepth.vllm.launch import engine_options
 from anydepth.vllm.report_field import KEY
 from anydepth.vllm.served_model import ServedModel
-
-Place = tuple[int, int, int]
-"""Index of the depth, index of the token, position in the request that reads it."""
 
 
 class VllmBackend:
@@ -104,36 +101,33 @@ class VllmBackend:
         for site in sites:
             self.check_site(site)
         self._batches += 1
+        params = require("vllm", extra="vllm").SamplingParams
         prompts: list[dict[str, Any]] = []
-        params: list[Any] = []
-        plans: list[tuple[int, list[Place], str]] = []
+        sampling: list[Any] = []
+        plans: list[tuple[int, int, str]] = []
         for row, answer in enumerate(answers):
-            for ids, places in self._requests(answer, tokens, suffix):
-                name = f"{self._batches}-{len(plans)}"
-                asked = {"read": sorted({place for _, _, place in places}), "file": name}
+            for index, (ids, positions) in enumerate(self._requests(answer, tokens, suffix)):
+                plans.append((row, index, name := f"{self._batches}-{len(plans)}"))
                 prompts.append({"prompt_token_ids": list(ids)})
-                params.append(self._params(asked))
-                plans.append((row, places, name))
-        self._llm.generate(prompts, params, use_tqdm=False)
+                asked = {KEY: {"read": positions, "file": name}}
+                sampling.append(params(temperature=0.0, max_tokens=1, detokenize=False, extra_args=asked))
+        self._llm.generate(prompts, sampling, use_tqdm=False)
         width = self.identity.hidden_size
         out = [{site: np.empty((len(a.depths), len(tokens), width), np.float32) for site in sites} for a in answers]
-        for row, places, name in plans:
+        for row, index, name in plans:
             found = self._take(name)
-            order = sorted({place for _, _, place in places})
-            for depth, token, place in places:
-                for site in sites:
-                    out[row][site][depth, token] = found[order.index(place), self.sites.index(site)]
+            for site in sites:
+                out[row][site][index] = found[:, self.sites.index(site)]
         return out
 
     def _requests(
         self, answer: FinishedAnswer, tokens: Sequence[int], suffix: Sequence[int] | None
-    ) -> list[tuple[tuple[int, ...], list[Place]]]:
-        """Token ids of the requests for one answer, and what is read in each."""
+    ) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        """For each depth the token ids of the request, and the positions where `tokens` stand in it."""
         start = answer.prompt.ids[: answer.prompt.start]
         header = tuple(self.header.ids if suffix is None else suffix)[: max(tokens) + 1]
         first = self.template.start_index(answer.prompt, 0) if suffix is None else None
-        found = []
-        for index, depth in enumerate(answer.depths):
+        for depth in answer.depths:
             if not 0 <= depth <= len(answer.answer_ids):
                 raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
             text = start + answer.answer_ids[:depth]
@@ -142,19 +136,14 @@ class VllmBackend:
                     f"prompt and answer have {len(text)} tokens, which with a check of {len(header)} and one more do "
                     f"not fit the engine's context of {self.context_length + 1}; shorten them, or raise max_model_len"
                 )
-            places = []
-            for place, token in enumerate(tokens):
+            positions = []
+            for token in tokens:
                 own = self.template.start_index(answer.prompt, token) if depth == 0 and suffix is None else None
                 position = own if own is not None else len(text) + token
                 if token == CONTENT:
                     position = (first if depth == 0 and first is not None else len(text)) - 1
-                places.append((index, place, position))
-            found.append((text + header, places))
-        return found
-
-    def _params(self, asked: dict[str, Any]) -> Any:
-        params = require("vllm", extra="vllm").SamplingParams
-        return params(temperature=0.0, max_tokens=1, detokenize=False, extra_args={KEY: asked})
+                positions.append(position)
+            yield text + header, positions
 
     def _take(self, name: str) -> np.ndarray:
         path = Path(self._folder.name) / f"{name}.npy"
