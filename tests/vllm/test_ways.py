@@ -13,8 +13,9 @@ pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md say
 
 from anydepth import LinearProbe, Rethink
 from anydepth.backends.protocol import CONTENT, FinishedAnswer, Read, Site, require_sessions
-from anydepth.errors import CapabilityError, UnsupportedModel
+from anydepth.errors import CapabilityError, ConfigError, UnsupportedModel
 from anydepth.templates.template import Prompt
+from anydepth.vllm import launch
 from anydepth.vllm.vllm_backend import VllmBackend
 from anydepth.vllm.worker.header_rows import HeaderRows
 from tests.vllm.engine import DEFAULTS, monitor
@@ -86,6 +87,17 @@ def test_the_header_goes_no_further_than_the_last_site(engines, reference, tmp_p
 def test_a_site_that_compiled_graphs_do_not_offer_is_refused(engines):
     with pytest.raises(Exception, match="compiled graphs"):
         engines(extra={"read_out": "aux"})
+
+
+def test_each_scheduler_refuses_the_configuration_of_the_other(engines, tiny_folder, monkeypatch):
+    """An engine that collects states guards nothing, so that one must never be started for the other."""
+    monkeypatch.setattr(launch, "SCHEDULER", launch.COLLECTOR)
+    with pytest.raises(ConfigError, match="StateScheduler, and additional_config guards answers"):
+        engines(max_model_len=64)
+    monkeypatch.undo()
+    monkeypatch.setattr(launch, "COLLECTOR", launch.SCHEDULER)
+    with pytest.raises(ConfigError, match="GuardedScheduler, and additional_config collects states"):
+        VllmBackend(tiny_folder, sites=[Site(2)], **DEFAULTS)
 
 
 @pytest.mark.model

@@ -27,7 +27,7 @@ class GuardedRequest:
     """A request of vLLM's, the flow of its answer, and how its next check is being made.
 
     Attributes:
-        request: vLLM's own request.
+        request: The `Request` of vLLM.
         feed: The flow of its answer.
         prompt: Its prompt, with what is prefill told apart.
         tell_checks: True if the client may see every check.

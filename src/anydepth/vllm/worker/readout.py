@@ -16,31 +16,31 @@ Rows = dict[Site, Any]
 
 
 class ReadOut(Protocol):
-    """A way to the states."""
+    """Takes hidden states out of a forward pass."""
 
     name: str
 
     def expect(self, rows: Rows) -> None:
-        """Say, before a forward pass, which rows of its batch are wanted."""
+        """Say, before a forward pass, which rows of its batch to read."""
         ...
 
     def take(self, aux: Sequence[Any] | None) -> dict[Site, Any]:
-        """The states of the pass, `[rows, hidden_size]` a site, in the model's number format."""
+        """The states of the pass, `[rows, hidden_size]` per site, in the model's number format."""
         ...
 
 
 def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: ReadOutChoice, compiled: bool) -> "ReadOut":
-    """The way that fits model and engine; the log says which.
+    """The `ReadOut` that fits model and engine; the log names it.
 
     Args:
         model: The loaded model.
         layers: Number of its blocks.
         sites: Where to read.
-        choice: What the operator wants.
+        choice: What the operator chose.
         compiled: Whether the model runs compiled or in captured graphs, where hooks are not called.
 
     Raises:
-        UnsupportedModel: There is none.
+        UnsupportedModel: None fits; the message names the remedy.
     """
     supports_eagle3 = require("vllm.model_executor.models.interfaces", extra="vllm").supports_eagle3
     auxiliary = supports_eagle3(model) and all(site.module in ("input_layernorm", "output") for site in sites)
