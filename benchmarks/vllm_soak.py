@@ -187,7 +187,7 @@ class Soak:
             for each in held for window in each["windows"]
             if window["state"] == "released" and window["checked_at"] is None
         )  # fmt: skip
-        left = len(self.scheduler.requests) + len(self.scheduler._wards) + len(self.scheduler._children)
+        left = len(self.scheduler.requests) + len(self.scheduler._guarded) + len(self.scheduler._check_requests)
         wanted = sum(self.made.values()) + self.made["choices"]
         answers = sum(found.answers.values())
         return {

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from anydepth.backends.protocol import Backend
+from anydepth.backends.protocol import Reader, require_sessions
 from anydepth.config import OPTIONS, GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import Detector, LinearProbe, declares_reads, detector_parts, find_shipped
 from anydepth.driver import Driver, OnCheck, share_time, unobserved
@@ -52,7 +52,7 @@ class Guard:
 
         self._setup(TransformersBackend(model, tokenizer), detector, options)
 
-    def _setup(self, backend: Backend, detector: Detector, options: Mapping[str, Any]) -> None:
+    def _setup(self, backend: Reader, detector: Detector, options: Mapping[str, Any]) -> None:
         self.config = guard_config(options, with_own_policy(GuardConfig(), detector))
         detector.bind(backend)
         for part in detector_parts(detector):
@@ -60,7 +60,7 @@ class Guard:
         self.backend, self.detector = backend, detector
 
     @classmethod
-    def from_backend(cls, backend: Backend, detector: Detector, **options: Any) -> "Guard":
+    def from_backend(cls, backend: Reader, detector: Detector, **options: Any) -> "Guard":
         """A guard over a backend that is already loaded."""
         guard = cls.__new__(cls)
         guard._setup(backend, detector, options)
@@ -186,7 +186,7 @@ class Guard:
             What came of one use of the model, as `(row, event)` in order; it may be nothing.
         """
         plans = [self.config.plan(max_new_tokens=max_new_tokens, prefill=prompt.prefill) for prompt in prompts]
-        session = self.backend.open(prompts, max_new_tokens=max_new_tokens, seed=seed, **generation)
+        session = require_sessions(self.backend).open(prompts, max_new_tokens=max_new_tokens, seed=seed, **generation)
         try:
             for row, prompt in enumerate(prompts):
                 if prompt.prefill:
@@ -269,7 +269,9 @@ class Guard:
     ) -> str:
         """The text that the bare model writes, for comparison: one plain `generate` call, nothing checked."""
         prompt = self.template.prompt(messages, prefill=prefill)
-        (ids,) = self.backend.unguarded([prompt], max_new_tokens=max_new_tokens, seed=seed, **generation)
+        (ids,) = require_sessions(self.backend).unguarded(
+            [prompt], max_new_tokens=max_new_tokens, seed=seed, **generation
+        )
         stream = TextStream(self.backend.decode_text, prompt.ids[prompt.start :])
         return stream.push(ids) + stream.flush()
 
@@ -287,7 +289,7 @@ class Guard:
         return scan_answers(self.backend, self.detector, self.config, prompts)
 
 
-def shipped_probe(backend: "Backend | TransformersBackend") -> LinearProbe:
+def shipped_probe(backend: "Reader | TransformersBackend") -> LinearProbe:
     """The probe that the package ships for this model; ConfigError with the remedy if there is none."""
     probe = find_shipped(backend)
     if probe is None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from anydepth.backends.protocol import Backend, Capability, FinishedAnswer
+from anydepth.backends.protocol import Capability, FinishedAnswer, Reader, require_sessions
 from anydepth.config import GuardConfig
 from anydepth.detectors import Detector, declares_reads, score_finished
 from anydepth.driver import drive
@@ -16,7 +16,7 @@ from anydepth.types import CheckResult, Decoded, ScanResult, Score
 
 
 def scan_answer(
-    backend: Backend, detector: Detector, config: GuardConfig, prompt: Prompt, *, packed: bool = True
+    backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt, *, packed: bool = True
 ) -> ScanResult:
     """Check the answer that is the prefill of `prompt`, as the guard would have while it was generated.
 
@@ -29,7 +29,7 @@ def scan_answer(
 
 
 def scan_answers(
-    backend: Backend, detector: Detector, config: GuardConfig, prompts: Sequence[Prompt], *, packed: bool = True
+    backend: Reader, detector: Detector, config: GuardConfig, prompts: Sequence[Prompt], *, packed: bool = True
 ) -> list[ScanResult]:
     """Scan several answers, each the prefill of its prompt, in one batch; see `scan_answer`.
 
@@ -79,7 +79,7 @@ def reads_inside(detector: Detector) -> bool:
 
 
 def inside_prefill(
-    backend: Backend, detector: Detector, config: GuardConfig, prompt: Prompt
+    backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt
 ) -> dict[int, Score | Exception]:
     """Score the scheduled depths inside the prefill of `prompt`: neither depth 0 nor its end, which the flow checks.
 
@@ -106,7 +106,7 @@ def inside_prefill(
 
 
 def _fork_scores(
-    backend: Backend, detector: Detector, config: GuardConfig, prompt: Prompt, depths: Sequence[int], why: str
+    backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt, depths: Sequence[int], why: str
 ) -> list[Score | Exception]:
     """Score `depths` of the prefill of `prompt`, each on a fork."""
     last = replace(prompt, ids=prompt.ids[: prompt.start + depths[-1]], prefill=depths[-1])
@@ -119,9 +119,9 @@ def _reply(check: CheckResult) -> Score | Exception:
     return Score(check.score, check.detail) if check.error is None else CheckError(check.error)
 
 
-def _by_forks(backend: Backend, detector: Detector, plan: Plan, prompt: Prompt, why: str) -> ScanResult:
+def _by_forks(backend: Reader, detector: Detector, plan: Plan, prompt: Prompt, why: str) -> ScanResult:
     """Replay the prefill of `prompt` and read each depth on a fork."""
-    session = backend.replay(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :])
+    session = require_sessions(backend).replay(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :])
     try:
         commands = drive([guarded(plan)], session, detector)
         outcome = next(command for _, command in commands if isinstance(command, Outcome))

@@ -17,9 +17,9 @@ from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.types import Score
 from anydepth.vllm.additional_config import EngineOptions, engine_options
 from anydepth.vllm.checkpoint_identity import identify
-from anydepth.vllm.engine.admission import Desk
-from anydepth.vllm.engine.held_output import Outgoing
-from anydepth.vllm.engine.pending_check import Inquiry
+from anydepth.vllm.engine.admission import Admission
+from anydepth.vllm.engine.held_output import HeldOutput
+from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.engine.positions import end_places, locate, start_places
 from anydepth.vllm.launch import ENVIRONMENT, fill_in, serve_arguments
 from anydepth.vllm.launch import engine_options as launch_options
@@ -60,23 +60,22 @@ def test_where_the_reads_of_a_check_stand(template):
     assert end_places(10, reads) == [(11, 0), (9, 1), (10, 2)]
 
 
-def test_an_inquiry_collects_over_several_steps():
-    inquiry = Inquiry(0, [(9, 0), (4, 1), (8, 2)])
-    assert inquiry.missing == 4
-    assert list(inquiry.within(0, 8)) == [(4, 1)] and list(inquiry.within(8, 2)) == [(1, 0), (0, 2)]
-    assert isinstance(inquiry.score(sigmoid), CheckError)
-    inquiry.values.update({1: 1.0})
-    assert inquiry.missing == 8
-    inquiry.values.update({0: 1.0, 2: -2.0})
-    assert inquiry.missing is None and inquiry.score(sigmoid).value == 0.5
+def test_a_check_collects_over_several_steps():
+    setup = linear_setup()
+    check = PendingCheck(0, SimpleNamespace(request_id="a"), [(9, 0), (4, 1), (8, 2)])
+    assert isinstance(check.score(setup), CheckError)
+    check.take({("a", 4, 1): 1.0, ("another", 8, 2): 7.0, ("a", 5, 0): 7.0})
+    assert check.unread == [(9, 0), (8, 2)] and isinstance(check.score(setup), CheckError)
+    check.take({("a", 9, 0): 1.0, ("a", 8, 2): -2.0})
+    assert not check.unread and check.score(setup).value == 0.5
     for extreme in (1e6, -1e6):
-        inquiry.values[0] = extreme
-        assert inquiry.score(sigmoid).value == (extreme > 0)
-    inquiry.values[0] = float("nan")
-    assert isinstance(inquiry.score(sigmoid), CheckError)
+        check.values[0] = extreme
+        assert check.score(setup).value == (extreme > 0)
+    check.values[0] = float("nan")
+    assert isinstance(check.score(setup), CheckError)
 
 
-def sigmoid(values):
+def linear_setup():
     """A linear detector without a bias, as the engine scores it."""
     setup = Setup(EngineOptions(), model=None)
     probe = SimpleNamespace(name="p", needs=frozenset(), weight=np.ones((3, 4), np.float32), bias=0.0)
@@ -84,7 +83,7 @@ def sigmoid(values):
         setattr(probe, method, lambda *_: None)
     probe.reads = tuple(Read(Site(1), token) for token in range(3))
     setup.__dict__["detector"] = probe
-    return setup.score(values)
+    return setup
 
 
 def test_a_detector_that_is_not_linear_is_given_its_states():
@@ -108,10 +107,10 @@ def test_a_detector_that_is_not_linear_is_given_its_states():
 
     setup.__dict__["detector"] = Own()
     assert setup.weight is None
-    inquiry = Inquiry(0, [(4, 0), (5, 1)], {1: states[1], 0: states[0]})
-    assert inquiry.score(setup.score) == Score(0.25) and np.array_equal(seen[0], states[None])
+    check = PendingCheck(0, None, [(4, 0), (5, 1)], {1: states[1], 0: states[0]})
+    assert check.score(setup) == Score(0.25) and np.array_equal(seen[0], states[None])
     setup.__dict__["detector"].score_each = lambda found: 1 / 0
-    assert isinstance(inquiry.score(setup.score), ZeroDivisionError)
+    assert isinstance(check.score(setup), ZeroDivisionError)
 
 
 class Logprobs(tuple):
@@ -129,15 +128,15 @@ def output(tokens, **fields):
 
 
 def test_what_is_held_back_leaves_with_its_tokens():
-    outgoing = Outgoing()
+    output_held = HeldOutput()
     rows = [Logprobs(np.array([[n]]), np.array([[-n / 10]]), np.array([n]), None) for n in range(4)]
-    outgoing.hold(output([5], new_logprobs=rows[0], prefill_stats="stats", events=["queued"]))
+    output_held.hold(output([5], new_logprobs=rows[0], prefill_stats="stats", events=["queued"]))
     for n in (1, 2, 3):
-        outgoing.hold(output([5 + n], new_logprobs=rows[n]))
-    fields = outgoing.take(3)
+        output_held.hold(output([5 + n], new_logprobs=rows[n]))
+    fields = output_held.take(3)
     assert fields["prefill_stats"] == "stats" and fields["events"] == ["queued"]
     assert fields["new_logprobs"][0].tolist() == [[0], [1], [2]]
-    assert set(outgoing.take(0)) == set() and outgoing.take(1)["new_logprobs"][2].tolist() == [3]
+    assert set(output_held.take(0)) == set() and output_held.take(1)["new_logprobs"][2].tolist() == [3]
 
 
 def test_the_options_travel_in_additional_config(monkeypatch):
@@ -146,6 +145,9 @@ def test_the_options_travel_in_additional_config(monkeypatch):
     ours = launch_options(settings, allow_unguarded=True)
     read = engine_options(ours["additional_config"])
     assert read.settings == settings and read.allow_unguarded and not read.collects
+    assert ours["scheduler_cls"].endswith(".GuardedScheduler")
+    collecting = launch_options(Settings(), collect={"sites": ["1.output"], "spool": "/tmp"})
+    assert collecting["scheduler_cls"].endswith(".StateScheduler")
     arguments = serve_arguments(settings)
     assert "--no-async-scheduling" in arguments and "--additional-config" in arguments
     import os
@@ -168,6 +170,8 @@ def test_the_plugin_fills_in_what_is_asked_for_and_nothing_else(tmp_path, monkey
     assert plain.scheduler_cls.endswith("GuardedScheduler") and plain.async_scheduling is False
     assert engine_options(plain.additional_config).settings.guard.interval == 7
     table = {"anydepth": {"settings": {"guard": {"interval": 3}}}, "other": 1}
+    collecting = SimpleNamespace(additional_config={"anydepth": {"collect": {"sites": ["1.output"]}}})
+    assert fill_in(collecting, {}) and collecting.scheduler_cls.endswith(".StateScheduler")
     given = SimpleNamespace(additional_config=table, scheduler_cls=None, worker_cls="auto", async_scheduling=None)
     assert fill_in(given, {}) and given.worker_cls.endswith("GuardedWorker")
     assert given.additional_config["other"] == 1
@@ -203,7 +207,7 @@ def test_the_defaults_are_a_guard():
 
 
 def test_the_pure_parts_import_no_vllm_and_no_torch():
-    engine = "flow_feed guarded_request admission orders pending_check positions held_output state_files"
+    engine = "flow_feed guarded_request admission pending_check positions held_output state_files"
     names = ["report_field", "additional_config", "launch", "versions", "served_model", "setup", "worker.readout"]
     names += [f"engine.{name}" for name in engine.split()]
     code = "import sys\n" + "\n".join(f"import anydepth.vllm.{name}" for name in names)
@@ -214,12 +218,12 @@ def test_the_pure_parts_import_no_vllm_and_no_torch():
 def test_each_engine_has_an_audit_trail_of_its_own(tmp_path):
     settings = parse_settings({"audit": {"kind": "jsonl", "path": str(tmp_path / "audit.jsonl")}})
     setup = SimpleNamespace(options=SimpleNamespace(settings=settings))
-    desks = [Desk(setup, 100, "m"), Desk(setup, 100, "m", rank=1)]
-    for desk in desks:
-        desk.audit.write({"kind": "note"})
+    admissions = [Admission(setup, 100, "m"), Admission(setup, 100, "m", rank=1)]
+    for admission in admissions:
+        admission.audit.write({"kind": "note"})
     with pytest.raises(AuditError, match="another server writes it"):
-        _ = Desk(setup, 100, "m").audit
-    for desk in desks:
-        desk.audit.close()
+        _ = Admission(setup, 100, "m").audit
+    for admission in admissions:
+        admission.audit.close()
     assert {each.name for each in tmp_path.iterdir()} == {"audit.jsonl", "audit.jsonl-rank1"}
     assert verify_audit(tmp_path / "audit.jsonl").ok

@@ -8,7 +8,9 @@ import pytest
 pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md says how to run these tests")
 
 from anydepth import LinearProbe
+from anydepth.errors import CheckError
 from anydepth.schedule import Every, scheduled_depths
+from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.report_field import KEY, parse_stop_reason
 from tests.vllm.engine import monitor
 from tests.vllm.model import PROMPTS
@@ -216,7 +218,7 @@ def test_an_abort_closes_the_account(engine):
     told = engine.run()
     assert gone not in told or told[gone].finish_reason in (None, "abort")
     assert engine.record(gone)["outcome"] == "cancelled" and engine.record(keep)["outcome"] == "finished"
-    assert not engine.scheduler._wards and not engine.scheduler._children and not engine.scheduler.requests
+    assert not engine.scheduler._guarded and not engine.scheduler._check_requests and not engine.scheduler.requests
     engine.verified()
 
 
@@ -232,3 +234,17 @@ def test_the_report_of_an_answer(engine):
     answer = engine.answer(PROMPTS[9], guard={"interval": 10, "threshold": 1.0}, ignore_eos=True)
     assert answer.report["halted"] is False and "timeline" not in answer.report and answer.stop_reason is None
     assert answer.report["generated"] == 40 and answer.report["detector"] == "probe" and KEY == "anydepth"
+
+
+def test_an_answer_that_ends_at_once_is_checked_again_where_its_check_failed(engines, monkeypatch):
+    """Depth 0 is read in the prompt; its reading fails, and the end of turn, which has no depth, asks for it again."""
+    engine = engines(settings=None)
+    whole, failures = PendingCheck.score, [CheckError("no state")]
+    monkeypatch.setattr(PendingCheck, "score", lambda check, setup: failures.pop() if failures else whole(check, setup))
+    end = {next(iter(engine.scheduler.setup.model.end_token_ids)): 100.0}
+    answer = engine.answer(PROMPTS[0], guard=monitor(), max_tokens=5, logit_bias=end)
+    checks = answer.report["checks"]
+    assert answer.finish_reason == "stop" and len(answer.token_ids) == 1
+    assert [each["depth"] for each in checks] == [0, 0]
+    assert checks[0]["error"] == "CheckError" and checks[1]["score"] is not None
+    engine.verified()

@@ -32,18 +32,18 @@ def same_as_alone(engine, reference, probe, many, length, interval):
         wanted = reference.scores(probe, engine.ids(messages), told[name].token_ids, list(checks))
         assert checks == pytest.approx(wanted, abs=1e-3)
     engine.verified()
-    assert not engine.scheduler.requests and not engine.scheduler._wards and not engine.scheduler._children
+    assert not engine.scheduler.requests and not engine.scheduler._guarded and not engine.scheduler._check_requests
 
 
 @pytest.mark.parametrize("caching", [True, False])
 def test_preempted_requests_are_checked_all_the_same(engines, reference, probe, caching, monkeypatch):
     engine = engines(num_gpu_blocks_override=9, max_model_len=128, enable_prefix_caching=caching)
-    seen = {"preempted": 0, "children": 0}
+    seen = {"preempted": 0, "apart": 0}
     attend, preempt = engine.scheduler._attend, engine.scheduler._preempt_request
 
-    def counting(ward, *, child=False):
-        seen["children"] += child
-        return attend(ward, child=child)
+    def counting(guarded, *, apart=False):
+        seen["apart"] += apart
+        return attend(guarded, apart=apart)
 
     def preempting(*args, **kwargs):
         seen["preempted"] += 1
@@ -52,7 +52,7 @@ def test_preempted_requests_are_checked_all_the_same(engines, reference, probe, 
     monkeypatch.setattr(engine.scheduler, "_attend", counting)
     monkeypatch.setattr(engine.scheduler, "_preempt_request", preempting)
     same_as_alone(engine, reference, probe, PROMPTS[:6], 60, 3)
-    assert seen["preempted"] > 3 and seen["children"] > 0, "the cache was not small enough to test anything"
+    assert seen["preempted"] > 3 and seen["apart"] > 0, "the cache was not small enough to test anything"
 
 
 @pytest.mark.parametrize("budget", [16, 24, 37])
@@ -112,7 +112,7 @@ def test_a_state_that_is_not_finite_halts(engines, monkeypatch):
 
 def test_an_audit_that_cannot_be_written_stops_the_answers(engines, monkeypatch):
     engine = engines(max_num_seqs=1, max_model_len=256)
-    sink = engine.scheduler._desk.audit._sink
+    sink = engine.scheduler._admission.audit._sink
     monkeypatch.setattr(sink, "write", _full)
     monkeypatch.setattr(sink, "probe", _full)
     answer = engine.answer(PROMPTS[0], guard={"threshold": 1.0})

@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md say
 
 from anydepth.errors import CheckError
 from anydepth.templates.template import ChatTemplate
-from anydepth.vllm.engine.pending_check import Inquiry
+from anydepth.vllm.engine.pending_check import PendingCheck
 from tests.contract.hosts import OVERRIDES, REFUSAL, UNRECORDED, Seen, patched, seen_of
 from tests.contract.promises import *  # noqa: F403 - the tests themselves
 
@@ -63,12 +63,12 @@ class Vllm:
 
     @contextlib.contextmanager
     def failing_checks(self) -> Iterator[None]:
-        whole = Inquiry.score
+        whole = PendingCheck.score
 
-        def broken(self: Inquiry, judge: Any) -> Any:
-            return whole(self, judge) if self.depth == 0 else CheckError("no state")
+        def broken(self: PendingCheck, setup: Any) -> Any:
+            return whole(self, setup) if self.depth == 0 else CheckError("no state")
 
-        with patched(Inquiry, "score", broken):
+        with patched(PendingCheck, "score", broken):
             yield
 
     @contextlib.contextmanager

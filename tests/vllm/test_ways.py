@@ -12,11 +12,12 @@ import pytest
 pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md says how to run these tests")
 
 from anydepth import LinearProbe, Rethink
-from anydepth.backends.protocol import CONTENT, FinishedAnswer, Read, Site
-from anydepth.errors import CapabilityError, UnsupportedModel
+from anydepth.backends.protocol import CONTENT, FinishedAnswer, Read, Site, require_sessions
+from anydepth.errors import CapabilityError, ConfigError, UnsupportedModel
 from anydepth.templates.template import Prompt
+from anydepth.vllm import launch
 from anydepth.vllm.vllm_backend import VllmBackend
-from anydepth.vllm.worker.header_rows import Curtail
+from anydepth.vllm.worker.header_rows import HeaderRows
 from tests.vllm.engine import DEFAULTS, monitor
 from tests.vllm.model import PROMPTS, planted_probe
 from tests.vllm.own_detector import Norms
@@ -63,8 +64,13 @@ def test_the_header_goes_no_further_than_the_last_site(engines, reference, tmp_p
     engine = engines(settings={"guard": {"probe": str(probe)}})
     (stats,) = engine.llm.collective_rpc("anydepth_stats")
     assert stats["header_ends_at"] == 2
-    cut, spread = [], Curtail._spread
-    monkeypatch.setattr(Curtail, "_spread", lambda self, kept: cut.append(self._rows - len(kept)) or spread(self, kept))
+    cut, spread = [], HeaderRows._spread
+
+    def spreading(self, kept):
+        cut.append(self._rows - len(kept))
+        return spread(self, kept)
+
+    monkeypatch.setattr(HeaderRows, "_spread", spreading)
     plain = engine.answers(PROMPTS[:6], guard=OFF, max_tokens=30, ignore_eos=True)
     assert not cut
     told = engine.answers(PROMPTS[:6], guard=monitor(interval=7), max_tokens=30, ignore_eos=True)
@@ -81,6 +87,17 @@ def test_the_header_goes_no_further_than_the_last_site(engines, reference, tmp_p
 def test_a_site_that_compiled_graphs_do_not_offer_is_refused(engines):
     with pytest.raises(Exception, match="compiled graphs"):
         engines(extra={"read_out": "aux"})
+
+
+def test_each_scheduler_refuses_the_configuration_of_the_other(engines, tiny_folder, monkeypatch):
+    """An engine that collects states guards nothing, so that one must never be started for the other."""
+    monkeypatch.setattr(launch, "SCHEDULER", launch.COLLECTOR)
+    with pytest.raises(ConfigError, match="StateScheduler, and additional_config guards answers"):
+        engines(max_model_len=64)
+    monkeypatch.undo()
+    monkeypatch.setattr(launch, "COLLECTOR", launch.SCHEDULER)
+    with pytest.raises(ConfigError, match="GuardedScheduler, and additional_config collects states"):
+        VllmBackend(tiny_folder, sites=[Site(2)], **DEFAULTS)
 
 
 @pytest.mark.model
@@ -165,7 +182,7 @@ def test_the_backend_reads_finished_answers(backend, reference):
                     np.testing.assert_allclose(values[index, place], wanted, atol=1e-3, rtol=1e-3)
     control = backend.read_batch(answers[:1], [Site(2)], tokens=[1], suffix=[50, 60])
     assert control[0][Site(2)].shape == (5, 1, 64) and np.isfinite(control[0][Site(2)]).all()
-    assert not list(Path(backend._spool.name).iterdir())
+    assert not list(Path(backend._folder.name).iterdir())
 
 
 def test_the_backend_says_what_it_cannot_do(backend):
@@ -173,7 +190,7 @@ def test_the_backend_says_what_it_cannot_do(backend):
     with pytest.raises(UnsupportedModel, match=r"started for 2\.input_layernorm"):
         backend.read_batch([answer], [Site(0)], tokens=[0])
     with pytest.raises(CapabilityError, match="finished answers"):
-        backend.replay(answer.prompt, answer.answer_ids)
+        require_sessions(backend)
 
 
 @pytest.mark.parametrize("command", ["scan", "collect"])

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from anydepth.errors import ConfigError, UnsupportedModel
+from anydepth.errors import CapabilityError, ConfigError, UnsupportedModel
 from anydepth.types import Decoded
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ class Session(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """A loaded model that can open sessions."""
+class Reader(Protocol):
+    """A loaded model that reads finished answers: what scans need, and what states are collected with."""
 
     template: "ChatTemplate"
     capabilities: frozenset[Capability]
@@ -223,34 +223,6 @@ class Backend(Protocol):
         """
         ...
 
-    def open(
-        self, prompts: Sequence["Prompt"], *, max_new_tokens: int, seed: int | None = None, **options: Any
-    ) -> Session:
-        """Start answers to `prompts`, one row per prompt.
-
-        Args:
-            prompts: At least one.
-            max_new_tokens: Tokens per answer at most.
-            seed: Seed of the sampling; None uses the engine's global random state.
-            **options: Sampling options of the engine.
-
-        Raises:
-            PromptError: There is no prompt, or one does not fit the model's context.
-            ConfigError: A sampling option does not exist or cannot be guarded.
-            UnsupportedModel: A sampling option needs something that this model cannot do.
-        """
-        ...
-
-    def replay(self, prompt: "Prompt", answer_ids: Sequence[int]) -> Session:
-        """Open a session that decodes the given answer; PromptError if it is empty or too long for the context."""
-        ...
-
-    def unguarded(
-        self, prompts: Sequence["Prompt"], *, max_new_tokens: int, seed: int | None = None, **options: Any
-    ) -> list[tuple[int, ...]]:
-        """Tokens of the bare engine, no guard anywhere: what guarded answers are compared with."""
-        ...
-
     def read_batch(
         self,
         answers: Sequence[FinishedAnswer],
@@ -284,3 +256,45 @@ class Backend(Protocol):
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Text of `token_ids`, special tokens left out."""
         ...
+
+
+class Backend(Reader, Protocol):
+    """A loaded model that can open sessions."""
+
+    def open(
+        self, prompts: Sequence["Prompt"], *, max_new_tokens: int, seed: int | None = None, **options: Any
+    ) -> Session:
+        """Start answers to `prompts`, one row per prompt.
+
+        Args:
+            prompts: At least one.
+            max_new_tokens: Tokens per answer at most.
+            seed: Seed of the sampling; None uses the engine's global random state.
+            **options: Sampling options of the engine.
+
+        Raises:
+            PromptError: There is no prompt, or one does not fit the model's context.
+            ConfigError: A sampling option does not exist or cannot be guarded.
+            UnsupportedModel: A sampling option needs something that this model cannot do.
+        """
+        ...
+
+    def replay(self, prompt: "Prompt", answer_ids: Sequence[int]) -> Session:
+        """Open a session that decodes the given answer; PromptError if it is empty or too long for the context."""
+        ...
+
+    def unguarded(
+        self, prompts: Sequence["Prompt"], *, max_new_tokens: int, seed: int | None = None, **options: Any
+    ) -> list[tuple[int, ...]]:
+        """Tokens of the bare engine, no guard anywhere: what guarded answers are compared with."""
+        ...
+
+
+def require_sessions(reader: Reader) -> Backend:
+    """Return `reader` as a backend that opens sessions; CapabilityError if it only reads finished answers."""
+    if not hasattr(reader, "open"):
+        raise CapabilityError(
+            f"{type(reader).__name__} reads finished answers only; for guarded answers start vLLM with engine_options "
+            "(docs/vllm.md), or load the model with Transformers"
+        )
+    return cast("Backend", reader)

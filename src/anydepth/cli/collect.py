@@ -28,7 +28,7 @@ from anydepth.probes.states.store import StateStore
 from anydepth.schedule import Every, Listed, Schedule
 
 if TYPE_CHECKING:
-    from anydepth.backends.protocol import Backend
+    from anydepth.backends.protocol import Reader
     from anydepth.conversations.dataset import Conversation
 
 _WHAT, _HOW = "What is read", "How it runs"
@@ -191,7 +191,7 @@ class _Reads:
             raise ConfigError("--interval and --depths both say when to read; give one of them")
         self._plan(tuple(self._sites() or (Site(0),)))
 
-    def plan(self, backend: "Backend") -> CollectPlan:
+    def plan(self, backend: "Reader") -> CollectPlan:
         """The plan for a model."""
         layers = None if self.layers is None else _numbers("--layers", self.layers)
         return self._plan(self._sites() or sites_for(backend, layers))
@@ -239,7 +239,7 @@ def _in_process(
     report: "Callable[[int, int, int], None]",
 ) -> Collected:
     if model.engine == "vllm":
-        backend: Backend = load.open_vllm(model, lambda facts: wanted.plan(facts).sites)
+        backend: Reader = load.open_vllm(model, lambda facts: wanted.plan(facts).sites)
     else:
         backend = load.open_backend(model)
     plan = wanted.plan(backend)

@@ -14,7 +14,7 @@ from anydepth.errors import ConfigError
 from anydepth.policy import with_threshold
 
 if TYPE_CHECKING:
-    from anydepth.backends.protocol import Backend, Site
+    from anydepth.backends.protocol import Reader, Site
     from anydepth.backends.transformers import TransformersBackend
     from anydepth.detectors import LinearProbe
     from anydepth.guard import Guard
@@ -125,7 +125,7 @@ def _open_vllm_with_probe(model: ModelOptions, options: GuardChoice) -> "tuple[V
     given = None if options.probe is None else LinearProbe.load(options.probe)
     bound: list[LinearProbe] = []
 
-    def sites(facts: "Backend") -> "list[Site]":
+    def sites(facts: "Reader") -> "list[Site]":
         probe = given or shipped_probe(facts)
         probe.bind(facts)
         bound.append(probe)

@@ -151,6 +151,7 @@ def _settings(config: Path | None, given: dict[str, dict[str, Any]]) -> "Setting
 
 def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: float | None) -> Any:
     """Load the model with its guard."""
+    from anydepth.backends.protocol import require_sessions
     from anydepth.server.engine.transformers_engine import TransformersEngine
 
     settings = _with_policy(settings, policy, threshold)
@@ -163,6 +164,6 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
     if threshold is not None and settings.guard.policy is None:
         guard = guard.with_options(policy=with_threshold(guard.policy, threshold))
     # what the model's generation config asks for and no guard can do would refuse every request: now, not then
-    guard.backend.open([guard.template.prompt("Hello")], max_new_tokens=1, seed=0).close()
+    require_sessions(guard.backend).open([guard.template.prompt("Hello")], max_new_tokens=1, seed=0).close()
     name = model.name or (Path(model.path).resolve().name if Path(model.path).exists() else model.path)
     return TransformersEngine(guard, model=name, live=limits.live, queue=limits.queue, timeout=limits.timeout_seconds)

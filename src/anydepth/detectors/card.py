@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from anydepth.backends.protocol import Backend, ModelIdentity, Read, Site
+from anydepth.backends.protocol import ModelIdentity, Read, Reader, Site
 from anydepth.errors import AnydepthError, ProbeError, UnsupportedModel
 from anydepth.policy import policy_from
 
@@ -125,7 +125,7 @@ def _check_kind(name: str, value: object, kind: type) -> None:
         raise TypeError(f"{name} is {value!r}, not a {kind.__name__}")
 
 
-def mismatches(card: ProbeCard, backend: Backend) -> dict[str, str]:
+def mismatches(card: ProbeCard, backend: Reader) -> dict[str, str]:
     """What of `backend` differs from the card: what it is -> both values and the remedy; empty if the probe fits.
 
     A hub id that differs is no mismatch if the fingerprints are equal: names are for people, and a converted copy of a
@@ -162,7 +162,7 @@ def _shape(model: ModelIdentity) -> str:
     return f"{model.model_type} with {model.num_layers} layers of width {model.hidden_size}"
 
 
-def _site(site: Site, backend: Backend) -> str | None:
+def _site(site: Site, backend: Reader) -> str | None:
     try:
         backend.check_site(site)
     except UnsupportedModel as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from anydepth.backends.protocol import Backend, CheckPoint, Session
+from anydepth.backends.protocol import CheckPoint, Reader, Session
 from anydepth.detectors.detector import Detector, require_usable
 from anydepth.errors import ConfigError
 from anydepth.types import Score
@@ -38,7 +38,7 @@ class Cascade:
         """The two detectors, each of which makes checks of its own."""
         return self.first, self.second
 
-    def bind(self, backend: Backend) -> None:
+    def bind(self, backend: Reader) -> None:
         """Bind both detectors; what either cannot do with this backend is an error now."""
         self.first.bind(backend)
         self.second.bind(backend)

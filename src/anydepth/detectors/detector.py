@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
-from anydepth.backends.protocol import Backend, Capability, CheckPoint, Read, Session
+from anydepth.backends.protocol import Capability, CheckPoint, Read, Reader, Session
 from anydepth.errors import CapabilityError, CheckError
 from anydepth.types import Score
 
@@ -26,7 +26,7 @@ class Detector(Protocol):
     name: str
     needs: frozenset[Capability]
 
-    def bind(self, backend: Backend) -> None:
+    def bind(self, backend: Reader) -> None:
         """Verify, once and before the first token, that the detector fits this backend.
 
         Raises:
@@ -57,7 +57,7 @@ class StateDetector(Protocol):
         """Which hidden states are read at a check, at least one."""
         ...
 
-    def bind(self, backend: Backend) -> None:
+    def bind(self, backend: Reader) -> None:
         """See `Detector.bind`."""
         ...
 
@@ -137,7 +137,7 @@ def check_states(detector: StateDetector, session: Session, points: Sequence[Che
     return scores
 
 
-def require_capabilities(detector: Detector, backend: Backend) -> None:
+def require_capabilities(detector: Detector, backend: Reader) -> None:
     """Compare what the detector needs with what the backend offers.
 
     Raises:

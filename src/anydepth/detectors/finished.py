@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anydepth.backends.protocol import Backend, FinishedAnswer
+from anydepth.backends.protocol import FinishedAnswer, Reader
 from anydepth.detectors.detector import StateDetector
 from anydepth.types import Score
 
 
 def score_finished(
-    backend: Backend, detector: StateDetector, answers: Sequence[FinishedAnswer]
+    backend: Reader, detector: StateDetector, answers: Sequence[FinishedAnswer]
 ) -> list[list[Score | Exception]]:
     """Score each answer at each of its depths.
 

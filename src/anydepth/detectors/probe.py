@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from anydepth.atomic import write_whole
-from anydepth.backends.protocol import Backend, Capability, CheckPoint, Read, Session
+from anydepth.backends.protocol import Capability, CheckPoint, Read, Reader, Session
 from anydepth.detectors.card import FORMAT_VERSION, WAIVABLE, ProbeCard, card_from, card_record, mismatches
 from anydepth.detectors.detector import check_states, require_capabilities
 from anydepth.errors import CheckError, ConfigError, ProbeError, ProbeMismatch
@@ -75,7 +75,7 @@ class LinearProbe:
         """Which hidden states are read at a check."""
         return self.card.reads
 
-    def bind(self, backend: Backend) -> None:
+    def bind(self, backend: Reader) -> None:
         """Refuse a backend that the probe was not fitted on; see `Detector.bind`.
 
         Raises:
@@ -156,7 +156,7 @@ class LinearProbe:
         return safetensors.numpy.save(tensors, {"format_version": str(FORMAT_VERSION), "anydepth": card})
 
 
-def find_shipped(backend: Backend, directory: Traversable | None = None) -> LinearProbe | None:
+def find_shipped(backend: Reader, directory: Traversable | None = None) -> LinearProbe | None:
     """The probe for this model among those that the package ships, or None.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import Backend, Capability, CheckPoint, Session
+from anydepth.backends.protocol import Capability, CheckPoint, Reader, Session
 from anydepth.detectors.detector import require_capabilities, require_usable
 from anydepth.detectors.refusals import Openers, RefusalMatcher
 from anydepth.errors import CheckError, ConfigError, ProbeMismatch
@@ -65,7 +65,7 @@ class Rethink:
         self._candidates: tuple[int, ...] = ()
         self._bound_to: str | None = None
 
-    def bind(self, backend: Backend) -> None:
+    def bind(self, backend: Reader) -> None:
         """Check that the backend can do it and, in the `score` mode, look up the openers' token ids.
 
         Raises:
@@ -202,7 +202,7 @@ def calibrate_openers(
     return kept
 
 
-def _first_tokens(openers: Openers, backend: Backend) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _first_tokens(openers: Openers, backend: Reader) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of the openers that stand for a refusal alone, and of all openers."""
     clear = backend.first_token_ids(openers.clear)
     shared = set(backend.first_token_ids(openers.ambiguous)) | set(backend.first_token_ids(openers.compliance))

@@ -2,14 +2,13 @@
 
 The package is a vLLM plugin (docs/vllm.md). The scheduler decides and holds back, the worker reads:
 
-    scheduler.py   vLLM's scheduler, with one `Ward` a guarded request     engine process
-      ward · watch · board · inquiry · outgoing · desk                     (pure logic, no vllm)
-    worker.py      vLLM's worker; its runner reads hidden states           worker processes
-      runner · readout
-    setup.py       what both make of `additional_config["anydepth"]`
-      options · facts · identity · versions
-    launch.py      the options to start vLLM with; plugin.py fills them in
-    backend.py     hidden states of finished answers, offline
+    engine/     the scheduler, with one `GuardedRequest` per guarded request       engine process
+    worker/     the worker, whose model runner reads hidden states                 worker processes
+    wire.py     what the two send each other
+    front/      the middleware before vLLM's HTTP server                           front-end process
+    setup.py    what scheduler and worker make of `additional_config["anydepth"]`
+    launch.py   the options to start vLLM with; plugin.py fills them in
+    vllm_backend.py    hidden states of finished answers, offline
 
 Nothing here imports vllm before it is used.
 """

@@ -9,7 +9,7 @@ from anydepth.errors import ConfigError
 from anydepth.settings import Settings, parse_settings
 from anydepth.vllm.report_field import KEY
 
-ReadOut = Literal["auto", "hooks", "aux"]
+ReadOutChoice = Literal["auto", "hooks", "aux"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class EngineOptions:
 
     settings: Settings = field(default_factory=Settings)
     allow_unguarded: bool = False
-    read_out: ReadOut = "auto"
+    read_out: ReadOutChoice = "auto"
     sites: tuple[Site, ...] = ()
     spool: str | None = None
 

@@ -13,6 +13,7 @@ from anydepth.settings import Settings, load_settings
 from anydepth.vllm.report_field import KEY
 
 SCHEDULER = "anydepth.vllm.engine.scheduler.GuardedScheduler"
+COLLECTOR = "anydepth.vllm.engine.state_scheduler.StateScheduler"
 WORKER = "anydepth.vllm.worker.worker.GuardedWorker"
 FRONT = "anydepth.vllm.front.middleware.GuardFront"
 VARIABLE = "ANYDEPTH_GUARD"
@@ -32,13 +33,19 @@ def engine_options(settings: Settings, **extra: Any) -> dict[str, Any]:
         settings: The guard.toml; paths in it should be absolute, as `load_settings` makes them.
         **extra: Further entries of `additional_config["anydepth"]`, see `EngineOptions`.
     """
+    return _with_classes({KEY: {"settings": settings.model_dump(mode="json", exclude_unset=True), **extra}})
+
+
+def _with_classes(additional: dict[str, Any]) -> dict[str, Any]:
+    """The options of vLLM that belong to an `additional_config` with our table."""
     os.environ.update(ENVIRONMENT)
-    record = {"settings": settings.model_dump(mode="json", exclude_unset=True), **extra}
+    table = additional[KEY]
+    collects = isinstance(table, Mapping) and table.get("collect")
     return {
-        "scheduler_cls": SCHEDULER,
+        "scheduler_cls": COLLECTOR if collects else SCHEDULER,
         "worker_cls": WORKER,
         "async_scheduling": False,
-        "additional_config": {KEY: record},
+        "additional_config": additional,
     }
 
 
@@ -115,7 +122,6 @@ def fill_in(arguments: Any, environment: Mapping[str, str] = os.environ) -> bool
     if KEY not in given and not path:
         return False
     options = engine_options(load_settings(Path(path)) if path else Settings())
-    arguments.additional_config = {**options.pop("additional_config"), **given}
-    for name, value in options.items():
+    for name, value in _with_classes({**options["additional_config"], **given}).items():
         setattr(arguments, name, value)
     return True

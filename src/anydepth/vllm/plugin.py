@@ -18,10 +18,11 @@ def register() -> None:
     that every way of starting it goes through; it is wrapped, and does nothing unless a guard is asked for.
     """
     from anydepth.extras import require
+    from anydepth.patches import ENGINE_ARGUMENTS
     from anydepth.vllm.launch import fill_in
     from anydepth.vllm.versions import check_version
 
-    arguments: Any = require("vllm.engine.arg_utils", extra="vllm").EngineArgs
+    arguments: Any = require(ENGINE_ARGUMENTS.module, extra="vllm").EngineArgs
     original = arguments.create_engine_config
     if getattr(original, "anydepth", False):
         return
@@ -30,7 +31,8 @@ def register() -> None:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         if fill_in(self):
             logger.info("anydepth guards this engine (vLLM %s)", check_version())
+            ENGINE_ARGUMENTS.check()  # not before: whoever asks for no guard may have any vLLM
         return original(self, *args, **kwargs)
 
     vars(create_engine_config)["anydepth"] = True
-    arguments.create_engine_config = create_engine_config
+    ENGINE_ARGUMENTS.replace(arguments, "create_engine_config", create_engine_config)

@@ -11,7 +11,7 @@ from anydepth.templates.template import ChatTemplate, Header
 from anydepth.vllm.checkpoint_identity import identify
 
 
-class VllmModel:
+class ServedModel:
     """The facts that detectors are bound to: the part of `Backend` that needs no forward pass.
 
     Args:

@@ -1,6 +1,6 @@
 """Make a guard of the operator's settings for the model that vLLM serves; every process makes the same."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import exp, isfinite
@@ -22,7 +22,8 @@ from anydepth.detectors import (
 from anydepth.errors import CheckError, ConfigError, ProbeError
 from anydepth.types import Score
 from anydepth.vllm.additional_config import EngineOptions, engine_options
-from anydepth.vllm.served_model import VllmModel
+from anydepth.vllm.served_model import ServedModel
+from anydepth.vllm.wire import OPENERS
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Setup:
     """
 
     options: EngineOptions
-    model: VllmModel
+    model: ServedModel
 
     @classmethod
     def of(cls, vllm_config: Any) -> "Setup":
         """Build it from vLLM's configuration; ConfigError if there is no table of ours in it."""
         options = engine_options(vllm_config.additional_config)
-        return cls(options, VllmModel(vllm_config.model_config, options.settings.model.template_kwargs))
+        return cls(options, ServedModel(vllm_config.model_config, options.settings.model.template_kwargs))
 
     @cached_property
     def detector(self) -> Detector:
@@ -92,7 +93,9 @@ class Setup:
         return self.detector.weight if self.reads and isinstance(self.detector, LinearDetector) else None
 
     def score(self, values: Mapping[int, Any]) -> Score | Exception:
-        """Score one check from what was read: for each read its part of the logit, or its state `[hidden_size]`."""
+        """Score one check from what was read: for each read, what `Findings` says of it."""
+        if OPENERS in values:
+            return Score(min(values[OPENERS], 1.0))
         if self.weight is None:
             assert declares_reads(self.detector)
             states = np.stack([values[read] for read in range(len(self.reads))])
@@ -103,12 +106,27 @@ class Setup:
             return CheckError("the hidden state is not finite")
         return Score(1 / (1 + exp(-logit)) if logit >= 0 else exp(logit) / (1 + exp(logit)))
 
+    def score_text(self, token_ids: Sequence[int]) -> Score:
+        """Score the look-ahead of a text detector, from the tokens that the model went on with."""
+        assert isinstance(self.detector, TextDetector)
+        return self.detector.judge_text(self.model.decode_text(list(token_ids)))
+
+    def decided(self, token_ids: Sequence[int]) -> bool:
+        """True if no more tokens of a check request can change its score."""
+        detector = self.detector
+        if not isinstance(detector, TextDetector) or detector.mode != "look-ahead":
+            return True
+        return detector.decided(self.model.decode_text(list(token_ids)))
+
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """Where the worker reads, each site once."""
-        if self.options.collects:
-            return self.options.sites
-        return tuple(dict.fromkeys(read.site for read in self.reads))
+        return tuple(dict.fromkeys(self.site_of))
+
+    @cached_property
+    def site_of(self) -> tuple[Site, ...]:
+        """The site of each index that a `Key` may have: of each read or, where states are collected, each site."""
+        return self.options.sites if self.options.collects else tuple(read.site for read in self.reads)
 
     @cached_property
     def header_ids(self) -> tuple[int, ...]:

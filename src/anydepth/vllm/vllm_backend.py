@@ -1,27 +1,24 @@
 """Hidden states of finished answers, read by vLLM with continuous batching: for `anydepth scan` and `collect`."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import CONTENT, Capability, FinishedAnswer, ModelIdentity, Read, Session, Site
-from anydepth.errors import CapabilityError, CheckError, PromptError, UnsupportedModel
+from anydepth.backends.protocol import CONTENT, Capability, FinishedAnswer, ModelIdentity, Read, Site
+from anydepth.errors import CheckError, PromptError, UnsupportedModel
 from anydepth.extras import require
 from anydepth.settings import Settings
-from anydepth.templates.template import Header, Prompt
+from anydepth.templates.template import Header
 from anydepth.vllm.launch import engine_options
 from anydepth.vllm.report_field import KEY
-from anydepth.vllm.served_model import VllmModel
-
-Place = tuple[int, int, int]
-"""Index of the depth, index of the token, position in the request that reads it."""
+from anydepth.vllm.served_model import ServedModel
 
 
 class VllmBackend:
-    """Implements `read_batch` of `anydepth.backends.protocol.Backend` over a vLLM engine of its own.
+    """Implements `anydepth.backends.protocol.Reader` over a vLLM engine of its own.
 
     Each depth of each answer is one request of one token, text up to the depth and header; the prefix cache lets the
     requests of one answer share the text, and vLLM batches those of all answers.
@@ -45,27 +42,27 @@ class VllmBackend:
         self,
         model: str | Path,
         *,
-        sites: Sequence[Site] | Callable[[VllmModel], Sequence[Site]],
+        sites: Sequence[Site] | Callable[[ServedModel], Sequence[Site]],
         template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         vllm = require("vllm", extra="vllm")
         if callable(sites):
             arguments = require("vllm.engine.arg_utils", extra="vllm").EngineArgs(model=str(model), **options)
-            sites = sites(VllmModel(arguments.create_model_config(), template_kwargs))
+            sites = sites(ServedModel(arguments.create_model_config(), template_kwargs))
         self.sites = tuple(dict.fromkeys(sites))
-        self._spool = tempfile.TemporaryDirectory(prefix="anydepth-states-")
-        collect = {"sites": [str(site) for site in self.sites], "spool": self._spool.name}
+        self._folder = tempfile.TemporaryDirectory(prefix="anydepth-states-")
+        collect = {"sites": [str(site) for site in self.sites], "spool": self._folder.name}
         ours = engine_options(Settings(), collect=collect)
         self._llm: Any = vllm.LLM(model=str(model), **{"enforce_eager": True, **options, **ours})
-        self._facts = VllmModel(self._llm.llm_engine.vllm_config.model_config, template_kwargs)
-        self.template = self._facts.template
+        self._model = ServedModel(self._llm.llm_engine.vllm_config.model_config, template_kwargs)
+        self.template = self._model.template
         self._batches = 0
 
     @property
     def identity(self) -> ModelIdentity:
         """Which model this is."""
-        return self._facts.identity
+        return self._model.identity
 
     @property
     def dtype(self) -> str:
@@ -75,7 +72,7 @@ class VllmBackend:
     @property
     def header(self) -> Header:
         """The Safety Tokens of the chat template."""
-        return self._facts.header
+        return self._model.header
 
     @property
     def context_length(self) -> int:
@@ -100,40 +97,37 @@ class VllmBackend:
         tokens: Sequence[int],
         suffix: Sequence[int] | None = None,
     ) -> Sequence[Mapping[Site, np.ndarray]]:
-        """Hidden states at all depths of several finished answers; see `Backend.read_batch`."""
+        """Hidden states at all depths of several finished answers; see `Reader.read_batch`."""
         for site in sites:
             self.check_site(site)
         self._batches += 1
+        params = require("vllm", extra="vllm").SamplingParams
         prompts: list[dict[str, Any]] = []
-        params: list[Any] = []
-        plans: list[tuple[int, list[Place], str]] = []
+        sampling: list[Any] = []
+        plans: list[tuple[int, int, str]] = []
         for row, answer in enumerate(answers):
-            for ids, places in self._requests(answer, tokens, suffix):
-                name = f"{self._batches}-{len(plans)}"
-                asked = {"read": sorted({place for _, _, place in places}), "file": name}
+            for index, (ids, positions) in enumerate(self._requests(answer, tokens, suffix)):
+                plans.append((row, index, name := f"{self._batches}-{len(plans)}"))
                 prompts.append({"prompt_token_ids": list(ids)})
-                params.append(self._params(asked))
-                plans.append((row, places, name))
-        self._llm.generate(prompts, params, use_tqdm=False)
+                asked = {KEY: {"read": positions, "file": name}}
+                sampling.append(params(temperature=0.0, max_tokens=1, detokenize=False, extra_args=asked))
+        self._llm.generate(prompts, sampling, use_tqdm=False)
         width = self.identity.hidden_size
         out = [{site: np.empty((len(a.depths), len(tokens), width), np.float32) for site in sites} for a in answers]
-        for row, places, name in plans:
+        for row, index, name in plans:
             found = self._take(name)
-            order = sorted({place for _, _, place in places})
-            for depth, token, place in places:
-                for site in sites:
-                    out[row][site][depth, token] = found[order.index(place), self.sites.index(site)]
+            for site in sites:
+                out[row][site][index] = found[:, self.sites.index(site)]
         return out
 
     def _requests(
         self, answer: FinishedAnswer, tokens: Sequence[int], suffix: Sequence[int] | None
-    ) -> list[tuple[tuple[int, ...], list[Place]]]:
-        """Token ids of the requests for one answer, and what is read in each."""
+    ) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        """For each depth the token ids of the request, and the positions where `tokens` stand in it."""
         start = answer.prompt.ids[: answer.prompt.start]
         header = tuple(self.header.ids if suffix is None else suffix)[: max(tokens) + 1]
         first = self.template.start_index(answer.prompt, 0) if suffix is None else None
-        found = []
-        for index, depth in enumerate(answer.depths):
+        for depth in answer.depths:
             if not 0 <= depth <= len(answer.answer_ids):
                 raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
             text = start + answer.answer_ids[:depth]
@@ -142,51 +136,27 @@ class VllmBackend:
                     f"prompt and answer have {len(text)} tokens, which with a check of {len(header)} and one more do "
                     f"not fit the engine's context of {self.context_length + 1}; shorten them, or raise max_model_len"
                 )
-            places = []
-            for place, token in enumerate(tokens):
+            positions = []
+            for token in tokens:
                 own = self.template.start_index(answer.prompt, token) if depth == 0 and suffix is None else None
                 position = own if own is not None else len(text) + token
                 if token == CONTENT:
                     position = (first if depth == 0 and first is not None else len(text)) - 1
-                places.append((index, place, position))
-            found.append((text + header, places))
-        return found
-
-    def _params(self, asked: dict[str, Any]) -> Any:
-        params = require("vllm", extra="vllm").SamplingParams
-        return params(temperature=0.0, max_tokens=1, detokenize=False, extra_args={KEY: asked})
+                positions.append(position)
+            yield text + header, positions
 
     def _take(self, name: str) -> np.ndarray:
-        path = Path(self._spool.name) / f"{name}.npy"
+        path = Path(self._folder.name) / f"{name}.npy"
         if not path.exists():
             raise CheckError(f"the engine wrote no states to {path}; is its process on another machine?")
         found = np.load(path)
         path.unlink()
         return found
 
-    # -- what only a session can do ------------------------------------------------------------------------------------
-
-    def open(self, prompts: Sequence[Prompt], **options: Any) -> Session:
-        """Answers under guard are the scheduler's: raises CapabilityError."""
-        self._refuse("answers")
-
-    def replay(self, prompt: Prompt, answer_ids: Sequence[int]) -> Session:
-        """Raises CapabilityError: only fixed depths can be read."""
-        self._refuse("replayed answers")
-
-    def unguarded(self, prompts: Sequence[Prompt], **options: Any) -> list[tuple[int, ...]]:
-        """Raises CapabilityError; use `vllm.LLM`."""
-        self._refuse("answers")
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise CapabilityError(
-            f"VllmBackend reads finished answers and gives no {what}; start vLLM with engine_options for guarded ones"
-        )
-
     def first_token_ids(self, texts: Sequence[str]) -> list[int]:
         """The first token of each text as the start of an answer."""
-        return self._facts.first_token_ids(texts)
+        return self._model.first_token_ids(texts)
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Text of `token_ids`, special tokens left out."""
-        return self._facts.decode_text(token_ids)
+        return self._model.decode_text(token_ids)

@@ -23,7 +23,7 @@ from anydepth.errors import ConfigError, MissingExtra
 from anydepth.guard_report import GuardReport
 from anydepth.settings import parse_settings
 from anydepth.vllm.front.middleware import GuardFront
-from anydepth.vllm.front.reports import Ledger
+from anydepth.vllm.front.reports import Reports
 from anydepth.vllm.launch import FRONT, server_command
 from anydepth.vllm.report_field import PREFIX
 
@@ -51,7 +51,7 @@ class Vllm:
     """Answers what it was given: `answers` are (text, told, rest of the choice); keeps what it was asked."""
 
     def __init__(self, **settings: Any) -> None:
-        self.ledger, self.bodies, self.headers = Ledger(), [], []
+        self.ledger, self.bodies, self.headers = Reports(), [], []
         self.answers: list[tuple[str, dict[str, Any] | None, dict[str, Any]]] = [("hello there", CLEAR, {})]
         self.cut, self.left_out = 7, False
         self.respond: Callable[[str], Response] | None = None
@@ -555,13 +555,13 @@ def test_api_keys(monkeypatch):
     assert vllm.client.get("/health").status_code == 200 and vllm.client.get("/v1/models").status_code == 401
 
 
-def test_pages_are_forgotten(vllm):
+def test_reports_are_forgotten(vllm):
     vllm.post(ASK)
     vllm.post({**ASK, "stream": True})
-    assert not vllm.ledger._pages
+    assert not vllm.ledger.responses
     vllm.ledger.note("chatcmpl-" + "0" * 32, 0, CLEAR)
     vllm.ledger.note("resp_1", 0, CLEAR)
-    assert not vllm.ledger._pages
+    assert not vllm.ledger.responses
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from anydepth.patches import TORCH_LINEAR
+
 FEW = 256
 """Rows of a matrix product up to which `turn` swaps its operands; with more there is nothing to gain."""
 
@@ -52,8 +54,9 @@ def faster_turned() -> bool:
 def turn(model: Any) -> int:
     """Make the linear layers of a model `Turned` ones, in place; returns how many there are."""
     layers = [each for each in model.modules() if type(each) is torch.nn.Linear]
+    TORCH_LINEAR.check()
     for layer in layers:
-        layer.__class__ = Turned
+        TORCH_LINEAR.replace(layer, "__class__", Turned)
     return len(layers)
 
 

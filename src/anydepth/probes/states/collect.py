@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anydepth.backends.protocol import CONTENT, Backend, CheckPoint, FinishedAnswer, Read, Site
+from anydepth.backends.protocol import CONTENT, CheckPoint, FinishedAnswer, Read, Reader, Site, require_sessions
 from anydepth.errors import ConfigError, PromptError, UnsupportedModel
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
 from anydepth.probes.states.plan import CollectPlan
@@ -99,7 +99,7 @@ class Work:
         return Collected(present=len(self.present), corrected=corrected, contradicted=self.contradicted)
 
 
-def manifest_for(backend: Backend, plan: CollectPlan, *, dtype: str, adapter: str | None = None) -> Manifest:
+def manifest_for(backend: Reader, plan: CollectPlan, *, dtype: str, adapter: str | None = None) -> Manifest:
     """The manifest of the store that `plan` fills from `backend`.
 
     Raises:
@@ -131,13 +131,13 @@ def manifest_for(backend: Backend, plan: CollectPlan, *, dtype: str, adapter: st
     )
 
 
-def _adapter(backend: Backend, name: str | None) -> str | None:
+def _adapter(backend: Reader, name: str | None) -> str | None:
     """An adapter's name and, where they can be seen, its weights: a folder may be trained again."""
     digest = adapter_digest(backend)
     return name if digest is None else f"{Path(name or 'adapter').name} (weights {digest})"
 
 
-def dtype_of(backend: Backend) -> str:
+def dtype_of(backend: Reader) -> str:
     """The type that a backend's model runs in, e.g. `bfloat16` or `bfloat16, awq`, as a manifest states it.
 
     A quantised checkpoint has the fingerprint of the one that it was made of, and other states.
@@ -151,7 +151,7 @@ def dtype_of(backend: Backend) -> str:
     return f"{dtype}, {getattr(method, 'value', method) or 'quantised'}"
 
 
-def adapter_digest(backend: Backend) -> str | None:
+def adapter_digest(backend: Reader) -> str | None:
     """Digest of the weights that an adapter adds to a backend's model, 16 hex digits; None if there is none to see.
 
     The fingerprint of a model is that of the weights below: it does not say which adapter it runs with.
@@ -178,7 +178,7 @@ def package_versions(*names: str) -> dict[str, str]:
 
 
 def collect(
-    backend: Backend,
+    backend: Reader,
     conversations: "Sequence[Conversation]",
     store: StateStore,
     plan: CollectPlan,
@@ -242,7 +242,7 @@ def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, there: 
 
 
 def collect_group(
-    backend: Backend,
+    backend: Reader,
     group: Group,
     store: StateStore,
     plan: CollectPlan,
@@ -280,7 +280,7 @@ _Prepared = tuple[CheckRow, FinishedAnswer]
 
 
 def _prepared(
-    backend: Backend, group: Group, manifest: Manifest, plan: CollectPlan, report: Collected
+    backend: Reader, group: Group, manifest: Manifest, plan: CollectPlan, report: Collected
 ) -> Iterator[_Prepared]:
     limit = getattr(backend, "context_length", None)
     appended = len(manifest.header_ids) + len(backend.header.answer_ids)
@@ -317,7 +317,7 @@ def _batches(prepared: Iterator[_Prepared]) -> Iterator[list[_Prepared]]:
 
 
 def _read(
-    backend: Backend, batch: Sequence[_Prepared], manifest: Manifest, report: Collected
+    backend: Reader, batch: Sequence[_Prepared], manifest: Manifest, report: Collected
 ) -> Sequence[Mapping[Site, np.ndarray]]:
     answers = [finished for _, finished in batch]
     suffix = None if manifest.suffix == "header" else manifest.header_ids
@@ -331,13 +331,13 @@ def _read(
     return [_by_forks(backend, answer, manifest) for answer in answers]
 
 
-def _by_forks(backend: Backend, answer: FinishedAnswer, manifest: Manifest) -> dict[Site, np.ndarray]:
+def _by_forks(backend: Reader, answer: FinishedAnswer, manifest: Manifest) -> dict[Site, np.ndarray]:
     """The states of `read_batch`, from a replay that is forked at every depth."""
     shape = (len(manifest.sites), len(manifest.tokens), backend.identity.hidden_size)
     reads = [Read(site, token) for site in manifest.sites for token in manifest.tokens]
     states = np.empty((len(answer.depths), *shape), np.float32)
     # a replay wants an answer; of an empty one only depth 0 is read, which is before the token that stands in for it
-    session = backend.replay(answer.prompt, answer.answer_ids or backend.header.ids[:1])
+    session = require_sessions(backend).replay(answer.prompt, answer.answer_ids or backend.header.ids[:1])
     try:
         at = 0
         for place, depth in enumerate(answer.depths):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from anydepth.backends.protocol import Backend, Site
+from anydepth.backends.protocol import Reader, Site
 
 TWELFTHS = (6, 7, 8, 9, 10)
 """The default blocks, in twelfths of the depth: 50, 58, 67, 75 and 83 %."""
@@ -13,7 +13,7 @@ def default_layers(blocks: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(blocks * twelfth // 12 for twelfth in TWELFTHS))
 
 
-def sites_for(backend: Backend, layers: Sequence[int] | None = None) -> tuple[Site, ...]:
+def sites_for(backend: Reader, layers: Sequence[int] | None = None) -> tuple[Site, ...]:
     """Where to read at `layers`, by default `default_layers`: the module that probes of this model read by default.
 
     Raises:

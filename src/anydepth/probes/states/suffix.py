@@ -2,14 +2,14 @@
 
 import random
 
-from anydepth.backends.protocol import Backend
+from anydepth.backends.protocol import Reader
 from anydepth.errors import ConfigError, TemplateError
 
 CONTROLS = ("newline", "random", "user")
 _MARKS = ("anydepthanswermark", "anydepthusermark")
 
 
-def suffix_ids(backend: Backend, name: str) -> tuple[int, ...]:
+def suffix_ids(backend: Reader, name: str) -> tuple[int, ...]:
     """Token ids of a control.
 
     `newline` is one line break; `random` as many ordinary tokens as the header has, the same for every call; `user` the

@@ -1,4 +1,4 @@
-"""Decide how a new request is guarded, and open its account."""
+"""Decide how a new request is guarded."""
 
 import json
 import re
@@ -17,9 +17,9 @@ from anydepth.errors import BadRequest
 from anydepth.guard_overrides import GuardOverrides, apply_overrides
 from anydepth.schedule import scheduled_depths
 from anydepth.templates.template import Prompt
-from anydepth.vllm.engine.flow_feed import Watch
-from anydepth.vllm.engine.guarded_request import Ward
-from anydepth.vllm.engine.pending_check import Inquiry
+from anydepth.vllm.engine.flow_feed import FlowFeed
+from anydepth.vllm.engine.guarded_request import GuardedRequest
+from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.engine.positions import locate, start_places
 from anydepth.vllm.report_field import KEY
 from anydepth.vllm.setup import Setup
@@ -29,8 +29,8 @@ _INTERNAL = re.compile(r"^(?:(\d+)_)?(.+?)(?:-[0-9a-f]{8})?$")
 
 
 @dataclass(frozen=True)
-class Desk:
-    """Opens a `Ward` for each request.
+class Admission:
+    """Makes a `GuardedRequest` of each request, or refuses it.
 
     Attributes:
         setup: The guard.
@@ -52,8 +52,8 @@ class Desk:
             table = table.model_copy(update={"path": f"{table.path}-rank{self.rank}"})
         return open_audit(table)
 
-    def open(self, request: Any) -> Ward | None:
-        """Open a ward; None for a request that may go without a guard, and does.
+    def admit(self, request: Any) -> GuardedRequest | None:
+        """Guard a request; None for one that may go without a guard, and does.
 
         Raises:
             BadRequest: The request asks for what is not allowed, or cannot be guarded.
@@ -76,27 +76,27 @@ class Desk:
                 "messages",
             )
         request.max_tokens = min(request.max_tokens, room)
-        return self._ward(request, guard, tell=tell)
+        return self._guarded(request, guard, tell=tell)
 
-    def _ward(self, request: Any, guard: GuardConfig, *, tell: bool) -> Ward:
+    def _guarded(self, request: Any, guard: GuardConfig, *, tell: bool) -> GuardedRequest:
         template, reads = self.setup.model.template, self.setup.reads
         last = max((read.token for read in reads), default=len(template.header.ids) - 1)
         prompt = locate(template, request.prompt_token_ids, last)
-        watch = Watch(
+        feed = FlowFeed(
             plan=guard.plan(max_new_tokens=request.max_tokens, prefill=prompt.prefill),
             account=self._account(request, prompt, guard),
             end_token_ids=self.setup.model.end_token_ids,
             decode=self._decode if self.setup.options.settings.audit.text else None,
         )
-        ward = Ward(request, watch, prompt, tell_checks=tell)
+        guarded = GuardedRequest(request, feed, prompt, tell_checks=tell)
         if not prompt.prefill:
-            watch.begin({})
-            places = start_places(template, prompt, reads) if reads else None
-            ward.start = None if places is None else Inquiry(0, places)
+            feed.begin({})
+            if reads and (places := start_places(template, prompt, reads)) is not None:
+                guarded.pending = [PendingCheck(0, request, places)]
         elif reads and guard.prefill == "inside":
             depths = scheduled_depths(guard.schedule, prompt.prefill)
-            ward.inside = tuple(depth for depth in depths if 0 < depth < prompt.prefill)
-        return ward
+            guarded.inside = tuple(depth for depth in depths if 0 < depth < prompt.prefill)
+        return guarded
 
     def _account(self, request: Any, prompt: Prompt, guard: GuardConfig) -> Account:
         found = _INTERNAL.match(request.request_id)
@@ -128,16 +128,16 @@ class Desk:
         return self.setup.model.tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
-def open_desk(scheduler: Any, setup: Setup) -> Desk:
-    """The desk of one of vLLM's schedulers."""
+def open_admission(scheduler: Any, setup: Setup) -> Admission:
+    """The admission to one of vLLM's schedulers."""
     config = scheduler.vllm_config
     served = setup.options.settings.model.name or config.model_config.served_model_name or config.model_config.model
     name = served[0] if isinstance(served, list) else str(served)
     if Path(name).is_dir():
         name = Path(name).resolve().name
-    desk = Desk(setup, scheduler.max_model_len, name, config.parallel_config.data_parallel_index)
-    assert desk.audit is not None  # a trail that cannot be opened is an error now, not at the first answer
-    return desk
+    admission = Admission(setup, scheduler.max_model_len, name, config.parallel_config.data_parallel_index)
+    assert admission.audit is not None  # a trail that cannot be opened is an error now, not at the first answer
+    return admission
 
 
 def _overrides(request: Any) -> dict[str, Any]:

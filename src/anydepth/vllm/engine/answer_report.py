@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from anydepth.guard_report import GuardReport
-from anydepth.vllm.engine.flow_feed import Watch
+from anydepth.vllm.engine.flow_feed import FlowFeed
 
 
-def answer_report(watch: Watch, *, detector: str, checks: bool) -> dict[str, Any]:
+def answer_report(watch: FlowFeed, *, detector: str, checks: bool) -> dict[str, Any]:
     """The record of the `GuardReport` of an answer that has ended, and what only the engine knows of it."""
     assert watch.outcome is not None
     report = GuardReport.of(watch.finished, watch.account.guard, tell=checks)

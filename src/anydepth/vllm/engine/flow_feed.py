@@ -12,7 +12,7 @@ from anydepth.writer import AnswerWriter
 
 
 @dataclass(slots=True)
-class Watch:
+class FlowFeed:
     """One answer under guard: `begin`, then `push` tokens, `answer` checks, take what is `released`.
 
     Attributes:

@@ -1,46 +1,62 @@
-"""One guarded request inside the scheduler."""
+"""Follow one guarded request inside the scheduler."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
+from anydepth.errors import CheckError
 from anydepth.templates.template import Prompt
 from anydepth.types import Score
-from anydepth.vllm.engine.flow_feed import Watch
-from anydepth.vllm.engine.held_output import Outgoing
-from anydepth.vllm.engine.pending_check import Inquiry
+from anydepth.vllm.engine.flow_feed import FlowFeed
+from anydepth.vllm.engine.held_output import HeldOutput
+from anydepth.vllm.engine.pending_check import PendingCheck
+from anydepth.vllm.setup import Setup
+
+
+class RequestStage(Enum):
+    """What a guarded request waits for."""
+
+    FREE = "no check is due"
+    DUE = "a check is due that nothing is under way for"
+    CHECKING = "a check is under way"
+    OVER = "the answer has ended"
 
 
 @dataclass(slots=True, eq=False)
-class Ward:
-    """A request of vLLM's, its watch, and how its next check is being made.
+class GuardedRequest:
+    """A request of vLLM's, the flow of its answer, and how its next check is being made.
 
     Attributes:
-        request: vLLM's own request.
-        watch: The flow of its answer.
+        request: The `Request` of vLLM.
+        feed: The flow of its answer.
         prompt: Its prompt, with what is prefill told apart.
-        tell_checks: Whether the client may see every check.
+        tell_checks: True if the client may see every check.
         inside: Depths inside the prefill to check before the flow begins.
-        start: Depth 0, read while the prompt itself is computed; None if that is done or cannot be.
-        ride: The check that rides in the present step, behind the last token.
-        children: Ids of the check requests that are being waited for.
-        replies: What those said that have answered, a depth.
-        held: True while the request is in none of vLLM's queues, until its child has answered.
+        pending: The checks under way. Either one that is made in the request itself: depth 0 while the prompt is
+            computed, or one that rides in the present step behind the last token. Or those of its check requests.
+        held: True while the request is in none of vLLM's queues, until its check requests have answered.
         ending: Status and stop reason that vLLM ended the answer with; kept back until the last check is made.
-        outgoing: What has not left yet.
+        output: What has not left yet.
     """
 
     request: Any
-    watch: Watch
+    feed: FlowFeed
     prompt: Prompt
     tell_checks: bool = False
     inside: tuple[int, ...] = ()
-    start: Inquiry | None = None
-    ride: Inquiry | None = None
-    children: set[str] = field(default_factory=set)
-    replies: dict[int, Score | Exception] = field(default_factory=dict)
+    pending: list[PendingCheck] = field(default_factory=list)
     held: bool = False
     ending: tuple[Any, Any] | None = None
-    outgoing: Outgoing = field(default_factory=Outgoing)
+    output: HeldOutput = field(default_factory=HeldOutput)
+
+    @property
+    def stage(self) -> RequestStage:
+        """What the request waits for now."""
+        if self.feed.over:
+            return RequestStage.OVER
+        if self.pending:
+            return RequestStage.CHECKING
+        return RequestStage.DUE if self.feed.due is not None or not self.feed.begun else RequestStage.FREE
 
     @property
     def depth(self) -> int:
@@ -48,38 +64,45 @@ class Ward:
         return self.prompt.prefill + self.request.num_output_tokens
 
     @property
-    def waits(self) -> bool:
-        """True if a check is due that nothing is under way for."""
-        if not self.watch.begun:
-            return not self.children
-        return self.watch.due is not None and self.start is None and self.ride is None and not self.children
-
-    @property
-    def goes_on(self) -> bool:
-        """True if the request was held for checks that have all been made, and has not ended."""
-        return self.held and not self.children and self.watch.begun and self.watch.due is None and not self.watch.over
-
-    @property
     def decodes(self) -> bool:
         """True if the whole prompt is computed, and at most the last token is not."""
         return self.request.num_computed_tokens >= self.request.num_tokens - 1
 
-    def settle(self) -> None:
-        """Bring what the check requests said to the flow, once all have answered."""
-        replies, self.replies = self.replies, {}
-        if not self.watch.begun:
-            prefill = self.prompt.prefill
-            self.watch.begin({depth: reply for depth, reply in replies.items() if 0 < depth < prefill})
-        while self.watch.due in replies:
-            self.watch.answer(self.watch.due, replies.pop(self.watch.due))
+    @property
+    def check_requests(self) -> dict[str, Any]:
+        """The check requests that are under way, by id; each may make several checks."""
+        return {each.request.request_id: each.request for each in self.pending if each.request is not self.request}
+
+    def conclude(self, request_id: str, setup: Setup, *, failed: bool = False) -> None:
+        """Score the checks made in one of vLLM's requests; once none is under way, bring all to the flow.
+
+        Args:
+            request_id: Id of the answer's own request or of a check request.
+            setup: The guard.
+            failed: True if vLLM did not finish the request.
+        """
+        for check in self.pending:
+            if check.request.request_id == request_id:
+                unfinished = CheckError("the check request was not finished") if failed else None
+                check.result = unfinished or check.score(setup)
+        results = {check.depth: check.result for check in self.pending if check.result is not None}
+        if len(results) == len(self.pending):
+            self.pending = []
+            self._answer(results)
+
+    def _answer(self, results: dict[int, Score | Exception]) -> None:
+        if not self.feed.begun:
+            self.feed.begin({depth: each for depth, each in results.items() if 0 < depth < self.prompt.prefill})
+        while self.feed.due in results:
+            self.feed.answer(self.feed.due, results.pop(self.feed.due))
 
     def take_off_end(self, hash_block_size: int) -> None:
         """Take the end-of-turn token off the request: the last check stands before it.
 
-        The worker drops it too: vLLM tells it with every step how many output tokens there are.
+        vLLM sends the worker the number of output tokens with every step, so that the worker drops it too.
         """
         request = self.request
-        if self.watch.due == self.depth - 1 and request.num_output_tokens:
+        if self.feed.due == self.depth - 1 and request.num_output_tokens:
             request._output_token_ids.pop()
             request._all_token_ids.pop()
             del request.block_hashes[request.num_tokens // hash_block_size :]

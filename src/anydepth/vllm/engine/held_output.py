@@ -1,4 +1,4 @@
-"""Hold back what vLLM would send for one request, and put together what may leave."""
+"""Hold back what vLLM would send for one request, until it may leave."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ _FIRST = ("new_prompt_logprobs_tensors", "prompt_token_id_logprobs", "prefill_st
 
 
 @dataclass(slots=True)
-class Outgoing:
-    """The outputs of one request, taken apart: facts are kept, tokens are counted out by the watch.
+class HeldOutput:
+    """The outputs of one request, taken apart; which tokens may leave is for the flow to say.
 
     Attributes:
-        logprobs: One row of log-probabilities a sampled token that has not left, in order.
+        logprobs: One row of log-probabilities per sampled token that has not left, in order.
         kept: Fields that go with the next output.
         events: Events that go with the next output.
     """

@@ -3,11 +3,11 @@
 from typing import Any
 
 
-class Shortened:
+class PrefixLimit:
     """A request as the prefix cache is to see it: one whose cached part ends before position `limit`."""
 
     def __init__(self, request: Any, limit: int) -> None:
-        self._request, self.num_tokens = request, limit + 1
+        self._request, self.num_tokens = request, min(limit + 1, request.num_tokens)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._request, name)

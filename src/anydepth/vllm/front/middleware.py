@@ -20,8 +20,8 @@ from anydepth.server.http.http_errors import check_json, envelope, failure
 from anydepth.server.telemetry.metrics import Metrics
 from anydepth.settings import Settings
 from anydepth.vllm.additional_config import engine_options
-from anydepth.vllm.front.replies import Asked, halted_reply, refusal_of, whole_reply
-from anydepth.vllm.front.reports import Ledger, Page, listen
+from anydepth.vllm.front.replies import RequestedReply, halted_reply, refusal_of, whole_reply
+from anydepth.vllm.front.reports import Reports, ResponseReports, listen
 from anydepth.vllm.front.request import read_body, rewrite
 from anydepth.vllm.front.sse_reader import Events, rewritten
 from anydepth.vllm.front.stream import StreamReply
@@ -42,9 +42,9 @@ class GuardFront:
         ledger: Where the engine's reports are found; default: one that listens to vLLM's engine in this process.
     """
 
-    def __init__(self, app: ASGIApp, ledger: Ledger | None = None) -> None:
+    def __init__(self, app: ASGIApp, ledger: Reports | None = None) -> None:
         self._app, self._edge = app, None
-        self._ledger = Ledger() if ledger is None else ledger
+        self._ledger = Reports() if ledger is None else ledger
         if ledger is None:
             listen(self._ledger)
 
@@ -64,7 +64,7 @@ class GuardFront:
                 options = engine_options(scope["app"].state.vllm_config.additional_config)
                 settings = options.settings
                 edge = Edge(
-                    _Counter(self._app, self._ledger, settings),
+                    _Router(self._app, self._ledger, settings),
                     metrics=Metrics(),
                     keys=api_keys(settings.http),
                     open_paths=OPEN_PATHS | ({"/metrics", "/metrics/"} if settings.http.public_metrics else set()),
@@ -79,10 +79,10 @@ class GuardFront:
         return self._edge
 
 
-class _Counter:
+class _Router:
     """Routes a request: chat and completions through the guard, all others to vLLM."""
 
-    def __init__(self, app: ASGIApp, ledger: Ledger, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, ledger: Reports, settings: Settings) -> None:
         self._app, self._ledger, self._settings = app, ledger, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,7 +140,7 @@ def _after(raw: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _with_headers(scope: Scope, asked: Asked, length: int) -> Scope:
+def _with_headers(scope: Scope, asked: RequestedReply, length: int) -> Scope:
     """The request's scope with our id in it: a client's own could be another response's, in the audit trail too."""
     scope = {**scope, "headers": list(scope["headers"])}
     headers = MutableHeaders(scope=scope)
@@ -153,7 +153,7 @@ def _with_headers(scope: Scope, asked: Asked, length: int) -> Scope:
 class _Reply:
     """Takes vLLM's response in and sends the guard's."""
 
-    def __init__(self, scope: Scope, send: Send, asked: Asked, page: Page) -> None:
+    def __init__(self, scope: Scope, send: Send, asked: RequestedReply, page: ResponseReports) -> None:
         self._scope, self._send, self._asked, self._page = scope, send, asked, page
         self._start: Message = {}
         self._kind, self._body, self._begun, self._over = "", bytearray(), False, False

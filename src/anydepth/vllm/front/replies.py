@@ -9,7 +9,7 @@ from anydepth.errors import BadRequest
 from anydepth.flow import doubts_calls
 from anydepth.guard_report import GuardReport
 from anydepth.server.answer.toolcalls import whole_calls
-from anydepth.vllm.front.reports import Page, Told
+from anydepth.vllm.front.reports import EngineReport, ResponseReports
 from anydepth.vllm.report_field import parse_stop_reason
 
 Record = dict[str, Any]
@@ -18,7 +18,7 @@ _TRANSFERS = ("kv_transfer_params", "ec_transfer_params")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestedReply:
     """What a request asks for, as far as its reply depends on it.
 
     Attributes:
@@ -44,7 +44,7 @@ class Asked:
     watched: bool = False
 
 
-def refusal_of(page: Page) -> BadRequest | None:
+def refusal_of(page: ResponseReports) -> BadRequest | None:
     """Why the engine did not take the request, if it did not."""
     for told in page.values():
         if told.get("reason") == "refused":
@@ -56,7 +56,9 @@ _UNKNOWN = GuardReport(halted=False, would_halt=False, leak_tokens=0)
 _UNTOLD = GuardReport(halted=True, would_halt=True, reason="error", failed_checks=1)
 
 
-def end_of(choice: Mapping[str, Any], told: Told | None, asked: Asked, *, called: bool) -> tuple[GuardReport, bool]:
+def end_of(
+    choice: Mapping[str, Any], told: EngineReport | None, asked: RequestedReply, *, called: bool
+) -> tuple[GuardReport, bool]:
     """How an answer ended; one that the engine has not accounted for is not passed off as a guarded one.
 
     Stop strings are found in checked text by vLLM's front end, which then aborts the request, as it does for a client
@@ -88,14 +90,14 @@ def end_of(choice: Mapping[str, Any], told: Told | None, asked: Asked, *, called
     return _UNTOLD, finish == "abort" or reason in asked.stops
 
 
-def _parsed(reason: object) -> Told | None:
+def _parsed(reason: object) -> EngineReport | None:
     try:
         return parse_stop_reason(reason)
     except ValueError:  # a client's stop string that begins like ours
         return None
 
 
-def whole_reply(body: Record, asked: Asked, page: Page) -> Record:
+def whole_reply(body: Record, asked: RequestedReply, page: ResponseReports) -> Record:
     """A response that is not streamed."""
     withheld = 0
     for choice in body.get("choices") or ():
@@ -110,7 +112,7 @@ def whole_reply(body: Record, asked: Asked, page: Page) -> Record:
     return finished(body, withheld)
 
 
-def _keep_whole_calls(choice: Record, asked: Asked) -> None:
+def _keep_whole_calls(choice: Record, asked: RequestedReply) -> None:
     """Leave half calls of a message out of its calls: they are text."""
     message = choice["message"]
     empty = not (message["tool_calls"][-1].get("function") or {}).get("arguments")
@@ -128,12 +130,12 @@ def without_calls(choice: Record) -> None:
         choice["finish_reason"] = "stop"
 
 
-def is_cut(choice: Record, asked: Asked) -> bool:
+def is_cut(choice: Record, asked: RequestedReply) -> bool:
     """Whether an answer ended where its length or a stop string ended it, maybe in the middle of a call."""
     return choice.get("finish_reason") == "length" or choice.get("stop_reason") in asked.stops
 
 
-def halted_reply(asked: Asked, page: Page) -> Record | None:
+def halted_reply(asked: RequestedReply, page: ResponseReports) -> Record | None:
     """The response where vLLM failed to put one together, if all its answers were halted."""
     places = [told_of(page, asked, index) for index in range(asked.prompts * asked.n)]
     if any(told is None or not told["halted"] for told in places):
@@ -147,7 +149,7 @@ def halted_reply(asked: Asked, page: Page) -> Record | None:
     return whole_reply({**head_of(asked, kind), "choices": choices}, asked, page)
 
 
-def _halt(choice: Record, asked: Asked, *, known: bool) -> None:
+def _halt(choice: Record, asked: RequestedReply, *, known: bool) -> None:
     """Put the refusal behind what was released; calls of a halted answer never leave."""
     place = choice["message"] if asked.chat else choice
     name = "content" if asked.chat else "text"
@@ -184,12 +186,12 @@ def finished(body: Record, withheld: int) -> Record:
     return body
 
 
-def told_of(page: Page, asked: Asked, index: int) -> Told | None:
+def told_of(page: ResponseReports, asked: RequestedReply, index: int) -> EngineReport | None:
     """What the engine told of an answer, by its place in the response."""
     return page.get(divmod(index, asked.n))
 
 
-def head_of(asked: Asked, kind: str) -> Record:
+def head_of(asked: RequestedReply, kind: str) -> Record:
     """What every record of a response begins with."""
     prefix = "chatcmpl" if asked.chat else "cmpl"
     return {"id": f"{prefix}-{asked.id}", "object": kind, "created": int(time.time()), "model": asked.model}

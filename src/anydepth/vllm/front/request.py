@@ -11,7 +11,7 @@ from anydepth.errors import BadRequest
 from anydepth.guard_overrides import GuardOverrides
 from anydepth.server.http.body_errors import complaint, shown, unreadable
 from anydepth.settings import Settings
-from anydepth.vllm.front.replies import Asked
+from anydepth.vllm.front.replies import RequestedReply
 from anydepth.vllm.report_field import KEY
 
 _LENGTHS = ("max_completion_tokens", "max_tokens")
@@ -35,7 +35,7 @@ def read_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def rewrite(body: dict[str, Any], settings: Settings, *, chat: bool) -> tuple[dict[str, Any], Asked]:
+def rewrite(body: dict[str, Any], settings: Settings, *, chat: bool) -> tuple[dict[str, Any], RequestedReply]:
     """The body for vLLM, and what its reply depends on; BadRequest names the field that cannot be as it is."""
     body = dict(body)
     overrides = _overrides(body.pop(KEY, None))
@@ -54,7 +54,7 @@ def rewrite(body: dict[str, Any], settings: Settings, *, chat: bool) -> tuple[di
     _limit_length(body, settings, chat=chat)
     _put(body, overrides)
     release = overrides.get("release", settings.guard.release)
-    asked = Asked(
+    asked = RequestedReply(
         id=uuid.uuid4().hex,
         chat=chat,
         model=str(body.get("model") or settings.model.name or ""),

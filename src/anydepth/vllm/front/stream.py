@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from anydepth.guard_report import GuardReport
 from anydepth.server.answer.toolcalls import whole_arguments, whole_calls
 from anydepth.vllm.front.replies import (
-    Asked,
     Record,
+    RequestedReply,
     after,
     end_of,
     finished,
@@ -16,11 +16,11 @@ from anydepth.vllm.front.replies import (
     told_of,
     without_calls,
 )
-from anydepth.vllm.front.reports import Page
+from anydepth.vllm.front.reports import ResponseReports
 
 
 @dataclass(slots=True)
-class _Voice:
+class _StreamedAnswer:
     """One answer of a stream.
 
     Attributes:
@@ -42,9 +42,9 @@ class StreamReply:
     Tool calls are kept until their answer has ended unhalted, whatever the release mode, and then leave as a whole.
     """
 
-    def __init__(self, asked: Asked, page: Page) -> None:
+    def __init__(self, asked: RequestedReply, page: ResponseReports) -> None:
         self._asked, self._page = asked, page
-        self._voices = [_Voice() for _ in range(asked.prompts * asked.n)]
+        self._voices = [_StreamedAnswer() for _ in range(asked.prompts * asked.n)]
         self._head = head_of(asked, "chat.completion.chunk" if asked.chat else "text_completion")
         self._withheld, self._failed = 0, False
 
@@ -92,7 +92,7 @@ class StreamReply:
             return self._halted(choice, report, voice, known=known)
         return self._ended(choice, report, voice)
 
-    def _halted(self, choice: Record, report: GuardReport, voice: _Voice, *, known: bool) -> list[Record]:
+    def _halted(self, choice: Record, report: GuardReport, voice: _StreamedAnswer, *, known: bool) -> list[Record]:
         text = self._text(choice)
         out = []
         if known and not self._is_empty(choice):
@@ -105,7 +105,7 @@ class StreamReply:
         sign(last, report)
         return [*out, last]
 
-    def _ended(self, choice: Record, report: GuardReport, voice: _Voice) -> list[Record]:
+    def _ended(self, choice: Record, report: GuardReport, voice: _StreamedAnswer) -> list[Record]:
         out = []
         if voice.calls:
             found = [voice.calls[index] for index in sorted(voice.calls)]
@@ -123,7 +123,7 @@ class StreamReply:
         sign(choice, report)
         return [*out, choice]
 
-    def _take_calls(self, choice: Record, voice: _Voice) -> bool:
+    def _take_calls(self, choice: Record, voice: _StreamedAnswer) -> bool:
         """Take parts of calls out of a chunk and put them together."""
         if not self._asked.chat:
             return False

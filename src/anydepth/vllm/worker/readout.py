@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from anydepth.backends.protocol import Site
 from anydepth.errors import UnsupportedModel
 from anydepth.extras import require
-from anydepth.vllm.additional_config import ReadOut as Choice
+from anydepth.vllm.additional_config import ReadOutChoice
 
 logger = logging.getLogger("vllm.anydepth")
 
@@ -29,7 +29,7 @@ class ReadOut(Protocol):
         ...
 
 
-def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: Choice, compiled: bool) -> "ReadOut":
+def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: ReadOutChoice, compiled: bool) -> "ReadOut":
     """The read-out that fits model and engine; the log says which.
 
     Args:
@@ -40,7 +40,7 @@ def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: Choice, co
         compiled: Whether the model runs compiled or in captured graphs, where hooks are not called.
 
     Raises:
-        UnsupportedModel: There is none.
+        UnsupportedModel: None fits; the message names the remedy.
     """
     supports_eagle3 = require("vllm.model_executor.models.interfaces", extra="vllm").supports_eagle3
     auxiliary = supports_eagle3(model) and all(site.module in ("input_layernorm", "output") for site in sites)

@@ -2,18 +2,21 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anydepth.backends.protocol import Site
 from anydepth.detectors import TextDetector
 from anydepth.extras import require
 from anydepth.vllm.setup import Setup
-from anydepth.vllm.wire import ATTRIBUTE, Findings, Orders
-from anydepth.vllm.worker.header_rows import Curtail
+from anydepth.vllm.wire import ATTRIBUTE, OPENERS, Findings, Key, Orders
+from anydepth.vllm.worker.header_rows import HeaderRows
 from anydepth.vllm.worker.readout import ReadOut, choose, find_blocks
+
+if TYPE_CHECKING:
+    from anydepth.backends.protocol import Site
 
 logger = logging.getLogger("vllm.anydepth")
 
@@ -39,8 +42,8 @@ class GuardedRunner:
         state.read_out = choose(self.get_model(), layers, state.setup.sites, choice=choice, compiled=compiled)
         self.use_aux_hidden_state_outputs = state.read_out.name == "auxiliary hidden states"
         if self.device.type == "cpu" and not compiled:
-            state.curtail = Curtail(find_blocks(self.get_model(), layers), state.setup.sites)
-            logger.info("anydepth runs the header's tokens to block %d of %d", state.curtail.first, layers)
+            state.header_rows = HeaderRows(find_blocks(self.get_model(), layers), state.setup.sites)
+            logger.info("anydepth runs the header's tokens to block %d of %d", state.header_rows.first, layers)
         state.load_weight(self.device)
 
     def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -87,11 +90,11 @@ class RunnerState:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.read_out: ReadOut | None = None
-        self.curtail: Curtail | None = None
+        self.header_rows: HeaderRows | None = None
         self.seconds, self.checks = 0.0, 0
-        self._orders: Orders | None = None
+        self._orders: Orders = {}
         self._weight: Any = None
-        self._places: dict[Site, list[int]] = {}
+        self._keys: dict[Site, list[Key]] = {}
         self._openers: list[int] = []
         detector = None if setup.options.collects else setup.detector
         if isinstance(detector, TextDetector):
@@ -105,67 +108,60 @@ class RunnerState:
 
     def begin(self, orders: Orders | None) -> None:
         """Take the orders of a step; what is left of an earlier one is dropped."""
-        self._orders, self._places = orders, {}
-        if self.curtail is not None:
-            self.curtail.end()
+        self._orders, self._keys = orders or {}, {}
+        if self.header_rows is not None:
+            self.header_rows.end()
 
     def expect(self, rows: dict[str, int], device: Any) -> None:
         """Say which rows of the batch the orders mean; `rows` has the first row of each request."""
-        if self._orders is None or self.read_out is None:
+        if not self._orders or self.read_out is None:
             return
         begun = time.perf_counter()
         torch = require("torch", extra="vllm")
         wanted: dict[Site, list[int]] = {}
-        for place, (request, offset, site) in enumerate(self._sited(self._orders)):
-            wanted.setdefault(site, []).append(rows[request] + offset)
-            self._places.setdefault(site, []).append(place)
+        for key, offset in self._orders.items():
+            request, _, index = key
+            if index != OPENERS:
+                site = self.setup.site_of[index]
+                wanted.setdefault(site, []).append(rows[request] + offset)
+                self._keys.setdefault(site, []).append(key)
         self.read_out.expect({site: torch.tensor(each, device=device) for site, each in wanted.items()})
         self.seconds += time.perf_counter() - begun
 
     def leave_out(self, begins: np.ndarray, ends: np.ndarray) -> None:
-        """Name the rows that nothing reads behind the last site: ranges of batch rows, from begin to before end."""
-        if self.curtail is None:
+        """Say which rows nothing reads behind the last site: ranges of the batch's rows, from begin to before end."""
+        if self.header_rows is None:
             return
         torch = require("torch", extra="vllm")
         keep = np.ones(ends[-1], dtype=bool)
         for begin, end in zip(begins, ends, strict=True):
             keep[begin:end] = False
-        self.curtail.begin(torch.from_numpy(np.flatnonzero(keep)), len(keep))
-
-    def _sited(self, orders: Orders) -> list[tuple[str, int, Site]]:
-        """Reads and states as (request, offset, site), reads first."""
-        reads = [(request, offset, self.setup.reads[read].site) for request, offset, read in orders.reads]
-        return reads + [(request, offset, self.setup.sites[site]) for request, offset, site in orders.states]
+        self.header_rows.begin(torch.from_numpy(np.flatnonzero(keep)), len(keep))
 
     def finish(self, aux: Any, logits: Any, index: dict[str, int]) -> Findings | None:
-        """What was read; None if nothing was wanted."""
-        orders, self._orders = self._orders, None
-        if self.curtail is not None:
-            self.curtail.end()
+        """What was read; None if nothing was ordered."""
+        orders, self._orders = self._orders, {}
+        if self.header_rows is not None:
+            self.header_rows.end()
         if not orders:
             return None
         begun = time.perf_counter()
         torch = require("torch", extra="vllm")
-        findings = Findings()
+        findings: Findings = {}
         with torch.inference_mode():
-            if self._places and self.read_out is not None:
-                self._take(orders, self.read_out.take(aux), findings)
-            if orders.openers:
-                chosen = logits[[index[request] for request in orders.openers]].float().log_softmax(-1)
-                findings.openers = chosen[:, self._openers].exp().sum(-1).tolist()
+            if self._keys and self.read_out is not None:
+                found = self.read_out.take(aux)
+                for site, keys in self._keys.items():
+                    findings |= zip(keys, self._values(found[site], keys), strict=True)
+            if openers := [key for key in orders if key[2] == OPENERS]:
+                chosen = logits[[index[request] for request, *_ in openers]].float().log_softmax(-1)
+                findings |= zip(openers, chosen[:, self._openers].exp().sum(-1).tolist(), strict=True)
         self.seconds += time.perf_counter() - begun
-        self.checks += len(orders.reads) or len(orders.openers)
+        self.checks += len(orders)
         return findings
 
-    def _take(self, orders: Orders, states: dict[Site, Any], findings: Findings) -> None:
-        values: list[Any] = [None] * (len(orders.reads) + len(orders.states))
-        for site, places in self._places.items():
-            found = states[site]
-            if self._weight is None:
-                rows = found.float().cpu().numpy()
-            else:
-                weight = self._weight[[orders.reads[place][2] for place in places]]
-                rows = (found.double() * weight).sum(-1).tolist()
-            for place, value in zip(places, rows, strict=True):
-                values[place] = value
-        findings.reads, findings.states = values[: len(orders.reads)], values[len(orders.reads) :]
+    def _values(self, states: Any, keys: list[Key]) -> Iterable[Any]:
+        """What each state, a row of `[keys, hidden_size]`, gives: its part of the logit, or itself."""
+        if self._weight is None:
+            return states.float().cpu().numpy()
+        return (states.double() * self._weight[[read for *_, read in keys]]).sum(-1).tolist()

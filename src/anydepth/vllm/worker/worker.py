@@ -4,6 +4,7 @@ from typing import Any
 
 from anydepth.errors import ConfigError
 from anydepth.extras import require
+from anydepth.patches import MODEL_RUNNER
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.versions import check_version
 from anydepth.vllm.worker.runner import GuardedRunner, RunnerState
@@ -33,11 +34,13 @@ class GuardedWorker(_platform_worker()):
         super().init_device()
         runner = self.model_runner
         runner.anydepth = RunnerState(Setup.of(self.vllm_config))
-        runner.__class__ = type(f"Guarded{type(runner).__name__}", (GuardedRunner, type(runner)), {})
+        guarded = type(f"Guarded{type(runner).__name__}", (GuardedRunner, type(runner)), {})
+        MODEL_RUNNER.check()
+        MODEL_RUNNER.replace(runner, "__class__", guarded)
 
     def anydepth_stats(self) -> dict[str, Any]:
         """Seconds spent on reading so far, values read, how, and how far; for benchmarks, by `collective_rpc`."""
         state = self.model_runner.anydepth
         name = None if state.read_out is None else state.read_out.name
-        ends = None if state.curtail is None else state.curtail.first
+        ends = None if state.header_rows is None else state.header_rows.first
         return {"seconds": state.seconds, "checks": state.checks, "read_out": name, "header_ends_at": ends}

@@ -1,4 +1,4 @@
-"""The watch brings tokens and scores to the flow as an engine has them; the audit verifies what came of it."""
+"""The feed brings tokens and scores to the flow as an engine has them; the audit verifies what came of it."""
 
 import json
 from math import nan
@@ -18,7 +18,7 @@ from anydepth.guard_report import GuardReport
 from anydepth.templates.template import Prompt
 from anydepth.types import Score
 from anydepth.vllm.engine.answer_report import answer_report
-from anydepth.vllm.engine.flow_feed import Watch
+from anydepth.vllm.engine.flow_feed import FlowFeed
 from anydepth.vllm.report_field import parse_stop_reason, refusal_report, stop_reason
 
 END = 2
@@ -32,7 +32,7 @@ def make(tmp_path, *, prefill=0, most=40, broken=False, **options):
     if broken:
         sink.write = sink.probe = _full
     account = Account(audit, "a", 0, "vllm", "m", prompt, guard, frozenset({END}))
-    return Watch(guard.plan(max_new_tokens=most, prefill=prefill), account, frozenset({END}))
+    return FlowFeed(guard.plan(max_new_tokens=most, prefill=prefill), account, frozenset({END}))
 
 
 def _full(*args):

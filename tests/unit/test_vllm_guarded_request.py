@@ -1,0 +1,72 @@
+"""A guarded request says what it waits for, and brings its checks to the flow once none is under way."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from anydepth import Every, Threshold
+from anydepth.audit.answer import Account
+from anydepth.audit.trail import Audit
+from anydepth.config import GuardConfig
+from anydepth.templates.template import Prompt
+from anydepth.types import Score
+from anydepth.vllm.engine.flow_feed import FlowFeed
+from anydepth.vllm.engine.guarded_request import GuardedRequest, RequestStage
+from anydepth.vllm.engine.pending_check import PendingCheck
+
+SETUP = SimpleNamespace(score=lambda values: Score(sum(values.values())))
+
+
+def guarded(*, prefill=0):
+    guard = GuardConfig(policy=Threshold(0.5), schedule=Every(4, doubling=False))
+    prompt = Prompt(tuple(range(10 + prefill)), prefill)
+    account = Account(Audit(None), "a", 0, "vllm", "m", prompt, guard, frozenset())
+    feed = FlowFeed(guard.plan(max_new_tokens=8, prefill=prefill), account, 10, frozenset())
+    return GuardedRequest(SimpleNamespace(request_id="own"), feed, prompt)
+
+
+def check(depth, name, *values):
+    places = [(depth, index) for index in range(len(values))]
+    return PendingCheck(depth, SimpleNamespace(request_id=name), places, dict(enumerate(values)))
+
+
+def test_a_prefill_begins_when_all_check_requests_have_answered():
+    request = guarded(prefill=9)
+    assert request.stage is RequestStage.DUE and not request.feed.begun
+    request.pending = [check(4, "one", 0.1), check(8, "two", 0.2), check(9, "three", 0.3), check(0, "three", 0.05)]
+    assert list(request.check_requests) == ["one", "two", "three"] and request.stage is RequestStage.CHECKING
+    for name in ("three", "one"):
+        request.conclude(name, SETUP)
+        assert request.stage is RequestStage.CHECKING and not request.feed.begun
+    request.conclude("two", SETUP)
+    assert request.stage is RequestStage.FREE and not request.pending
+    assert [(each["depth"], each["score"]) for each in request.feed.account.checks] == [
+        (0, 0.05),
+        (4, 0.1),
+        (8, 0.2),
+        (9, 0.3),
+    ]
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_check_request_that_was_not_finished_is_a_failed_check(failed):
+    request = guarded(prefill=9)
+    request.pending = [check(9, "one", 0.1), check(0, "one", 0.1)]
+    request.conclude("one", SETUP, failed=failed)
+    assert request.stage is (RequestStage.OVER if failed else RequestStage.FREE) and request.feed.halted is failed
+
+
+def test_a_check_in_the_request_itself():
+    request = guarded()
+    request.feed.begin({})
+    assert request.stage is RequestStage.DUE
+    request.pending = [PendingCheck(0, request.request, [(9, 0)])]
+    assert request.stage is RequestStage.CHECKING and not request.check_requests
+    request.pending[0].take({("own", 9, 0): 0.2, ("other", 9, 0): 0.9})
+    request.conclude("own", SETUP)
+    assert request.stage is RequestStage.FREE
+    request.feed.push([20, 21, 22, 23])
+    assert request.stage is RequestStage.DUE
+    request.pending = [PendingCheck(4, request.request, [(14, 0)])]
+    request.conclude("own", SETUP)  # the worker said nothing
+    assert request.stage is RequestStage.OVER and request.feed.halted and request.feed.released == []
