@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from anydepth.backends.protocol import CONTENT, Capability, FinishedAnswer, ModelIdentity, Read, Session, Site
+from anydepth.backends.protocol import Capability, FinishedAnswer, ModelIdentity, Read, Session, Site
 from anydepth.errors import CapabilityError, CheckError, PromptError, UnsupportedModel
 from anydepth.extras import require
 from anydepth.settings import Settings
@@ -131,7 +131,6 @@ class VllmBackend:
         """Token ids of the requests for one answer, and what is read in each."""
         start = answer.prompt.ids[: answer.prompt.start]
         header = tuple(self.header.ids if suffix is None else suffix)[: max(tokens) + 1]
-        first = self.template.start_index(answer.prompt, 0) if suffix is None else None
         found = []
         for index, depth in enumerate(answer.depths):
             if not 0 <= depth <= len(answer.answer_ids):
@@ -144,11 +143,8 @@ class VllmBackend:
                 )
             places = []
             for place, token in enumerate(tokens):
-                own = self.template.start_index(answer.prompt, token) if depth == 0 and suffix is None else None
-                position = own if own is not None else len(text) + token
-                if token == CONTENT:
-                    position = (first if depth == 0 and first is not None else len(text)) - 1
-                places.append((index, place, position))
+                own = self.template.position(answer.prompt, token, depth) if suffix is None else None
+                places.append((index, place, len(text) + token if own is None else own))
             found.append((text + header, places))
         return found
 

@@ -13,7 +13,7 @@ class Branch:
 
     Attributes:
         places: Which of the asked points these rows answer.
-        cache: A fork that holds the states of the tokens before `tail`; None for an empty one.
+        cache: A fork that holds the states of the tokens before `tail`; None where there are none.
         tail: Tokens that belong to the text but are not in the cache yet, `[b, t]`.
         mask: 1 for tokens, 0 for padding, over the cached tokens `[b, cached]`.
         history: The cached tokens `[b, cached]`, which `generate` wants to see.
@@ -24,6 +24,12 @@ class Branch:
     tail: torch.Tensor
     mask: torch.Tensor
     history: torch.Tensor
+
+    @classmethod
+    def fresh(cls, token_ids: Sequence[int], device: torch.device, place: int = 0) -> "Branch":
+        """A branch of one row with none of its tokens in a cache yet."""
+        tail = torch.tensor([token_ids], device=device)
+        return cls([place], None, tail, tail[:, :0], tail[:, :0])
 
     def append(self, token_ids: Sequence[int]) -> "Branch":
         """The same branch with these tokens after the tail of every row."""
