@@ -74,10 +74,12 @@ def run(
         None.
     """
     from anydepth.backends.transformers import load
+    from anydepth.backends.transformers.cpu import share_heads
 
     effort = QUICK if quick else FULL
     progress(f"loading {model}")
     backend = load(model, dtype=dtype)
+    share_heads()  # as `fast` does, but in the number format that was asked for
     detector = LinearProbe.load(probe) if probe is not None else find_shipped(backend) or _blank_probe(backend)
     detector.bind(backend)
     begun = clock()
