@@ -16,8 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from anydepth.backends.transformers import backend as backend_module
-from anydepth.backends.transformers import cpu, load
+from anydepth.backends.transformers import cpu, load, passes
 from anydepth.backends.transformers.checkpoint_files import file_fault, folder_of
 from anydepth.backends.transformers.cpu.operands import SwappedLinear
 from anydepth.backends.transformers.opening import open_adapter, open_model, open_tokenizer
@@ -269,7 +268,7 @@ def test_an_error_of_this_package_is_not_taken_for_one_of_the_files(
     def broken(model: Any) -> Any:
         raise TypeError("ours")
 
-    monkeypatch.setattr(backend_module, "identify", broken)
+    monkeypatch.setattr(passes, "identify", broken)
     with pytest.raises(TypeError, match="ours"):
         load(folder)
 

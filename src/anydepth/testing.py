@@ -1,7 +1,7 @@
 """A backend that follows a script instead of a model: for tests of the guard, and of your own policies and detectors.
 
     >>> from anydepth import Guard
-    >>> from anydepth.backends.scripted import ScriptedBackend, ScriptedDetector
+    >>> from anydepth.testing import ScriptedBackend, ScriptedDetector
     >>> guard = Guard.from_backend(ScriptedBackend(["a long answer"]), ScriptedDetector({0: 0.1, 4: 0.9}))
     >>> answer = guard.generate("question")
     >>> answer.finish_reason, answer.verdict.depth, answer.leak
@@ -22,6 +22,8 @@ from anydepth.errors import CapabilityError, ConfigError, PromptError, Unsupport
 from anydepth.templates.template import ChatTemplate, Header, Prompt
 from anydepth.types import Decoded, Score
 
+__all__ = ["END", "ScriptedBackend", "ScriptedDetector", "ScriptedSession", "ScriptedTokenizer"]
+
 END = 256
 """The end-of-turn token."""
 
@@ -30,7 +32,7 @@ _VOCABULARY = 260
 
 T = TypeVar("T")
 Script = Mapping[int, T] | Callable[[int, int], T]
-"""A value a depth, which holds until the next depth that has one; or a function of row and depth."""
+"""A value per depth, which holds until the next depth that has one; or a function of row and depth."""
 
 
 class ScriptedTokenizer:
@@ -71,9 +73,9 @@ class ScriptedBackend:
     Args:
         answers: What each row answers, as token ids or as text (then `END` follows). Row r of every session gives
             `answers[r]`.
-        states: Hidden state a depth, `[width]`; zeros by default.
-        look_aheads: Text that follows the Safety Tokens, a depth. A word counts as one token.
-        logprobs: Log-probabilities that follow the Safety Tokens, a depth, `[260]`; uniform by default.
+        states: Hidden state per depth, `[width]`; zeros by default.
+        look_aheads: Text that follows the Safety Tokens, per depth. A word counts as one token.
+        logprobs: Log-probabilities that follow the Safety Tokens, per depth, `[260]`; uniform by default.
         finish: How an answer ends that has no `END`: `stop` (as by a stop string) or `length` (the context is full).
         at_most: Tokens that the first, second, … `decode` hands out at most, over and over; empty is no limit.
         capabilities: What it offers to detectors; everything by default.
@@ -82,7 +84,7 @@ class ScriptedBackend:
         blocks: Number of blocks, for `check_site`.
 
     Attributes:
-        sessions: Every session so far, to be asked what was done with it.
+        sessions: Every session so far, with what was done in it.
     """
 
     def __init__(
@@ -286,7 +288,7 @@ class ScriptedDetector:
     """A detector whose scores are given.
 
     Args:
-        scores: Score a depth, or a function of row and depth. An exception fails the check; what is neither a number
+        scores: Score per depth, or a function of row and depth. An exception fails the check; what is neither a number
             nor an exception is handed on as it is, as a faulty detector would.
         needs: What it claims to need of a backend; nothing by default.
     """
