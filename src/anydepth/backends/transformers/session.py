@@ -78,6 +78,7 @@ class TransformersSession:
         self._ended: list[bool] = [False] * len(prompts)
         self._start_states: dict[tuple[Read, ...], np.ndarray] = {}
         self._randomness = RandomStream(seed, self._model.device)
+        self._end_tokens = passes.end_tokens(options)
         self._text_criteria = self._stop_criteria()
 
     @property
@@ -134,7 +135,7 @@ class TransformersSession:
         if not row.live:
             return Decoded(())
         ended, self._ended[index] = self._ended[index], False
-        row.end_tokens = int(ended and fresh[-1] in self.passes.end_tokens(self._options))
+        row.end_tokens = int(ended and fresh[-1] in self._end_tokens)
         row.depth += len(fresh) - row.end_tokens
         row.live = not (ended or full)
         return Decoded(tuple(fresh), "stop" if ended else "length" if full else None, row.end_tokens)
@@ -156,7 +157,7 @@ class TransformersSession:
         if self._cached and options.get("begin_suppress_tokens") is not None:
             options = {**options, "begin_suppress_tokens": None}
         live = [row.live for row in self._rows]
-        endings = Endings(self.passes.end_tokens(options), self._text_criteria, live, self._ids[:, :begin])
+        endings = Endings(self._end_tokens, self._text_criteria, live, self._ids[:, :begin])
         with self._randomness.use():
             out = self.passes.generate(ids, mask, self.cache, n, endings, options)
         fresh = out[:, ids.shape[1] :]
