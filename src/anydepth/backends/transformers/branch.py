@@ -1,7 +1,8 @@
 """A fork of some rows of a session, ready to be read or continued."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -35,6 +36,11 @@ class Branch:
         """The same branch with these tokens after the tail of every row."""
         more = torch.tensor([token_ids], dtype=torch.long, device=self.tail.device).expand(self.tail.shape[0], -1)
         return Branch(self.places, self.cache, torch.cat([self.tail, more], 1), self.mask, self.history)
+
+    def spread(self, found: Iterable[Any], out: list[Any]) -> None:
+        """Put what was found of each row where the point that it answers is, in `out`."""
+        for place, each in zip(self.places, found, strict=True):
+            out[place] = each
 
     @property
     def whole_mask(self) -> torch.Tensor:

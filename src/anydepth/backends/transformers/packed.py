@@ -73,7 +73,7 @@ def read_batch(
     picked = [tokens[place] for place in places]
     size = max(1, _TOKENS_A_PASS // max(1, len(header)))
     for begin in range(0, max(len(answer.depths) for answer in answers), size) if header else ():
-        ends = [_ends(answer, begin, size) for answer in answers]
+        ends = [[each.prompt.start + depth for depth in each.depths[begin : begin + size]] for each in answers]
         count = max(map(len, ends))
         padded = [row + [0] * (count - len(row)) for row in ends]
         states = read(passes.model, sites, _copies(passes, fork(cache), padded, header, text.shape[1]))
@@ -96,10 +96,6 @@ def _check(answer: FinishedAnswer, limit: int | None, header: int) -> None:
     for depth in answer.depths:
         if not 0 <= depth <= len(answer.answer_ids):
             raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
-
-
-def _ends(answer: FinishedAnswer, begin: int, size: int) -> list[int]:
-    return [answer.prompt.start + depth for depth in answer.depths[begin : begin + size]]
 
 
 def _right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:

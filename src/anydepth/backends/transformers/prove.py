@@ -88,19 +88,14 @@ def _use(session: TransformersSession, needs: frozenset[Capability], reads: tupl
 
 
 def _packing_fault(
-    passes: Passes,
-    prompt: Prompt,
-    answer: tuple[int, ...],
-    reads: tuple[Read, ...],
-    forked: np.ndarray,
+    passes: Passes, prompt: Prompt, answer: tuple[int, ...], reads: tuple[Read, ...], forked: np.ndarray
 ) -> str | None:
     """Why a packed pass does not give the states of the forks, float32 `[2, reads, hidden_size]`; None if it does."""
-    sites = sites_of(reads)
     tokens = sorted({read.token for read in reads})
     finished = FinishedAnswer(prompt, answer, (0, len(answer)))
     try:
         with passes.reading_weights():
-            (states,) = packed.read_batch(passes, [finished], sites, tokens=tokens)
+            (states,) = packed.read_batch(passes, [finished], sites_of(reads), tokens=tokens)
     except Exception as error:  # the model's own code, which was not made for such a mask: forks are read instead
         return f"a packed pass failed in a trial: {type(error).__name__}: {error}"
     found = np.stack([states[read.site][:, tokens.index(read.token)] for read in reads], 1)
@@ -131,10 +126,9 @@ def _trial(passes: Passes, what: str) -> Iterator[None]:
     """Turn whatever the model's own code raises into the reason why this model is refused."""
     try:
         yield
-    except AnydepthError as error:
-        raise _refused(passes, f"{what} failed in a trial: {error}") from error
     except Exception as error:
-        raise _refused(passes, f"{what} failed in a trial: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, AnydepthError) else f"{type(error).__name__}: "
+        raise _refused(passes, f"{what} failed in a trial: {kind}{error}") from error
 
 
 def _refused(passes: Passes, why: str) -> UnsupportedModel:

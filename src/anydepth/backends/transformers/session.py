@@ -188,8 +188,7 @@ class TransformersSession:
             source = self._reading_cache(sites_of(reads))
             unfed = int(any(read.token == CONTENT for read in reads))
             for branch in self._branches(points, later, source, at_least=unfed):
-                for place, states in zip(branch.places, self.passes.read_header(branch, reads), strict=True):
-                    found[place] = states
+                branch.spread(self.passes.read_header(branch, reads), found)
         return np.stack(found)
 
     @_alone
@@ -200,9 +199,7 @@ class TransformersSession:
         self._prefill(())
         texts = [""] * len(points)
         for branch in self._header_branches(points):
-            written = self.passes.continue_branch(branch, max_new_tokens, decided)
-            for place, text in zip(branch.places, written, strict=True):
-                texts[place] = text
+            branch.spread(self.passes.continue_branch(branch, max_new_tokens, decided), texts)
         return texts
 
     @_alone
@@ -211,8 +208,7 @@ class TransformersSession:
         self._prefill(())
         found: list[Any] = [None] * len(points)
         for branch in self._header_branches(points):
-            for place, logprobs in zip(branch.places, to_numpy(self.passes.next_logprobs(branch)), strict=True):
-                found[place] = logprobs
+            branch.spread(to_numpy(self.passes.next_logprobs(branch)), found)
         return np.stack(found)
 
     def _header_branches(self, points: Sequence[CheckPoint]) -> Iterator[Branch]:

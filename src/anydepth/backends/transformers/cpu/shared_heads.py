@@ -46,33 +46,16 @@ def attention(
     A header is several tokens over a cache, which needs a mask, and Transformers then repeats the key heads over the
     whole context: at 6,000 tokens that took longer than the rest of the check.
 
-    Args:
-        module: The layer, which says how many query heads share a key head.
-        query: `[b, heads, tokens, head_dim]`.
-        key: `[b, key heads, cached + tokens, head_dim]`.
-        value: `[b, key heads, cached + tokens, value_dim]`.
-        attention_mask: `[b, 1, tokens, cached + tokens]`, or None.
-        dropout: Probability of leaving a weight out.
-        scaling: Factor of the products; None for the usual one.
-        **kwargs: The library's other arguments.
-
-    Returns:
-        `[b, tokens, heads, value_dim]`, and no weights.
+    Arguments are those of `sdpa_attention_forward`: `query` `[b, heads, tokens, head_dim]`, `key` and `value`
+    `[b, key heads, all tokens, dim]`, `attention_mask` `[b, 1, tokens, all tokens]` or None. Returns
+    `[b, tokens, heads, value dim]`, and no weights.
     """
     times = getattr(module, "num_key_value_groups", 1)
+    shares = _reading.get() and times > 1 and query.device.type == "cpu" and key.shape[2] >= LONG_CONTEXT
     special = kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None
-    if (
-        not _reading.get()
-        or times == 1
-        or special
-        or query.device.type != "cpu"
-        or key.shape[2] < LONG_CONTEXT
-        or attention_mask is None
-        or attention_mask.shape[1] != 1
-    ):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+    if not shares or special or attention_mask is None or attention_mask.shape[1] != 1:
+        options = {"dropout": dropout, "scaling": scaling, **kwargs}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     batch, heads, tokens, width = query.shape
     queries = query.reshape(batch, key.shape[1], times * tokens, width)
     mask = attention_mask.repeat(1, 1, times, 1)
