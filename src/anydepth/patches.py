@@ -1,6 +1,7 @@
 """List what this package replaces in other people's libraries, and refuse a library that is not what it was tested on.
 
-docs/vllm.md has the same list for people. Nothing else in the package replaces a library's code.
+docs/vllm.md has the same list for people. Nothing else in the package replaces a library's code; the attention that
+`backends/transformers/cpu/shared_heads.py` registers goes through Transformers' own `AttentionInterface`.
 """
 
 import inspect
@@ -102,13 +103,5 @@ VLLM_LINEAR = Patch(
     | {"ReplicatedLinear.forward": "self x"},
     tested="0.32.0",
 )
-TORCH_LINEAR = Patch(
-    what="the class of a model's linear layers, by one that multiplies few rows with its operands swapped",
-    why="another layer in its place would have another name in every hook and adapter of the model",
-    module="torch.nn",
-    members={"Linear.forward": "self input"},
-    tested="2.13.0",
-    extra="transformers",
-)
-PATCHES = (ENGINE_ARGUMENTS, OUTPUTS, MODEL_RUNNER, VLLM_LINEAR, TORCH_LINEAR)
+PATCHES = (ENGINE_ARGUMENTS, OUTPUTS, MODEL_RUNNER, VLLM_LINEAR)
 """All of them."""

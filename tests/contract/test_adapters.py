@@ -68,6 +68,7 @@ def test_the_packed_pass_reads_through_the_base_weights_too():
 
 def test_an_adapter_does_not_change_which_model_it_is():
     assert adapted().identity.fingerprint == backend_of("Llama").identity.fingerprint
+    assert adapted().adapter and not backend_of("Llama").adapter
     other = tiny.tiny_model("Llama")
     with torch.no_grad():
         other.model.layers[0].input_layernorm.weight.mul_(1.5)

@@ -160,9 +160,9 @@ def test_a_sliding_cache_can_be_rewound_only_inside_its_window():
     backend = backend_of("Mistral (sliding window)")
     session = backend.open([prompt_of(backend, words=2, prefill=None)], max_new_tokens=40, **GREEDY)
     session.decode(2)
-    assert can_rewind(session._cache)
+    assert can_rewind(session.cache)
     session.decode(30)
-    assert not can_rewind(session._cache)
+    assert not can_rewind(session.cache)
 
 
 def test_look_ahead_at_the_start_does_not_need_a_cache_that_rewinds():

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 import anydepth.cli as cli
 from anydepth import Every, Guard, LinearProbe, Rethink, Threshold
-from anydepth.backends.transformers import load, speed
+from anydepth.backends.transformers import cpu, load
 from anydepth.backends.transformers.blocks import find_module
+from anydepth.backends.transformers.cpu import number_format, operands
 from anydepth.errors import ConfigError, ModelError, ProbeError, ProbeMismatch, PromptError, TemplateError
 from anydepth.scan import scan_answer
 from anydepth.templates.template import Prompt
@@ -156,7 +157,7 @@ def test_an_unknown_model_and_one_without_a_template_are_refused(tmp_path):
 def test_fast_is_float32_where_the_cpu_has_no_instructions_for_the_checkpoints_format(tmp_path, monkeypatch, slow):
     tiny.tiny_tokenizer().save_pretrained(tmp_path)
     tiny.tiny_model("Llama").to(torch.bfloat16).save_pretrained(tmp_path)
-    monkeypatch.setattr(speed, "slow_on_this_cpu", lambda dtype: slow and dtype is torch.bfloat16)
+    monkeypatch.setattr(cpu, "slow_on_this_cpu", lambda dtype: slow and dtype is torch.bfloat16)
     assert load(tmp_path).model.dtype is torch.bfloat16, "auto is the checkpoint's"
     fast = load(tmp_path, dtype="fast")
     assert fast.model.dtype is (torch.float32 if slow else torch.bfloat16)
@@ -165,28 +166,31 @@ def test_fast_is_float32_where_the_cpu_has_no_instructions_for_the_checkpoints_f
         assert all(torch.equal(value, named[name]) for name, value in fast.model.state_dict().items())
 
 
-def test_fast_turns_products_of_a_few_rows_where_that_is_faster(tmp_path, monkeypatch):
+def test_fast_swaps_operands_of_a_few_rows_where_that_is_faster(tmp_path, monkeypatch):
     tiny.tiny_tokenizer().save_pretrained(tmp_path)
     tiny.tiny_model("Qwen2").save_pretrained(tmp_path)  # with biases
     ids = torch.arange(12).reshape(2, 6)
     plain = load(tmp_path, dtype="float32").model
     layers = sum(type(each) is torch.nn.Linear for each in plain.modules())
     for faster in (False, True):
-        monkeypatch.setattr(speed, "faster_turned", lambda faster=faster: faster)
+        monkeypatch.setattr(cpu, "faster_swapped", lambda faster=faster: faster)
         fast = load(tmp_path, dtype="fast").model
-        assert sum(type(each) is speed.Turned for each in fast.modules()) == (layers if faster else 0)
+        assert sum(type(each) is operands.SwappedLinear for each in fast.modules()) == (layers if faster else 0)
         with torch.no_grad():
             torch.testing.assert_close(fast(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-5)
             for as_ever in (ids[:1, :1], torch.ones(2, 200, dtype=torch.long)):
                 assert torch.equal(fast(as_ever).logits, plain(as_ever).logits)
 
 
-def test_a_turned_layer_multiplies_and_learns_as_a_plain_one(monkeypatch):
+def test_a_swapped_layer_multiplies_and_learns_as_a_plain_one(monkeypatch):
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3, bias=False)).eval()
     rows = torch.randn(2, 5, 6, requires_grad=True)
     (wanted,) = torch.autograd.grad(layers(rows).square().sum(), rows)
-    assert speed.turn(layers) == 2 and speed.turn(layers) == 0
+    own = list(layers)
+    assert operands.swap_operands(layers) == 2 and operands.swap_operands(layers) == 0
+    assert [type(each) for each in own] == [torch.nn.Linear] * 2, "the layers themselves stay as they were"
+    assert layers[0].weight is own[0].weight and layers[0].bias is own[0].bias and not layers[0].training
     copied = copy.deepcopy(layers)
     monkeypatch.setattr(torch.nn.Linear, "forward", None)  # not reached
     (found,) = torch.autograd.grad(layers(rows).square().sum(), rows)
@@ -197,17 +201,19 @@ def test_a_turned_layer_multiplies_and_learns_as_a_plain_one(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mkl", "maker", "turned"),
+    ("mkl", "maker", "swapped"),
     [(True, "AuthenticAMD", True), (True, "GenuineIntel", False), (False, "AuthenticAMD", False)],
 )
-def test_products_are_turned_where_the_library_is_not_the_makers(monkeypatch, mkl, maker, turned):
+def test_operands_are_swapped_where_the_library_is_not_the_makers(monkeypatch, mkl, maker, swapped):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
-    monkeypatch.setattr(speed, "_maker", lambda: f"vendor_id : {maker}")
-    assert speed.faster_turned.__wrapped__() is turned
+    monkeypatch.setattr(operands, "_maker", lambda: f"vendor_id : {maker}")
+    assert operands.faster_swapped.__wrapped__() is swapped
 
 
 def test_float32_is_never_slow():
-    assert speed.slow_on_this_cpu(torch.float32) is False and speed.slow_on_this_cpu(torch.bfloat16) in (False, True)
+    assert number_format.slow_on_this_cpu(torch.float32) is False and number_format.slow_on_this_cpu(
+        torch.bfloat16
+    ) in (False, True)
 
 
 @pytest.mark.parametrize("messages", ["", [], [{"role": "user"}], [{"content": "hi"}], ["hi", 3]])

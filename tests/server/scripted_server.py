@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from anydepth.backends.protocol import CheckPoint
-from anydepth.backends.scripted import END, ScriptedBackend, ScriptedSession
 from anydepth.guard import Guard
 from anydepth.server.engine.transformers_engine import TransformersEngine
 from anydepth.server.run import serve
 from anydepth.settings import Settings, parse_settings
 from anydepth.templates.template import ChatTemplate, Prompt
+from anydepth.testing import END, ScriptedBackend, ScriptedSession
 from anydepth.types import Decoded, Score
 
 KINDS = ("say", "slow", "break", "blind")

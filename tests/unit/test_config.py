@@ -10,13 +10,13 @@ import pytest
 
 from anydepth import Guard, GuardConfig
 from anydepth.backends.protocol import Capability, Read, Site
-from anydepth.backends.scripted import ScriptedBackend, ScriptedDetector
 from anydepth.config import EAGER_CHUNK
 from anydepth.detectors import Cascade, LinearProbe, ProbeCard, Rethink
 from anydepth.errors import CapabilityError, ConfigError, ProbeMismatch
 from anydepth.flow import Plan
 from anydepth.policy import Cusum, Ewma, KofN, Threshold
 from anydepth.schedule import Adaptive, Every
+from anydepth.testing import ScriptedBackend, ScriptedDetector
 
 
 def guard_of(**options: Any) -> Guard:

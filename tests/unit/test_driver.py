@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anydepth.backends.protocol import CheckPoint
-from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector, ScriptedSession
 from anydepth.driver import drive, make_checks
 from anydepth.flow import Halt, Outcome, Plan, Release, guarded
 from anydepth.policy import Threshold
 from anydepth.schedule import Every
 from anydepth.templates.template import Prompt
+from anydepth.testing import END, ScriptedBackend, ScriptedDetector, ScriptedSession
 from anydepth.types import Checked, CheckResult, Score
 from tests.unit.test_flow import plans, replies, scores
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anydepth import Guard
-from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector
 from anydepth.errors import ConfigError, PromptError
 from anydepth.schedule import Every
+from anydepth.testing import END, ScriptedBackend, ScriptedDetector
 from anydepth.types import Answer, Checked, Event, Finished, Halted, Released, Score, Window
 
 CALM = ScriptedDetector({0: 0.125})
@@ -272,7 +272,7 @@ def test_an_error_of_the_backend_is_raised_and_closes_the_session(monkeypatch: p
         raise RuntimeError("lost the device")
 
     guard = guard_of("abcdef")
-    monkeypatch.setattr("anydepth.backends.scripted.ScriptedSession.decode", broken)
+    monkeypatch.setattr("anydepth.testing.ScriptedSession.decode", broken)
     with pytest.raises(RuntimeError, match="lost the device"):
         guard.generate("hi")
     assert guard.backend.sessions[0].closed  # type: ignore[attr-defined]

@@ -16,9 +16,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from anydepth.backends.transformers import backend as backend_module
-from anydepth.backends.transformers import load, speed
+from anydepth.backends.transformers import cpu, load, passes
 from anydepth.backends.transformers.checkpoint_files import file_fault, folder_of
+from anydepth.backends.transformers.cpu.operands import SwappedLinear
 from anydepth.backends.transformers.opening import open_adapter, open_model, open_tokenizer
 from anydepth.cli import app
 from anydepth.errors import ModelError
@@ -268,7 +268,7 @@ def test_an_error_of_this_package_is_not_taken_for_one_of_the_files(
     def broken(model: Any) -> Any:
         raise TypeError("ours")
 
-    monkeypatch.setattr(backend_module, "identify", broken)
+    monkeypatch.setattr(passes, "identify", broken)
     with pytest.raises(TypeError, match="ours"):
         load(folder)
 
@@ -466,13 +466,13 @@ def test_adapters_of_other_kinds_are_whole(saved: Path, tmp_path: Path, kind: pe
     assert backend.identity.fingerprint
 
 
-def test_an_adapter_is_put_on_layers_that_were_turned(
+def test_an_adapter_is_put_on_layers_that_were_exchanged(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "faster_turned", lambda: True)
+    monkeypatch.setattr(cpu, "faster_swapped", lambda: True)
     backend = load(saved, adapter=adapter(tmp_path / "adapter"), dtype="fast")
     layer = backend.model.model.layers[0].self_attn.q_proj
-    assert type(layer.base_layer) is speed.Turned and "default" in layer.lora_A
+    assert type(layer.base_layer) is SwappedLinear and "default" in layer.lora_A
 
 
 def test_a_refused_adapter_leaves_the_model_as_it_was(tmp_path: Path) -> None:

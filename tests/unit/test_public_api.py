@@ -39,7 +39,7 @@ def test_the_base_error_is_public() -> None:
     assert anydepth.AnydepthError is errors.AnydepthError
 
 
-@pytest.mark.parametrize("module", ["anydepth", "anydepth.guard", "anydepth.scan", "anydepth.backends.scripted"])
+@pytest.mark.parametrize("module", ["anydepth", "anydepth.guard", "anydepth.scan", "anydepth.testing"])
 def test_importing_it_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted(set({HEAVY}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
@@ -47,12 +47,12 @@ def test_importing_it_imports_nothing_heavy(module: str) -> None:
 
 
 def test_a_guard_works_without_anything_heavy() -> None:
-    """The docstring of the scripted backend is true, in a process that cannot import torch."""
+    """The docstring of `anydepth.testing` is true, in a process that cannot import torch."""
     code = (
         "import sys, doctest\n"
         f"sys.modules.update(dict.fromkeys({HEAVY}))\n"  # None there makes an import fail
-        "from anydepth.backends import scripted\n"
-        "failed, tried = doctest.testmod(scripted)\n"
+        "from anydepth import testing\n"
+        "failed, tried = doctest.testmod(testing)\n"
         "sys.exit(failed or not tried)\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)

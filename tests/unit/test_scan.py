@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from anydepth import Guard
 from anydepth.backends.protocol import Read, Site
-from anydepth.backends.scripted import ScriptedBackend, ScriptedDetector
 from anydepth.detectors import LinearProbe, ProbeCard, Rethink
 from anydepth.errors import CheckError, PromptError
 from anydepth.policy import Threshold
 from anydepth.schedule import Adaptive, Every, Schedule
+from anydepth.testing import ScriptedBackend, ScriptedDetector
 from tests.unit.test_flow import policies, schedules
 
 WIDTH = 4

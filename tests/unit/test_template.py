@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from anydepth.errors import ConfigError, PromptError, TemplateError
 from anydepth.templates import published as overrides
+from anydepth.templates.header import CONTENT
 from anydepth.templates.template import ChatTemplate, Header, Prompt, published
 
 CHATML = """
@@ -391,6 +392,28 @@ def test_start_index_of_a_token_that_the_prompt_lacks() -> None:
     template = ChatTemplate(make(MISTRAL))
     assert template.start_index(template.prompt("hi"), 0) is None  # a user's turn has no </s>
     assert template.start_index(Prompt(()), 1) is None
+
+
+def test_where_a_read_stands_at_each_depth() -> None:
+    template = ChatTemplate(make(CHATML))
+    prompt = template.prompt("hi", prefill="Sure")
+    text = (*prompt.ids[: prompt.start], 5, 6, 7, *template.header.ids)  # three tokens of an answer, then the header
+    for token in range(CONTENT, len(template.header.ids)):
+        place = template.position(prompt, token, 3)
+        assert place is not None and text[place] == (7 if token == CONTENT else template.header.ids[token])
+        at_start = template.position(prompt, token)
+        assert at_start == (
+            template.header_start(prompt) - 1 if token == CONTENT else template.start_index(prompt, token)
+        )
+    assert prompt.ids[template.header_start(prompt)] == template.header.ids[0]
+
+
+def test_a_prompt_that_lacks_the_header_is_the_text_before_it() -> None:
+    template = ChatTemplate(make(MISTRAL))
+    prompt = template.prompt("hi")
+    assert template.header_start(prompt) == prompt.start
+    assert (template.position(prompt, 0), template.position(prompt, CONTENT)) == (None, prompt.start - 1)
+    assert template.position(prompt, 0, 2) == prompt.start + 2
 
 
 # --- channels --------------------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import pytest
 from anydepth.audit.trail import AuditError
 from anydepth.audit.verify import verify_audit
 from anydepth.backends.protocol import CONTENT, Read, Site
-from anydepth.backends.scripted import ScriptedTokenizer
 from anydepth.errors import CheckError, ConfigError
 from anydepth.settings import Settings, parse_settings
 from anydepth.templates.template import ChatTemplate, Prompt
+from anydepth.testing import ScriptedTokenizer
 from anydepth.types import Score
 from anydepth.vllm.additional_config import EngineOptions, engine_options
 from anydepth.vllm.checkpoint_identity import identify

@@ -1,11 +1,12 @@
 """What an engine must offer so that its answers can be guarded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from anydepth.errors import CapabilityError, ConfigError, UnsupportedModel
+from anydepth.templates.header import CONTENT
 from anydepth.types import Decoded
 
 if TYPE_CHECKING:
@@ -58,10 +59,6 @@ class Site:
         return children[self.module]
 
 
-CONTENT = -1
-"""Among header tokens: the last token before the header, that is the last one of the text so far."""
-
-
 @dataclass(frozen=True, slots=True)
 class Read:
     """One hidden state that a probe reads at a check.
@@ -90,6 +87,11 @@ class Read:
         if token != "content" and not token.isdecimal():
             raise ConfigError(f"read is {text!r}; write it as SITE@TOKEN, e.g. 15.input_layernorm@3 or ...@content")
         return cls(Site.parse(site), CONTENT if token == "content" else int(token))
+
+
+def sites_of(reads: Iterable[Read]) -> tuple[Site, ...]:
+    """The sites of these reads, each once, in their order."""
+    return tuple(dict.fromkeys(read.site for read in reads))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,10 @@ _BYTE = re.compile(r"^<0x([0-7][0-9A-F])>$")
 """An ASCII character that a sentencepiece vocabulary spells as a byte, mostly a line break."""
 
 
+CONTENT = -1
+"""Among header tokens: the last token before the header, that is the last one of the text so far."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     r"""The Safety Tokens of a chat template: the tokens that separate the user from the assistant (arXiv 2510.18081).

@@ -3,16 +3,17 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import accumulate
 from typing import Any
 
 from anydepth.errors import ConfigError, PromptError, TemplateError
 from anydepth.templates import complaints
 from anydepth.templates.derive import Layout, derive, from_strings
-from anydepth.templates.header import Header, Spelling
+from anydepth.templates.header import CONTENT, Header, Spelling
 from anydepth.templates.kept import Kept
 from anydepth.templates.messages import normal, other_arguments, split_prefill
+from anydepth.templates.prompt import Prompt
 from anydepth.templates.published import Channel, PublishedModel, channel_of, published
 from anydepth.templates.rendering import Renderer
 from anydepth.templates.roles import role_end
@@ -32,24 +33,6 @@ _OWN_ARGUMENTS = {
     "tokenize",
     "tools",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt, ready for the model.
-
-    Attributes:
-        ids: The whole prompt, the client's assistant prefill included.
-        prefill: How many of the last ids are the prefill, an opener of the answer channel before it included.
-    """
-
-    ids: tuple[int, ...]
-    prefill: int = 0
-
-    @property
-    def start(self) -> int:
-        """Position of depth 0: the length of the prompt without its prefill."""
-        return len(self.ids) - self.prefill
 
 
 class ChatTemplate:
@@ -179,6 +162,24 @@ class ChatTemplate:
             if _common_suffix(ids[:cut], before) >= cut - read_index:
                 return prompt.start - (cut - read_index)
         return self._role_spelled_in(before) if read_index == self._role else None
+
+    def header_start(self, prompt: Prompt) -> int:
+        """Return where the header of depth 0 begins: within the prompt, or behind it where the prompt lacks it."""
+        first = self.start_index(prompt, 0)
+        return prompt.start if first is None else first
+
+    def position(self, prompt: Prompt, token: int, depth: int = 0) -> int | None:
+        """Return where the state of one header token, or of `CONTENT`, stands in the text that is read at `depth`.
+
+        That text is the prompt without its prefill and `depth` tokens of the answer, with the header behind them; at
+        depth 0 the header is the prompt's own generation prompt.
+
+        Returns:
+            A position from 0, or None if the generation prompt lacks that token of the header (depth 0 only).
+        """
+        if depth:
+            return prompt.start + depth + token
+        return self.header_start(prompt) - 1 if token == CONTENT else self.start_index(prompt, token)
 
     def _role_in(self, before: tuple[int, ...]) -> int | None:
         """Return where the last token of the assistant's role is in the generation prompt that `before` ends with."""

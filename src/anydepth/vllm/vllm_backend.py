@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import CONTENT, Capability, FinishedAnswer, ModelIdentity, Read, Site
+from anydepth.backends.protocol import Capability, FinishedAnswer, ModelIdentity, Read, Site
 from anydepth.errors import CheckError, PromptError, UnsupportedModel
 from anydepth.extras import require
 from anydepth.settings import Settings
@@ -126,7 +126,6 @@ class VllmBackend:
         """For each depth the token ids of the request, and the positions where `tokens` stand in it."""
         start = answer.prompt.ids[: answer.prompt.start]
         header = tuple(self.header.ids if suffix is None else suffix)[: max(tokens) + 1]
-        first = self.template.start_index(answer.prompt, 0) if suffix is None else None
         for depth in answer.depths:
             if not 0 <= depth <= len(answer.answer_ids):
                 raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
@@ -138,11 +137,8 @@ class VllmBackend:
                 )
             positions = []
             for token in tokens:
-                own = self.template.start_index(answer.prompt, token) if depth == 0 and suffix is None else None
-                position = own if own is not None else len(text) + token
-                if token == CONTENT:
-                    position = (first if depth == 0 and first is not None else len(text)) - 1
-                positions.append(position)
+                own = self.template.position(answer.prompt, token, depth) if suffix is None else None
+                positions.append(len(text) + token if own is None else own)
             yield text + header, positions
 
     def _take(self, name: str) -> np.ndarray:

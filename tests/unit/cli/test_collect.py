@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from anydepth.backends.protocol import CONTENT, Site
-from anydepth.backends.scripted import ScriptedBackend
 from anydepth.cli import collect as command
 from anydepth.cli import load
 from anydepth.cli.options import ModelOptions
 from anydepth.locks import hold
 from anydepth.probes.states.store import StateStore
+from anydepth.testing import ScriptedBackend
 from tests.unit.cli.conftest import Run
 
 

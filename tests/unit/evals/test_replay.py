@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anydepth import Cusum, Every, Ewma, Guard, KofN, Threshold
-from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector
 from anydepth.config import GuardConfig
 from anydepth.evals.arms.replay import Detecting, Point, check_depths, halted, leaked, replay
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.schedule import Adaptive, Listed
 from anydepth.templates.template import Prompt
+from anydepth.testing import END, ScriptedBackend, ScriptedDetector
 from anydepth.types import FinishReason, Score
 
 PROMPT = "hi"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from anydepth.backends.protocol import CONTENT, Site
-from anydepth.backends.scripted import ScriptedBackend
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError, UnsupportedModel
@@ -21,6 +20,7 @@ from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.sites import default_layers, sites_for
 from anydepth.probes.states.store import Checks, StateStore
 from anydepth.schedule import Adaptive, Every, Listed
+from anydepth.testing import ScriptedBackend
 from tests import tiny
 
 SITE = Site(2)

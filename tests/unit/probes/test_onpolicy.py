@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from anydepth.backends import batch
-from anydepth.backends.scripted import END, ScriptedBackend
 from anydepth.conversations.corpora import load
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
 from anydepth.probes.recipe.own_answers import AnswerOptions, Written, load_answers, write_answers
+from anydepth.testing import END, ScriptedBackend
 
 REFUSAL = "I'm sorry, but I can't help with that."
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from anydepth.backends.scripted import ScriptedBackend
 from anydepth.errors import ConfigError, TemplateError
 from anydepth.probes.states.suffix import CONTROLS, suffix_ids
+from anydepth.testing import ScriptedBackend
 
 
 @pytest.fixture

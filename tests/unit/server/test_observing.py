@@ -12,7 +12,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from anydepth import Every, Guard
 from anydepth.audit.trail import Audit
-from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector
 from anydepth.server.answer.compose import Reading
 from anydepth.server.engine.engine import Job
 from anydepth.server.engine.transformers_engine import TransformersEngine
@@ -21,6 +20,7 @@ from anydepth.server.telemetry import tracing
 from anydepth.server.telemetry.logs import set_up_logging
 from anydepth.settings import LoggingTable, Settings
 from anydepth.templates.template import Prompt
+from anydepth.testing import END, ScriptedBackend, ScriptedDetector
 from anydepth.types import Checked, Finished, Released
 
 PROMPT = Prompt((257, 104, 256, 258))

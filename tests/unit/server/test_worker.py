@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from anydepth import Guard
-from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector
 from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, Job, ShuttingDown
 from anydepth.server.engine.taking_turns import Turns
 from anydepth.server.engine.transformers_engine import TransformersEngine
 from anydepth.templates.template import Prompt
+from anydepth.testing import END, ScriptedBackend, ScriptedDetector
 from anydepth.types import Checked, Finished, Halted, Released
 
 

@@ -1,7 +1,8 @@
 """A fork of some rows of a session, ready to be read or continued."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -13,7 +14,7 @@ class Branch:
 
     Attributes:
         places: Which of the asked points these rows answer.
-        cache: A fork that holds the states of the tokens before `tail`; None for an empty one.
+        cache: A fork that holds the states of the tokens before `tail`; None where there are none.
         tail: Tokens that belong to the text but are not in the cache yet, `[b, t]`.
         mask: 1 for tokens, 0 for padding, over the cached tokens `[b, cached]`.
         history: The cached tokens `[b, cached]`, which `generate` needs.
@@ -25,10 +26,21 @@ class Branch:
     mask: torch.Tensor
     history: torch.Tensor
 
+    @classmethod
+    def fresh(cls, token_ids: Sequence[int], device: torch.device, place: int = 0) -> "Branch":
+        """A branch of one row with none of its tokens in a cache yet."""
+        tail = torch.tensor([token_ids], device=device)
+        return cls([place], None, tail, tail[:, :0], tail[:, :0])
+
     def append(self, token_ids: Sequence[int]) -> "Branch":
         """This branch with more tokens after the tail of every row."""
         more = torch.tensor([token_ids], dtype=torch.long, device=self.tail.device).expand(self.tail.shape[0], -1)
         return Branch(self.places, self.cache, torch.cat([self.tail, more], 1), self.mask, self.history)
+
+    def spread(self, found: Iterable[Any], out: list[Any]) -> None:
+        """Put what was found of each row where the point that it answers is, in `out`."""
+        for place, each in zip(self.places, found, strict=True):
+            out[place] = each
 
     @property
     def whole_mask(self) -> torch.Tensor:

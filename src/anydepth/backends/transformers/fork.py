@@ -36,23 +36,21 @@ def _slots(layer: Any) -> Any:
     return twin
 
 
-def _cloned(layer: Any) -> Any:
-    """Copy every tensor the layer holds, directly or in its dictionaries of states."""
-    twin = copy.copy(layer)
-    for name, value in vars(layer).items():
-        if isinstance(value, torch.Tensor):
-            setattr(twin, name, value.clone())
-        elif isinstance(value, dict):
-            setattr(twin, name, {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in value.items()})
-    return twin
-
-
 def _states_cloned(layer: Any) -> Any:
     """Clone the recurrent and convolution states; keys and values beside them are rebound by `update`, so shared."""
     twin = copy.copy(layer)
     for name, value in vars(layer).items():
         if isinstance(value, dict):
             setattr(twin, name, {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in value.items()})
+    return twin
+
+
+def _cloned(layer: Any) -> Any:
+    """Copy every tensor that the layer holds, directly or in its dictionaries of states."""
+    twin = _states_cloned(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, torch.Tensor):
+            setattr(twin, name, value.clone())
     return twin
 
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM
 
-from anydepth.backends.transformers import speed
+from anydepth.backends.transformers import cpu
 from anydepth.backends.transformers.backend import TransformersBackend
 from anydepth.backends.transformers.opening import base_of, open_adapter, open_model, open_tokenizer
 from anydepth.errors import ModelError
@@ -33,8 +32,7 @@ def load(
         model: Hub id or folder, as for `from_pretrained`; that of a PEFT adapter stands for its base model with the
             adapter on.
         dtype: `auto` (the checkpoint's), `float32`, `bfloat16`, `float16`, or `fast`: the checkpoint's, or float32 on a
-            CPU that computes faster in it, and there also the faster way to multiply a few rows, which changes last
-            digits.
+            CPU that computes faster in it; there also a faster product of a few rows (other last digits).
         device: Where to put it, e.g. `cuda:0`; None leaves it on the CPU, or where a `device_map` puts it.
         revision: Commit, tag or branch of the hub repository of `model`.
         adapter: Hub id or folder of a PEFT adapter (extra `peft`).
@@ -62,11 +60,9 @@ def load(
         loaded = open_model(AutoModelForCausalLM, base, **arguments)
     if device is not None:
         loaded = _moved(loaded, device)
-    if dtype == "fast" and loaded.device.type == "cpu":
-        if speed.slow_on_this_cpu(loaded.dtype):
-            loaded = loaded.float()
-        if loaded.dtype == torch.float32 and speed.faster_turned():
-            speed.turn(loaded)
+    if loaded.device.type == "cpu":
+        cpu.share_heads()
+        loaded = cpu.faster(loaded) if dtype == "fast" else loaded
     if base is not None:
         loaded = open_adapter(loaded, model, revision=revision)
     elif adapter is not None:

@@ -5,18 +5,16 @@ No early exit, no trimmed header, no packing: what the ideas of this package sav
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from anydepth.backends.protocol import Site
+from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.session import TransformersSession
 from anydepth.templates.template import Prompt
-
-if TYPE_CHECKING:
-    from anydepth.backends.transformers.backend import TransformersBackend
 
 
 def naive_state(session: TransformersSession, site: Site) -> torch.Tensor:
@@ -25,43 +23,39 @@ def naive_state(session: TransformersSession, site: Site) -> torch.Tensor:
     Copies the whole cache, runs the whole model over the whole header and keeps every hidden state, as the paper's
     published server does at every check.
     """
-    backend = session._backend
-    (branch,) = session._branches([session.current(0)], [0], session._cache)
-    assert branch.cache is not None
+    branch = session.fork_at(0).append(session.passes.header.ids)
     cache = copy.copy(branch.cache)
+    assert cache is not None
     cache.layers = [_copied(layer) for layer in cache.layers]
-    branch = branch.append(backend.header.ids)
-    return _last_header_state(backend, branch.tail, cache, branch.whole_mask, site)
+    return _last_header_state(session.passes, branch.tail, cache, branch.whole_mask, site)
 
 
 def naive_scan(
-    backend: "TransformersBackend", prompt: Prompt, answer_ids: Sequence[int], depths: Sequence[int], site: Site
+    passes: Passes, prompt: Prompt, answer_ids: Sequence[int], depths: Sequence[int], site: Site
 ) -> np.ndarray:
     """States of a finished answer, `[len(depths), hidden_size]`: advance a cache and fork it at each depth."""
-    text = torch.tensor([[*prompt.ids, *answer_ids]], device=backend.model.device)
-    header = torch.tensor([backend.header.ids], device=backend.model.device)
-    cache, done, states = DynamicCache(config=backend.model.config), 0, []
+    text = torch.tensor([[*prompt.ids, *answer_ids]], device=passes.model.device)
+    header = torch.tensor([passes.header.ids], device=passes.model.device)
+    cache, done, states = DynamicCache(config=passes.model.config), 0, []
     for depth in depths:
         stop = len(prompt.ids) + depth
         if stop > done:
             mask = torch.ones_like(text[:, :stop])
             with torch.no_grad():
-                backend.model(**backend.inputs.build(text[:, done:stop], cache, mask))
+                passes.model(**passes.inputs.build(text[:, done:stop], cache, mask))
             done = stop
         twin = copy.copy(cache)
         twin.layers = [copy.copy(layer) for layer in cache.layers]
         mask = torch.ones(1, stop + header.shape[1], dtype=torch.long, device=text.device)
-        states.append(_last_header_state(backend, header, twin, mask, site)[0].float().cpu().numpy())
+        states.append(_last_header_state(passes, header, twin, mask, site)[0].float().cpu().numpy())
     return np.stack(states)
 
 
-def _last_header_state(
-    backend: "TransformersBackend", ids: torch.Tensor, cache: Cache, mask: torch.Tensor, site: Site
-) -> torch.Tensor:
+def _last_header_state(passes: Passes, ids: torch.Tensor, cache: Cache, mask: torch.Tensor, site: Site) -> torch.Tensor:
     """Input of block `site.block` at the read token of the header that ends `ids`."""
     with torch.no_grad():
-        output = backend.model(**backend.inputs.build(ids, cache, mask), output_hidden_states=True)
-    header = backend.header
+        output = passes.model(**passes.inputs.build(ids, cache, mask), output_hidden_states=True)
+    header = passes.header
     return output.hidden_states[site.block][:, ids.shape[1] - len(header.ids) + header.read_index]
 
 

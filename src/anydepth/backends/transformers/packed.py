@@ -6,7 +6,7 @@ Every state is what a fork at that depth would have given, and nothing is comput
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,75 +14,75 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLa
 
 from anydepth.backends.protocol import CONTENT, FinishedAnswer, Site
 from anydepth.backends.transformers.blocks import text_config
-from anydepth.backends.transformers.caches import new_cache
 from anydepth.backends.transformers.fork import fork
 from anydepth.backends.transformers.growing import GrowingLayer
+from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.read import read, to_numpy
 from anydepth.errors import PromptError, UnsupportedModel
-
-if TYPE_CHECKING:
-    from anydepth.backends.transformers.backend import TransformersBackend
 
 _TOKENS_A_PASS = 1024
 """Header tokens of one text in one forward at most: bounds the mask's memory, which grows with this times the context.
 """
 
 
-def refusal(backend: "TransformersBackend") -> str | None:
+def refusal(passes: Passes) -> str | None:
     """Why this model cannot take the packed pass, or None if it can."""
-    if backend.packing_refused is not None:
-        return backend.packing_refused
-    kinds = {type(layer) for layer in new_cache(backend.model, 1, {}).layers}
+    if passes.packing_refused is not None:
+        return passes.packing_refused
+    kinds = {type(layer) for layer in passes.new_cache(1, {}).layers}
     other = kinds - {GrowingLayer, DynamicSlidingWindowLayer}
     if other:
         return f"its cache has {', '.join(sorted(kind.__name__ for kind in other))}, which no attention mask can rewind"
-    attention = backend.model.config._attn_implementation
+    attention = passes.model.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         return f"its attention implementation {attention!r} takes no 4-D mask; load it with attn_implementation='sdpa'"
-    if "chunked_attention" in (getattr(text_config(backend.model), "layer_types", None) or ()):
+    if "chunked_attention" in (getattr(text_config(passes.model), "layer_types", None) or ()):
         return "it has chunked attention layers, whose mask depends on chunk borders"
     return None
 
 
 def read_batch(
-    backend: "TransformersBackend",
+    passes: Passes,
     answers: Sequence[FinishedAnswer],
     sites: tuple[Site, ...],
     *,
     tokens: Sequence[int],
     suffix: Sequence[int] | None = None,
 ) -> list[dict[Site, np.ndarray]]:
-    """States of `tokens` at the depths of each answer, per site `[depths, tokens, hidden_size]`; see the backend."""
-    reason = refusal(backend)
+    """States of `tokens` at the depths of each answer, per site `[depths, tokens, hidden_size]`.
+
+    See `Backend.read_batch`. The caller holds the lock and has entered `Passes.reading_weights`.
+    """
+    reason = refusal(passes)
     if reason is not None:
-        raise UnsupportedModel(f"{backend.identity.name} cannot be read in a packed pass: {reason}")
+        raise UnsupportedModel(f"{passes.identity.name} cannot be read in a packed pass: {reason}")
     for answer in answers:
-        _check(answer, backend.context_length, len(backend.header.ids))
+        _check(answer, passes.context_length, len(passes.header.ids))
     own = suffix is None
-    header = tuple(backend.header.ids if suffix is None else suffix)[: max(tokens) + 1]
+    header = tuple(passes.header.ids if suffix is None else suffix)[: max(tokens) + 1]
     texts = [(*answer.prompt.ids[: answer.prompt.start], *answer.answer_ids[: answer.deepest]) for answer in answers]
-    text = _right_pad(texts, backend.pad_id).to(backend.model.device)
+    text = _right_pad(texts, passes.pad_id).to(passes.model.device)
     cache = DynamicCache()  # keeps every token, also where a sliding layer would forget the ones an early depth needs
     # no mask: what pads a text on the right comes after all that is read of it
-    at_text = read(backend.model, sites, backend.inputs.build(text, cache, torch.ones_like(text)))
+    at_text = read(passes.model, sites, passes.inputs.build(text, cache, torch.ones_like(text)))
     out = [
-        {site: np.empty((len(answer.depths), len(tokens), backend.identity.hidden_size), np.float32) for site in sites}
+        {site: np.empty((len(answer.depths), len(tokens), passes.identity.hidden_size), np.float32) for site in sites}
         for answer in answers
     ]
     places = [place for place, token in enumerate(tokens) if token != CONTENT]
     picked = [tokens[place] for place in places]
     size = max(1, _TOKENS_A_PASS // max(1, len(header)))
     for begin in range(0, max(len(answer.depths) for answer in answers), size) if header else ():
-        ends = [_ends(answer, begin, size) for answer in answers]
+        ends = [[each.prompt.start + depth for depth in each.depths[begin : begin + size]] for each in answers]
         count = max(map(len, ends))
         padded = [row + [0] * (count - len(row)) for row in ends]
-        states = read(backend.model, sites, _copies(backend, fork(cache), padded, header, text.shape[1]))
+        states = read(passes.model, sites, _copies(passes, fork(cache), padded, header, text.shape[1]))
         for site, found in states.items():
             each = to_numpy(found).reshape(len(answers), count, len(header), -1)
             for row, values in enumerate(each):
                 out[row][site][begin : begin + size, places] = values[: len(ends[row])][:, picked]
     for row, answer in enumerate(answers):
-        _from_text(backend, answer, tokens, own, {site: states[row] for site, states in at_text.items()}, out[row])
+        _from_text(passes, answer, tokens, own, {site: states[row] for site, states in at_text.items()}, out[row])
     return out
 
 
@@ -98,20 +98,16 @@ def _check(answer: FinishedAnswer, limit: int | None, header: int) -> None:
             raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
 
 
-def _ends(answer: FinishedAnswer, begin: int, size: int) -> list[int]:
-    return [answer.prompt.start + depth for depth in answer.depths[begin : begin + size]]
-
-
 def _right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
     width = max(map(len, rows))
     return torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
 
 
 def _copies(
-    backend: "TransformersBackend", cache: Cache, ends: list[list[int]], header: tuple[int, ...], length: int
+    passes: Passes, cache: Cache, ends: list[list[int]], header: tuple[int, ...], length: int
 ) -> dict[str, Any]:
     """Arguments of the pass that runs, in each row, a copy of the header per entry of `ends` over `length` tokens."""
-    device = backend.model.device
+    device = passes.model.device
     width, count = len(header), len(ends[0])
     copy = torch.arange(count, device=device).repeat_interleave(width)
     within = torch.arange(width, device=device).repeat(count)
@@ -124,18 +120,18 @@ def _copies(
     distance = positions[:, :, None] - torch.cat([text.expand(len(ends), -1), positions], 1)[:, None, :]
     arguments: dict[str, Any] = {
         "input_ids": torch.tensor([list(header) * count] * len(ends), device=device),
-        "attention_mask": _masks(backend, seen, distance),
-        backend.inputs.cache_name: cache,
+        "attention_mask": _masks(passes, seen, distance),
+        passes.inputs.cache_name: cache,
         "use_cache": True,
     }
-    if backend.inputs.takes_positions:
+    if passes.inputs.takes_positions:
         arguments["position_ids"] = positions
     return arguments
 
 
-def _masks(backend: "TransformersBackend", seen: torch.Tensor, distance: torch.Tensor) -> Any:
+def _masks(passes: Passes, seen: torch.Tensor, distance: torch.Tensor) -> Any:
     """An additive mask `[b, 1, new, all]`, or one per layer type where the model has several."""
-    config, dtype = text_config(backend.model), backend.model.dtype
+    config, dtype = text_config(passes.model), passes.model.dtype
 
     def additive(allowed: torch.Tensor) -> torch.Tensor:
         mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
@@ -152,7 +148,7 @@ def _masks(backend: "TransformersBackend", seen: torch.Tensor, distance: torch.T
 
 
 def _from_text(
-    backend: "TransformersBackend",
+    passes: Passes,
     answer: FinishedAnswer,
     tokens: Sequence[int],
     own: bool,
@@ -160,16 +156,12 @@ def _from_text(
     out: dict[Site, np.ndarray],
 ) -> None:
     """Take from the text's own pass the content tokens and, at depth 0, the header, which the prompt ends with."""
-    first = backend.template.start_index(answer.prompt, 0) if own else None
+    prompt = answer.prompt
     for place, depth in enumerate(answer.depths):
         for index, token in enumerate(tokens):
-            if token == CONTENT:
-                before = answer.prompt.start if first is None or depth else first
-                position = before + depth - 1
-            elif depth == 0 and own:
-                position = backend.template.start_index(answer.prompt, token)
-            else:
-                continue
+            if token != CONTENT and (depth or not own):
+                continue  # read in a copy of the header
+            position = passes.template.position(prompt, token, depth) if own else prompt.start + depth + token
             if position is not None:
                 for site, states in at_text.items():
                     out[site][place, index] = to_numpy(states[position])

@@ -1,6 +1,5 @@
 """Read hidden states during a forward pass, and end the pass as soon as the last site has been seen."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import get_ident
@@ -9,15 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 from anydepth.backends.protocol import Site
 from anydepth.backends.transformers.blocks import find_module
+from anydepth.backends.transformers.cpu.shared_heads import reading
 from anydepth.errors import UnsupportedModel
-
-LONG_CONTEXT = 1024
-"""Tokens from which repeating key and value heads costs more than intercepting the attention calls."""
 
 
 class _LastSiteSeen(Exception):
@@ -55,7 +50,7 @@ def read(model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]) -
     """Run `model` on `inputs` up to the last of `sites`; states `[batch, tokens, hidden_size]` in the model's dtype."""
     with captured(model, sites, stop=True) as seen:
         try:
-            with torch.no_grad(), _grouped_heads(inputs):
+            with torch.no_grad(), reading():
                 model(**inputs)
         except _LastSiteSeen:
             pass
@@ -68,42 +63,3 @@ def read(model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]) -
 def to_numpy(states: torch.Tensor) -> np.ndarray:
     """The numbers of a tensor as a float32 array on the host."""
     return states.detach().to("cpu", torch.float32).numpy()
-
-
-@contextmanager
-def _grouped_heads(inputs: Mapping[str, Any]) -> Iterator[None]:
-    """On a CPU and over a long context, let masked attention share key and value heads.
-
-    A header is several tokens over a cache, which needs a mask, and Transformers then repeats the heads over the whole
-    context; at 8,000 tokens that takes longer than the rest of the check. The variable is read at each call; on a GPU
-    the repeated form is faster.
-    """
-    name = "TRANSFORMERS_SDPA_FORCE_GQA"
-    positions = inputs.get("position_ids")
-    long = positions is not None and int(positions.max()) >= LONG_CONTEXT
-    if not long or inputs["input_ids"].device.type != "cpu" or name in os.environ:
-        yield
-        return
-    os.environ[name] = "1"
-    try:
-        with _HeadsAsQueries():
-            yield
-    finally:
-        os.environ.pop(name, None)
-
-
-class _HeadsAsQueries(TorchFunctionMode):
-    """Hands the query heads of one key head to attention as more queries of it, so that its keys are read once."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not scaled_dot_product_attention or not kwargs.get("enable_gqa") or kwargs.get("attn_mask") is None:
-            return func(*args, **kwargs)
-        query, key, value = args
-        mask = kwargs.pop("attn_mask")
-        del kwargs["enable_gqa"]
-        batch, heads, tokens, width = query.shape
-        times = heads // key.shape[1]
-        query = query.reshape(batch, key.shape[1], times * tokens, width)
-        out = func(query, key, value, attn_mask=mask.repeat(1, 1, times, 1), **kwargs)
-        return out.reshape(batch, heads, tokens, value.shape[-1])

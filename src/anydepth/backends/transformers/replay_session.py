@@ -1,15 +1,12 @@
 """Feed finished answers through a session, so that they are checked exactly as they would have been while generated."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.session import TransformersSession
 from anydepth.templates.template import Prompt
-
-if TYPE_CHECKING:
-    from anydepth.backends.transformers.backend import TransformersBackend
 
 
 class ReplaySession(TransformersSession):
@@ -18,7 +15,7 @@ class ReplaySession(TransformersSession):
     As in a session that samples, a window ends for all rows where a live row ends.
 
     Args:
-        backend: The model.
+        passes: The model.
         prompts: One a row.
         answers: Tokens of each row, at least one, an end-of-turn token included.
         stopped: Whether each row ends its turn with its last token; without it a row runs out of tokens, as one that
@@ -28,7 +25,7 @@ class ReplaySession(TransformersSession):
 
     def __init__(
         self,
-        backend: "TransformersBackend",
+        passes: Passes,
         prompts: Sequence[Prompt],
         answers: Sequence[Sequence[int]],
         stopped: Sequence[bool] | None = None,
@@ -36,12 +33,12 @@ class ReplaySession(TransformersSession):
         eos: int | None = None,
     ) -> None:
         options = {"stop_strings": None} | ({} if eos is None else {"eos_token_id": eos})
-        super().__init__(backend, prompts, budget=max(map(len, answers)), seed=None, options=options)
+        super().__init__(passes, prompts, budget=max(map(len, answers)), seed=None, options=options)
         # A recurrent model is tried out when this is first asked: now, not while the hooks of a check are on.
-        _ = backend.inputs.takes_chunks
+        _ = passes.inputs.takes_chunks
         self._lengths = [len(answer) for answer in answers]
         self._stopped = list(stopped or [False] * len(answers))
-        padded = [[*answer, *[backend.pad_id] * (self._budget - len(answer))] for answer in answers]
+        padded = [[*answer, *[passes.pad_id] * (self._budget - len(answer))] for answer in answers]
         self._answers = torch.tensor(padded, device=self._ids.device)
 
     def _generate(self, n: int) -> None:
@@ -51,7 +48,7 @@ class ReplaySession(TransformersSession):
         self._ids = torch.cat([self._ids, fresh], 1)
         self._mask = torch.cat([self._mask, torch.ones_like(fresh)], 1)
         unfed = self._ids.shape[1] - 1
-        self._backend.feed(self._ids[:, self._cached : unfed], self._cache, self._mask[:, :unfed])
+        self.passes.feed(self._ids[:, self._cached : unfed], self.cache, self._mask[:, :unfed])
         self._cached = unfed
         given = done + fresh.shape[1]
         self._ended = [

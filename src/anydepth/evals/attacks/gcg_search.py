@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy, one_hot, softplus
 from anydepth.backends.protocol import CONTENT, Read
 from anydepth.backends.transformers.backend import TransformersBackend
 from anydepth.backends.transformers.fork import fork, select_rows
+from anydepth.backends.transformers.randomness import seeded
 from anydepth.backends.transformers.read import captured
-from anydepth.backends.transformers.session import seeded
 from anydepth.errors import ConfigError
 from anydepth.evals.attacks.gcg import START, Budget, Evasion, Suffix, Told
 
@@ -143,13 +143,7 @@ class Search:
     def _offsets(self) -> list[int]:
         """How far before the end of the prompt each read of depth 0 is."""
         prompt = self._backend.template.prompt("request")
-        first = self._backend.template.start_index(prompt, 0)
-        places = [
-            (prompt.start if first is None else first) - 1
-            if read.token == CONTENT
-            else self._backend.template.start_index(prompt, read.token)
-            for read in self._reads
-        ]
+        places = [self._backend.template.position(prompt, read.token) for read in self._reads]
         # Where the generation prompt lacks the read token, depth 0 is read behind it; its end comes closest.
         return [1 if place is None else prompt.start - place for place in places]
 

@@ -230,9 +230,8 @@ class Bench:
         prompt = self.context.prompt(row, row.response)
         if depth:
             return Prompt(prompt.ids[: prompt.start + depth], depth)
-        first = self.context.backend.template.start_index(prompt, 0)
         # a prefill of one token, so that the session appends the header as it does later on
-        return Prompt(prompt.ids[: prompt.start if first is None else first], 1)
+        return Prompt(prompt.ids[: self.context.backend.template.header_start(prompt)], 1)
 
     def _write(self, row: Conversation, depth: int, arm: Arm, score: Score, state: np.ndarray) -> None:
         key, text = _key(row, depth, arm), score.detail or ""

@@ -131,7 +131,7 @@ def tune(
             has an adapter.
         MissingExtra: PEFT or TRL is not installed.
     """
-    if getattr(backend, "_peft", None) is not None:
+    if backend.adapter:
         raise ConfigError("the model has an adapter already; fine-tune it without --adapter")
     if not examples:
         raise ConfigError("there is nothing to fine-tune on: no example fits; give longer examples or other data")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from anydepth.backends.protocol import CONTENT, Read
+from anydepth.backends.protocol import Read
 from anydepth.templates.template import ChatTemplate, Prompt
 
 Place = tuple[int, int]
@@ -31,11 +31,9 @@ def locate(template: ChatTemplate, ids: Sequence[int], read_index: int) -> Promp
 
 def start_places(template: ChatTemplate, prompt: Prompt, reads: Sequence[Read]) -> list[Place] | None:
     """Where the reads of depth 0 stand in the prompt itself; None if its generation prompt lacks one of them."""
-    first = template.start_index(prompt, 0)
-    begin = prompt.start if first is None else first
     places: list[Place] = []
     for index, read in enumerate(reads):
-        position = begin - 1 if read.token == CONTENT else template.start_index(prompt, read.token)
+        position = template.position(prompt, read.token)
         if position is None or position < 0:
             return None
         places.append((position, index))
@@ -44,4 +42,4 @@ def start_places(template: ChatTemplate, prompt: Prompt, reads: Sequence[Read]) 
 
 def end_places(length: int, reads: Sequence[Read]) -> list[Place]:
     """Where the reads stand if the header follows `length` tokens."""
-    return [(length - 1 if read.token == CONTENT else length + read.token, index) for index, read in enumerate(reads)]
+    return [(length + read.token, index) for index, read in enumerate(reads)]

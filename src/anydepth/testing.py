@@ -1,7 +1,7 @@
 """A backend that follows a script instead of a model: for tests of the guard, and of your own policies and detectors.
 
     >>> from anydepth import Guard
-    >>> from anydepth.backends.scripted import ScriptedBackend, ScriptedDetector
+    >>> from anydepth.testing import ScriptedBackend, ScriptedDetector
     >>> guard = Guard.from_backend(ScriptedBackend(["a long answer"]), ScriptedDetector({0: 0.1, 4: 0.9}))
     >>> answer = guard.generate("question")
     >>> answer.finish_reason, answer.verdict.depth, answer.leak
@@ -22,7 +22,7 @@ from anydepth.errors import CapabilityError, ConfigError, PromptError, Unsupport
 from anydepth.templates.template import ChatTemplate, Header, Prompt
 from anydepth.types import Decoded, Score
 
-__all__ = ["ScriptedBackend", "ScriptedDetector"]
+__all__ = ["END", "ScriptedBackend", "ScriptedDetector", "ScriptedSession", "ScriptedTokenizer"]
 
 END = 256
 """The end-of-turn token."""

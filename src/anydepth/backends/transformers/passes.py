@@ -1,0 +1,223 @@
+"""The forward passes of one model: whatever decodes an answer, reads a state or looks ahead runs them."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from anydepth.backends.protocol import Capability, ModelIdentity, Read, Site, sites_of
+from anydepth.backends.transformers.blocks import text_config
+from anydepth.backends.transformers.branch import Branch
+from anydepth.backends.transformers.caches import new_cache
+from anydepth.backends.transformers.generation_options import PLAIN, end_token_ids
+from anydepth.backends.transformers.identity import identify
+from anydepth.backends.transformers.inputs import ForwardInputs
+from anydepth.backends.transformers.read import read, to_numpy
+from anydepth.errors import ConfigError, PromptError
+from anydepth.templates.template import ChatTemplate, Header
+
+_KEPT = {"max_new_tokens", "eos_token_id", "pad_token_id", "compile_config", "disable_compile", "prefill_chunk_size"}
+# A look-ahead is greedy whatever the answer's sampling is, and whatever the model's generation config says, but for
+# where a turn ends.
+GREEDY: Mapping[str, Any] = {name: value for name, value in PLAIN.items() if name not in _KEPT}
+
+
+class Passes:
+    """A causal language model and its tokenizer, and the passes that sessions, scans and trials run on them.
+
+    Args:
+        model: A Transformers model with a generation head, or a PEFT model around one.
+        tokenizer: Its tokenizer, with the chat template.
+        template_kwargs: Extra arguments of the chat template, e.g. `{"enable_thinking": False}`.
+        base_weights: With a PEFT adapter: read hidden states through the base weights, on a cache kept by them. The
+            answer itself is still the adapter's (paper, section 5: a probe that fine-tuning cannot erode).
+
+    Attributes:
+        model: The model, without what PEFT puts around it; an adapter is part of its layers.
+        adapter: Whether the model has a PEFT adapter.
+        reads_base_weights: Whether hidden states are read through the weights below the adapter.
+        identity: Which model it is.
+        template: What anydepth knows of the chat template.
+        inputs: How the model takes new tokens.
+        proved: The kinds of check, and what they read, that worked in a trial.
+        packing_refused: Why several depths cannot be read in one pass, found out in a trial; None if nothing speaks
+            against it.
+        lock: Held for one window or check at a time: there is one random state, and hooks are the model's.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        template_kwargs: Mapping[str, Any] | None = None,
+        base_weights: bool = False,
+    ) -> None:
+        self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "get_base_model")
+        if base_weights and not self.adapter:
+            raise ConfigError("base_weights=True, but the model has no PEFT adapter; load one with adapter=")
+        self.model = model.get_base_model() if self.adapter else model
+        self.model.eval()
+        self.tokenizer = tokenizer
+        self.reads_base_weights = base_weights
+        self._base_weights: Callable[[], AbstractContextManager[Any]] = (
+            model.disable_adapter if base_weights else nullcontext
+        )
+        self.identity: ModelIdentity = identify(self.model)
+        self.template = ChatTemplate(tokenizer, name=self.identity.name, template_kwargs=template_kwargs)
+        self.inputs = ForwardInputs(self.model)
+        self.proved: set[tuple[frozenset[Capability], tuple[Read, ...]]] = set()
+        self.packing_refused: str | None = None
+        self.lock = RLock()
+
+    @property
+    def header(self) -> Header:
+        """The Safety Tokens of the chat template."""
+        return self.template.header
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills the left of shorter prompts; masked, so any id does."""
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        return 0
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence the model's positions allow, in tokens, or None if it has no limit."""
+        return getattr(text_config(self.model), "max_position_embeddings", None)
+
+    def budget(self, length: int, wanted: int, needed: int = 1) -> int:
+        """How many of `wanted` tokens fit behind `length` tokens, a check included.
+
+        Raises PromptError if not even `needed` fit.
+        """
+        if self.context_length is None:
+            return wanted
+        room = self.context_length - length - len(self.header.ids) - len(self.header.answer_ids)
+        if room < needed:
+            raise PromptError(
+                f"prompt and prefill have {length} tokens, and {needed} more with a check of {len(self.header.ids)} "
+                f"do not fit the model's context of {self.context_length}; shorten them"
+            )
+        return min(wanted, room)
+
+    def new_cache(self, length: int, options: dict[str, Any]) -> Any:
+        """A cache for `length` tokens and a check, of the kind that `options` ask for (taken out of them)."""
+        return new_cache(self.model, length + len(self.header.ids) + len(self.header.answer_ids), options)
+
+    def end_tokens(self, options: Mapping[str, Any]) -> frozenset[int]:
+        """Ids that end a turn, by these options of `generate` or the model's generation config."""
+        return end_token_ids(self.model.generation_config, options)
+
+    def reading_weights(self) -> AbstractContextManager[Any]:
+        """The context in which hidden states are read: the adapter is off in it with `base_weights`."""
+        return self._base_weights()
+
+    # -- passes --------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        cache: Any,
+        n: int,
+        stop: StoppingCriteria,
+        options: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """One window: up to `n` tokens after `ids` `[b, t]` by the library's own `generate`, on `cache`.
+
+        `mask` is 1 for tokens and 0 for padding; returns the ids that were given and the new ones, `[b, t + new]`.
+        """
+        with torch.no_grad(), warnings.catch_warnings():
+            # A minimum of the whole answer is no mistake in one of its windows.
+            warnings.filterwarnings("ignore", message="Unfeasible length constraints")
+            return self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=n,
+                stopping_criteria=StoppingCriteriaList([stop]),
+                **{"pad_token_id": self.pad_id, self.inputs.cache_name: cache, **options},
+            )
+
+    def read_branch(self, branch: Branch, sites: tuple[Site, ...]) -> dict[Site, torch.Tensor]:
+        """States of the tail of every row, `[b, t, hidden_size]` per site; the pass ends at the last site."""
+        return self.read_tokens(branch.tail, self._cache_of(branch), branch.whole_mask, sites)
+
+    def read_header(self, branch: Branch, reads: Sequence[Read]) -> np.ndarray:
+        """Run the header behind every row and make all `reads` of it: float32 `[b, len(reads), hidden_size]`.
+
+        The branch has at least one token in its tail if one of the reads is of the last token before the header.
+        """
+        begin = branch.tail.shape[1]
+        ids = self.header.ids[: max(read.token for read in reads) + 1]
+        states = self.read_branch(branch.append(ids), sites_of(reads))
+        return np.stack([to_numpy(states[read.site][:, begin + read.token]) for read in reads], 1)
+
+    def read_tokens(
+        self, ids: torch.Tensor, cache: Any, mask: torch.Tensor, sites: tuple[Site, ...]
+    ) -> dict[Site, torch.Tensor]:
+        """Run the new tokens `ids` `[b, t]` over `cache` up to the last of `sites`; `[b, t, hidden_size]` per site."""
+        with self.reading_weights():
+            steps = [read(self.model, sites, inputs) for inputs in self.inputs.steps(ids, cache, mask)]
+        return {site: torch.cat([step[site] for step in steps], 1) for site in sites}
+
+    def next_logprobs(self, branch: Branch) -> torch.Tensor:
+        """Log-probabilities of the token after every row, float32 `[b, vocab_size]`."""
+        logits = self.feed(branch.tail, self._cache_of(branch), branch.whole_mask)
+        return logits.float().log_softmax(-1)
+
+    def feed(self, ids: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
+        """Run the new tokens `ids` `[b, t]` over `cache`; logits after the last one `[b, vocab_size]`."""
+        logits = torch.empty(0)
+        with torch.no_grad():
+            for inputs in self.inputs.steps(ids, cache, mask):
+                if self.inputs.keeps_logits:
+                    inputs["logits_to_keep"] = 1
+                logits = self.model(**inputs).logits
+        return logits[:, -1]
+
+    def continue_branch(self, branch: Branch, max_new_tokens: int, decided: Callable[[str], bool]) -> list[str]:
+        """Greedy text after every row, each stopped once `decided`."""
+        cache, ids, mask = self._cache_of(branch, max_new_tokens), branch.tail, branch.whole_mask
+        if not self.inputs.takes_chunks and ids.shape[1] > 1:
+            self.feed(ids[:, :-1], cache, mask[:, :-1])
+            ids = ids[:, -1:]
+        if self.inputs.slices_history:
+            ids = torch.cat([branch.history, branch.tail], 1)
+        else:
+            mask = torch.ones_like(ids)
+        stop = _Decided(ids.shape[1], self.decode_text, decided)
+        out = self.generate(ids, mask, cache, max_new_tokens, stop, GREEDY)
+        return [self.decode_text(row) for row in out[:, ids.shape[1] :].tolist()]
+
+    def _cache_of(self, branch: Branch, room: int = 0) -> Any:
+        return branch.cache if branch.cache is not None else self.new_cache(branch.tail.shape[1] + room, {})
+
+    # -- text ----------------------------------------------------------------------------------------------------------
+
+    def first_token_ids(self, texts: Sequence[str]) -> list[int]:
+        """The first token of each text as the start of an answer."""
+        return [self.tokenizer.encode(text, add_special_tokens=False)[0] for text in texts]
+
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """Text of `token_ids`, special tokens left out."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class _Decided(StoppingCriteria):
+    """Stops a row's look-ahead once its text needs no more tokens to be judged."""
+
+    def __init__(self, skip: int, decode: Callable[[list[int]], str], decided: Callable[[str], bool]) -> None:
+        self._skip, self._decode, self._decided = skip, decode, decided
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
+        """Bool `[batch]`."""
+        done = [self._decided(self._decode(row)) for row in input_ids[:, self._skip :].tolist()]
+        return torch.tensor(done, device=input_ids.device)
