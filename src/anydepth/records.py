@@ -46,7 +46,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class InputLine:
     """One line of the input: a record, or what is wrong with it."""
 
     number: int
@@ -81,7 +81,7 @@ def _conversation(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     return messages, answer
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path) -> Iterator[InputLine]:
     """Read a file line by line, once; a bad line or a repeated id is reported in its place, a blank one passed over.
 
     Ids are compared as text: `1` and `"1"` are one id.
@@ -93,9 +93,9 @@ def read_lines(path: Path) -> Iterator[Line]:
             if (before := seen.setdefault(str(record.id), number)) != number:
                 raise RecordError(f"id {record.id!r} was used on line {before} already")
         except RecordError as error:
-            yield Line(number, None, str(error))
+            yield InputLine(number, None, str(error))
         else:
-            yield Line(number, record)
+            yield InputLine(number, record)
 
 
 def count_lines(path: Path) -> int:

@@ -157,7 +157,7 @@ def test_a_control_reads_what_is_appended(backend, tmp_path: Path, suffix: str) 
 
 
 def test_random_tokens_are_the_same_every_time_and_ordinary(backend) -> None:
-    from anydepth.probes.states.suffix import suffix_ids
+    from anydepth.probes.states.control_suffix import suffix_ids
 
     assert suffix_ids(backend, "random") == suffix_ids(backend_of("Qwen2"), "random")
 

@@ -4,8 +4,8 @@ Every figure is a ratio of two things measured in turn, so that it can be compar
 whole: fork, forward pass, read-out and score.
 """
 
-from anydepth.bench.bench_record import Row
+from anydepth.bench.bench_record import BenchRow
 from anydepth.bench.benchmark import FULL, QUICK, run
 from anydepth.bench.timing import check_times, endless, filled, room, seconds, throughput
 
-__all__ = ["FULL", "QUICK", "Row", "check_times", "endless", "filled", "room", "run", "seconds", "throughput"]
+__all__ = ["FULL", "QUICK", "BenchRow", "check_times", "endless", "filled", "room", "run", "seconds", "throughput"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from anydepth.bench.bench_record import Report, Row
+from anydepth.bench.bench_record import BenchRow, Report
 from anydepth.bench.budget import Level
 from anydepth.bench.rates import Rates
 from anydepth.bench.timing import (
@@ -24,7 +24,7 @@ _NEARLY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WantedThroughput:
     """One throughput to measure.
 
     Attributes:
@@ -69,8 +69,8 @@ class CheckCost:
         result["naive_over_check"][key] = naive / check
         at = f"{tokens} tokens"
         self._report.tell(
-            Row("a check costs", at, f"{check / step:.2f} decode steps"),
-            Row("the naive way costs", at, f"{naive / check:.1f} times a check"),
+            BenchRow("a check costs", at, f"{check / step:.2f} decode steps"),
+            BenchRow("the naive way costs", at, f"{naive / check:.1f} times a check"),
         )
         return Level(samples, level.tokens)
 
@@ -78,7 +78,7 @@ class CheckCost:
 class Throughput:
     """Guarded over unguarded tokens per second at one interval, once."""
 
-    def __init__(self, report: Report, rates: Rates, asked: Asked) -> None:
+    def __init__(self, report: Report, rates: Rates, asked: WantedThroughput) -> None:
         self._report, self._rates, self.number = report, rates, asked.number
         self._detector, self._interval = asked.detector, asked.interval
         self._key, self._who = "guarded_throughput", "probe"
@@ -110,7 +110,7 @@ class Throughput:
         self._report.result[self._key][key] = share
         self._report.result["answer_tokens"][self._key].setdefault(key, []).append(level.tokens)
         what, count = f"guarded throughput, {self._who}", f" ({len(ratios)} rounds)" if len(ratios) > 1 else ""
-        self._report.tell(Row(what, f"every {self._interval} tokens", f"{share:.1%} of unguarded{count}"))
+        self._report.tell(BenchRow(what, f"every {self._interval} tokens", f"{share:.1%} of unguarded{count}"))
         return level
 
 
@@ -136,7 +136,7 @@ class PackedScan:
         self._report.result |= {"packed_speedup": median(naive), "packed_over_own_forks": median(own)}
         at = f"{PACKED_TOKENS} tokens, {PACKED_DEPTHS} depths"
         self._report.tell(
-            Row("packed scan", at, f"{median(naive):.1f} times as fast as fork by fork"),
-            Row("packed scan", at, f"{median(own):.1f} times as fast as anydepth's own forks"),
+            BenchRow("packed scan", at, f"{median(naive):.1f} times as fast as fork by fork"),
+            BenchRow("packed scan", at, f"{median(own):.1f} times as fast as anydepth's own forks"),
         )
         return level

@@ -16,7 +16,7 @@ from anydepth.cli.output import err, printable
 from anydepth.errors import ConfigError
 
 if TYPE_CHECKING:
-    from anydepth.bench import Row
+    from anydepth.bench import BenchRow
 
 
 def bench(
@@ -57,7 +57,7 @@ def bench(
 
     console = Console(highlight=False)
 
-    def came(rows: "Sequence[Row]", result: Mapping[str, Any]) -> None:
+    def came(rows: "Sequence[BenchRow]", result: Mapping[str, Any]) -> None:
         for row in rows:
             console.print(f"{row.what:<32} {row.at:<22} {row.figure}", markup=False, soft_wrap=True)
         if json_file is not None and (json_file.is_file() or not json_file.exists() or result["finished"]):

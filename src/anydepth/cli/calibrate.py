@@ -29,7 +29,7 @@ from anydepth.probes.artefact.fit_record import answers_seen
 from anydepth.probes.artefact.modelcard import ARTEFACT, README, artefact_in, refresh
 from anydepth.probes.fitting.calibrate import Trail, peak, recalibrated, threshold_note
 from anydepth.probes.fitting.calibrate import calibrate as set_threshold
-from anydepth.records import Line, Record, read_lines
+from anydepth.records import InputLine, Record, read_lines
 
 if TYPE_CHECKING:
     from anydepth.guard import Guard
@@ -158,7 +158,7 @@ class _Answer:
     """One line of a file, with what the file says beside prompt and answer."""
 
     file: str
-    line: Line
+    line: InputLine
     source: str
     label: str | None
 
@@ -293,7 +293,7 @@ def _answers(files: list[Path]) -> Iterator[_Answer]:
             yield _answer(path.name, line)
 
 
-def _answer(file: str, line: Line) -> _Answer:
+def _answer(file: str, line: InputLine) -> _Answer:
     """The line with its source and label; one whose label cannot be read has an error in the place of its record."""
     row = {} if line.record is None else line.record.row
     try:

@@ -53,7 +53,7 @@ def settings() -> DemoSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DemoOutcome:
     """What came of one demo; `released` and `refusal` are the two parts of the guarded text."""
 
     unguarded: str
@@ -115,7 +115,7 @@ def demo(
         raise typer.Exit(1)
 
 
-def _run(guard: "Guard", shown: DemoSettings) -> Outcome:
+def _run(guard: "Guard", shown: DemoSettings) -> DemoOutcome:
     arguments: dict[str, Any] = {"prefill": shown.prefill, **shown.generation}
     with err.status("the unguarded model answers"):
         unguarded = guard.unguarded(shown.request, **arguments)
@@ -131,10 +131,10 @@ def _run(guard: "Guard", shown: DemoSettings) -> Outcome:
     assert answer is not None, "a stream ends with Finished"
     with err.status("scanning the unguarded answer"):
         scan = guard.scan(shown.request, shown.prefill + unguarded)
-    return Outcome(unguarded, answer, released, refusal, scan, guard.policy.threshold)
+    return DemoOutcome(unguarded, answer, released, refusal, scan, guard.policy.threshold)
 
 
-def _record(model: str, shown: DemoSettings, outcome: Outcome) -> dict[str, Any]:
+def _record(model: str, shown: DemoSettings, outcome: DemoOutcome) -> dict[str, Any]:
     guarded = outcome.guarded
     return {
         "model": model,
@@ -152,7 +152,7 @@ def _record(model: str, shown: DemoSettings, outcome: Outcome) -> dict[str, Any]
     }
 
 
-def _print(console: Console, model: str, shown: DemoSettings, outcome: Outcome) -> None:
+def _print(console: Console, model: str, shown: DemoSettings, outcome: DemoOutcome) -> None:
     guarded = outcome.guarded
     opening = (printable(shown.prefill), "dim")
     apart = "\n\n" if outcome.refusal else ""

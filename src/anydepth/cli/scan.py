@@ -17,7 +17,7 @@ from anydepth.cli.output import err, plural, progress_bar, warn
 from anydepth.errors import ConfigError
 from anydepth.files import check_destination, is_stream
 from anydepth.probes.states.store import answer_key
-from anydepth.records import Line, Record, RecordWriter, count_lines, read_lines, scan_record
+from anydepth.records import InputLine, Record, RecordWriter, count_lines, read_lines, scan_record
 from anydepth.types import ScanResult
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class _Run:
         self.scanned = self.skipped = self.halted = self.failed = 0
         self.notes: set[str] = set()
 
-    def lines(self, lines: Sequence[Line]) -> None:
+    def lines(self, lines: Sequence[InputLine]) -> None:
         """Scan the records of some lines in one batch, or report what is wrong with them."""
         new: list[tuple[int, Record]] = []
         for line in lines:

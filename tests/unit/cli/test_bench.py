@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from anydepth import bench
-from anydepth.bench import Row
+from anydepth.bench import BenchRow
 from anydepth.cli.demo import settings
 from tests.unit.cli.conftest import Run
 
@@ -20,7 +20,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         progress, came = options.pop("progress"), options.pop("came")
         made.append({"model": model, **options})
         progress("1/2 cost of a [check]; about 40 s left")
-        row = Row("a check costs", "128 tokens", "0.50 decode steps")
+        row = BenchRow("a check costs", "128 tokens", "0.50 decode steps")
         came([row], {"check_ratio": {"128": 0.5}, "finished": False})
         if model == "org/dies":
             raise KeyboardInterrupt

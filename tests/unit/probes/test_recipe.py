@@ -12,7 +12,7 @@ from anydepth.errors import ConfigError
 from anydepth.probes.recipe.recipe import (
     TRAIN,
     Gathered,
-    Part,
+    RecipePart,
     gather,
     held_out_of,
     read_recipe,
@@ -72,8 +72,8 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
     )
     recipe = read_recipe(file)
     assert recipe.parts == (
-        Part("a", data=("x.jsonl",), depths=(4, 8), limit=3),
-        Part("b", data=("y.jsonl", "z"), split="v"),
+        RecipePart("a", data=("x.jsonl",), depths=(4, 8), limit=3),
+        RecipePart("b", data=("y.jsonl", "z"), split="v"),
     )
     assert recipe.write == {"do_sample": True} and recipe.fit == {"strength": [0.1, 1.0]} and recipe.measure == {}
     assert recipe.source == str(file)

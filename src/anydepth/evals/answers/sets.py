@@ -15,7 +15,7 @@ from anydepth.evals.transcript import Transcript
 from anydepth.probes.recipe.recipe import read_recipe
 from anydepth.probes.recipe.recipe_part import TRAIN
 
-Kind = Literal["benign", "contrast", "harmful"]
+SetKind = Literal["benign", "contrast", "harmful"]
 
 _PROMPTS = SHIPPED + "benign_prompts"
 _SPARE = 20
@@ -38,7 +38,7 @@ class AnswerSet:
 
     name: str
     table: str
-    kind: Kind = "benign"
+    kind: SetKind = "benign"
     label: str | None = None
     written: bool = False
     unseen: bool = False

@@ -10,7 +10,7 @@ from anydepth.backends.protocol import CONTENT
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe, Rethink
 from anydepth.errors import ConfigError
-from anydepth.evals.arms.model_as_judge import Asked
+from anydepth.evals.arms.model_as_judge import AskedModel
 from anydepth.evals.arms.replay import Defence, Detecting, Point
 from anydepth.policy import Policy, Threshold
 from anydepth.templates.template import Prompt
@@ -98,8 +98,8 @@ class SelfDefence:
         return replace(base, policy=Threshold(0.5))
 
     @cached_property
-    def _asked(self) -> Asked:
-        return Asked.itself(self.backend)
+    def _asked(self) -> AskedModel:
+        return AskedModel.itself(self.backend)
 
     @cached_property
     def _turn(self) -> tuple[int, ...]:
@@ -133,9 +133,9 @@ class GuardModel:
         return replace(base, policy=Threshold(0.5))
 
     @cached_property
-    def asked(self) -> Asked:
+    def asked(self) -> AskedModel:
         """The guard model, loaded when it is first asked."""
-        return Asked.load(self.model)
+        return AskedModel.load(self.model)
 
     def _question(self, point: Point) -> tuple[int, ...]:
         answer = self.backend.decode_text(point.transcript.answer_ids[: point.depth])

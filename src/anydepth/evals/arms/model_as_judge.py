@@ -43,7 +43,7 @@ def guard_wording(name: str) -> Wording:
 
 
 @dataclass
-class Asked:
+class AskedModel:
     """A causal language model that is asked.
 
     Attributes:
@@ -57,7 +57,7 @@ class Asked:
     wording: Wording
 
     @classmethod
-    def load(cls, model: str, *, dtype: str = "auto") -> "Asked":
+    def load(cls, model: str, *, dtype: str = "auto") -> "AskedModel":
         """Load an external guard by hub id or folder; ModelError if it cannot be."""
         from transformers import AutoModelForCausalLM
 
@@ -73,7 +73,7 @@ class Asked:
         return cls(loaded.eval(), tokenizer, guard_wording(model))
 
     @classmethod
-    def itself(cls, backend: "TransformersBackend") -> "Asked":
+    def itself(cls, backend: "TransformersBackend") -> "AskedModel":
         """The model under test, asked about its own answer."""
         return cls(backend.model, backend.tokenizer, own_wording())
 

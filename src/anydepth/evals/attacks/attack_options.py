@@ -16,7 +16,7 @@ _RATIOS = "25:0,25:25,25:50,25:100,5:20"
 
 
 @dataclass(frozen=True, slots=True)
-class Spending:
+class AttackOptions:
     """What the suite `attacks` may cost; every field is an option `--set attacks.NAME=VALUE`.
 
     Attributes:
@@ -46,7 +46,7 @@ class Spending:
     pair_rounds: int
 
     @classmethod
-    def of(cls, context: Context) -> "Spending":
+    def of(cls, context: Context) -> "AttackOptions":
         """The suite's own numbers, those of `--quick`, or what the user says.
 
         Raises:
@@ -68,7 +68,7 @@ class Spending:
 
 
 @dataclass(frozen=True, slots=True)
-class Knowing:
+class AdaptiveOptions:
     """What the suite `adaptive` may cost; every field is an option `--set adaptive.NAME=VALUE`.
 
     Attributes:
@@ -102,7 +102,7 @@ class Knowing:
     ratios: tuple[Ratio, ...]
 
     @classmethod
-    def of(cls, context: Context) -> "Knowing":
+    def of(cls, context: Context) -> "AdaptiveOptions":
         """The suite's own numbers, those of `--quick`, or what the user says; ConfigError names what is wrong."""
         return cls(
             attacks=chosen(context, "attacks", ADAPTIVE),

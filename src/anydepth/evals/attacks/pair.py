@@ -25,7 +25,7 @@ _PLACE = re.compile(r"\{(goal|proposal|answer|score)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class PairRound:
     """One round.
 
     Attributes:
@@ -66,7 +66,7 @@ def run_rounds(
     tokens: int,
 ) -> list[Rounds]:
     """Attack every request against the model under the defence `arm`, which decides what the attacker gets to see."""
-    turns: dict[str, list[Turn]] = {row.id: [] for row in rows}
+    turns: dict[str, list[PairRound]] = {row.id: [] for row in rows}
     tried: dict[str, list[Tried]] = {row.id: [] for row in rows}
     empty, declined = dict.fromkeys(turns, 0), dict.fromkeys(turns, 0)
     live = list(rows)
@@ -88,7 +88,7 @@ def run_rounds(
     return [Rounds(row.id, tuple(tried[row.id]), empty[row.id], declined[row.id]) for row in rows]
 
 
-def attacker_messages(goal: str, turns: Sequence[Turn]) -> list[Message]:
+def attacker_messages(goal: str, turns: Sequence[PairRound]) -> list[Message]:
     """What the attacker is asked; it sees its last try only, as small models lose themselves in longer histories."""
     words = wording("pair")
     values, text = {"goal": goal}, words["first"]
@@ -123,7 +123,7 @@ def _proposals(
     context: Context,
     attacker: "TransformersBackend",
     rows: Sequence[Conversation],
-    turns: dict[str, list[Turn]],
+    turns: dict[str, list[PairRound]],
     number: int,
 ) -> dict[str, str]:
     keys, prompts = {}, {}
@@ -136,9 +136,9 @@ def _proposals(
     return {item: proposal_of(context.text(key)) for item, key in keys.items()}
 
 
-def _turn(context: Context, tried: Tried, arm: str, proposal: str) -> Turn:
+def _turn(context: Context, tried: Tried, arm: str, proposal: str) -> PairRound:
     reply = context.config.refusal if tried.halted(arm) else context.text(tried.attempt.id)
-    return Turn(proposal, reply, mark_of(tried, arm))
+    return PairRound(proposal, reply, mark_of(tried, arm))
 
 
 def _short(text: str) -> str:

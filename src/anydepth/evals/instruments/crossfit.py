@@ -16,9 +16,9 @@ from anydepth.evals.figure import Figure, Group
 from anydepth.extras import require
 from anydepth.probes.fitting.fit import FitOptions, fit
 from anydepth.probes.states.collect import Collected, collect, dtype_of, manifest_for
+from anydepth.probes.states.control_suffix import suffix_ids
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import Checks, StateStore
-from anydepth.probes.states.suffix import suffix_ids
 from anydepth.schedule import Listed
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
-from anydepth.evals.instruments.tuning import LEAST_ANSWER, Example, end_of_turn, example
+from anydepth.evals.instruments.tuning import LEAST_ANSWER, TrainingExample, end_of_turn, example
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -60,7 +60,7 @@ class RecoveryOptions:
 
 def recovery(
     backend: "TransformersBackend", row: Conversation, refusal: str, depth: int, longest: int
-) -> Example | None:
+) -> TrainingExample | None:
     """The first `depth` tokens of the answer in `row`, then `refusal`; None if that is longer than `longest`."""
     if depth:
         answer = backend.template.prompt([*row.messages], prefill=row.response)
@@ -70,7 +70,7 @@ def recovery(
     else:
         whole = backend.template.prompt([*row.messages], prefill=refusal)
         start, ids = whole.start, (*whole.ids, end_of_turn(backend))
-    return Example(ids, start) if len(ids) <= longest else None
+    return TrainingExample(ids, start) if len(ids) <= longest else None
 
 
 def recoveries(
@@ -79,7 +79,7 @@ def recoveries(
     harmless: Iterable[Conversation],
     options: RecoveryOptions,
     count: int,
-) -> list[Example]:
+) -> list[TrainingExample]:
     """`count` refusals, and harmless answers beside them.
 
     Raises:
@@ -99,7 +99,7 @@ def recoveries(
     return [*refusals, *answers]
 
 
-def _enough(found: Sequence[Example], wanted: int, what: str, longest: int) -> None:
+def _enough(found: Sequence[TrainingExample], wanted: int, what: str, longest: int) -> None:
     if len(found) < wanted:
         raise ConfigError(
             f"{len(found)} {what} conversations fit into {longest} tokens, {wanted} are wanted (with {LEAST_ANSWER} "

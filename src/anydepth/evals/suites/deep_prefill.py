@@ -33,7 +33,7 @@ _TARGET = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ChartLine:
     """One line of the charts.
 
     Attributes:
@@ -161,20 +161,20 @@ def _own_writer(context: Context, asked: DeepAligned, items: Mapping[str, Forced
 
 def _views(
     context: Context, arms: Sequence[str], made: Mapping[str, Defence], items: Mapping[str, Forced]
-) -> tuple[list[View], list[str]]:
+) -> tuple[list[ChartLine], list[str]]:
     """One view an arm, and one more with a calibrated threshold where nobody has calibrated it."""
     views, notes = [], []
     for arm in arms:
         source = _source(arm)
         if arm in WRITERS:
-            views.append(View(arm, arm))
+            views.append(ChartLine(arm, arm))
             continue
         config = made[arm].config(base_of(made[arm], context.config))
-        views.append(View(arm, source, config, getattr(made[arm], "reads_inside", False)))
+        views.append(ChartLine(arm, source, config, getattr(made[arm], "reads_inside", False)))
         if arm in UNCALIBRATED:
             calibrated, note = _calibrated(context, arm, config, items)
             notes.append(note)
-            views += [View(f"{arm}, calibrated", arm, calibrated)] if calibrated else []
+            views += [ChartLine(f"{arm}, calibrated", arm, calibrated)] if calibrated else []
     return views, notes
 
 
@@ -212,14 +212,14 @@ def _probe(context: Context) -> LinearProbe | None:
     return context.given_probe or find_shipped(context.backend)
 
 
-def _flags(context: Context, view: View, item: Forced) -> bool:
+def _flags(context: Context, view: ChartLine, item: Forced) -> bool:
     """Whether the check at the prefill's end, on its own, would halt; a failed check does."""
     assert view.config is not None
     score = dict(scores_of(context, view.arm, item))[item.depth]
     return score is None or view.config.policy.statistic([score])[-1] >= view.config.policy.threshold
 
 
-def _late(views: Sequence[View]) -> list[str]:
+def _late(views: Sequence[ChartLine]) -> list[str]:
     policies = [view.config.policy for view in views if view.name == "probe" and view.config is not None]
     return [text for policy in policies if (text := late_to_halt(policy))]
 

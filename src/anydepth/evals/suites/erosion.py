@@ -14,10 +14,10 @@ from anydepth.errors import ConfigError
 from anydepth.evals.arms.replay import Detecting, replay
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
-from anydepth.evals.instruments.tuning import Example, TuneOptions, adapted, example, trainable, tune
+from anydepth.evals.instruments.tuning import TrainingExample, TuneOptions, adapted, example, trainable, tune
 from anydepth.evals.judges.judge import Judged
 from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, Measured, summarise
-from anydepth.evals.suites.erosion_sets import Asked, asked_sets
+from anydepth.evals.suites.erosion_sets import MeasuredSet, asked_sets
 from anydepth.evals.transcript import Transcript
 from anydepth.schedule import Every
 
@@ -36,7 +36,7 @@ _RARELY = Every(1_000_000, doubling=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ErosionPlan:
     """How much is trained and measured."""
 
     steps: tuple[int, ...]
@@ -50,7 +50,7 @@ class Plan:
     options: TuneOptions
 
     @classmethod
-    def of(cls, context: Context) -> "Plan":
+    def of(cls, context: Context) -> "ErosionPlan":
         """The user's settings, or the suite's own."""
         quick = context.options.quick
         steps = _numbers(context, "steps", "0,5,10" if quick else "0,25,50,100,200")
@@ -91,7 +91,7 @@ class Stage:
 
 def run(context: Context) -> Summary:
     """Measure; see `anydepth.evals.suite.Suite`."""
-    plan = Plan.of(context)
+    plan = ErosionPlan.of(context)
     context.probe  # noqa: B018  without one, say so before the training
     context.judge  # noqa: B018  likewise
     sets = list(asked_sets(context, plan.count, plan.benign_tokens))
@@ -117,7 +117,9 @@ def run(context: Context) -> Summary:
     )
 
 
-def _examples(context: Context, plan: Plan, data: str, held_out: Sequence[Conversation]) -> list[Example]:
+def _examples(
+    context: Context, plan: ErosionPlan, data: str, held_out: Sequence[Conversation]
+) -> list[TrainingExample]:
     """What to train on; ConfigError if there is nothing of the kind."""
     if data == "adversarial":
         rows = trainable(context.table(TRAINING), held_out, label="harmful")
@@ -138,7 +140,7 @@ def _told(context: Context, data: str, what: str, done: int, total: int) -> None
     context.told(f"{what}, {data} data", done, total)
 
 
-def _measure(context: Context, plan: Plan, sets: Sequence[Asked], stage: Stage) -> None:
+def _measure(context: Context, plan: ErosionPlan, sets: Sequence[MeasuredSet], stage: Stage) -> None:
     """Make the records of one stage that are not there yet."""
     arms = plan.arms
     if stage.folder is None:  # there is no adapter to look below
@@ -165,7 +167,7 @@ def _measure(context: Context, plan: Plan, sets: Sequence[Asked], stage: Stage) 
                     )
 
 
-def _wanted(each: Asked, arm: str, plan: Plan) -> list[str]:
+def _wanted(each: MeasuredSet, arm: str, plan: ErosionPlan) -> list[str]:
     """Which answers of a set an arm is measured on: stored ones are not the model's, and look-aheads are slow."""
     rows = list(each.rows)
     if arm == BASE:
@@ -176,7 +178,7 @@ def _wanted(each: Asked, arm: str, plan: Plan) -> list[str]:
 
 
 def _transcripts(
-    context: Context, plan: Plan, each: Asked, stage: Stage, tuned: "TransformersBackend"
+    context: Context, plan: ErosionPlan, each: MeasuredSet, stage: Stage, tuned: "TransformersBackend"
 ) -> dict[str, Transcript]:
     """What the model of this stage writes, or what is stored."""
     if each.stored:
@@ -186,7 +188,7 @@ def _transcripts(
     return dict(zip(each.prompts, written.values(), strict=True))
 
 
-def _judged(context: Context, each: Asked, written: Mapping[str, Transcript]) -> list[dict[str, Any]]:
+def _judged(context: Context, each: MeasuredSet, written: Mapping[str, Transcript]) -> list[dict[str, Any]]:
     items = {
         row: Judged(
             each.rows[row].prompt,
@@ -230,7 +232,7 @@ def _opened(context: Context, stage: Stage) -> Iterator[tuple["TransformersBacke
 
 
 def _notes(
-    context: Context, plan: Plan, sets: Sequence[Asked], losses: Mapping[str, Mapping[int, float | None]]
+    context: Context, plan: ErosionPlan, sets: Sequence[MeasuredSet], losses: Mapping[str, Mapping[int, float | None]]
 ) -> Iterator[str]:
     options = plan.options
     yield (

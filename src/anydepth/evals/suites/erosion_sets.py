@@ -21,7 +21,7 @@ _SPARE = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class MeasuredSet:
     """Answers of one kind that are measured at every stage.
 
     Attributes:
@@ -37,27 +37,27 @@ class Asked:
     stored: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def asked_sets(context: Context, count: int, benign_tokens: int) -> Iterator[Asked]:
+def asked_sets(context: Context, count: int, benign_tokens: int) -> Iterator[MeasuredSet]:
     """Requests, forced beginnings of harmful answers, and harmless answers; none of them is trained on."""
     first, second = (not_trained_on(name, context.table(name)) for name in _HELD_OUT)
     asked = first[: -(-count // 2)]
     asked += second[: count - len(asked)]
     if not asked:
         raise ConfigError(f"suite {context.suite}: the probe was trained on all of {', '.join(_HELD_OUT)}; give more")
-    yield Asked(REQUESTS, _by_id(asked), {row.id: context.prompt(row) for row in asked})
+    yield MeasuredSet(REQUESTS, _by_id(asked), {row.id: context.prompt(row) for row in asked})
     pairs = context.table("pairs_deep_validation", label="harmful", limit=10 * count, unseen=True)
     long = [each.row for each in force(context, "harmful", pairs, (), max(DEPTHS))][:count]
     if not long:
         raise ConfigError(f"suite {context.suite}: no harmful answer has {max(DEPTHS)} tokens; give longer ones")
     for depth in DEPTHS:
         forced = force(context, "harmful", long, (), depth)
-        yield Asked(f"prefill {depth}", _by_id(long), {each.row.id: each.prompt for each in forced})
+        yield MeasuredSet(f"prefill {depth}", _by_id(long), {each.row.id: each.prompt for each in forced})
     benign = context.table("pairs_benign_validation", label="benign", limit=count, unseen=True)
     stored = {}
     for row in benign:
         prompt = context.prompt(row, prefill=row.response)
         stored[row.id] = prompt.ids[prompt.start :][:benign_tokens]
-    yield Asked(BENIGN, _by_id(benign), stored=stored)
+    yield MeasuredSet(BENIGN, _by_id(benign), stored=stored)
 
 
 def not_trained_on(name: str, rows: Sequence[Conversation]) -> list[Conversation]:

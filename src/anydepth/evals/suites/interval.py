@@ -34,7 +34,7 @@ _TOGETHER = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoredAnswer:
     """One stored answer, as if the model wrote it now."""
 
     kind: Kind
@@ -83,7 +83,7 @@ def run(context: Context) -> Summary:
     """Read each answer once, at all depths of all intervals; then let every guard decide on what was read."""
     count, tokens = context.count(60, 10), context.number("tokens", 400, 200)
     answers = [
-        Answer(kind, stored(context, f"{kind}|{row.id}", row, tokens))
+        StoredAnswer(kind, stored(context, f"{kind}|{row.id}", row, tokens))
         for kind in KINDS
         for row in chosen(context, kind, count)
     ]
@@ -107,7 +107,7 @@ def _schedule(interval: int, start: str) -> Every:
     return Every(interval, doubling=start == "doubling")
 
 
-def _read(context: Context, answers: Sequence[Answer], tokens: int) -> None:
+def _read(context: Context, answers: Sequence[StoredAnswer], tokens: int) -> None:
     """Scores at every depth that any schedule asks for."""
     probe = defence("probe", context)
     depths = {
@@ -132,7 +132,7 @@ def _read(context: Context, answers: Sequence[Answer], tokens: int) -> None:
         context.told("read the answers", done, len(ordered))
 
 
-def _costs(context: Context, answers: Sequence[Answer]) -> Costs:
+def _costs(context: Context, answers: Sequence[StoredAnswer]) -> Costs:
     """What a step and a check cost half-way through an answer of the usual length, measured once in this run."""
     samples = 3 if context.options.quick else 9
     lengths = [len(each.transcript.prompt.ids) + len(each.transcript.token_ids) // 2 for each in answers]
@@ -147,7 +147,7 @@ def _costs(context: Context, answers: Sequence[Answer]) -> Costs:
     return Costs(median(row["step"]), median(row["check"]), row["tokens"])
 
 
-def _ended(context: Context, answers: Sequence[Answer]) -> Ended:
+def _ended(context: Context, answers: Sequence[StoredAnswer]) -> Ended:
     known = {
         (each.transcript.id, depth): CheckError("the check failed") if score is None else Score(score)
         for each in answers
@@ -162,7 +162,7 @@ def _ended(context: Context, answers: Sequence[Answer]) -> Ended:
     return found
 
 
-def _late(context: Context, answer: Answer, schedule: Every) -> Late:
+def _late(context: Context, answer: StoredAnswer, schedule: Every) -> Late:
     """The policy over the scheduled checks, that of depth 0 left out; a failed check halts."""
     scores = dict(context.records.rows[answer.transcript.id]["checks"])
     tokens = len(answer.transcript.token_ids)
@@ -178,7 +178,7 @@ def _late(context: Context, answer: Answer, schedule: Every) -> Late:
 
 
 def _figures(
-    key: tuple[int, str, ReleaseMode], ended: Mapping[str, Outcome], answers: Sequence[Answer], costs: Costs
+    key: tuple[int, str, ReleaseMode], ended: Mapping[str, Outcome], answers: Sequence[StoredAnswer], costs: Costs
 ) -> list[Figure]:
     interval, start, release = key
     group: Group = {"interval": interval, "start": start}
@@ -202,7 +202,7 @@ def _figures(
     ]
 
 
-def _late_figures(context: Context, key: tuple[int, str, ReleaseMode], answers: Sequence[Answer]) -> list[Figure]:
+def _late_figures(context: Context, key: tuple[int, str, ReleaseMode], answers: Sequence[StoredAnswer]) -> list[Figure]:
     interval, start, release = key
     late = [(each.kind, _late(context, each, _schedule(interval, start))) for each in answers]
     harmful = [each for kind, each in late if kind == "harmful"]
@@ -311,7 +311,7 @@ def _limits(context: Context, figures: Sequence[Figure]) -> list[str]:
     return limits
 
 
-def _notes(context: Context, answers: Sequence[Answer], costs: Costs, tokens: int) -> list[str]:
+def _notes(context: Context, answers: Sequence[StoredAnswer], costs: Costs, tokens: int) -> list[str]:
     harmful = sum(each.kind == "harmful" for each in answers)
     longer = mean(len(each.transcript.token_ids) == tokens for each in answers)
     errors = sum(score is None for each in answers for _, score in context.records.rows[each.transcript.id]["checks"])

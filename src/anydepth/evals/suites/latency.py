@@ -9,7 +9,7 @@ from anydepth import bench
 from anydepth.detectors import Detector, Rethink
 from anydepth.errors import ConfigError
 from anydepth.evals import estimates
-from anydepth.evals.arms.model_as_judge import Asked, guard_wording
+from anydepth.evals.arms.model_as_judge import AskedModel, guard_wording
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Group, Summary
 
@@ -30,9 +30,9 @@ def run(context: Context) -> Summary:
     samples = context.number("samples", 7, 3)
     detectors = _detectors(context)
     contexts, too_long = _contexts(context, samples)
-    guard: list[Asked] = []  # loaded when it is first needed: not in a run that only sums up
+    guard: list[AskedModel] = []  # loaded when it is first needed: not in a run that only sums up
 
-    def ask() -> Asked:
+    def ask() -> AskedModel:
         if not guard:
             guard.append(_guard(context))
         return guard[0]
@@ -95,20 +95,20 @@ def _contexts(context: Context, samples: int) -> tuple[list[int], list[str]]:
     return fit, [note] if left else []
 
 
-def _guard(context: Context) -> Asked:
+def _guard(context: Context) -> AskedModel:
     """The external guard, or the model under test in its place."""
     model = context.options.guard_model
-    return _itself(context) if model is None else Asked.load(model)
+    return _itself(context) if model is None else AskedModel.load(model)
 
 
-def _itself(context: Context) -> Asked:
+def _itself(context: Context) -> AskedModel:
     """The model under test, asked about a whole conversation."""
     backend = context.backend
-    return Asked(backend.model, backend.tokenizer, guard_wording(backend.identity.name))
+    return AskedModel(backend.model, backend.tokenizer, guard_wording(backend.identity.name))
 
 
 def _checked(
-    context: Context, detectors: Mapping[str, Detector], guard: Callable[[], Asked], length: int, samples: int
+    context: Context, detectors: Mapping[str, Detector], guard: Callable[[], AskedModel], length: int, samples: int
 ) -> dict[str, Any]:
     tokens, times = bench.check_times(context.backend, detectors, length, samples)
     prompt = bench.filled(context.backend, length)

@@ -102,7 +102,7 @@ def candidates(manifest: Manifest, settings: Mapping[str, Any], *, seed: int = 0
 def sweep(
     store: StateStore,
     wanted: Sequence[Candidate],
-    judge: "Judge",
+    judge: "Comparison",
     *,
     used: Mapping[str, "Used"] | None = None,
     progress: Callable[[int, int, Trial], None] | None = None,
@@ -156,7 +156,7 @@ def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used]
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class Comparison:
     """Compares candidates on one part of the held-out answers.
 
     Attributes:

@@ -13,7 +13,7 @@ from anydepth.conversations.splits import Text
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.policy import policy_record
 from anydepth.probes.fitting.calibrate import Calibration
-from anydepth.probes.fitting.candidates import Candidate, Judge, Trial, Used, candidates, listed, states_of, sweep
+from anydepth.probes.fitting.candidates import Candidate, Comparison, Trial, Used, candidates, listed, states_of, sweep
 from anydepth.probes.fitting.fit import Fitted
 from anydepth.probes.fitting.measure import crossed, table, thresholds
 from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
@@ -149,7 +149,7 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
     """
     store, used = filled.store, filled.used
     choices = Choices.of(recipe)
-    judge = Judge(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
+    judge = Comparison(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
 
     def told(done: int, total: int, trial: Trial) -> None:
         progress("fit", done, total, 0)

@@ -24,7 +24,7 @@ from anydepth.conversations.splits import (
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
 from anydepth.files import read_toml
-from anydepth.probes.recipe.recipe_part import TRAIN, Part
+from anydepth.probes.recipe.recipe_part import TRAIN, RecipePart
 from anydepth.probes.states.store import answer_key
 
 _COPIES = "copies of others"
@@ -45,7 +45,7 @@ class Recipe:
         source: Where the recipe was read from.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[RecipePart, ...]
     write: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
     choose: Mapping[str, Any] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Recipe:
 class Gathered:
     """The conversations of one part, and what was left out of it."""
 
-    part: Part
+    part: RecipePart
     conversations: Sequence[Conversation]
     left_out: str
 
@@ -225,9 +225,9 @@ def recipe_for(refs: Sequence[str]) -> Recipe:
     pair = {"name": "own held-out answers", "harmful": held_out_of(own), "benign": held_out_of(own)}
     return Recipe(
         parts=(
-            Part(own, data=tuple(refs), hold_out=0.25, depths=depths, longest=300),
-            Part("own wrapped", like=own, augment="wrap", limit=120, depths=depths, longest=150),
-            Part(
+            RecipePart(own, data=tuple(refs), hold_out=0.25, depths=depths, longest=300),
+            RecipePart("own wrapped", like=own, augment="wrap", limit=120, depths=depths, longest=150),
+            RecipePart(
                 "harmless prompts",
                 data=(SHIPPED + "benign_prompts",),
                 labelled="benign",
@@ -244,17 +244,17 @@ def recipe_for(refs: Sequence[str]) -> Recipe:
     )
 
 
-def _divided(rows: list[Conversation], part: Part) -> tuple[list[Conversation], list[Conversation]]:
+def _divided(rows: list[Conversation], part: RecipePart) -> tuple[list[Conversation], list[Conversation]]:
     split = split_by_prompt(rows, part.hold_out, part.seed)
     return split.train, split.held_out
 
 
-def _part(entry: Mapping[str, Any], source: str) -> Part:
+def _part(entry: Mapping[str, Any], source: str) -> RecipePart:
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
     for name in ("data", "sources", "under"):
         if isinstance(values.get(name), str):
             values[name] = (values[name],)
-    known = [each.name for each in fields(Part)]
+    known = [each.name for each in fields(RecipePart)]
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(
             f"recipe {source}, part {values.get('name')!r} has {unknown[0]!r}; a part has {', '.join(known)}"
@@ -262,12 +262,14 @@ def _part(entry: Mapping[str, Any], source: str) -> Part:
     if not isinstance(values.get("name"), str) or not values["name"]:
         raise ConfigError(f"recipe {source}: a part has the name {values.get('name')!r}; give every part a name")
     try:
-        return Part(**values)
+        return RecipePart(**values)
     except ConfigError as error:
         raise ConfigError(f"recipe {source}, {error}") from error
 
 
-def _candidates(part: Part, rows: list[Conversation], permissive_only: bool, notes: list[str]) -> list[Conversation]:
+def _candidates(
+    part: RecipePart, rows: list[Conversation], permissive_only: bool, notes: list[str]
+) -> list[Conversation]:
     rows = [_begun(row, part) for row in rows]
     if not part.written:
         rows = [row for row in rows if row.response]
@@ -295,7 +297,7 @@ def _candidates(part: Part, rows: list[Conversation], permissive_only: bool, not
     return rows
 
 
-def _begun(row: Conversation, part: Part) -> Conversation:
+def _begun(row: Conversation, part: RecipePart) -> Conversation:
     """The conversation with the part's label and, where it is to be continued, with what it begins with."""
     label = row.label or part.labelled
     if not (part.written and label == "harmful" and not row.response):
@@ -303,7 +305,7 @@ def _begun(row: Conversation, part: Part) -> Conversation:
     return replace(row, label=label, response=row.tags.get("target", ""))
 
 
-def _gathered(part: Part, candidates: Mapping[str, list[Conversation]], notes: list[str]) -> Gathered:
+def _gathered(part: RecipePart, candidates: Mapping[str, list[Conversation]], notes: list[str]) -> Gathered:
     rows = candidates[part.name]
     if part.limit is not None:
         rows = balance(rows, per_source=part.limit, seed=part.seed).kept

@@ -11,10 +11,10 @@ import numpy as np
 
 from anydepth.backends.protocol import CONTENT, Backend, CheckPoint, FinishedAnswer, Read, Site
 from anydepth.errors import ConfigError, PromptError, UnsupportedModel
+from anydepth.probes.states.control_suffix import suffix_ids
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import CheckRow, Identity, Manifest, StateStore, answer_key
-from anydepth.probes.states.suffix import suffix_ids
 from anydepth.schedule import scheduled_depths
 from anydepth.templates.template import Prompt
 
@@ -76,7 +76,7 @@ Group = Mapping[str, "Conversation"]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class CollectWork:
     """What is to be done.
 
     Attributes:
@@ -217,7 +217,9 @@ def collect(
     return report
 
 
-def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, there: Mapping[Identity, AnswerFacts]) -> Work:
+def work_for(
+    conversations: "Sequence[Conversation]", plan: CollectPlan, there: Mapping[Identity, AnswerFacts]
+) -> CollectWork:
     """Cut the conversations into groups, and leave out what is `there` (`StateStore.present`).
 
     The groups depend on the conversations only, not on what is done: parts and later runs cut them alike.
@@ -238,7 +240,7 @@ def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, there: 
     outdated = {identity: now[identity] for identity in now if identity in present and there[identity] != now[identity]}
     missing = [{key: keyed[key] for key in group if (key, plan.view, plan.reading) not in present} for group in mine]
     total = sum(map(len, mine))
-    return Work(tuple(group for group in missing if group), total, frozenset(present), outdated, len(both))
+    return CollectWork(tuple(group for group in missing if group), total, frozenset(present), outdated, len(both))
 
 
 def collect_group(

@@ -4,7 +4,7 @@ import pytest
 
 from anydepth.backends.scripted import ScriptedBackend
 from anydepth.errors import ConfigError, TemplateError
-from anydepth.probes.states.suffix import CONTROLS, suffix_ids
+from anydepth.probes.states.control_suffix import CONTROLS, suffix_ids
 
 
 @pytest.fixture
