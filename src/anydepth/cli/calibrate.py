@@ -17,6 +17,7 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, plural, warn, write_json
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.conversations.splits import Text as Words
 from anydepth.conversations.splits import copies
 from anydepth.detectors import LinearProbe, ProbeCard
@@ -39,6 +40,7 @@ MOST_FAILED = 0.1
 """Share of the records that may fail: the rest would no longer be your traffic."""
 
 
+@grouped
 def calibrate(
     probe: Annotated[
         str, typer.Argument(metavar="PROBE", help="A probe file or folder, or `shipped` for the one of this package.")
@@ -74,11 +76,8 @@ def calibrate(
     ] = None,
     interval: opt.Interval = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Set a probe's threshold on your own harmless answers.
 
@@ -108,12 +107,7 @@ def calibrate(
     seen = _seen_by_the_probe(artefact, distinct)
     if guarantee and seen:
         raise ConfigError(f"--guarantee does not hold for these answers: {seen}; leave them out")
-    guard = load.open_guard(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        ),
-        opt.GuardOptions(probe=artefact, interval=interval),
-    )
+    guard = load.open_guard(loading.of(model), opt.GuardOptions(probe=artefact, interval=interval))
     old: Any = guard.detector
     _check_other_probe(out, old)
     for note in filter(None, (_copies_note(answers, distinct), seen, _shared_sources(old.card, distinct))):

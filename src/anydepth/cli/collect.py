@@ -17,6 +17,7 @@ from anydepth.backends.protocol import Site
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import err, plural, progress_bar, warn
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.conversations.corpora import load as load_data
 from anydepth.errors import ConfigError
 from anydepth.files import check_folder
@@ -41,6 +42,7 @@ _NAMED = 20
 """Skipped answers that are named at most."""
 
 
+@grouped
 def collect(
     model: opt.Model,
     data: Annotated[
@@ -140,11 +142,8 @@ def collect(
     workers: Annotated[
         int, typer.Option("--workers", min=1, rich_help_panel=_HOW, help="Processes of `--engine ray`.")
     ] = 2,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Read the hidden states of finished answers at many depths, as training data for probes.
 
@@ -154,10 +153,7 @@ def collect(
     wanted = _Reads(layers, sites, tokens, interval, depths, longest, suffix, split, view, opt.part_of(part))
     wanted.check()
     runs = "vllm" if engine == "vllm" else "transformers"
-    variables = opt.template_variables(template_kwarg)
-    loaded = opt.ModelOptions(
-        model, adapter, dtype, device, revision, runs, tuple(engine_arg or ()), template_kwargs=variables
-    )
+    loaded = loading.of(model, runs, tuple(engine_arg or ()))
     if on_policy and engine == "vllm":
         raise ConfigError("--on-policy has Transformers write the answers; drop --engine vllm")
     check_folder(output, "-o")

@@ -26,6 +26,7 @@ from anydepth.cli.output import (
     summary,
     write_json,
 )
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.cli.timeline import timeline
 from anydepth.errors import AnydepthError
 from anydepth.types import Answer, Finished, Halted, Released, ScanResult
@@ -74,6 +75,7 @@ class DemoOutcome:
         return None
 
 
+@grouped
 def demo(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Hugging Face id or folder. Default: a small chat model.")
@@ -81,11 +83,8 @@ def demo(
     probe: opt.Probe = None,
     detector: opt.Detector = "probe",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Show one attack, unguarded and guarded, side by side.
 
@@ -98,12 +97,7 @@ def demo(
     options = opt.GuardOptions(probe=probe, detector=detector)
     if probe is None and detector == "probe":  # the shipped one: with the demo's threshold, see demo.toml
         options = opt.GuardOptions(policy="threshold", threshold=shown.threshold)
-    guard = load.open_guard(
-        opt.ModelOptions(
-            name, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        ),
-        options,
-    )
+    guard = load.open_guard(loading.of(name), options)
     # at the end of the prefill only: what is shown is that the Safety Tokens speak up deep in an answer
     outcome = _run(guard.with_options(prefill="end"), shown)
     if as_json:

@@ -16,6 +16,7 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import err, printable, progress_bar
 from anydepth.cli.report import report
+from anydepth.cli.shared_options import FastLoading, grouped
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
@@ -33,6 +34,7 @@ _LAST_SEED = 2**32 - 1
 """The last seed that numpy and scikit-learn take."""
 
 
+@grouped
 def evaluation(
     model: opt.Model,
     output: Annotated[
@@ -75,11 +77,8 @@ def evaluation(
     ] = None,
     draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw RUN/report/index.html at the end.")] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, max=_LAST_SEED, help="Of every choice that is drawn.")] = 0,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "fast",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: FastLoading,
 ) -> None:
     """Measure the guard on a model: separability, deep prefills, attacks, false alarms, cost.
 
@@ -109,11 +108,7 @@ def evaluation(
     check_settings(options.settings)
     given = None if probe is None else LinearProbe.load(probe)
     config = GuardConfig() if interval is None else GuardConfig(schedule=Every(interval))
-    backend = load.open_backend(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        )
-    )
+    backend = load.open_backend(loading.of(model))
     with _progress() as told:
         found = evaluate(Evaluation(backend, output, options, judge, given, config, _command()), names, told)
     for summary in found.values():

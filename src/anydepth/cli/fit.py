@@ -18,6 +18,7 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
 from anydepth.cli.output import err, plural, printable, progress_bar, warn
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.errors import ConfigError
 from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.locks import hold
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from anydepth.detectors import LinearProbe
 
 
+@grouped
 def fit(
     context: typer.Context,
     model: opt.Model,
@@ -75,11 +77,8 @@ def fit(
     target: Annotated[
         float | None, typer.Option("--target", metavar="RATE", help="Share of harmless answers that may be halted.")
     ] = None,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Train, choose, calibrate and measure a probe for a model.
 
@@ -97,24 +96,20 @@ def fit(
     for place in {output.resolve(), (work or output).resolve()}:
         context.with_resource(hold(place))
     begun = time.monotonic()
-    backend = load.open_backend(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        )
-    )
+    backend = load.open_backend(loading.of(model))
     _check_other_probe(output, backend)
     folder = work or output / "work"
     with _progress() as told:
-        filled = fill(backend, gathered, wanted, folder, adapter=adapter, progress=told)
+        filled = fill(backend, gathered, wanted, folder, adapter=loading.adapter, progress=told)
         trained = train(backend, filled, wanted, progress=told)
     _tell_left_out(filled.gathered, before=gathered)
     probe = _signed(trained.probe, name, model, time.monotonic() - begun)
     options = {
         "--name": name,
-        "--revision": revision,
-        "--adapter": adapter,
-        "--dtype": dtype,
-        "--template-kwarg": template_kwarg,
+        "--revision": loading.revision,
+        "--adapter": loading.adapter,
+        "--dtype": loading.dtype,
+        "--template-kwarg": loading.template_kwarg,
         "--data": data,
         "--recipe": recipe,
         "--data-dir": "DATA" if data_dir else None,

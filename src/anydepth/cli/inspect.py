@@ -10,6 +10,7 @@ from rich.text import Text
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import printable, write_json
+from anydepth.cli.shared_options import Loading, grouped
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -17,25 +18,19 @@ if TYPE_CHECKING:
 _QUESTION = "How are you?"
 
 
+@grouped
 def inspect(
     model: opt.Model,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Show a model's Safety Tokens and what anydepth can do with it.
 
     The header with the token that is read, how a prompt ends, what brings the answer after it, the layers, how each
     kind of cache layer is forked, whether a finished answer can be scanned in one pass, and whether a probe is shipped.
     """
-    backend = load.open_backend(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        )
-    )
+    backend = load.open_backend(loading.of(model))
     record = describe(backend, has_probe=load.has_shipped_probe(backend))
     if as_json:
         write_json(record)

@@ -13,6 +13,7 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import Rows, evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, warn, write_json
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
 from anydepth.detectors.card import card_record
 from anydepth.errors import ConfigError, ProbeError
@@ -89,6 +90,7 @@ def push(
 
 
 @app.command("import")
+@grouped
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A scikit-learn probe, e.g. layer_15.joblib.")],
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="Hugging Face id or folder of its model.")],
@@ -113,11 +115,8 @@ def import_(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="FILE is a pickle: reading it runs whatever code it holds. Allow it.")
     ] = False,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Turn a published scikit-learn probe into a probe file.
 
@@ -135,11 +134,7 @@ def import_(
         raise ConfigError(f"-o {output}: give a name that ends in .safetensors, in a folder that exists")
     if output.name == ARTEFACT and output.with_name(README).exists():
         raise ConfigError(f"-o {output}: the {README} beside it is of another probe; give another folder or name")
-    backend = load.open_backend(
-        opt.ModelOptions(
-            model, adapter, dtype, device, revision, template_kwargs=opt.template_variables(template_kwarg)
-        )
-    )
+    backend = load.open_backend(loading.of(model))
     card = _imported_card(backend, site, header_text, read_index, file.name)
     probe = import_joblib(file, card, positive=_class(positive), allow_pickle=allow_pickle)
     probe.bind(backend)  # a probe that no guard would take is not written

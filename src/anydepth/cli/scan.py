@@ -14,6 +14,7 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.manifest import asked_settings, check_manifest, digest_of, loaded_settings, write_manifest
 from anydepth.cli.output import err, plural, progress_bar, warn
+from anydepth.cli.shared_options import Guarding, Loading, grouped
 from anydepth.errors import ConfigError
 from anydepth.files import check_destination, is_stream
 from anydepth.probes.states.store import answer_key
@@ -27,6 +28,7 @@ _AT_ONCE = 32
 """Answers that vLLM is given at once; each is a request for every depth."""
 
 
+@grouped
 def scan(
     model: opt.Model,
     file: Annotated[
@@ -48,21 +50,14 @@ def scan(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Look at the first N records of the file only.")
     ] = None,
-    probe: opt.Probe = None,
-    detector: opt.Detector = "probe",
-    policy: opt.PolicyOption = None,
-    threshold: opt.Threshold = None,
-    interval: opt.Interval = None,
+    *,
+    guarding: Guarding,
     on_error: opt.OnErrorOption = "closed",
     engine: Annotated[
         opt.EngineName, typer.Option("--engine", help="What runs the model: Transformers, or vLLM with many at once.")
     ] = "transformers",
     engine_arg: opt.EngineArgs = None,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    loading: Loading,
 ) -> None:
     """Score finished answers at every scheduled depth.
 
@@ -76,11 +71,8 @@ def scan(
     if total is not None and output.exists() and output.samefile(file):
         raise ConfigError(f"-o {output} is the input file; give another file")
     limit = None if limit is None else min(limit, sys.maxsize)
-    options = opt.GuardOptions(probe, detector, policy, threshold, interval, "hold", on_error)
-    variables = opt.template_variables(template_kwarg)
-    loaded = opt.ModelOptions(
-        model, adapter, dtype, device, revision, engine, tuple(engine_arg or ()), template_kwargs=variables
-    )
+    options = guarding.options(release="hold", on_error=on_error)
+    loaded = loading.of(model, engine, tuple(engine_arg or ()))
     with RecordWriter(output) as writer:
         run = _begun(writer, loaded, options)
         with progress_bar() as progress:

@@ -7,8 +7,8 @@ import pytest
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
-from anydepth.evals.instruments.deep_aligned import REFUSALS, RecoveryOptions, recoveries, recovery
 from anydepth.evals.instruments.tuning import TrainingExample, TuneOptions, end_of_turn, tune
+from benchmarks.train_deep_aligned import REFUSALS, RecoveryOptions, recoveries, recovery
 from tests import tiny
 from tests.conversations import conversation, words
 
