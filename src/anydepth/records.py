@@ -7,7 +7,6 @@ can go on where it stopped.
 
 import gzip
 import json
-import math
 import os
 import tempfile
 import zlib
@@ -22,7 +21,7 @@ from anydepth.fields import is_missing, messages_of, prompt_of, split_answer, te
 from anydepth.files import is_stream, writing
 from anydepth.jsonl import is_gzip, open_bytes, raw_lines, read_object
 from anydepth.locks import lock
-from anydepth.types import ScanResult
+from anydepth.types import ScanResult, json_number
 
 RecordId = str | int
 _BEGINNING = b'{"id": '
@@ -114,7 +113,7 @@ def scan_record(key: RecordId, result: ScanResult, *, text: str, settings: str) 
     """
     checks = []
     for check in result.checks:
-        record: dict[str, Any] = {"depth": check.depth, "score": _number(check.score)}
+        record: dict[str, Any] = {"depth": check.depth, "score": json_number(check.score)}
         if record["score"] is None or check.error is not None:
             record["error"] = check.error or "the score is not a number"
         checks.append(record)
@@ -122,14 +121,10 @@ def scan_record(key: RecordId, result: ScanResult, *, text: str, settings: str) 
     return {
         "id": key,
         "checks": checks,
-        "verdict": {"halt": verdict.halt, "depth": verdict.depth, "score": _number(verdict.score)},
+        "verdict": {"halt": verdict.halt, "depth": verdict.depth, "score": json_number(verdict.score)},
         "text_digest": text,
         "settings_digest": settings,
     }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 class RecordWriter:

@@ -26,7 +26,8 @@ from anydepth.conversations.corpora import load
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import StoreError, UnsupportedModel
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
-from anydepth.probes.states.collect import SHADOW_TURN, Collected, collect, manifest_for
+from anydepth.probes.states.collect import SHADOW_TURN, Collected, collect
+from anydepth.probes.states.manifest import manifest_for
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.sites import sites_for
 from anydepth.probes.states.store import Checks, StateStore

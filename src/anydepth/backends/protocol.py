@@ -1,6 +1,6 @@
 """What an engine must offer so that its answers can be guarded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -90,6 +90,11 @@ class Read:
         if token != "content" and not token.isdecimal():
             raise ConfigError(f"read is {text!r}; write it as SITE@TOKEN, e.g. 15.input_layernorm@3 or ...@content")
         return cls(Site.parse(site), CONTENT if token == "content" else int(token))
+
+
+def sites_of(reads: Iterable[Read]) -> tuple[Site, ...]:
+    """The sites of some reads, each once, in the order of the reads."""
+    return tuple(dict.fromkeys(read.site for read in reads))
 
 
 @dataclass(frozen=True, slots=True)

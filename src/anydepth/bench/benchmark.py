@@ -10,7 +10,7 @@ import numpy as np
 from anydepth.backends.protocol import Read, Site
 from anydepth.bench.bench_record import BenchRow, Report
 from anydepth.bench.budget import Measurement, Standing, about, expected, spend
-from anydepth.bench.parts import CheckCost, PackedScan, Throughput, WantedThroughput
+from anydepth.bench.parts import CheckCost, PackedScan, Throughput
 from anydepth.bench.rates import Rates, first_rate
 from anydepth.detectors import LinearProbe, ProbeCard, Rethink, find_shipped
 
@@ -110,9 +110,17 @@ def _measurements(
     limit = report.backend.context_length or 10**9
     limit -= len(report.backend.header.ids) + len(report.backend.header.answer_ids)
     checks = [CheckCost(report, rates, effort.samples, context) for context in sorted(set(contexts))]
-    first, further = (
-        [Throughput(report, rates, asked) for asked in some] for some in _asked(report.probe, effort, intervals)
-    )
+    rarest_first = sorted(set(intervals), reverse=True)  # fewer checks take less time
+    first = [
+        Throughput(report, rates, detector, at, effort.tokens)
+        for detector in (report.probe, Rethink())  # the look-ahead, the dearest, is measured in one round only
+        for at in rarest_first
+    ]
+    further = [
+        Throughput(report, rates, report.probe, at, effort.tokens, number=number)
+        for number in range(2, effort.rounds + 1)
+        for at in rarest_first
+    ]
     packed = PackedScan(report, rates)
     why = report.backend.describe()["packed_reason"]
     everything = [*checks, *first, *([packed] if why is None else []), *further]
@@ -123,17 +131,6 @@ def _measurements(
         if each.length > limit
     ]
     return [each for each in everything if each.length <= limit], cuts
-
-
-def _asked(
-    probe: LinearProbe, effort: Effort, intervals: Sequence[int]
-) -> tuple[list[WantedThroughput], list[WantedThroughput]]:
-    """The throughputs of the first round, and those of further ones; the look-ahead, the dearest, is measured once."""
-    rarest_first = sorted(set(intervals), reverse=True)  # fewer checks take less time
-    first = [WantedThroughput(each, at, effort.tokens, 1) for each in (probe, Rethink()) for at in rarest_first]
-    return first, [
-        WantedThroughput(probe, at, effort.tokens, n) for n in range(2, effort.rounds + 1) for at in rarest_first
-    ]
 
 
 def _blank_probe(backend: "TransformersBackend") -> LinearProbe:

@@ -1,9 +1,7 @@
 """`anydepth demo`: the same request, unguarded and guarded, side by side."""
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +27,7 @@ from anydepth.cli.output import (
 from anydepth.cli.shared_options import Loading, grouped
 from anydepth.cli.timeline import timeline
 from anydepth.errors import AnydepthError
+from anydepth.files import packaged_toml
 from anydepth.types import Answer, Finished, Halted, Released, ScanResult
 
 if TYPE_CHECKING:
@@ -49,8 +48,7 @@ class DemoSettings:
 @cache
 def settings() -> DemoSettings:
     """Return the packaged settings."""
-    text = files("anydepth").joinpath("data/demo.toml").read_text(encoding="utf-8")
-    return DemoSettings(**tomllib.loads(text)["demo"])
+    return DemoSettings(**packaged_toml("demo.toml")["demo"])
 
 
 @dataclass(frozen=True, slots=True)

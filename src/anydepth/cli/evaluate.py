@@ -16,7 +16,7 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import err, printable, progress_bar
 from anydepth.cli.report import report
-from anydepth.cli.shared_options import FastLoading, grouped
+from anydepth.cli.shared_options import DataDir, FastLoading, grouped
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
@@ -49,9 +49,7 @@ def evaluation(
     quick: Annotated[
         bool, typer.Option("--quick", help=f"Small samples; without --suite: {', '.join(QUICK)}.")
     ] = False,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder with local copies of the named tables.")
-    ] = None,
+    data_dir: DataDir = None,
     probe: opt.Probe = None,
     interval: opt.Interval = None,
     arm: Annotated[

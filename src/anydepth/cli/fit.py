@@ -18,8 +18,9 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
 from anydepth.cli.output import err, plural, printable, progress_bar, warn
-from anydepth.cli.shared_options import Loading, grouped
+from anydepth.cli.shared_options import DataDir, Loading, grouped
 from anydepth.errors import ConfigError
+from anydepth.files import public_name
 from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.locks import hold
 from anydepth.probes.artefact.fit_record import forget, write_fit_record
@@ -58,9 +59,7 @@ def fit(
             "--recipe", metavar="FILE", help="What to train, choose and measure on. Default: the shipped one."
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder with local copies of the named tables.")
-    ] = None,
+    data_dir: DataDir = None,
     work: Annotated[
         Path | None,
         typer.Option("--work", metavar="DIR", help="Where states and own answers are kept. Default: PROBE/work."),
@@ -150,18 +149,14 @@ def _signed(probe: "LinearProbe", name: str | None, model: str, seconds: float) 
 
 def _command(model: str, options: Mapping[str, Any]) -> str:
     """The command line that made the probe, without the folders of this machine."""
-    parts = ["anydepth", "fit", _public(model)]
+    parts = ["anydepth", "fit", public_name(model)]
     for name, given in options.items():
         for value in given if isinstance(given, list) else [given]:
             if value is True:
                 parts.append(name)
             elif value:
-                parts += [name, _public(value)]
+                parts += [name, public_name(value)]
     return shlex.join([*parts, "-o", "PROBE"])
-
-
-def _public(value: object) -> str:
-    return Path(str(value)).name if Path(str(value)).exists() else str(value)
 
 
 def _tell_what_is_verified(choices: Choices, gathered: Sequence[Gathered]) -> None:

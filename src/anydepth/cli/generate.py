@@ -88,22 +88,13 @@ def generate(
     options = guarding.options(release=release, on_error=on_error, refusal=refusal, check_prefill=check_prefill)
     guard = load.open_guard(loading.of(model), options)
     arguments = {"prefill": opening, "max_new_tokens": max_new_tokens, "seed": seed, **sampling}
-    answer = _quietly(guard, messages, arguments) if as_json else _streaming(guard, messages, arguments)
+    answer = guard.generate(messages, **arguments) if as_json else _streaming(guard, messages, arguments)
     if as_json:
         write_json(answer_record(answer))
     else:
         err.print(summary(answer), style="bold red" if answer.halted else "dim", markup=False, soft_wrap=True)
     if answer.halted and fail_on_halt:
         raise typer.Exit(HALTED)
-
-
-def _quietly(guard: "Guard", messages: Any, arguments: dict[str, Any]) -> Answer:
-    answer = None
-    for event in guard.stream(messages, **arguments):
-        if isinstance(event, Finished):
-            answer = event.answer
-    assert answer is not None, "a stream ends with Finished"
-    return answer
 
 
 def _streaming(guard: "Guard", messages: Any, arguments: dict[str, Any]) -> Answer:

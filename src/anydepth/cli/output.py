@@ -15,7 +15,7 @@ from rich.text import Text
 
 from anydepth.errors import AnydepthError, CheckError
 from anydepth.files import writing
-from anydepth.types import Answer, CheckResult, Verdict
+from anydepth.types import Answer, CheckResult, Verdict, json_number
 
 err = Console(stderr=True, highlight=False)
 """For errors, progress and summaries."""
@@ -108,11 +108,6 @@ def _takes_unicode() -> bool:
         return False
 
 
-def number(value: float) -> float | None:
-    """Return a number as JSON has it: NaN and infinities become null."""
-    return float(value) if math.isfinite(value) else None
-
-
 def write_json(record: Any, *, indent: int | None = None) -> None:
     """Write one JSON value and a newline to stdout."""
     write(json.dumps(record, ensure_ascii=not _takes_unicode(), allow_nan=False, indent=indent) + "\n")
@@ -122,8 +117,8 @@ def check_record(check: CheckResult) -> dict[str, Any]:
     """Return a check as JSON, with everything known about it."""
     record: dict[str, Any] = {
         "depth": check.depth,
-        "score": number(check.score),
-        "statistic": number(check.statistic),
+        "score": json_number(check.score),
+        "statistic": json_number(check.statistic),
     }
     if check.detail is not None:
         record["detail"] = check.detail
@@ -137,7 +132,7 @@ def verdict_record(verdict: Verdict) -> dict[str, Any]:
     return {
         "halt": verdict.halt,
         "depth": verdict.depth,
-        "score": number(verdict.score),
+        "score": json_number(verdict.score),
         "reason": verdict.reason,
         "errors": verdict.errors,
     }

@@ -1,8 +1,6 @@
 """`anydepth probe`: look at probes, take them in, hand them on."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +14,7 @@ from anydepth.cli.output import err, warn, write_json
 from anydepth.cli.shared_options import Loading, grouped
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
 from anydepth.detectors.card import card_record
+from anydepth.detectors.probe import shipped_probes
 from anydepth.errors import ConfigError, ProbeError
 from anydepth.probes import import_joblib
 from anydepth.probes.artefact.modelcard import ARTEFACT, README, artefact_in, describes
@@ -147,24 +146,16 @@ def _find(probe: str) -> tuple[str, LinearProbe]:
     path = artefact_in(probe)
     if path.is_file():
         return str(path), LinearProbe.load(path)
-    shipped = list(_shipped())
+    shipped = list(shipped_probes())
     for name, found in shipped:
         if found.card.model.name == probe:
-            return name, found
+            return f"shipped: {name}", found
     if (Path(probe) / "config.json").is_file():  # a copy of a model: only its weights say which
         found = find_shipped(load.open_backend(opt.ModelOptions(probe)))
         if found is not None:
             return f"shipped for {found.card.model.name}", found
     names = ", ".join(found.card.model.name for _, found in shipped) or "none"
     raise ConfigError(f"{probe!r} is neither a probe file or folder nor a model with a shipped probe ({names})")
-
-
-def _shipped() -> Iterator[tuple[str, LinearProbe]]:
-    folder = resources.files("anydepth") / "data" / "probes"
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else ():
-        if entry.name.endswith(".safetensors"):
-            with resources.as_file(entry) as path:
-                yield f"shipped: {entry.name}", LinearProbe.load(path)
 
 
 def _card_rows(card: ProbeCard) -> Rows:

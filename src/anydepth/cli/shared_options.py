@@ -3,9 +3,17 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
 
 from anydepth.cli import options as opt
+from anydepth.errors import ConfigError
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder with local copies of the named tables.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +85,14 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010
     return run
+
+
+def numbers(option: str, text: str, *, least: int = 0) -> list[int]:
+    """The whole numbers of `option`, written with commas; ConfigError if one is none, or below `least`."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}; write whole numbers with commas, e.g. 14,18") from None
+    if min(found) < least:
+        raise ConfigError(f"{option} is {text!r}; {min(found)} is below {least}")
+    return found

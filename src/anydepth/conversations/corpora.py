@@ -4,7 +4,6 @@ import difflib
 import itertools
 import logging
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from anydepth.conversations.dataset import Columns, Conversation, Origin, TableR
 from anydepth.conversations.table_files import SUFFIXES, read_rows
 from anydepth.errors import ConfigError, RecordError
 from anydepth.extras import require
+from anydepth.files import packaged_toml
 from anydepth.reasons import reason
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ def _remedy(corpus: Corpus, error: Exception) -> str:
 
 @cache
 def _facts() -> _Facts:
-    table = tomllib.loads((resources.files("anydepth") / "data" / "corpora.toml").read_text(encoding="utf-8"))
+    table = packaged_toml("corpora.toml")
     return _Facts(
         {name: _corpus(name, dict(row)) for name, row in table["corpora"].items()},
         {key: Terms(row["licence"], row["permissive"]) for key, row in table["sources"].items()},

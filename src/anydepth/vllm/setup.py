@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import Read, Site
+from anydepth.backends.protocol import Read, Site, sites_of
 from anydepth.config import GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import (
     Detector,
@@ -108,7 +108,7 @@ class Setup:
         """Where the worker reads, each site once."""
         if self.options.collects:
             return self.options.sites
-        return tuple(dict.fromkeys(read.site for read in self.reads))
+        return sites_of(self.reads)
 
     @cached_property
     def header_ids(self) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ def test_what_came_before_a_run_was_stopped_is_in_the_file(
 def test_a_device_gets_the_figures_once(run: Run, calls: list[dict[str, Any]]) -> None:
     assert run("bench", "org/m", "--json", "/dev/null").exit_code == 0
     result = run("bench", "org/m", "--json", "/dev/full")
-    assert result.exit_code == 2 and "the figures cannot be written (No space left on device)" in result.stderr
+    assert result.exit_code == 2 and "cannot write /dev/full: No space left on device" in result.stderr
 
 
 def test_defaults_are_those_of_the_issue(run: Run, calls: list[dict[str, Any]]) -> None:

@@ -19,7 +19,6 @@ from anydepth.probes.recipe.recipe import (
     recipe_for,
     recipe_from,
     training_sources,
-    without,
 )
 from anydepth.schedule import Every, Listed
 
@@ -439,9 +438,3 @@ def test_sources_are_counted_by_licence_for_the_card(tmp_path: Path) -> None:
         {"name": "s1", "licence": "CC-BY-4.0", "answers": "1"},
         {"name": "s1", "licence": "MIT", "answers": "1"},
     )
-
-
-def test_an_ablation_leaves_parts_out() -> None:
-    recipe = recipe_from({"part": [ONE, {"name": "b", "like": "a"}], "fit": {"bags": 2}}, "r")
-    less = without(recipe, ["b"])
-    assert [part.name for part in less.parts] == ["a"] and less.fit == recipe.fit

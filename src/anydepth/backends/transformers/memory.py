@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from anydepth.backends.protocol import Read
+from anydepth.backends.protocol import Read, sites_of
 from anydepth.backends.transformers.session import TransformersSession
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -18,7 +18,7 @@ def fork_bytes(session: TransformersSession, reads: tuple[Read, ...]) -> tuple[i
     """Bytes of the first row's cache, and of what a fork of it has beyond them once the header was run on it."""
     backend = session._backend
     probe_ids = backend.header.ids[: max(read.token for read in reads) + 1]
-    sites = tuple(dict.fromkeys(read.site for read in reads))
+    sites = sites_of(reads)
     assert session._cache is not None
     before = _storages(session._cache)
     (branch,) = session._branches([session.current(0)], [0], session._cache)

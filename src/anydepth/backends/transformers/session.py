@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import StopStringCriteria
 
-from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Site
+from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Site, sites_of
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.endings import Endings
 from anydepth.backends.transformers.fork import can_rewind, fork, select_rows
@@ -192,7 +192,7 @@ class TransformersSession:
             out[place] = self._states_at_start(tuple(reads))[points[place].row]
         if later:
             self._prefill(())
-            sites = _sites(reads)
+            sites = sites_of(reads)
             probe_ids = self._backend.header.ids[: max(read.token for read in reads) + 1]
             unfed = int(any(read.token == CONTENT for read in reads))
             for branch in self._branches(points, later, self._reading_cache(sites), at_least=unfed):
@@ -297,7 +297,7 @@ class TransformersSession:
         if reads not in self._start_states:
             # Through the base weights the prompt is read in a pass of its own: the adapter is on while the cache is
             # filled.
-            seen = self._prefill(() if self._backend.reads_base_weights else _sites(reads))
+            seen = self._prefill(() if self._backend.reads_base_weights else sites_of(reads))
             found = [self._state_at_start(row, seen, reads) for row in range(self.rows)]
             self._start_states[reads] = np.stack(found)
         return self._start_states[reads]
@@ -319,14 +319,10 @@ class TransformersSession:
                 places = [prompt.start + read.token for read in reads]
             tail = torch.tensor([ids], device=self._ids.device)
             branch = Branch([row], None, tail, tail[:, :0], tail[:, :0])
-            seen, row = self._backend.read_branch(branch, _sites(reads)), 0
+            seen, row = self._backend.read_branch(branch, sites_of(reads)), 0
         return np.stack(
             [to_numpy(seen[read.site][row, offset + (place or 0)]) for read, place in zip(reads, places, strict=True)]
         )
-
-
-def _sites(reads: Sequence[Read]) -> tuple[Site, ...]:
-    return tuple(dict.fromkeys(read.site for read in reads))
 
 
 def _left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

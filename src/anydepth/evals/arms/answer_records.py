@@ -1,6 +1,5 @@
 """Keep what defences do to answers in the suite's records."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from anydepth.evals.context import Context
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.schedule import Every
+from anydepth.types import json_number
 
 _TOGETHER = 32
 
@@ -101,7 +101,7 @@ def _key(arm: str, transcript: Transcript) -> str:
 
 
 def _record(transcript: Transcript, outcome: Outcome) -> dict[str, Any]:
-    checks = [(check.depth, _number(check.score), _number(check.statistic)) for check in outcome.checks]
+    checks = [(check.depth, json_number(check.score), json_number(check.statistic)) for check in outcome.checks]
     statistics = [statistic for _, _, statistic in checks if statistic is not None]
     return {
         "halted": outcome.verdict.halt,
@@ -116,7 +116,3 @@ def _record(transcript: Transcript, outcome: Outcome) -> dict[str, Any]:
 def _trace(row: Mapping[str, Any]) -> Trace:
     checks = tuple((depth, score, statistic) for depth, score, statistic in row["checks"])
     return Trace(row["halted"], row["depth"], row["peak"], row["tokens"], row["errors"], checks)
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -1,6 +1,5 @@
 """Let a model rewrite a request until another one answers it (in the manner of PAIR, arXiv 2310.08419)."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.detectors.refusals import RefusalMatcher
+from anydepth.digests import short_digest
 from anydepth.evals.attacks.texts import wording
 from anydepth.evals.attacks.trials import Attempt, Tried, try_all
 from anydepth.evals.context import Context
@@ -79,7 +79,7 @@ def run_rounds(
             declined[row.id] += bool(proposal) and RefusalMatcher.default().is_refusal(proposal)
             if proposal:
                 prompt = context.backend.template.prompt(proposal)
-                attempts.append(Attempt(f"pair|{row.id}|{_short(proposal)}", row.id, row.prompt, prompt))
+                attempts.append(Attempt(f"pair|{row.id}|{short_digest(proposal)}", row.id, row.prompt, prompt))
         found = {each.attempt.item: each for each in try_all(context, attempts, [arm], tokens)}
         for item, each in found.items():
             tried[item].append(each)
@@ -130,7 +130,7 @@ def _proposals(
     for row in rows:
         prompt = attacker.template.prompt(attacker_messages(row.prompt, turns[row.id]))
         # Named after what is asked: rounds that are the same under several defences are written once.
-        keys[row.id] = f"pair-ask|{row.id}|{number}|{_short(repr(prompt.ids))}"
+        keys[row.id] = f"pair-ask|{row.id}|{number}|{short_digest(repr(prompt.ids))}"
         prompts[keys[row.id]] = prompt
     context.write(prompts, PROPOSAL_TOKENS, sampling=SAMPLING, backend=attacker)
     return {item: proposal_of(context.text(key)) for item, key in keys.items()}
@@ -139,7 +139,3 @@ def _proposals(
 def _turn(context: Context, tried: Tried, arm: str, proposal: str) -> PairRound:
     reply = context.config.refusal if tried.halted(arm) else context.text(tried.attempt.id)
     return PairRound(proposal, reply, mark_of(tried, arm))
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

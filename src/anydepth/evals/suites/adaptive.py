@@ -19,6 +19,7 @@ from anydepth.evals.attacks.trials import BASE, Attempt, attacked_arms, marked, 
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure, Summary
 from anydepth.evals.judges.judge import Judged
+from anydepth.evals.suite import summed_up
 from anydepth.evals.suites.adaptive_figures import (
     CHARTS,
     figures_of_cases,
@@ -75,15 +76,7 @@ def run(context: Context) -> Summary:
         *_scanned(given, list(_cases(given))),
         *(_spoofed_tokens(given) if "spoof" in options.attacks else ()),
     ]
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=tuple(figures),
-        charts=CHARTS,
-        limits=tuple(limits_of(figures)),
-        notes=(*_notes(given), *left_out),
-    )
+    return summed_up(context, figures, CHARTS, limits_of(figures), (*_notes(given), *left_out))
 
 
 def _cases(given: _Given) -> Iterator[Case]:

@@ -18,6 +18,7 @@ from anydepth.evals.attacks.suffixes import searched
 from anydepth.evals.attacks.trials import BASE, Attempt, attacked_arms, require_judge_of_harm, try_all
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure, Summary
+from anydepth.evals.suite import summed_up
 from anydepth.evals.suites.attack_figures import (
     CHARTS,
     Attacked,
@@ -73,15 +74,7 @@ def run(context: Context) -> Summary:
     if "stored" in options.attacks:
         figures += _scanned(context, options, requests, arms)
     figures = [*(each for group in attacked for each in figures_of(group, context.judge.name)), *figures]
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=tuple(figures),
-        charts=CHARTS,
-        limits=tuple(limits_of(figures)),
-        notes=(*_notes(context, options, arms), *left_out),
-    )
+    return summed_up(context, figures, CHARTS, limits_of(figures), (*_notes(context, options, arms), *left_out))
 
 
 def _requests(context: Context, options: AttackOptions) -> Requests:

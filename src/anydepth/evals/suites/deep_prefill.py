@@ -13,6 +13,7 @@ from anydepth.evals.arms.forced_records import Fate, base_of, check, refusals, s
 from anydepth.evals.arms.replay import Defence
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
+from anydepth.evals.suite import summed_up
 from anydepth.evals.suites.prefill_figures import Found, charts_of, figures_of, limits_of
 from anydepth.policy import Threshold
 from anydepth.probes.fitting.calibrate import calibrate
@@ -60,7 +61,7 @@ def run(context: Context) -> Summary:
     refused = refusals(context, "base", items)
     for arm, asked in made.items():
         if arm not in WRITERS and arm == _source(arm):
-            check(context, arm, asked, _taken(context, arm, items), transcripts)
+            check(context, arm, asked, _taken(arm, items), transcripts)
     views, remarks = _views(context, arms, made, items)
     fates: dict[str, Mapping[str, Fate]] = {}
     flagged: dict[str, Mapping[str, bool]] = {}
@@ -71,21 +72,15 @@ def run(context: Context) -> Summary:
         elif view.config is None:
             fates[view.name] = {key: Fate(item, refused[key]) for key, item in items.items()}
         else:
-            taken = _taken(context, view.arm, items)
+            taken = _taken(view.arm, items)
             ended = settle(context, view.arm, view.config, taken, transcripts, reads_inside=view.reads_inside)
             fates[view.name] = {item.key: Fate(item, refused[item.key], ended[item.key]) for item in taken}
             flagged[view.name] = {item.key: _flags(context, view, item) for item in taken}
     found = Found(items, fates, flagged)
     figures = figures_of(found, judge)
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=tuple(figures),
-        charts=charts_of(found),
-        limits=(*limits_of(figures, _target(context)), *_late(views)),
-        notes=(*_how(context, found, tokens), *left_out, *dropped, *remarks),
-    )
+    limits = (*limits_of(figures, _target(context)), *_late(views))
+    notes = (*_how(context, found, tokens), *left_out, *dropped, *remarks)
+    return summed_up(context, figures, charts_of(found), limits, notes)
 
 
 # -- what is forced ----------------------------------------------------------------------------------------------------
@@ -135,7 +130,7 @@ def _count(count: int, depth: int) -> int:
     return max(min(count, _FEWEST), count // fewer)
 
 
-def _taken(context: Context, arm: str, items: Mapping[str, Forced]) -> list[Forced]:
+def _taken(arm: str, items: Mapping[str, Forced]) -> list[Forced]:
     """All items, or a third of each depth's for an arm that is dear."""
     if arm not in DEAR:
         return list(items.values())
@@ -188,7 +183,7 @@ def _calibrated(
 ) -> tuple[GuardConfig | None, str]:
     """The arm with the threshold that spares the benign answers of this very suite."""
     target = _target(context)
-    benign = [trail_of(context, arm, item) for item in _taken(context, arm, items) if item.kind == "benign"]
+    benign = [trail_of(context, arm, item) for item in _taken(arm, items) if item.kind == "benign"]
     usable = [trail for trail in benign if trail is not None]
     try:
         found = calibrate(Threshold(), usable, target=target, data="benign answers of this suite")

@@ -16,7 +16,8 @@ from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
 from anydepth.evals.instruments.tuning import TrainingExample, TuneOptions, adapted, example, trainable, tune
 from anydepth.evals.judges.judge import Judged
-from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, Measured, summarise
+from anydepth.evals.suite import summed_up
+from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, Measured, charts, figures_of, limits_of
 from anydepth.evals.suites.erosion_sets import MeasuredSet, asked_sets
 from anydepth.evals.transcript import Transcript
 from anydepth.schedule import Every
@@ -108,13 +109,9 @@ def run(context: Context) -> Summary:
         _measure(context, plan, sets, stage)
     context.told("measure", len(stages), len(stages))
     measured = Measured(plan.data, plan.steps, plan.arms, [each.name for each in sets], context.records.rows)
-    return summarise(
-        measured,
-        title=TITLE,
-        paper=PAPER,
-        judge=context.judge.name,
-        notes=tuple(_notes(context, plan, sets, losses)),
-    )
+    figures = list(figures_of(measured, context.judge.name))
+    notes = _notes(context, plan, sets, losses)
+    return summed_up(context, figures, charts(), limits_of(measured, figures), notes)
 
 
 def _examples(

@@ -4,13 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from anydepth.conversations.dataset import Conversation
-from anydepth.conversations.splits import balance
 from anydepth.errors import ConfigError
 from anydepth.evals.answers.forced import force
+from anydepth.evals.answers.sets import trained_on
 from anydepth.evals.context import Context
 from anydepth.evals.suites.erosion_figures import BENIGN, REQUESTS
-from anydepth.probes.recipe.recipe import read_recipe
-from anydepth.probes.recipe.recipe_part import TRAIN
 from anydepth.templates.template import Prompt
 
 DEPTHS = (25, 100)
@@ -65,11 +63,7 @@ def not_trained_on(name: str, rows: Sequence[Conversation]) -> list[Conversation
 
     Which ones it takes depends on what else it leaves out as near-duplicates; some more are left out to make up for it.
     """
-    taken: set[str] = set()
-    for part in read_recipe().parts:
-        if part.split == TRAIN and name in part.data:
-            most = None if part.limit is None else part.limit + _SPARE
-            taken |= {row.prompt_key for row in balance(rows, per_source=most, seed=part.seed).kept}
+    taken = {row.prompt_key for row in trained_on(name, rows, _SPARE)}
     return list({row.prompt_key: row for row in reversed(rows) if row.prompt_key not in taken}.values())[::-1]
 
 

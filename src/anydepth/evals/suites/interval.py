@@ -15,6 +15,7 @@ from anydepth.evals.arms.forced_records import Remembered
 from anydepth.evals.arms.replay import leaked, replay
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Group, Summary
+from anydepth.evals.suite import summed_up
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.probes.fitting.calibrate import first_halt
@@ -92,15 +93,9 @@ def run(context: Context) -> Summary:
     ended = _ended(context, answers)
     figures = [figure for key in ended for figure in _figures(key, ended[key], answers, costs)]
     figures += [figure for key in ended for figure in _late_figures(context, key, answers)]
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=(*figures, *_cost_figures(context, costs)),
-        charts=_charts(figures),
-        limits=tuple(_limits(context, figures)),
-        notes=tuple(_notes(context, answers, costs, tokens)),
-    )
+    figures += _cost_figures(context, costs)
+    notes = _notes(context, answers, costs, tokens)
+    return summed_up(context, figures, _charts(figures), _limits(context, figures), notes)
 
 
 def _schedule(interval: int, start: str) -> Every:

@@ -13,15 +13,15 @@ from anydepth.conversations.splits import Text
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.policy import policy_record
 from anydepth.probes.fitting.calibrate import Calibration
-from anydepth.probes.fitting.candidates import Candidate, Comparison, Trial, Used, candidates, listed, states_of, sweep
-from anydepth.probes.fitting.fit import Fitted
+from anydepth.probes.fitting.candidates import Comparison, Trial, Used, candidates, listed, states_of, sweep
 from anydepth.probes.fitting.measure import crossed, table, thresholds
 from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
 from anydepth.probes.recipe.pairs import half
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, training_sources
-from anydepth.probes.states.collect import collect, dtype_of, manifest_for, package_versions
+from anydepth.probes.states.collect import collect
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
+from anydepth.probes.states.manifest import manifest_for, package_versions
 from anydepth.probes.states.plan import CollectPlan, reading_of
 from anydepth.probes.states.sites import sites_for
 from anydepth.probes.states.store import Checks, StateStore, answer_key
@@ -37,10 +37,12 @@ class Filled:
     Attributes:
         store: Where they are. It may hold answers of an earlier recipe as well: those are not used.
         gathered: The conversations that were read, with what the model wrote in the place of what it was to write.
+        choices: What the recipe says about choosing, calibrating and measuring.
     """
 
     store: StateStore
     gathered: tuple[Gathered, ...]
+    choices: Choices
 
     @property
     def used(self) -> dict[str, Used]:
@@ -113,8 +115,9 @@ def fill(
     """
     sites = _sites(backend, recipe)
     plan = CollectPlan(sites, tokens=(CONTENT, *range(len(backend.header.ids))))
-    manifest = manifest_for(backend, plan, dtype=dtype_of(backend), adapter=adapter)
-    Choices.of(recipe).check(recipe, gathered)  # refuses now what would fail after hours of reading
+    manifest = manifest_for(backend, plan, adapter=adapter)
+    choices = Choices.of(recipe)
+    choices.check(recipe, gathered)  # refuses now what would fail after hours of reading
     candidates(manifest, recipe.fit)
     store = StateStore.create(work / "states", manifest)
     found = []
@@ -133,7 +136,7 @@ def fill(
         report = collect(backend, rows, store, wanted, progress=_named(progress, f"collect {part.name}"))
         notes.append(_count(len(report.skipped), "could not be read"))
         found.append(replace(each, conversations=rows, left_out="; ".join(filter(None, notes))))
-    return Filled(store, tuple(found))
+    return Filled(store, tuple(found), choices)
 
 
 def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progress) -> Trained:
@@ -147,14 +150,11 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
         ConfigError: The recipe has no pairs to choose by, or asks for something that there is not.
         StoreError: There are no answers of one label to train, choose or report on.
     """
-    store, used = filled.store, filled.used
-    choices = Choices.of(recipe)
-    judge = Comparison(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
+    store, used, choices = filled.store, filled.used, filled.choices
+    comparison = Comparison(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
 
-    def told(done: int, total: int, trial: Trial) -> None:
-        progress("fit", done, total, 0)
-
-    trials = sweep(store, candidates(store.manifest, recipe.fit), judge, used=used, progress=told)
+    wanted = candidates(store.manifest, recipe.fit)
+    trials = sweep(store, wanted, comparison, used=used, progress=lambda done, total: progress("fit", done, total, 0))
     best = trials[0]
     checks = states_of(store, best.candidate.reads, used)
     held_out = checks.where(checks["split"] != TRAIN)
@@ -216,6 +216,3 @@ def _count(number: int, what: str) -> str:
 
 def _named(progress: Progress, what: str) -> Callable[[int, int, int], None]:
     return lambda done, total, tokens: progress(what, done, total, tokens)
-
-
-__all__ = ["Candidate", "Filled", "Fitted", "Trained", "assemble", "fill", "train"]
