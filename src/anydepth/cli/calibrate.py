@@ -1,8 +1,8 @@
 """`anydepth calibrate`: set a probe's threshold on your own traffic."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -96,7 +96,7 @@ def calibrate(
     out = _destination(output, Path(model).name if artefact is None else Path(probe))
     needed = answers_needed(target, confidence)  # finds a missing scipy, too, before hours of scanning
     read = _Reading()
-    answers = read.usable(_answers(benign))
+    answers = read.usable(benign)
     read.refuse_if_too_many_failed(len(answers))
     distinct = _once(answers)
     if guarantee and len(distinct) < needed:
@@ -149,19 +149,12 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Answer:
-    """One line of a file, with what the file says beside prompt and answer."""
+    """A record of a file, and where it stands."""
 
     file: str
-    line: InputLine
+    place: str
+    record: Record
     source: str
-    label: str | None
-
-    @property
-    def record(self) -> Record:
-        """What the line holds; only of lines that could be read."""
-        if self.line.record is None:
-            raise RecordError(str(self.line.error))
-        return self.line.record
 
     @cached_property
     def text(self) -> Words:
@@ -178,17 +171,16 @@ class _Reading:
         self.first_failure = ""
         self.notes: set[str] = set()
 
-    def usable(self, answers: Iterable[_Answer]) -> list[_Answer]:
+    def usable(self, files: Iterable[Path]) -> list[_Answer]:
         """The answers that can be scanned; what is wrong with the others needs no model to be seen."""
         found = []
-        for answer in answers:
-            record = answer.line.record
-            if record is None:
-                self._fail(answer, str(answer.line.error))
-            elif answer.label == "harmful":
-                self._fail(answer, f"id {record.id!r} is labelled {answer.label!r}; give harmless answers only")
-            else:
-                found.append(answer)
+        for path in files:
+            for line in read_lines(path):
+                place = f"{path.name} line {line.number}"
+                try:
+                    found.append(_answer(path.name, place, line))
+                except RecordError as error:
+                    self._fail(place, str(error))
         return found
 
     def answer(self, guard: "Guard", answer: _Answer) -> None:
@@ -196,7 +188,7 @@ class _Reading:
         try:
             self.trails.append(self._trail(guard, answer))
         except Exception as error:  # whatever one record does, a long run goes on
-            self._fail(answer, " ".join(str(error).split()) or type(error).__name__)
+            self._fail(answer.place, " ".join(str(error).split()) or type(error).__name__)
 
     def refuse_if_too_many_failed(self, to_come: int = 0) -> None:
         """Raise RecordError if what is left, with the answers still `to_come`, does not stand for the input."""
@@ -209,8 +201,8 @@ class _Reading:
                 f"written; the first: {self.first_failure}"
             )
 
-    def _fail(self, answer: _Answer, reason: str) -> None:
-        message = f"{answer.file} line {answer.line.number}: {reason}"
+    def _fail(self, place: str, reason: str) -> None:
+        message = f"{place}: {reason}"
         self.failed += 1
         self.first_failure = self.first_failure or message
         err.print(Text(message, style="red"), soft_wrap=True)
@@ -281,19 +273,14 @@ def _check_peaks(policy: Policy, trails: Sequence[Trail]) -> None:
     )
 
 
-def _answers(files: list[Path]) -> Iterator[_Answer]:
-    for path in files:
-        for line in read_lines(path):
-            yield _answer(path.name, line)
-
-
-def _answer(file: str, line: InputLine) -> _Answer:
-    """The line with its source and label; one whose label cannot be read has an error in the place of its record."""
-    row = {} if line.record is None else line.record.row
-    try:
-        return _Answer(file, line, text_of(row, "source") or file, label_of(row, "label", LABELS, None))
-    except RecordError as error:
-        return _Answer(file, replace(line, record=None, error=str(error)), file, None)
+def _answer(file: str, place: str, line: InputLine) -> _Answer:
+    """The harmless answer of a line; RecordError says what is wrong with any other."""
+    record = line.record
+    if record is None:
+        raise RecordError(str(line.error))
+    if (label := label_of(record.row, "label", LABELS, None)) == "harmful":
+        raise RecordError(f"id {record.id!r} is labelled {label!r}; give harmless answers only")
+    return _Answer(file, place, record, text_of(record.row, "source") or file)
 
 
 def _destination(output: Path | None, name: str | Path) -> Path:

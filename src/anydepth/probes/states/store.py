@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from anydepth.atomic import write_whole
+from anydepth.atomic import replacing, write_whole
 from anydepth.backends.protocol import ModelIdentity, Site
 from anydepth.digests import short_digest
 from anydepth.errors import StoreError
@@ -205,22 +204,20 @@ class StateStore:
     def _write_shard(self, target: Path, table: Any) -> None:
         """Write a shard whole or not at all."""
         parquet = require("pyarrow.parquet", extra="fit")
-        temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex}.tmp")
         wide = [name for name in table.column_names if name not in _FACTS]
         try:
-            parquet.write_table(
-                table,
-                temporary,
-                compression="zstd",
-                use_dictionary=[name for name in _FACTS if name not in _NUMBERS],
-                # bfloat16 states have two bytes that are zero: split by byte they cost nothing
-                use_byte_stream_split=[f"{column}.list.element" for column in wide],
-            )
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
+            with replacing(target) as temporary:
+                parquet.write_table(
+                    table,
+                    temporary,
+                    compression="zstd",
+                    use_dictionary=[name for name in _FACTS if name not in _NUMBERS],
+                    # bfloat16 states have two bytes that are zero: split by byte they cost nothing
+                    use_byte_stream_split=[f"{column}.list.element" for column in wide],
+                )
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
         for left in target.parent.glob(f".{target.stem}.*.tmp"):  # of a run that was killed while it wrote this shard
             left.unlink(missing_ok=True)
