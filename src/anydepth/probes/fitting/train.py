@@ -37,12 +37,10 @@ class Filled:
     Attributes:
         store: Where they are. It may hold answers of an earlier recipe as well: those are not used.
         gathered: The conversations that were read, with what the model wrote in the place of what it was to write.
-        choices: What the recipe says about choosing, calibrating and measuring.
     """
 
     store: StateStore
     gathered: tuple[Gathered, ...]
-    choices: Choices
 
     @property
     def used(self) -> dict[str, Used]:
@@ -116,8 +114,7 @@ def fill(
     sites = _sites(backend, recipe)
     plan = CollectPlan(sites, tokens=(CONTENT, *range(len(backend.header.ids))))
     manifest = manifest_for(backend, plan, adapter=adapter)
-    choices = Choices.of(recipe)
-    choices.check(recipe, gathered)  # refuses now what would fail after hours of reading
+    Choices.of(recipe).check(recipe, gathered)  # refuses now what would fail after hours of reading
     candidates(manifest, recipe.fit)
     store = StateStore.create(work / "states", manifest)
     found = []
@@ -136,7 +133,7 @@ def fill(
         report = collect(backend, rows, store, wanted, progress=_named(progress, f"collect {part.name}"))
         notes.append(_count(len(report.skipped), "could not be read"))
         found.append(replace(each, conversations=rows, left_out="; ".join(filter(None, notes))))
-    return Filled(store, tuple(found), choices)
+    return Filled(store, tuple(found))
 
 
 def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progress) -> Trained:
@@ -150,7 +147,8 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
         ConfigError: The recipe has no pairs to choose by, or asks for something that there is not.
         StoreError: There are no answers of one label to train, choose or report on.
     """
-    store, used, choices = filled.store, filled.used, filled.choices
+    store, used = filled.store, filled.used
+    choices = Choices.of(recipe)  # of a recipe that may measure what the one that filled the store did not
     comparison = Comparison(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
 
     wanted = candidates(store.manifest, recipe.fit)
