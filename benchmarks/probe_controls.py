@@ -27,7 +27,8 @@ from anydepth.probes.fitting.fit import FitOptions, fit
 from anydepth.probes.fitting.measure import separation
 from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, gather, read_recipe
-from anydepth.probes.states.collect import collect, dtype_of, manifest_for
+from anydepth.probes.states.collect import collect
+from anydepth.probes.states.manifest import dtype_of, manifest_for
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import Checks, StateStore
 

@@ -4,7 +4,8 @@ import errno
 import os
 import stat
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -24,17 +25,23 @@ def write_whole(path: str | Path, content: bytes) -> None:
     if there is not None and not stat.S_ISREG(there.st_mode):
         target.write_bytes(content)
         return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary, temporary.open("xb") as file:
+        if there is not None:
+            with suppress(PermissionError):
+                os.chown(file.fileno(), there.st_uid, there.st_gid)
+            os.fchmod(file.fileno(), stat.S_IMODE(there.st_mode))  # after chown, which drops bits of it
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A path beside `target` for a file that the block writes and syncs; at the end it replaces `target`."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            if there is not None:
-                with suppress(PermissionError):
-                    os.chown(file.fileno(), there.st_uid, there.st_gid)
-                os.fchmod(file.fileno(), stat.S_IMODE(there.st_mode))  # after chown, which drops bits of it
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(target)
     except OSError:
         with suppress(OSError):

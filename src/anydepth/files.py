@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def read_toml(path: Path, name: str | None = None) -> dict[str, Any]:
     except (RecursionError, tomllib.TOMLDecodeError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"{name or path} is not TOML: {reason}") from error
+
+
+def packaged_toml(name: str) -> dict[str, Any]:
+    """Return the table of the TOML file `name` of this package's folder `data`."""
+    return tomllib.loads((resources.files("anydepth") / "data" / name).read_text(encoding="utf-8"))
+
+
+def public_name(value: object) -> str:
+    """Return `value` as text; of what is a path here its last part only, since the rest is of this machine."""
+    path = Path(str(value))
+    return path.absolute().name if path.exists() else str(value)
 
 
 def check_destination(path: Path, option: str) -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +23,6 @@ def open_bytes(path: Path, mode: str) -> IO[bytes]:
     if is_gzip(path):
         return gzip.open(path, mode)  # pyright: ignore[reportReturnType]
     return path.open(mode)
-
-
-def finite(value: float | None) -> float | None:
-    """A number as JSON has it: NaN and infinities become null."""
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from typing import Any
 
 from anydepth.errors import RecordError
 from anydepth.fields import is_missing, messages_of, prompt_of, split_answer, text_of
-from anydepth.jsonl import finite, raw_lines, read_object
-from anydepth.types import ScanResult
+from anydepth.jsonl import raw_lines, read_object
+from anydepth.types import ScanResult, json_number
 
 RecordId = str | int
 
@@ -35,7 +35,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class InputLine:
     """One line of the input: a record, or what is wrong with it."""
 
     number: int
@@ -70,7 +70,7 @@ def _conversation(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     return messages, answer
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path) -> Iterator[InputLine]:
     """Read a file line by line, once; a bad line or a repeated id is reported in its place, a blank one passed over.
 
     Ids are compared as text: `1` and `"1"` are one id.
@@ -82,9 +82,9 @@ def read_lines(path: Path) -> Iterator[Line]:
             if (before := seen.setdefault(str(record.id), number)) != number:
                 raise RecordError(f"id {record.id!r} was used on line {before} already")
         except RecordError as error:
-            yield Line(number, None, str(error))
+            yield InputLine(number, None, str(error))
         else:
-            yield Line(number, record)
+            yield InputLine(number, record)
 
 
 def count_lines(path: Path) -> int:
@@ -103,7 +103,7 @@ def scan_record(key: RecordId, result: ScanResult, *, text: str, settings: str) 
     """
     checks = []
     for check in result.checks:
-        record: dict[str, Any] = {"depth": check.depth, "score": finite(check.score)}
+        record: dict[str, Any] = {"depth": check.depth, "score": json_number(check.score)}
         if record["score"] is None or check.error is not None:
             record["error"] = check.error or "the score is not a number"
         checks.append(record)
@@ -111,7 +111,7 @@ def scan_record(key: RecordId, result: ScanResult, *, text: str, settings: str) 
     return {
         "id": key,
         "checks": checks,
-        "verdict": {"halt": verdict.halt, "depth": verdict.depth, "score": finite(verdict.score)},
+        "verdict": {"halt": verdict.halt, "depth": verdict.depth, "score": json_number(verdict.score)},
         "text_digest": text,
         "settings_digest": settings,
     }

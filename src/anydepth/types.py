@@ -1,5 +1,6 @@
 """The records that travel between the layers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -194,3 +195,8 @@ class Decoded:
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"] | None = None
     end_tokens: int = 0
+
+
+def json_number(value: float | None) -> float | None:
+    """`value` as JSON has it: NaN and infinities become null."""
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -26,7 +26,8 @@ from anydepth.conversations.corpora import load
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import StoreError, UnsupportedModel
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
-from anydepth.probes.states.collect import SHADOW_TURN, Collected, collect, manifest_for
+from anydepth.probes.states.collect import SHADOW_TURN, Collected, collect
+from anydepth.probes.states.manifest import manifest_for
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.sites import sites_for
 from anydepth.probes.states.store import Checks, StateStore
@@ -157,7 +158,7 @@ def test_a_control_reads_what_is_appended(backend, tmp_path: Path, suffix: str) 
 
 
 def test_random_tokens_are_the_same_every_time_and_ordinary(backend) -> None:
-    from anydepth.probes.states.suffix import suffix_ids
+    from anydepth.probes.states.control_suffix import suffix_ids
 
     assert suffix_ids(backend, "random") == suffix_ids(backend_of("Qwen2"), "random")
 

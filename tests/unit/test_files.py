@@ -13,11 +13,13 @@ from anydepth.files import (
     decode_text,
     is_stream,
     parse_json,
+    public_name,
     read_json,
     read_text,
     read_toml,
     write_whole,
 )
+from anydepth.types import json_number
 from tests.disk import full_disk
 
 
@@ -125,3 +127,14 @@ def test_a_destination_is_checked_before_the_work(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=f"--json .*{says}"):
             check_destination(bad, "--json")
+
+
+def test_of_a_path_only_its_last_part_is_public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    assert public_name(tmp_path / "model") == public_name(".") == "model"
+    assert public_name("org/model") == "org/model"
+
+
+def test_json_has_no_number_that_is_not_finite() -> None:
+    assert [json_number(value) for value in (1, 0.5, None, float("nan"), float("inf"))] == [1.0, 0.5, None, None, None]

@@ -1,5 +1,6 @@
 """What importing anydepth costs, and that the code keeps to its own rules."""
 
+import ast
 import subprocess
 import sys
 from collections import Counter
@@ -47,5 +48,16 @@ def test_no_file_name_occurs_twice() -> None:
     """The name of a file says which it is; a command of the CLI has the name that users type."""
     names = Counter(
         path.name for path in SOURCE.rglob("*.py") if path.parent.name != "cli" and path.name != "__init__.py"
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_no_public_class_name_occurs_twice() -> None:
+    """A class is found by its name alone, whatever file it is in."""
+    names = Counter(
+        node.name
+        for path in SOURCE.rglob("*.py")
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert [name for name, count in names.items() if count > 1] == []

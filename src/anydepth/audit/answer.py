@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any
 
 from anydepth.audit.trail import Audit, AuditError
@@ -12,13 +11,9 @@ from anydepth.config import GuardConfig
 from anydepth.policy import policy_record
 from anydepth.templates.template import Prompt
 from anydepth.types import Answer, CheckResult, Released, ScanResult, Verdict
+from anydepth.types import json_number as number
 
 VERSION = 1
-
-
-def number(value: float) -> float | None:
-    """A number as JSON has it: NaN and infinities become null."""
-    return float(value) if isfinite(value) else None
 
 
 def check_record(check: CheckResult) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Every figure is a ratio of two things measured in turn, so that it can be compar
 whole: fork, forward pass, read-out and score.
 """
 
-from anydepth.bench.bench_record import Row
+from anydepth.bench.bench_record import BenchRow
 from anydepth.bench.benchmark import FULL, QUICK, run
 
-__all__ = ["FULL", "QUICK", "Row", "run"]
+__all__ = ["FULL", "QUICK", "BenchRow", "run"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BenchRow:
     """One figure for people: what it is of, at what, and the figure itself."""
 
     what: str
@@ -39,7 +39,7 @@ class Report:
         probe: LinearProbe,
         dtype: str,
         budget: float,
-        came: Callable[[Sequence[Row], Mapping[str, Any]], None],
+        came: Callable[[Sequence[BenchRow], Mapping[str, Any]], None],
     ) -> None:
         self.backend, self.probe, self._came = backend, probe, came
         self.ratios: dict[tuple[str, int], list[float]] = {}
@@ -61,7 +61,7 @@ class Report:
             },
         }
 
-    def tell(self, *rows: Row) -> None:
+    def tell(self, *rows: BenchRow) -> None:
         """Hand on new figures."""
         self._came(rows, self.result)
 

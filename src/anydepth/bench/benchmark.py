@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anydepth.backends.protocol import Read, Site
-from anydepth.bench.bench_record import Report, Row
-from anydepth.bench.budget import Measurement, Progress, about, expected, spend
-from anydepth.bench.parts import Asked, CheckCost, PackedScan, Throughput
+from anydepth.bench.bench_record import BenchRow, Report
+from anydepth.bench.budget import Measurement, Standing, about, expected, spend
+from anydepth.bench.parts import CheckCost, PackedScan, Throughput
 from anydepth.bench.rates import Rates, first_rate
 from anydepth.detectors import LinearProbe, ProbeCard, Rethink, find_shipped
 
@@ -47,7 +47,7 @@ def run(
     probe: str | None = None,
     quick: bool = False,
     progress: Callable[[str], None] = print,
-    came: Callable[[Sequence[Row], Mapping[str, Any]], None] = lambda rows, result: None,
+    came: Callable[[Sequence[BenchRow], Mapping[str, Any]], None] = lambda rows, result: None,
     dtype: str = "float32",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def run(
     return report.result
 
 
-def _line(stands: Progress) -> str:
+def _line(stands: Standing) -> str:
     return f"{stands.number}/{stands.total} {stands.name}; about {about(stands.left)} left"
 
 
@@ -110,9 +110,17 @@ def _measurements(
     limit = report.backend.context_length or 10**9
     limit -= len(report.backend.header.ids) + len(report.backend.header.answer_ids)
     checks = [CheckCost(report, rates, effort.samples, context) for context in sorted(set(contexts))]
-    first, further = (
-        [Throughput(report, rates, asked) for asked in some] for some in _asked(report.probe, effort, intervals)
-    )
+    rarest_first = sorted(set(intervals), reverse=True)  # fewer checks take less time
+    first = [
+        Throughput(report, rates, detector, at, effort.tokens)
+        for detector in (report.probe, Rethink())  # the look-ahead, the dearest, is measured in one round only
+        for at in rarest_first
+    ]
+    further = [
+        Throughput(report, rates, report.probe, at, effort.tokens, number=number)
+        for number in range(2, effort.rounds + 1)
+        for at in rarest_first
+    ]
     packed = PackedScan(report, rates)
     why = report.backend.describe()["packed_reason"]
     everything = [*checks, *first, *([packed] if why is None else []), *further]
@@ -123,13 +131,6 @@ def _measurements(
         if each.length > limit
     ]
     return [each for each in everything if each.length <= limit], cuts
-
-
-def _asked(probe: LinearProbe, effort: Effort, intervals: Sequence[int]) -> tuple[list[Asked], list[Asked]]:
-    """The throughputs of the first round, and those of further ones; the look-ahead, the dearest, is measured once."""
-    rarest_first = sorted(set(intervals), reverse=True)  # fewer checks take less time
-    first = [Asked(each, at, effort.tokens, 1) for each in (probe, Rethink()) for at in rarest_first]
-    return first, [Asked(probe, at, effort.tokens, n) for n in range(2, effort.rounds + 1) for at in rarest_first]
 
 
 def _blank_probe(backend: "TransformersBackend") -> LinearProbe:

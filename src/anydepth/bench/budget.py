@@ -46,7 +46,7 @@ class Measurement(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class Standing:
     """Where the measuring stands before one measurement.
 
     Attributes:
@@ -71,7 +71,7 @@ def spend(
     measurements: Sequence[Measurement],
     budget: float,
     clock: Callable[[], float],
-    told: Callable[[Progress], None],
+    told: Callable[[Standing], None],
 ) -> list[str]:
     """Make the measurements in their order within `budget` seconds, and say what was cut.
 
@@ -102,7 +102,7 @@ def spend(
                 whose += " for this and others, which take less"
             cuts.append(f"{each.name}: left out, it takes about {about(cheapest)} and there were {about(left)} {whose}")
             continue
-        told(Progress(each.name, place + 1, len(measurements), expected(waiting, left / pace) * pace))
+        told(Standing(each.name, place + 1, len(measurements), expected(waiting, left / pace) * pace))
         level = next((level for level in each.levels if each.estimate(level) <= allowed), each.levels[-1])
         guess, start, limit = each.estimate(level), clock(), _SLACK * allowed * pace
         done = each.measure(level, lambda start=start, limit=limit: clock() - start > limit)

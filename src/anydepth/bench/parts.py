@@ -1,10 +1,9 @@
 """What is measured: what each part is estimated to take, and its figures."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 
-from anydepth.bench.bench_record import Report, Row
+from anydepth.bench.bench_record import BenchRow, Report
 from anydepth.bench.budget import Level
 from anydepth.bench.rates import Rates
 from anydepth.bench.timing import (
@@ -21,23 +20,6 @@ from anydepth.bench.timing import (
 from anydepth.detectors import Detector, Rethink
 
 _NEARLY = 0.9
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One throughput to measure.
-
-    Attributes:
-        detector: The detector that checks.
-        interval: Tokens between two checks.
-        tokens: Tokens of the answer at most.
-        number: Number of the round, from 1.
-    """
-
-    detector: Detector
-    interval: int
-    tokens: int
-    number: int
 
 
 class CheckCost:
@@ -69,28 +51,39 @@ class CheckCost:
         result["naive_over_check"][key] = naive / check
         at = f"{tokens} tokens"
         self._report.tell(
-            Row("a check costs", at, f"{check / step:.2f} decode steps"),
-            Row("the naive way costs", at, f"{naive / check:.1f} times a check"),
+            BenchRow("a check costs", at, f"{check / step:.2f} decode steps"),
+            BenchRow("the naive way costs", at, f"{naive / check:.1f} times a check"),
         )
         return Level(samples, level.tokens)
 
 
 class Throughput:
-    """Guarded over unguarded tokens per second at one interval, once."""
+    """Guarded over unguarded tokens per second, once.
 
-    def __init__(self, report: Report, rates: Rates, asked: Asked) -> None:
-        self._report, self._rates, self.number = report, rates, asked.number
-        self._detector, self._interval = asked.detector, asked.interval
+    Args:
+        report: Where the ratio goes.
+        rates: What is known of the machine.
+        detector: What checks.
+        interval: Tokens between two checks.
+        tokens: Tokens of the answer at most.
+        number: Number of the round, from 1.
+    """
+
+    def __init__(
+        self, report: Report, rates: Rates, detector: Detector, interval: int, tokens: int, *, number: int = 1
+    ) -> None:
+        self._report, self._rates, self.number = report, rates, number
+        self._detector, self._interval = detector, interval
         self._key, self._who = "guarded_throughput", "probe"
-        if isinstance(self._detector, Rethink):
+        if isinstance(detector, Rethink):
             self._key, self._who = "guarded_throughput_rk", "look-ahead"
-        self.name = f"throughput with the {self._who}, a check every {asked.interval} tokens"
-        self.name += f", round {asked.number}" if asked.number > 1 else ""
+        self.name = f"throughput with the {self._who}, a check every {interval} tokens"
+        self.name += f", round {number}" if number > 1 else ""
         # An answer with fewer tokens than the interval would be checked at its ends only.
-        fewest = min(asked.tokens, asked.interval)
-        tokens = [each for each in (512, 256, 128, 64, 32) if fewest <= each <= asked.tokens] or [asked.tokens]
-        self.levels = [Level(1, each) for each in tokens]
-        self.length = QUESTION_TOKENS + tokens[-1]
+        fewest = min(tokens, interval)
+        lengths = [each for each in (512, 256, 128, 64, 32) if fewest <= each <= tokens] or [tokens]
+        self.levels = [Level(1, each) for each in lengths]
+        self.length = QUESTION_TOKENS + lengths[-1]
 
     def estimate(self, level: Level) -> float:
         """The answer twice, and its checks: one an interval, and a few more at its start and end."""
@@ -110,7 +103,7 @@ class Throughput:
         self._report.result[self._key][key] = share
         self._report.result["answer_tokens"][self._key].setdefault(key, []).append(level.tokens)
         what, count = f"guarded throughput, {self._who}", f" ({len(ratios)} rounds)" if len(ratios) > 1 else ""
-        self._report.tell(Row(what, f"every {self._interval} tokens", f"{share:.1%} of unguarded{count}"))
+        self._report.tell(BenchRow(what, f"every {self._interval} tokens", f"{share:.1%} of unguarded{count}"))
         return level
 
 
@@ -136,7 +129,7 @@ class PackedScan:
         self._report.result |= {"packed_speedup": median(naive), "packed_over_own_forks": median(own)}
         at = f"{PACKED_TOKENS} tokens, {PACKED_DEPTHS} depths"
         self._report.tell(
-            Row("packed scan", at, f"{median(naive):.1f} times as fast as fork by fork"),
-            Row("packed scan", at, f"{median(own):.1f} times as fast as anydepth's own forks"),
+            BenchRow("packed scan", at, f"{median(naive):.1f} times as fast as fork by fork"),
+            BenchRow("packed scan", at, f"{median(own):.1f} times as fast as anydepth's own forks"),
         )
         return level

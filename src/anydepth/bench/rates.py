@@ -15,7 +15,7 @@ _DOUBLES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class PartTimes:
     """Seconds of each part at one length.
 
     Attributes:
@@ -32,10 +32,10 @@ class Rate:
     check: float
     naive: float
 
-    def at(self, length: int) -> "Rate":
+    def at(self, length: int) -> "PartTimes":
         """A guess for another length."""
         factor = 1 + max(0, length - self.length) / _DOUBLES
-        return Rate(length, *(each * factor for each in (self.prefill, self.step, self.check, self.naive)))
+        return PartTimes(length, *(each * factor for each in (self.prefill, self.step, self.check, self.naive)))
 
 
 class Rates:
@@ -45,7 +45,7 @@ class Rates:
         first: The rate that everything is estimated by at first.
     """
 
-    def __init__(self, first: Rate) -> None:
+    def __init__(self, first: PartTimes) -> None:
         self._known = [first]
 
     def add(self, length: int, *, step: float, check: float, naive: float) -> None:
@@ -54,13 +54,13 @@ class Rates:
         self._known.append(replace(guess, step=step, check=check, naive=naive))
         self._known.sort(key=lambda rate: rate.length)
 
-    def at(self, length: int) -> Rate:
+    def at(self, length: int) -> PartTimes:
         """The rate at `length` tokens: from the longest one that is measured and not longer, or from the shortest."""
         shorter = [rate for rate in self._known if rate.length <= length]
         return (shorter[-1] if shorter else self._known[0]).at(length)
 
 
-def first_rate(backend: "TransformersBackend", probe: LinearProbe) -> Rate:
+def first_rate(backend: "TransformersBackend", probe: LinearProbe) -> PartTimes:
     """Time each part once on a short conversation, after a round that does not count: the first pass is slow."""
     from anydepth.backends.transformers.naive import naive_state
 
@@ -75,4 +75,4 @@ def first_rate(backend: "TransformersBackend", probe: LinearProbe) -> Rate:
     again = backend.open([prompt], max_new_tokens=2, **endless(backend))
     prefill = max(0.0, seconds(lambda: again.decode(1))) / len(prompt.ids)
     again.close()
-    return Rate(len(prompt.ids), prefill, step, check, naive)
+    return PartTimes(len(prompt.ids), prefill, step, check, naive)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from anydepth.atomic import check_writable, write_whole
+from anydepth.atomic import check_writable
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.demo import settings
 from anydepth.cli.output import err, printable
+from anydepth.cli.shared_options import numbers
 from anydepth.errors import ConfigError
+from anydepth.files import check_destination, write_whole, writing
 
 if TYPE_CHECKING:
-    from anydepth.bench import Row
+    from anydepth.bench import BenchRow
 
 
 def bench(
@@ -47,21 +49,23 @@ def bench(
     not fit into the time is measured less often or left out, and said at the end.
     """
     if json_file is not None:
-        _check_file(json_file)
+        check_destination(json_file, "--json")
+        with writing(json_file):
+            check_writable(json_file)
     if probe is not None and not probe.is_file():
         raise ConfigError(f"--probe {probe}: there is no such file")
-    lengths, steps = _numbers("--contexts", contexts), _numbers("--intervals", intervals)
+    lengths, steps = numbers("--contexts", contexts, least=1), numbers("--intervals", intervals, least=1)
     name = model or settings().model
     load.quiet(name)
     from anydepth import bench as measure
 
     console = Console(highlight=False)
 
-    def came(rows: "Sequence[Row]", result: Mapping[str, Any]) -> None:
+    def came(rows: "Sequence[BenchRow]", result: Mapping[str, Any]) -> None:
         for row in rows:
             console.print(f"{row.what:<32} {row.at:<22} {row.figure}", markup=False, soft_wrap=True)
         if json_file is not None and (json_file.is_file() or not json_file.exists() or result["finished"]):
-            _write(json_file, result)
+            write_whole(json_file, json.dumps(result, indent=2) + "\n")
 
     result = measure.run(
         name,
@@ -75,30 +79,3 @@ def bench(
     )
     for cut in result["cut"]:
         err.print(f"cut: {cut}", style="yellow", markup=False, soft_wrap=True)
-
-
-def _check_file(file: Path) -> None:
-    """ConfigError where the figures could not be written, before anything is measured."""
-    if not file.absolute().parent.is_dir():
-        raise ConfigError(f"--json {file}: the folder {file.absolute().parent} does not exist")
-    try:
-        check_writable(file)
-    except OSError as error:
-        raise ConfigError(f"--json {file}: {error.strerror}") from error
-
-
-def _write(file: Path, result: Mapping[str, Any]) -> None:
-    try:
-        write_whole(file, (json.dumps(result, indent=2) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(f"--json {file}: the figures cannot be written ({error.strerror or error})") from error
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise ConfigError(f"{option} is {text!r}; write whole numbers above 0 with commas, e.g. 128,512")
-    return numbers

@@ -1,8 +1,8 @@
 """`anydepth calibrate`: set a probe's threshold on your own traffic."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, plural, warn, write_json
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.conversations.splits import Text as Words
 from anydepth.conversations.splits import copies
 from anydepth.detectors import LinearProbe, ProbeCard
@@ -29,7 +30,7 @@ from anydepth.probes.artefact.fit_record import answers_seen
 from anydepth.probes.artefact.modelcard import ARTEFACT, README, artefact_in, refresh
 from anydepth.probes.fitting.calibrate import Trail, peak, recalibrated, threshold_note
 from anydepth.probes.fitting.calibrate import calibrate as set_threshold
-from anydepth.records import Line, Record, read_lines
+from anydepth.records import InputLine, Record, read_lines
 
 if TYPE_CHECKING:
     from anydepth.guard import Guard
@@ -39,6 +40,7 @@ MOST_FAILED = 0.1
 """Share of the records that may fail: the rest would no longer be your traffic."""
 
 
+@grouped
 def calibrate(
     probe: Annotated[
         str, typer.Argument(metavar="PROBE", help="A probe file or folder, or `shipped` for the one of this package.")
@@ -74,11 +76,8 @@ def calibrate(
     ] = None,
     interval: opt.Interval = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Set a probe's threshold on your own harmless answers.
 
@@ -97,7 +96,7 @@ def calibrate(
     out = _destination(output, Path(model).name if artefact is None else Path(probe))
     needed = answers_needed(target, confidence)  # finds a missing scipy, too, before hours of scanning
     read = _Reading()
-    answers = read.usable(_answers(benign))
+    answers = read.usable(benign)
     read.refuse_if_too_many_failed(len(answers))
     distinct = _once(answers)
     if guarantee and len(distinct) < needed:
@@ -108,10 +107,7 @@ def calibrate(
     seen = _seen_by_the_probe(artefact, distinct)
     if guarantee and seen:
         raise ConfigError(f"--guarantee does not hold for these answers: {seen}; leave them out")
-    guard = load.open_guard(
-        opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg),
-        opt.GuardOptions(probe=artefact, interval=interval),
-    )
+    guard = load.open_guard(loading.of(model), opt.GuardOptions(probe=artefact, interval=interval))
     old: Any = guard.detector
     _check_other_probe(out, old)
     for note in filter(None, (_copies_note(answers, distinct), seen, _shared_sources(old.card, distinct))):
@@ -153,19 +149,12 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Answer:
-    """One line of a file, with what the file says beside prompt and answer."""
+    """A record of a file, and where it stands."""
 
     file: str
-    line: Line
+    place: str
+    record: Record
     source: str
-    label: str | None
-
-    @property
-    def record(self) -> Record:
-        """What the line holds; only of lines that could be read."""
-        if self.line.record is None:
-            raise RecordError(str(self.line.error))
-        return self.line.record
 
     @cached_property
     def text(self) -> Words:
@@ -182,17 +171,16 @@ class _Reading:
         self.first_failure = ""
         self.notes: set[str] = set()
 
-    def usable(self, answers: Iterable[_Answer]) -> list[_Answer]:
+    def usable(self, files: Iterable[Path]) -> list[_Answer]:
         """The answers that can be scanned; what is wrong with the others needs no model to be seen."""
         found = []
-        for answer in answers:
-            record = answer.line.record
-            if record is None:
-                self._fail(answer, str(answer.line.error))
-            elif answer.label == "harmful":
-                self._fail(answer, f"id {record.id!r} is labelled {answer.label!r}; give harmless answers only")
-            else:
-                found.append(answer)
+        for path in files:
+            for line in read_lines(path):
+                place = f"{path.name} line {line.number}"
+                try:
+                    found.append(_answer(path.name, place, line))
+                except RecordError as error:
+                    self._fail(place, str(error))
         return found
 
     def answer(self, guard: "Guard", answer: _Answer) -> None:
@@ -200,7 +188,7 @@ class _Reading:
         try:
             self.trails.append(self._trail(guard, answer))
         except Exception as error:  # whatever one record does, a long run goes on
-            self._fail(answer, " ".join(str(error).split()) or type(error).__name__)
+            self._fail(answer.place, " ".join(str(error).split()) or type(error).__name__)
 
     def refuse_if_too_many_failed(self, to_come: int = 0) -> None:
         """Raise RecordError if what is left, with the answers still `to_come`, does not stand for the input."""
@@ -213,8 +201,8 @@ class _Reading:
                 f"written; the first: {self.first_failure}"
             )
 
-    def _fail(self, answer: _Answer, reason: str) -> None:
-        message = f"{answer.file} line {answer.line.number}: {reason}"
+    def _fail(self, place: str, reason: str) -> None:
+        message = f"{place}: {reason}"
         self.failed += 1
         self.first_failure = self.first_failure or message
         err.print(Text(message, style="red"), soft_wrap=True)
@@ -285,19 +273,14 @@ def _check_peaks(policy: Policy, trails: Sequence[Trail]) -> None:
     )
 
 
-def _answers(files: list[Path]) -> Iterator[_Answer]:
-    for path in files:
-        for line in read_lines(path):
-            yield _answer(path.name, line)
-
-
-def _answer(file: str, line: Line) -> _Answer:
-    """The line with its source and label; one whose label cannot be read has an error in the place of its record."""
-    row = {} if line.record is None else line.record.row
-    try:
-        return _Answer(file, line, text_of(row, "source") or file, label_of(row, "label", LABELS, None))
-    except RecordError as error:
-        return _Answer(file, replace(line, record=None, error=str(error)), file, None)
+def _answer(file: str, place: str, line: InputLine) -> _Answer:
+    """The harmless answer of a line; RecordError says what is wrong with any other."""
+    record = line.record
+    if record is None:
+        raise RecordError(str(line.error))
+    if (label := label_of(record.row, "label", LABELS, None)) == "harmful":
+        raise RecordError(f"id {record.id!r} is labelled {label!r}; give harmless answers only")
+    return _Answer(file, place, record, text_of(record.row, "source") or file)
 
 
 def _destination(output: Path | None, name: str | Path) -> Path:

@@ -1,8 +1,7 @@
 """`anydepth collect`: the hidden states of finished answers, as training data for probes."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,25 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
-from anydepth.backends.protocol import Site
+from anydepth.backends.protocol import Reader, Site
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import Bars, err, plural, warn
+from anydepth.cli.shared_options import DataDir, Loading, grouped, numbers
 from anydepth.conversations.corpora import load as load_data
+from anydepth.digests import digest_number
 from anydepth.errors import ConfigError
 from anydepth.files import check_folder
 from anydepth.locks import hold
 from anydepth.probes.recipe.own_answers import Written, write_answers
-from anydepth.probes.states.collect import Collected, dtype_of, manifest_for
-from anydepth.probes.states.collect import collect as read_states
+from anydepth.probes.states.collect import Collected, collect_into
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.ray import Workers, collect_with_ray, load_backend
 from anydepth.probes.states.sites import sites_for
-from anydepth.probes.states.store import StateStore
 from anydepth.schedule import Every, Listed, Schedule
 
 if TYPE_CHECKING:
-    from anydepth.backends.protocol import Reader
     from anydepth.conversations.dataset import Conversation
 
 _WHAT, _HOW = "What is read", "How it runs"
@@ -36,6 +34,7 @@ _NAMED = 20
 """Skipped answers that are named at most."""
 
 
+@grouped
 def collect(
     model: opt.Model,
     data: Annotated[
@@ -50,9 +49,7 @@ def collect(
         Path,
         typer.Option("--output", "-o", metavar="STORE", help="Folder of the store; answers in it are not read again."),
     ],
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder with local tables, named by REF.")
-    ] = None,
+    data_dir: DataDir = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -135,93 +132,64 @@ def collect(
     workers: Annotated[
         int, typer.Option("--workers", min=1, rich_help_panel=_HOW, help="Processes of `--engine ray`.")
     ] = 2,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Read the hidden states of finished answers at many depths, as training data for probes.
 
     STORE becomes a folder of Parquet files with a manifest, which pandas, Polars and `datasets` open. All depths of an
     answer are read in one forward pass. Run the same command again to go on after an interruption.
     """
-    wanted = _Reads(layers, sites, tokens, interval, depths, longest, suffix, split, view, opt.part_of(part))
-    wanted.check()
+    if layers is not None and sites is not None:
+        raise ConfigError("--layers and --sites both say where to read; give one of them")
+    if interval is not None and depths is not None:
+        raise ConfigError("--interval and --depths both say when to read; give one of them")
+    blocks = None if layers is None else numbers("--layers", layers)
+    plan = CollectPlan(  # what is wrong in itself is refused before a model is loaded
+        _sites(sites) if sites is not None else (Site(0),),
+        None if tokens == "all" else tuple(sorted(set(numbers("--tokens", tokens, least=-1)))),
+        _schedule(interval, depths),
+        longest,
+        suffix,
+        split,
+        view,
+        opt.part_of(part),
+    )
     runs = "vllm" if engine == "vllm" else "transformers"
-    loaded = opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg, runs, engine_arg)
+    loaded = loading.of(model, runs, tuple(engine_arg or ()))
     if on_policy and engine == "vllm":
         raise ConfigError("--on-policy has Transformers write the answers; drop --engine vllm")
     check_folder(output, "-o")
     conversations = _conversations(data, data_dir)[:limit]
-    with hold(output, opt.part_name(wanted.part)):
+    with hold(output, opt.part_name(plan.part)):
         if on_policy:
-            conversations = _own_answers(loaded, conversations, output, wanted.part)
-            wanted = replace(wanted, part=(0, 1))  # they have been divided already
+            conversations = _own_answers(loaded, conversations, output, plan.part)
+            plan = replace(plan, part=(0, 1))  # they have been divided already
             if not conversations:
                 raise ConfigError("the model wrote no answer whose label is known; give labelled conversations")
         run = partial(_with_ray, workers) if engine == "ray" else _in_process
         with Bars() as bars:
-            found = run(loaded, conversations, output, wanted, partial(bars, "collect"))
+            plan_for = partial(_at_sites, plan, None if sites is not None else partial(sites_for, layers=blocks))
+            found = run(loaded, conversations, output, plan_for, partial(bars, "collect"))
     _tell(found, output, bars.seconds("collect"))
     if not found.answers and not found.present:
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reads:
-    """What the options say is to be read; the plan needs the model as well."""
-
-    layers: str | None
-    sites: str | None
-    tokens: str
-    interval: int | None
-    depths: str | None
-    longest: int | None
-    suffix: str
-    split: str
-    view: str
-    part: tuple[int, int]
-
-    def check(self) -> None:
-        """Refuse what is wrong in itself, before a model is loaded."""
-        if self.layers is not None and self.sites is not None:
-            raise ConfigError("--layers and --sites both say where to read; give one of them")
-        if self.interval is not None and self.depths is not None:
-            raise ConfigError("--interval and --depths both say when to read; give one of them")
-        self._plan(tuple(self._sites() or (Site(0),)))
-
-    def plan(self, backend: "Reader") -> CollectPlan:
-        """The plan for a model."""
-        layers = None if self.layers is None else _numbers("--layers", self.layers)
-        return self._plan(self._sites() or sites_for(backend, layers))
-
-    def _sites(self) -> tuple[Site, ...]:
-        if self.layers is not None:
-            _numbers("--layers", self.layers)
-        if self.sites is None:
-            return ()
-        named = {Site.parse(part.strip()) for part in self.sites.split(",")}
-        return tuple(sorted(named, key=lambda site: (site.block, site.module)))
-
-    def _plan(self, sites: tuple[Site, ...]) -> CollectPlan:
-        tokens = None if self.tokens == "all" else tuple(sorted(set(_numbers("--tokens", self.tokens, least=-1))))
-        return CollectPlan(sites, tokens, self._schedule(), self.longest, self.suffix, self.split, self.view, self.part)
-
-    def _schedule(self) -> Schedule:
-        if self.depths is not None:
-            return Listed(tuple(sorted(set(_numbers("--depths", self.depths)))))
-        return Every() if self.interval is None else Every(self.interval)
+def _sites(text: str) -> tuple[Site, ...]:
+    named = {Site.parse(part.strip()) for part in text.split(",")}
+    return tuple(sorted(named, key=lambda site: (site.block, site.module)))
 
 
-def _numbers(option: str, text: str, *, least: int = 0) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{option} is {text!r}; write whole numbers with commas, e.g. 14,18") from None
-    if min(numbers) < least:
-        raise ConfigError(f"{option} is {text!r}; {min(numbers)} is below {least}")
-    return numbers
+def _schedule(interval: int | None, depths: str | None) -> Schedule:
+    if depths is not None:
+        return Listed(tuple(sorted(set(numbers("--depths", depths)))))
+    return Every() if interval is None else Every(interval)
+
+
+def _at_sites(plan: CollectPlan, sites: "Callable[[Reader], tuple[Site, ...]] | None", backend: Reader) -> CollectPlan:
+    """`plan` at the `sites` of the model; None leaves those that it names."""
+    return plan if sites is None else replace(plan, sites=sites(backend))
 
 
 def _conversations(refs: Sequence[str], data_dir: Path | None) -> "list[Conversation]":
@@ -235,16 +203,15 @@ def _in_process(
     model: opt.ModelOptions,
     conversations: "Sequence[Conversation]",
     output: Path,
-    wanted: _Reads,
+    plan_for: "Callable[[Reader], CollectPlan]",
     report: "Callable[[int, int, int], None]",
 ) -> Collected:
     if model.engine == "vllm":
-        backend: Reader = load.open_vllm(model, lambda facts: wanted.plan(facts).sites)
+        backend: Reader = load.open_vllm(model, lambda facts: plan_for(facts).sites)
     else:
         backend = load.open_backend(model)
-    plan = wanted.plan(backend)
-    manifest = manifest_for(backend, plan, dtype=dtype_of(backend), adapter=model.adapter)
-    return read_states(backend, conversations, StateStore.create(output, manifest), plan, progress=report)
+    plan = plan_for(backend)
+    return collect_into(output, backend, conversations, plan, adapter=model.adapter, progress=report)[1]
 
 
 def _with_ray(
@@ -252,7 +219,7 @@ def _with_ray(
     model: opt.ModelOptions,
     conversations: "Sequence[Conversation]",
     output: Path,
-    wanted: _Reads,
+    plan_for: "Callable[[Reader], CollectPlan]",
     report: "Callable[[int, int, int], None]",
 ) -> Collected:
     name = str(Path(model.model).absolute()) if Path(model.model).exists() else model.model
@@ -261,7 +228,7 @@ def _with_ray(
         partial(load_backend, name, **load.model_arguments(model)),
         conversations,
         output,
-        wanted.plan,
+        plan_for,
         workers=each,
         adapter=model.adapter,
         progress=report,
@@ -274,17 +241,13 @@ def _own_answers(
     """Let the model write, and load what it wrote; a part has the prompts that fall to it, with all their answers."""
     index, count = part
     name = opt.part_name(part)
-    mine = [each for each in conversations if _digest(each.prompt_key) % count == index]
+    mine = [each for each in conversations if digest_number(each.prompt_key) % count == index]
     path = output / (f"on-policy-{name}.jsonl" if name else "on-policy.jsonl")
     backend = load.open_backend(model)
     with Bars() as bars:
         written = write_answers(backend, mine, path, progress=partial(bars, "write"))
     _tell_written(written)
     return [each for each in written.conversations() if each.response]
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def _tell(found: Collected, output: Path, seconds: float) -> None:

@@ -1,9 +1,7 @@
 """`anydepth demo`: the same request, unguarded and guarded, side by side."""
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,8 +24,10 @@ from anydepth.cli.output import (
     summary,
     write_json,
 )
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.cli.timeline import timeline
 from anydepth.errors import AnydepthError
+from anydepth.files import packaged_toml
 from anydepth.types import Answer, Finished, Halted, Released, ScanResult
 
 if TYPE_CHECKING:
@@ -48,12 +48,11 @@ class DemoSettings:
 @cache
 def settings() -> DemoSettings:
     """Return the packaged settings."""
-    text = files("anydepth").joinpath("data/demo.toml").read_text(encoding="utf-8")
-    return DemoSettings(**tomllib.loads(text)["demo"])
+    return DemoSettings(**packaged_toml("demo.toml")["demo"])
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DemoOutcome:
     """What came of one demo; `released` and `refusal` are the two parts of the guarded text."""
 
     unguarded: str
@@ -74,6 +73,7 @@ class Outcome:
         return None
 
 
+@grouped
 def demo(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Hugging Face id or folder. Default: a small chat model.")
@@ -81,11 +81,8 @@ def demo(
     probe: opt.Probe = None,
     detector: opt.Detector = "probe",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Show one attack, unguarded and guarded, side by side.
 
@@ -98,10 +95,7 @@ def demo(
     options = opt.GuardOptions(probe=probe, detector=detector)
     if probe is None and detector == "probe":  # the shipped one: with the demo's threshold, see demo.toml
         options = opt.GuardOptions(policy="threshold", threshold=shown.threshold)
-    guard = load.open_guard(
-        opt.ModelOptions.of(name, adapter, dtype, device, revision, template_kwarg),
-        options,
-    )
+    guard = load.open_guard(loading.of(name), options)
     # at the end of the prefill only: what is shown is that the Safety Tokens speak up deep in an answer
     outcome = _run(guard.with_options(prefill="end"), shown)
     if as_json:
@@ -113,7 +107,7 @@ def demo(
         raise typer.Exit(1)
 
 
-def _run(guard: "Guard", shown: DemoSettings) -> Outcome:
+def _run(guard: "Guard", shown: DemoSettings) -> DemoOutcome:
     arguments: dict[str, Any] = {"prefill": shown.prefill, **shown.generation}
     with err.status("the unguarded model answers"):
         unguarded = guard.unguarded(shown.request, **arguments)
@@ -129,10 +123,10 @@ def _run(guard: "Guard", shown: DemoSettings) -> Outcome:
     assert answer is not None, "a stream ends with Finished"
     with err.status("scanning the unguarded answer"):
         scan = guard.scan(shown.request, shown.prefill + unguarded)
-    return Outcome(unguarded, answer, released, refusal, scan, guard.policy.threshold)
+    return DemoOutcome(unguarded, answer, released, refusal, scan, guard.policy.threshold)
 
 
-def _record(model: str, shown: DemoSettings, outcome: Outcome) -> dict[str, Any]:
+def _record(model: str, shown: DemoSettings, outcome: DemoOutcome) -> dict[str, Any]:
     guarded = outcome.guarded
     return {
         "model": model,
@@ -150,7 +144,7 @@ def _record(model: str, shown: DemoSettings, outcome: Outcome) -> dict[str, Any]
     }
 
 
-def _print(console: Console, model: str, shown: DemoSettings, outcome: Outcome) -> None:
+def _print(console: Console, model: str, shown: DemoSettings, outcome: DemoOutcome) -> None:
     guarded = outcome.guarded
     opening = (printable(shown.prefill), "dim")
     apart = "\n\n" if outcome.refusal else ""

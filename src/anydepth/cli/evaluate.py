@@ -14,6 +14,7 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import Bars, err, printable
 from anydepth.cli.report import report
+from anydepth.cli.shared_options import DataDir, FastLoading, grouped
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
@@ -31,6 +32,7 @@ _LAST_SEED = 2**32 - 1
 """The last seed that numpy and scikit-learn take."""
 
 
+@grouped
 def evaluation(
     model: opt.Model,
     output: Annotated[
@@ -45,9 +47,7 @@ def evaluation(
     quick: Annotated[
         bool, typer.Option("--quick", help=f"Small samples; without --suite: {', '.join(QUICK)}.")
     ] = False,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder with local copies of the named tables.")
-    ] = None,
+    data_dir: DataDir = None,
     probe: opt.Probe = None,
     interval: opt.Interval = None,
     arm: Annotated[
@@ -73,11 +73,8 @@ def evaluation(
     ] = None,
     draw: Annotated[bool, typer.Option("--report/--no-report", help="Draw RUN/report/index.html at the end.")] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, max=_LAST_SEED, help="Of every choice that is drawn.")] = 0,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "fast",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: FastLoading,
 ) -> None:
     """Measure the guard on a model: separability, deep prefills, attacks, false alarms, cost.
 
@@ -107,7 +104,7 @@ def evaluation(
     check_settings(options.settings)
     given = None if probe is None else LinearProbe.load(probe)
     config = GuardConfig() if interval is None else GuardConfig(schedule=Every(interval))
-    backend = load.open_backend(opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg))
+    backend = load.open_backend(loading.of(model))
     with Bars() as bars:
         found = evaluate(Evaluation(backend, output, options, judge, given, config, _command()), names, bars)
     for summary in found.values():

@@ -21,7 +21,7 @@ def fact_table(rows: Rows) -> Table:
     table.add_column(overflow="fold")
     for name, value in rows:
         if value not in (None, "", (), []):
-            table.add_row(name, Text(printable(str(value))))
+            table.add_row(name, value if isinstance(value, Text) else Text(printable(str(value))))
     return table
 
 

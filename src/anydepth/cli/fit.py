@@ -17,7 +17,9 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
 from anydepth.cli.output import Bars, err, plural, printable, warn
+from anydepth.cli.shared_options import DataDir, Loading, grouped
 from anydepth.errors import ConfigError
+from anydepth.files import public_name
 from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.locks import hold
 from anydepth.probes.artefact.fit_record import forget, write_fit_record
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from anydepth.detectors import LinearProbe
 
 
+@grouped
 def fit(
     context: typer.Context,
     model: opt.Model,
@@ -54,9 +57,7 @@ def fit(
             "--recipe", metavar="FILE", help="What to train, choose and measure on. Default: the shipped one."
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder with local copies of the named tables.")
-    ] = None,
+    data_dir: DataDir = None,
     work: Annotated[
         Path | None,
         typer.Option("--work", metavar="DIR", help="Where states and own answers are kept. Default: PROBE/work."),
@@ -73,11 +74,8 @@ def fit(
     target: Annotated[
         float | None, typer.Option("--target", metavar="RATE", help="Share of harmless answers that may be halted.")
     ] = None,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Train, choose, calibrate and measure a probe for a model.
 
@@ -95,20 +93,20 @@ def fit(
     for place in {output.resolve(), (work or output).resolve()}:
         context.with_resource(hold(place))
     begun = time.monotonic()
-    backend = load.open_backend(opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg))
+    backend = load.open_backend(loading.of(model))
     _check_other_probe(output, backend)
     folder = work or output / "work"
     with Bars() as bars:
-        filled = fill(backend, gathered, wanted, folder, adapter=adapter, progress=bars)
+        filled = fill(backend, gathered, wanted, folder, adapter=loading.adapter, progress=bars)
         trained = train(backend, filled, wanted, progress=bars)
     _tell_left_out(filled.gathered, before=gathered)
     probe = _signed(trained.probe, name, model, time.monotonic() - begun)
     options = {
         "--name": name,
-        "--revision": revision,
-        "--adapter": adapter,
-        "--dtype": dtype,
-        "--template-kwarg": template_kwarg,
+        "--revision": loading.revision,
+        "--adapter": loading.adapter,
+        "--dtype": loading.dtype,
+        "--template-kwarg": loading.template_kwarg,
         "--data": data,
         "--recipe": recipe,
         "--data-dir": "DATA" if data_dir else None,
@@ -149,18 +147,14 @@ def _signed(probe: "LinearProbe", name: str | None, model: str, seconds: float) 
 
 def _command(model: str, options: Mapping[str, Any]) -> str:
     """The command line that made the probe, without the folders of this machine."""
-    parts = ["anydepth", "fit", _public(model)]
+    parts = ["anydepth", "fit", public_name(model)]
     for name, given in options.items():
         for value in given if isinstance(given, list) else [given]:
             if value is True:
                 parts.append(name)
             elif value:
-                parts += [name, _public(value)]
+                parts += [name, public_name(value)]
     return shlex.join([*parts, "-o", "PROBE"])
-
-
-def _public(value: object) -> str:
-    return Path(str(value)).name if Path(str(value)).exists() else str(value)
 
 
 def _tell_what_is_verified(choices: Choices, gathered: Sequence[Gathered]) -> None:

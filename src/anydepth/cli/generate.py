@@ -10,6 +10,7 @@ import typer
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import HALTED, answer_record, err, summary, write, write_json
+from anydepth.cli.shared_options import Guarding, Loading, grouped
 from anydepth.errors import ConfigError, RecordError
 from anydepth.fields import messages_of
 from anydepth.files import check_text, parse_json, read_stdin, read_text
@@ -23,6 +24,7 @@ _LAST_SEED = 2**63 - 1
 """The last seed that torch takes on every device."""
 
 
+@grouped
 def generate(
     model: opt.Model,
     prompt: Annotated[
@@ -67,20 +69,13 @@ def generate(
         int | None,
         typer.Option("--seed", min=0, max=_LAST_SEED, rich_help_panel=_SAMPLING, help="Repeat a sample."),
     ] = None,
-    probe: opt.Probe = None,
-    detector: opt.Detector = "probe",
-    policy: opt.PolicyOption = None,
-    threshold: opt.Threshold = None,
-    interval: opt.Interval = None,
+    *,
+    guarding: Guarding,
     release: opt.Release = "hold",
     on_error: opt.OnErrorOption = "closed",
     refusal: opt.Refusal = None,
     check_prefill: opt.CheckPrefill = None,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    loading: Loading,
 ) -> None:
     """Answer a request under guard and print the answer as it is released.
 
@@ -90,27 +85,16 @@ def generate(
     messages = _messages(prompt, messages_file, system)
     opening = _prefill(prefill, prefill_file)
     sampling = _sampling(temperature, top_p)
-    guard = load.open_guard(
-        opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg),
-        opt.GuardOptions(probe, detector, policy, threshold, interval, release, on_error, refusal, check_prefill),
-    )
+    options = guarding.options(release=release, on_error=on_error, refusal=refusal, check_prefill=check_prefill)
+    guard = load.open_guard(loading.of(model), options)
     arguments = {"prefill": opening, "max_new_tokens": max_new_tokens, "seed": seed, **sampling}
-    answer = _quietly(guard, messages, arguments) if as_json else _streaming(guard, messages, arguments)
+    answer = guard.generate(messages, **arguments) if as_json else _streaming(guard, messages, arguments)
     if as_json:
         write_json(answer_record(answer))
     else:
         err.print(summary(answer), style="bold red" if answer.halted else "dim", markup=False, soft_wrap=True)
     if answer.halted and fail_on_halt:
         raise typer.Exit(HALTED)
-
-
-def _quietly(guard: "Guard", messages: Any, arguments: dict[str, Any]) -> Answer:
-    answer = None
-    for event in guard.stream(messages, **arguments):
-        if isinstance(event, Finished):
-            answer = event.answer
-    assert answer is not None, "a stream ends with Finished"
-    return answer
 
 
 def _streaming(guard: "Guard", messages: Any, arguments: dict[str, Any]) -> Answer:

@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
+from anydepth.cli.evidence import Rows, fact_table
 from anydepth.cli.output import printable, write_json
+from anydepth.cli.shared_options import Loading, grouped
+from anydepth.detectors import find_shipped
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -17,26 +19,24 @@ if TYPE_CHECKING:
 _QUESTION = "How are you?"
 
 
+@grouped
 def inspect(
     model: opt.Model,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Show a model's Safety Tokens and what anydepth can do with it.
 
     The header with the token that is read, how a prompt ends, what brings the answer after it, the layers, how each
     kind of cache layer is forked, whether a finished answer can be scanned in one pass, and whether a probe is shipped.
     """
-    backend = load.open_backend(opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg))
-    record = describe(backend, has_probe=load.has_shipped_probe(backend))
+    backend = load.open_backend(loading.of(model))
+    record = describe(backend, has_probe=find_shipped(backend) is not None)
     if as_json:
         write_json(record)
     else:
-        _print(Console(highlight=False), record)
+        Console(highlight=False).print(fact_table(_rows(record)))
 
 
 def describe(backend: "TransformersBackend", *, has_probe: bool) -> dict[str, Any]:
@@ -69,21 +69,12 @@ def describe(backend: "TransformersBackend", *, has_probe: bool) -> dict[str, An
     }
 
 
-def _print(console: Console, record: dict[str, Any]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _rows(record):
-        table.add_row(name, value)
-    console.print(table)
-
-
-def _rows(record: dict[str, Any]) -> list[tuple[str, Text]]:
+def _rows(record: dict[str, Any]) -> Rows:
     source = record["header_source"]
     revision = f", revision {record['revision']}" if record["revision"] else ""
     context = record["context_length"] or "no limit"
     published = record["published_site"]
-    rows = [
+    return [
         ("model", f"{record['model']} ({record['model_type']}{revision})"),
         ("layers", f"{record['layers']}, hidden size {record['hidden_size']}, context {context}"),
         ("Safety Tokens", _header(record["header"])),
@@ -96,7 +87,6 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, Text]]:
         ("one-pass scan", "yes" if record["packed"] else f"no, check by check: {record['packed_reason']}"),
         ("shipped probe", "yes" if record["shipped_probe"] else "no: pass --probe, or use --detector rethink"),
     ]
-    return [(name, value if isinstance(value, Text) else Text(printable(value))) for name, value in rows]
 
 
 def _lacking(record: dict[str, Any]) -> str:

@@ -114,6 +114,7 @@ def open_vllm(model: ModelOptions, sites: "Callable[[Any], Sequence[Site]]") -> 
 
 def _open_vllm_with_probe(model: ModelOptions, options: GuardChoice) -> "tuple[VllmBackend, LinearProbe]":
     """The engine, and the probe that it was started for."""
+    from anydepth.backends.protocol import sites_of
     from anydepth.detectors import LinearProbe
     from anydepth.guard import shipped_probe
 
@@ -125,20 +126,13 @@ def _open_vllm_with_probe(model: ModelOptions, options: GuardChoice) -> "tuple[V
     given = None if options.probe is None else LinearProbe.load(options.probe)
     bound: list[LinearProbe] = []
 
-    def sites(facts: "Reader") -> "list[Site]":
+    def sites(facts: "Reader") -> "Sequence[Site]":
         probe = given or shipped_probe(facts)
         probe.bind(facts)
         bound.append(probe)
-        return [read.site for read in probe.reads]
+        return sites_of(probe.reads)
 
     return open_vllm(model, sites), bound[0]
-
-
-def has_shipped_probe(backend: "TransformersBackend") -> bool:
-    """Say whether the package brings a probe for this model."""
-    from anydepth.detectors import find_shipped
-
-    return find_shipped(backend) is not None
 
 
 def model_arguments(model: ModelOptions) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from rich.text import Text
 
 from anydepth.errors import AnydepthError, CheckError
 from anydepth.files import writing
-from anydepth.jsonl import finite
-from anydepth.types import Answer, CheckResult, Verdict
+from anydepth.types import Answer, CheckResult, Verdict, json_number
 
 err = Console(stderr=True, highlight=False)
 """For errors, progress and summaries."""
@@ -143,8 +142,8 @@ def check_record(check: CheckResult) -> dict[str, Any]:
     """Return a check as JSON, with everything known about it."""
     record: dict[str, Any] = {
         "depth": check.depth,
-        "score": finite(check.score),
-        "statistic": finite(check.statistic),
+        "score": json_number(check.score),
+        "statistic": json_number(check.statistic),
     }
     if check.detail is not None:
         record["detail"] = check.detail
@@ -158,7 +157,7 @@ def verdict_record(verdict: Verdict) -> dict[str, Any]:
     return {
         "halt": verdict.halt,
         "depth": verdict.depth,
-        "score": finite(verdict.score),
+        "score": json_number(verdict.score),
         "reason": verdict.reason,
         "errors": verdict.errors,
     }

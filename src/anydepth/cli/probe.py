@@ -1,8 +1,6 @@
 """`anydepth probe`: look at probes, take them in, hand them on."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +11,10 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import Rows, evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, warn, write_json
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
 from anydepth.detectors.card import card_record
+from anydepth.detectors.probe import shipped_probes
 from anydepth.errors import ConfigError, ProbeError
 from anydepth.probes import import_joblib
 from anydepth.probes.artefact.modelcard import ARTEFACT, README, artefact_in, describes
@@ -89,6 +89,7 @@ def push(
 
 
 @app.command("import")
+@grouped
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A scikit-learn probe, e.g. layer_15.joblib.")],
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="Hugging Face id or folder of its model.")],
@@ -113,11 +114,8 @@ def import_(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="FILE is a pickle: reading it runs whatever code it holds. Allow it.")
     ] = False,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Turn a published scikit-learn probe into a probe file.
 
@@ -135,7 +133,7 @@ def import_(
         raise ConfigError(f"-o {output}: give a name that ends in .safetensors, in a folder that exists")
     if output.name == ARTEFACT and output.with_name(README).exists():
         raise ConfigError(f"-o {output}: the {README} beside it is of another probe; give another folder or name")
-    backend = load.open_backend(opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg))
+    backend = load.open_backend(loading.of(model))
     card = _imported_card(backend, site, header_text, read_index, file.name)
     probe = import_joblib(file, card, positive=_class(positive), allow_pickle=allow_pickle)
     probe.bind(backend)  # a probe that no guard would take is not written
@@ -148,24 +146,16 @@ def _find(probe: str) -> tuple[str, LinearProbe]:
     path = artefact_in(probe)
     if path.is_file():
         return str(path), LinearProbe.load(path)
-    shipped = list(_shipped())
+    shipped = list(shipped_probes())
     for name, found in shipped:
         if found.card.model.name == probe:
-            return name, found
+            return f"shipped: {name}", found
     if (Path(probe) / "config.json").is_file():  # a copy of a model: only its weights say which
         found = find_shipped(load.open_backend(opt.ModelOptions(probe)))
         if found is not None:
             return f"shipped for {found.card.model.name}", found
     names = ", ".join(found.card.model.name for _, found in shipped) or "none"
     raise ConfigError(f"{probe!r} is neither a probe file or folder nor a model with a shipped probe ({names})")
-
-
-def _shipped() -> Iterator[tuple[str, LinearProbe]]:
-    folder = resources.files("anydepth") / "data" / "probes"
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else ():
-        if entry.name.endswith(".safetensors"):
-            with resources.as_file(entry) as path:
-                yield f"shipped: {entry.name}", LinearProbe.load(path)
 
 
 def _card_rows(card: ProbeCard) -> Rows:

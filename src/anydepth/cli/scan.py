@@ -15,12 +15,13 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.manifest import asked_settings, loaded_settings
 from anydepth.cli.output import Bars, err, plural, warn
+from anydepth.cli.shared_options import Guarding, Loading, grouped
 from anydepth.errors import ConfigError
 from anydepth.files import check_destination, is_stream
 from anydepth.journal import Journal, digest_of
 from anydepth.locks import hold
 from anydepth.probes.states.store import answer_key
-from anydepth.records import Line, Record, count_lines, read_lines, scan_record
+from anydepth.records import InputLine, Record, count_lines, read_lines, scan_record
 from anydepth.types import ScanResult
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _AT_ONCE = 32
 """Answers that vLLM is given at once; each is a request for every depth."""
 
 
+@grouped
 def scan(
     model: opt.Model,
     file: Annotated[
@@ -51,21 +53,14 @@ def scan(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Look at the first N records of the file only.")
     ] = None,
-    probe: opt.Probe = None,
-    detector: opt.Detector = "probe",
-    policy: opt.PolicyOption = None,
-    threshold: opt.Threshold = None,
-    interval: opt.Interval = None,
+    *,
+    guarding: Guarding,
     on_error: opt.OnErrorOption = "closed",
     engine: Annotated[
         opt.EngineName, typer.Option("--engine", help="What runs the model: Transformers, or vLLM with many at once.")
     ] = "transformers",
     engine_arg: opt.EngineArgs = None,
-    adapter: opt.Adapter = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    template_kwarg: opt.TemplateKwargs = None,
+    loading: Loading,
 ) -> None:
     """Score finished answers at every scheduled depth.
 
@@ -79,8 +74,8 @@ def scan(
     if total is not None and output.exists() and output.samefile(file):
         raise ConfigError(f"-o {output} is the input file; give another file")
     limit = None if limit is None else min(limit, sys.maxsize)
-    options = opt.GuardOptions(probe, detector, policy, threshold, interval, "hold", on_error)
-    loaded = opt.ModelOptions.of(model, adapter, dtype, device, revision, template_kwarg, engine, engine_arg)
+    options = guarding.options(release="hold", on_error=on_error)
+    loaded = loading.of(model, engine, tuple(engine_arg or ()))
     with (
         nullcontext() if is_stream(output) else hold(output),
         Journal(output, keep=lambda row: row.get("text_digest")) as journal,
@@ -125,7 +120,7 @@ class _Run:
         self.scanned = self.skipped = self.halted = self.failed = 0
         self.notes: set[str] = set()
 
-    def lines(self, lines: Sequence[Line]) -> None:
+    def lines(self, lines: Sequence[InputLine]) -> None:
         """Scan the records of some lines in one batch, or report what is wrong with them."""
         new: list[tuple[int, Record]] = []
         for line in lines:

@@ -5,16 +5,15 @@ classes into the frames of jailbreak prompts; `swap` puts harmful answers under 
 by a digest, not by a position: the same conversation always becomes the same one.
 """
 
-import hashlib
 import random
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from anydepth.digests import digest_number
 from anydepth.errors import ConfigError
+from anydepth.files import packaged_toml
 
 if TYPE_CHECKING:
     from anydepth.conversations.dataset import Conversation
@@ -48,8 +47,7 @@ class Frame:
 @cache
 def frames() -> tuple[Frame, ...]:
     """The frames of `data/wrappers.toml`."""
-    text = (resources.files("anydepth") / "data" / "wrappers.toml").read_text(encoding="utf-8")
-    return tuple(Frame(**entry) for entry in tomllib.loads(text)["frame"])
+    return tuple(Frame(**entry) for entry in packaged_toml("wrappers.toml")["frame"])
 
 
 def wrap(conversations: "Sequence[Conversation]") -> "list[Conversation]":
@@ -84,4 +82,4 @@ def _with_messages(conversation: "Conversation", messages: tuple[Mapping[str, An
 
 
 def _digest(conversation: "Conversation", purpose: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{purpose}/{conversation.id}".encode()).digest()[:8])
+    return digest_number(f"{purpose}/{conversation.id}")

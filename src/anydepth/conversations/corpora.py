@@ -4,7 +4,6 @@ import difflib
 import itertools
 import logging
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -13,10 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from anydepth.conversations.dataset import Columns, Conversation, Origin, Row, check_labels, conversations
+from anydepth.conversations.dataset import Columns, Conversation, Origin, TableRow, check_labels, conversations
 from anydepth.conversations.table_files import SUFFIXES, read_rows
 from anydepth.errors import ConfigError, RecordError
 from anydepth.extras import require
+from anydepth.files import packaged_toml
 from anydepth.reasons import reason
 
 logger = logging.getLogger(__name__)
@@ -178,8 +178,8 @@ def _from_path(path: Path, columns: Columns | None, corpus: Corpus | None = None
 
 
 def _choose(
-    rows: Iterator[Row], columns: Columns | None, corpus: Corpus | None
-) -> tuple[Iterable[Row], Columns | None]:
+    rows: Iterator[TableRow], columns: Columns | None, corpus: Corpus | None
+) -> tuple[Iterable[TableRow], Columns | None]:
     """Return the columns to read `rows` with: the given ones, else the corpus's where the rows have its form."""
     if columns or corpus is None or corpus.columns is None:
         return rows, columns
@@ -220,7 +220,7 @@ def _from_hub(ref: str, columns: Columns | None) -> list[Conversation]:
     return conversations(rows, columns=chosen, origin=origin)
 
 
-def _hub_rows(corpus: Corpus, config: str | None, name: str) -> Iterator[Row]:
+def _hub_rows(corpus: Corpus, config: str | None, name: str) -> Iterator[TableRow]:
     datasets = require("datasets", extra="fit")
     if not corpus.pinned:
         logger.warning("%s is loaded at revision %r, which is not pinned and may change", name, corpus.revision)
@@ -248,7 +248,7 @@ def _remedy(corpus: Corpus, error: Exception) -> str:
 
 @cache
 def _facts() -> _Facts:
-    table = tomllib.loads((resources.files("anydepth") / "data" / "corpora.toml").read_text(encoding="utf-8"))
+    table = packaged_toml("corpora.toml")
     return _Facts(
         {name: _corpus(name, dict(row)) for name, row in table["corpora"].items()},
         {key: Terms(row["licence"], row["permissive"]) for key, row in table["sources"].items()},

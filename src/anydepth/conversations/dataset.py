@@ -18,7 +18,7 @@ from anydepth.types import Message
 
 logger = logging.getLogger(__name__)
 
-Row = tuple[str, Mapping[str, Any]]
+TableRow = tuple[str, Mapping[str, Any]]
 """Where a row stands (`line 3`), and its values by column."""
 
 UNKNOWN = "unknown"
@@ -163,7 +163,7 @@ class Origin:
     annotated: bool = False
 
 
-def conversations(rows: Iterable[Row], *, columns: Columns | None, origin: Origin) -> list[Conversation]:
+def conversations(rows: Iterable[TableRow], *, columns: Columns | None, origin: Origin) -> list[Conversation]:
     """Turn rows into conversations; RecordError names the table, the row and the column that is unusable."""
     found: dict[str, Conversation] = {}
     places: dict[str, str] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from anydepth.conversations.dataset import Row
+from anydepth.conversations.dataset import TableRow
 from anydepth.errors import ConfigError, RecordError
 from anydepth.extras import require
 from anydepth.files import is_stream
@@ -18,7 +18,7 @@ SUFFIXES = (*_TEXT_SUFFIXES, *(suffix + ".gz" for suffix in _TEXT_SUFFIXES), ".p
 """Endings of the files that can be read."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[TableRow]:
     """Read the rows of one file, each with its place in it.
 
     Raises:
@@ -43,7 +43,7 @@ def _open(path: Path) -> IO[str]:
     return io.TextIOWrapper(open_bytes(path, "rb"), encoding="utf-8-sig", newline="")
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _jsonl_rows(path: Path) -> Iterator[TableRow]:
     for number, raw in raw_lines(path):
         try:
             row = read_object(raw)
@@ -52,7 +52,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         yield f"line {number}", row
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[TableRow]:
     try:
         with _open(path) as file:
             value = read_value(file.read())
@@ -74,7 +74,7 @@ def _check_once(columns: Iterable[str], path: Path) -> None:
         raise RecordError(f"{path} has the column {twice[0]!r} twice; rename or remove one")
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[TableRow]:
     limit = csv.field_size_limit(2**31 - 1)  # answers are longer than the 128 KiB that a field may have by default
     try:
         with _open(path) as file:
@@ -92,7 +92,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         yield where, {name: value or None for name, value in row.items()}
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[TableRow]:
     parquet, arrow = require("pyarrow.parquet", extra="fit"), require("pyarrow", extra="fit")
     number = 0
     try:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anydepth.backends.protocol import FinishedAnswer, Reader
+from anydepth.backends.protocol import FinishedAnswer, Reader, sites_of
 from anydepth.detectors.detector import StateDetector
 from anydepth.types import Score
 
@@ -22,7 +22,7 @@ def score_finished(
         UnsupportedModel: The backend cannot read several depths in one pass; replay the answer there.
         PromptError: An answer does not fit the model's context.
     """
-    sites = list(dict.fromkeys(read.site for read in detector.reads))
+    sites = sites_of(detector.reads)
     tokens = sorted({read.token for read in detector.reads})
     found = []
     for states in backend.read_batch(answers, sites, tokens=tokens):

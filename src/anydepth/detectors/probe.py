@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -163,16 +163,19 @@ def find_shipped(backend: Reader, directory: Traversable | None = None) -> Linea
         backend: The loaded model.
         directory: Where to look; the package's own probes by default.
     """
+    for _, probe in shipped_probes(directory):
+        if probe.card.model.fingerprint and not mismatches(probe.card, backend):
+            return probe
+    return None
+
+
+def shipped_probes(directory: Traversable | None = None) -> Iterator[tuple[str, LinearProbe]]:
+    """File name and probe of each that the package ships, or of those in `directory`."""
     directory = directory or resources.files("anydepth") / "data" / "probes"
-    if not directory.is_dir():
-        return None
-    for entry in sorted(directory.iterdir(), key=lambda entry: entry.name):
+    for entry in sorted(directory.iterdir(), key=lambda entry: entry.name) if directory.is_dir() else ():
         if entry.name.endswith(".safetensors"):
             with resources.as_file(entry) as path:
-                probe = LinearProbe.load(path)
-            if probe.card.model.fingerprint and not mismatches(probe.card, backend):
-                return probe
-    return None
+                yield entry.name, LinearProbe.load(path)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

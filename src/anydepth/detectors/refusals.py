@@ -50,7 +50,7 @@ def normalise(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Openers:
+class RefusalOpeners:
     """First words of answers, for the score mode of Rethink.
 
     Attributes:
@@ -79,7 +79,7 @@ class RefusalMatcher:
         languages = {code: table for code, table in data.items() if isinstance(table, Mapping) and code != "shared"}
         self.window: int = data["window"]
         self.languages = tuple(languages)
-        self.openers = Openers(
+        self.openers = RefusalOpeners(
             clear=_unique(languages, "openers"),
             ambiguous=_unique(languages, "ambiguous_openers"),
             compliance=_unique(languages, "compliance_openers"),

@@ -7,7 +7,7 @@ import numpy as np
 
 from anydepth.backends.protocol import Capability, CheckPoint, Reader, Session
 from anydepth.detectors.detector import require_capabilities, require_usable
-from anydepth.detectors.refusals import Openers, RefusalMatcher
+from anydepth.detectors.refusals import RefusalMatcher, RefusalOpeners
 from anydepth.errors import CheckError, ConfigError, ProbeMismatch
 from anydepth.types import Score
 
@@ -202,7 +202,7 @@ def calibrate_openers(
     return kept
 
 
-def _first_tokens(openers: Openers, backend: Reader) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _first_tokens(openers: RefusalOpeners, backend: Reader) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of the openers that stand for a refusal alone, and of all openers."""
     clear = backend.first_token_ids(openers.clear)
     shared = set(backend.first_token_ids(openers.ambiguous)) | set(backend.first_token_ids(openers.compliance))

@@ -9,11 +9,7 @@ from typing import Any
 from anydepth.errors import ConfigError
 
 _PATHS = (".content_probe", ".deep_aligned")
-
-
 _CONTENT = (".safetensors", ".bin", ".json")
-
-
 _ENDS = 2**24
 
 

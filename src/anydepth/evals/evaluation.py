@@ -18,10 +18,10 @@ from anydepth.evals.eval_options import EvalOptions
 from anydepth.evals.figure import Summary
 from anydepth.evals.suite import SUITES, load_suite
 from anydepth.evals.suite_options import check_settings
-from anydepth.files import read_json, write_whole
+from anydepth.files import public_name, read_json, write_whole
 from anydepth.journal import settings_before
 from anydepth.locks import hold
-from anydepth.probes.states.collect import adapter_digest, dtype_of, package_versions
+from anydepth.probes.states.manifest import adapter_digest, dtype_of, package_versions
 from anydepth.types import Progress
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _manifest(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "anydepth": package_versions("anydepth")["anydepth"],
         "model": {
-            "name": _public(identity.name),
+            "name": public_name(identity.name),
             "revision": identity.revision,
             "fingerprint": identity.fingerprint,
             "layers": identity.num_layers,
@@ -176,11 +176,6 @@ def _finish(folder: Path, manifest: dict[str, Any], summary: Summary, seconds: f
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     manifest["suites"][summary.suite] = {"seconds": round(spent + seconds, 1), "finished": finished}
     _write(folder / MANIFEST, manifest)
-
-
-def _public(name: str) -> str:
-    """A hub id as it is; of a folder only its last part, since the rest is of this machine."""
-    return Path(name).name if Path(name).exists() else name
 
 
 def _read(path: Path, *tables: str) -> dict[str, Any] | None:

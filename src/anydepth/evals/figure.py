@@ -1,11 +1,11 @@
 """What a suite finds out: figures with intervals, and how they are drawn."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from anydepth.errors import ConfigError
-from anydepth.jsonl import finite
+from anydepth.types import json_number
 
 Group = Mapping[str, str | int | float]
 """What a figure is about, e.g. `{"arm": "probe", "depth": 100}`."""
@@ -39,16 +39,8 @@ class Figure:
 
     def record(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {
-            "name": self.name,
-            "value": finite(self.value),
-            "interval": None if self.interval is None else [finite(end) for end in self.interval],
-            "answers": self.answers,
-            "unit": self.unit,
-            "group": dict(self.group),
-            "judge": self.judge,
-            "note": self.note,
-        }
+        ends = None if self.interval is None else [json_number(end) for end in self.interval]
+        return _record(self, value=json_number(self.value), interval=ends, group=dict(self.group))
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Figure":
@@ -90,17 +82,8 @@ class Chart:
 
     def record(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {
-            "kind": self.kind,
-            "title": self.title,
-            "figures": list(self.figures),
-            "x": self.x,
-            "by": self.by,
-            "caption": self.caption,
-            "points": {name: list(map(_plain, series)) for name, series in self.points.items()},
-            "marks": {name: list(mark) for name, mark in self.marks.items()},
-            "log_x": self.log_x,
-        }
+        points = {name: list(map(_plain, series)) for name, series in self.points.items()}
+        return _record(self, points=points, marks={name: list(mark) for name, mark in self.marks.items()})
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Chart":
@@ -136,31 +119,26 @@ class Summary:
 
     def record(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {
-            "suite": self.suite,
-            "title": self.title,
-            "paper": self.paper,
-            "figures": [figure.record() for figure in self.figures],
-            "charts": [chart.record() for chart in self.charts],
-            "limits": list(self.limits),
-            "notes": list(self.notes),
-        }
+        figures, charts = ([each.record() for each in made] for made in (self.figures, self.charts))
+        return _record(self, figures=figures, charts=charts)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Summary":
         """Read the form that `record` gives; ConfigError if it is another."""
         try:
-            return cls(
-                suite=record["suite"],
-                title=record["title"],
-                paper=record["paper"],
-                figures=tuple(map(Figure.of, record["figures"])),
-                charts=tuple(map(Chart.of, record["charts"])),
-                limits=tuple(record["limits"]),
-                notes=tuple(record["notes"]),
-            )
+            made = {
+                "figures": tuple(map(Figure.of, record["figures"])),
+                "charts": tuple(map(Chart.of, record["charts"])),
+            }
+            return cls(**{**record, **made, "limits": tuple(record["limits"]), "notes": tuple(record["notes"])})
         except (KeyError, TypeError) as error:
             raise ConfigError(f"a summary is not of the form that `anydepth eval` writes ({error})") from error
+
+
+def _record(made: Figure | Chart | Summary, **forms: Any) -> dict[str, Any]:
+    """The fields of `made` by name, in their order; `forms` are the JSON-ready forms of some; a tuple is a list."""
+    found = {each.name: getattr(made, each.name) for each in fields(made)} | forms
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def _plain(item: Any) -> Any:

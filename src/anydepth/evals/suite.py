@@ -1,14 +1,14 @@
 """What a suite is, and which there are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from anydepth.errors import ConfigError
+from anydepth.evals.figure import Chart, Figure, Summary
 
 if TYPE_CHECKING:
     from anydepth.evals.context import Context
-    from anydepth.evals.figure import Summary
 
 _MODULES: Mapping[str, str] = {
     "deep-prefill": "deep_prefill",
@@ -41,7 +41,7 @@ class Suite(Protocol):
     TITLE: str
     PAPER: str
 
-    def run(self, context: "Context") -> "Summary":
+    def run(self, context: "Context") -> Summary:
         """Measure; records that are there already are not made again, so that a killed run goes on."""
         ...
 
@@ -51,3 +51,15 @@ def load_suite(name: str) -> Suite:
     if name not in _MODULES:
         raise ConfigError(f"there is no suite {name!r}; choose from {', '.join(SUITES)}")
     return import_module(f"anydepth.evals.suites.{_MODULES[name]}")  # pyright: ignore[reportReturnType]
+
+
+def summed_up(
+    context: "Context",
+    figures: Iterable[Figure],
+    charts: Iterable[Chart],
+    limits: Iterable[str],
+    notes: Iterable[str],
+) -> Summary:
+    """What the suite of `context` found, under its own headline and claim."""
+    suite = load_suite(context.suite)
+    return Summary(context.suite, suite.TITLE, suite.PAPER, tuple(figures), tuple(charts), tuple(limits), tuple(notes))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from anydepth.bench.budget import Level, Progress, about, expected, spend
+from anydepth.bench.budget import Level, Standing, about, expected, spend
 
 
 @dataclass
@@ -40,8 +40,8 @@ class Scripted:
         return self.made[-1]
 
 
-def spent(measurements: Sequence[Scripted], budget: float) -> tuple[list[str], list[Progress]]:
-    told: list[Progress] = []
+def spent(measurements: Sequence[Scripted], budget: float) -> tuple[list[str], list[Standing]]:
+    told: list[Standing] = []
     return spend(measurements, budget, measurements[0].clock, told.append), told
 
 
@@ -51,7 +51,7 @@ def test_all_is_measured_as_thoroughly_as_asked_where_there_is_time() -> None:
     cuts, told = spent(made, 100)
     assert cuts == [] and clock.now == 80
     assert [each.made for each in made] == [[Level(4, 10)], [Level(4, 10)]]
-    assert told == [Progress("a", 1, 2, 80), Progress("b", 2, 2, 40)]
+    assert told == [Standing("a", 1, 2, 80), Standing("b", 2, 2, 40)]
 
 
 def test_the_time_left_is_at_most_what_is_left_of_the_budget() -> None:

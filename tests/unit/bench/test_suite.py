@@ -13,10 +13,10 @@ from anydepth.backends.transformers import TransformersBackend
 from anydepth.bench import benchmark as suite
 from anydepth.bench import parts
 from anydepth.bench import timing as measure
-from anydepth.bench.bench_record import Report, Row
+from anydepth.bench.bench_record import BenchRow, Report
 from anydepth.bench.benchmark import Effort
 from anydepth.bench.budget import spend
-from anydepth.bench.rates import Rate, Rates
+from anydepth.bench.rates import PartTimes, Rates
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -45,9 +45,9 @@ def test_a_small_run_measures_everything_and_tells_it_as_it_comes(
 ) -> None:
     monkeypatch.setattr(suite, "FULL", Effort(seconds=1e6, samples=1, tokens=32, rounds=2))
     lines: list[str] = []
-    seen: list[tuple[tuple[Row, ...], bool, int]] = []
+    seen: list[tuple[tuple[BenchRow, ...], bool, int]] = []
 
-    def came(rows: Sequence[Row], result: Mapping[str, Any]) -> None:
+    def came(rows: Sequence[BenchRow], result: Mapping[str, Any]) -> None:
         figures = sum(map(len, (result["check_ratio"], result["guarded_throughput"], result["guarded_throughput_rk"])))
         seen.append((tuple(rows), result["finished"], figures))
 
@@ -102,9 +102,9 @@ class Machine:
     doubles: float = 4096
     now: float = 0.0
 
-    def at(self, length: int) -> Rate:
+    def at(self, length: int) -> PartTimes:
         factor = 1 + length / self.doubles
-        return Rate(length, self.step * factor / 8, self.step * factor, self.step * factor, 3 * self.step * factor)
+        return PartTimes(length, self.step * factor / 8, self.step * factor, self.step * factor, 3 * self.step * factor)
 
     def clock(self) -> float:
         return self.now
@@ -191,13 +191,13 @@ def test_a_measurement_ends_early_after_one_sample_at_least() -> None:
 def test_a_recurrent_model_says_why_it_cannot_be_packed() -> None:
     backend = TransformersBackend(tiny_model("Mamba-2"), tiny_tokenizer())
     report: Any = SimpleNamespace(backend=backend, probe=suite._blank_probe(backend))
-    _, cuts = suite._measurements(report, suite.QUICK, Rates(Rate(64, 1, 1, 1, 1)), (128,), (25,))
+    _, cuts = suite._measurements(report, suite.QUICK, Rates(PartTimes(64, 1, 1, 1, 1)), (128,), (25,))
     assert cuts[0].startswith("scan of 600 tokens at 23 depths: not possible for this model, ")
 
 
 def test_rates_grow_with_the_length_until_one_is_measured() -> None:
-    rates = Rates(Rate(64, 0.1, 1.0, 2.0, 3.0))
-    assert rates.at(32) == Rate(32, 0.1, 1.0, 2.0, 3.0)
+    rates = Rates(PartTimes(64, 0.1, 1.0, 2.0, 3.0))
+    assert rates.at(32) == PartTimes(32, 0.1, 1.0, 2.0, 3.0)
     assert rates.at(64 + 4096).step == 2.0
     rates.add(2048, step=1.1, check=2.2, naive=3.3)
     assert rates.at(2048).step == 1.1 and rates.at(64).step == 1.0 and rates.at(2048 + 4096).check == pytest.approx(4.4)

@@ -1,5 +1,6 @@
 """The command line as a whole: help, errors, exit codes, what it imports."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from anydepth.cli import load, main
+from anydepth.cli.options import ModelOptions
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.errors import AnydepthError, CheckError, ModelError
 from tests.unit.cli.conftest import Run, ScriptedGuard
 
@@ -141,3 +144,18 @@ def test_every_option_is_documented() -> None:
         if option.startswith("--") and f"`{option}" not in page
     ]
     assert not missing
+
+
+def test_a_group_of_options_becomes_one_option_per_field() -> None:
+    seen: list[tuple[str, Loading]] = []
+
+    @grouped
+    def command(model: str, *, loading: Loading) -> None:
+        seen.append((model, loading))
+
+    names = ["model", "adapter", "dtype", "device", "revision", "template_kwarg"]
+    assert list(inspect.signature(command).parameters) == names
+    command(**dict(zip(names, ("m", "a", "auto", None, "main", ["x=1"]), strict=True)))
+    assert seen == [("m", Loading("a", revision="main", template_kwarg=["x=1"]))]
+    made = ModelOptions("m", "a", "auto", None, "main", template_kwargs={"x": 1})
+    assert seen[0][1].of("m") == made

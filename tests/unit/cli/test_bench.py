@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from anydepth import bench
-from anydepth.bench import Row
+from anydepth.bench import BenchRow
 from anydepth.cli.demo import settings
 from tests.unit.cli.conftest import Run
 
@@ -20,7 +20,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         progress, came = options.pop("progress"), options.pop("came")
         made.append({"model": model, **options})
         progress("1/2 cost of a [check]; about 40 s left")
-        row = Row("a check costs", "128 tokens", "0.50 decode steps")
+        row = BenchRow("a check costs", "128 tokens", "0.50 decode steps")
         came([row], {"check_ratio": {"128": 0.5}, "finished": False})
         if model == "org/dies":
             raise KeyboardInterrupt
@@ -57,7 +57,7 @@ def test_what_came_before_a_run_was_stopped_is_in_the_file(
 def test_a_device_gets_the_figures_once(run: Run, calls: list[dict[str, Any]]) -> None:
     assert run("bench", "org/m", "--json", "/dev/null").exit_code == 0
     result = run("bench", "org/m", "--json", "/dev/full")
-    assert result.exit_code == 2 and "the figures cannot be written (No space left on device)" in result.stderr
+    assert result.exit_code == 2 and "cannot write /dev/full: No space left on device" in result.stderr
 
 
 def test_defaults_are_those_of_the_issue(run: Run, calls: list[dict[str, Any]]) -> None:

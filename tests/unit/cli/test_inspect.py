@@ -44,7 +44,7 @@ def backend(*, packed_reason: str | None = None) -> Any:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "open_backend", lambda model: backend())
-    monkeypatch.setattr(load, "has_shipped_probe", lambda backend: True)
+    monkeypatch.setattr("anydepth.cli.inspect.find_shipped", lambda backend: object())
 
 
 def test_marks_the_read_token(run: Run, opened: None) -> None:
@@ -99,7 +99,7 @@ def test_template_variables_that_are_wrong(run: Run, opened: None, value: str, m
 
 def test_says_why_a_scan_takes_many_passes(run: Run, opened: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "open_backend", lambda model: backend(packed_reason="layer 3 is recurrent"))
-    monkeypatch.setattr(load, "has_shipped_probe", lambda backend: False)
+    monkeypatch.setattr("anydepth.cli.inspect.find_shipped", lambda backend: None)
     result = run("inspect", "org/m")
     assert "layer 3 is recurrent" in result.stdout
     assert "pass --probe" in result.stdout

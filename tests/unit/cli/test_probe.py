@@ -75,7 +75,7 @@ def test_show_json_is_the_card(run: Run, folder: Path) -> None:
 
 
 def test_show_a_shipped_probe_by_the_name_of_its_model(run: Run) -> None:
-    _, shipped = next(iter(command._shipped()))
+    _, shipped = next(iter(command.shipped_probes()))
     result = run("probe", "show", shipped.card.model.name, "--json")
     assert json.loads(result.stdout)["model"]["fingerprint"] == shipped.card.model.fingerprint
 

@@ -14,7 +14,7 @@ from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
 from anydepth.evals.figure import Figure, Summary
-from anydepth.evals.instruments.interventions import NONE, PATCHES, Arm, Bench, arms, largest_read
+from anydepth.evals.instruments.interventions import NONE, PATCHES, Arm, Interventions, arms, largest_read
 from anydepth.evals.suites import causal
 from anydepth.templates.template import Prompt
 from tests.unit.evals.labelled_answers import Untouchable, backend, context, data_folder, rows
@@ -169,7 +169,7 @@ def test_the_header_stands_where_the_prompt_has_it(
     model, probe = bound
     one = context("causal", tmp_path, data, model=model, probe=probe)
     row = one.table("pairs_deep_validation")[0]
-    bench = Bench(one, [row], [row], depth=DEPTH, tokens=4)
+    bench = Interventions(one, [row], [row], depth=DEPTH, tokens=4)
     prompt = one.prompt(row)
     assert (*bench._prompt(row, 0).ids, *model.header.ids) == prompt.ids
     later = bench._prompt(row, DEPTH)

@@ -7,8 +7,8 @@ import pytest
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
-from anydepth.evals.instruments.deep_aligned import REFUSALS, RecoveryOptions, recoveries, recovery
-from anydepth.evals.instruments.tuning import Example, TuneOptions, end_of_turn, tune
+from anydepth.evals.instruments.tuning import TrainingExample, TuneOptions, end_of_turn, tune
+from benchmarks.train_deep_aligned import REFUSALS, RecoveryOptions, recoveries, recovery
 from tests import tiny
 from tests.conversations import conversation, words
 
@@ -22,12 +22,12 @@ def backend() -> TransformersBackend:
     return TransformersBackend(tiny.tiny_model("Llama"), tiny.tiny_tokenizer())
 
 
-def depths(backend: TransformersBackend, found: list[Example]) -> list[int]:
+def depths(backend: TransformersBackend, found: list[TrainingExample]) -> list[int]:
     """Tokens of the answer before the refusal."""
     return [each.start - len(backend.template.prompt(prompt_of(backend, each)).ids) for each in found]
 
 
-def prompt_of(backend: TransformersBackend, each: Example) -> str:
+def prompt_of(backend: TransformersBackend, each: TrainingExample) -> str:
     text = backend.tokenizer.decode(list(each.ids))
     return text.split("user")[1].split("<|im_end|>")[0].strip()
 

@@ -13,7 +13,7 @@ from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe
 from anydepth.errors import CheckError, ConfigError, ModelError
 from anydepth.evals.arms.arms import ARMS, DeepAligned, GuardModel, SelfDefence, chosen_arms, defence, late_to_halt
-from anydepth.evals.arms.model_as_judge import Asked, Wording, guard_wording, own_wording
+from anydepth.evals.arms.model_as_judge import AskedModel, Wording, guard_wording, own_wording
 from anydepth.evals.arms.replay import Detecting, Point, replay
 from anydepth.evals.context import Context
 from anydepth.evals.transcript import Transcript
@@ -35,8 +35,8 @@ def transcript(context: Context, text: str = "w5 w6 w7", prefill: str | None = "
     return Transcript("t", context.backend.template.prompt(text, prefill=prefill), (30, 31, 32, 33))
 
 
-def asked_of(context: Context, **wording: object) -> Asked:
-    return Asked(context.backend.model, context.backend.tokenizer, Wording(**{**WORDS, **wording}))  # type: ignore[arg-type]
+def asked_of(context: Context, **wording: object) -> AskedModel:
+    return AskedModel(context.backend.model, context.backend.tokenizer, Wording(**{**WORDS, **wording}))  # type: ignore[arg-type]
 
 
 # -- arms --------------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_self_defence_asks_in_a_turn_behind_the_answer_so_far(tmp_path: Path, mo
     monkeypatch.setattr("anydepth.evals.arms.model_as_judge.own_wording", lambda: wording)
     seen: list[str] = []
     monkeypatch.setattr(
-        Asked, "scores", lambda self, rows: [seen.append(context.backend.tokenizer.decode(r)) for r in rows]
+        AskedModel, "scores", lambda self, rows: [seen.append(context.backend.tokenizer.decode(r)) for r in rows]
     )
     SelfDefence(context.backend).scores([Point(transcript(context), depth) for depth in (0, 3)])
     assert [text.replace("\n", " ").split() for text in seen] == [
@@ -276,11 +276,11 @@ def test_wordings_are_chosen_by_the_models_name() -> None:
 
 def test_a_guard_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="guard model '/no/such'"):
-        Asked.load("/no/such")
+        AskedModel.load("/no/such")
     folder = saved(tmp_path / "guard")
     (tmp_path / "guard" / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
-        Asked.load(folder)
+        AskedModel.load(folder)
 
 
 def test_a_guard_model_that_is_an_adapter_is_its_base_with_the_adapter_on(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_guard_model_that_is_an_adapter_is_its_base_with_the_adapter_on(tmp_pa
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.save_pretrained(str(folder))
     tiny.tiny_tokenizer().save_pretrained(folder)
-    assert any("lora_A" in name for name, _ in Asked.load(str(folder)).model.named_parameters())
+    assert any("lora_A" in name for name, _ in AskedModel.load(str(folder)).model.named_parameters())
 
 
 def test_a_guard_model_with_random_weights_is_refused(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_guard_model_with_random_weights_is_refused(tmp_path: Path) -> None:
     kept = {name: value for name, value in held.items() if "layers.1.mlp" not in name}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"guard model .* lack weights .* random values"):
-        Asked.load(str(folder))
+        AskedModel.load(str(folder))
 
 
 def test_a_halt_of_a_guard_model_is_its_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_a_halt_of_a_guard_model_is_its_score(tmp_path: Path, monkeypatch: pytes
     arm = GuardModel(context.backend, "unused")
     harm = context.backend.decode_text([32])
 
-    class Planted(Asked):
+    class Planted(AskedModel):
         def scores(self, questions: object) -> list[Score | Exception]:
             return [Score(float(harm in self.tokenizer.decode(ids).split())) for ids in questions]  # type: ignore[union-attr]
 

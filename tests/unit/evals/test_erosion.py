@@ -16,7 +16,17 @@ from anydepth.evals.eval_options import EvalOptions
 from anydepth.evals.figure import Summary
 from anydepth.evals.suite import load_suite
 from anydepth.evals.suites import erosion
-from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, REQUESTS, Measured, summarise
+from anydepth.evals.suites.erosion_figures import (
+    BASE,
+    BELOW,
+    BENIGN,
+    PROBE,
+    REQUESTS,
+    Measured,
+    charts,
+    figures_of,
+    limits_of,
+)
 from anydepth.evals.suites.erosion_sets import not_trained_on
 from anydepth.policy import Threshold
 from anydepth.schedule import Every
@@ -265,7 +275,8 @@ def planted(halts: Mapping[tuple[int, str], int], refusals: Mapping[int, int], c
 
 
 def told(measured: Measured) -> Summary:
-    return summarise(measured, title="t", paper="p", judge="j", notes=())
+    figures = tuple(figures_of(measured, "j"))
+    return Summary("erosion", "t", "p", figures, tuple(charts()), tuple(limits_of(measured, figures)))
 
 
 def test_the_loss_is_paired_and_given_with_its_interval() -> None:

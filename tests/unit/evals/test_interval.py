@@ -127,7 +127,7 @@ def test_checks_behind_depth_zero_stand_alone(
     backend = tiny_backend()
     context = context_of(tmp_path, backend=backend, given_probe=random_probe(backend, policy=Threshold(0.7)))
     context.record("a", lambda: {"checks": list(scores.items())})
-    answer = interval.Answer("harmful", Transcript("a", backend.template.prompt("w1"), (9,) * 12))
+    answer = interval.StoredAnswer("harmful", Transcript("a", backend.template.prompt("w1"), (9,) * 12))
     late = interval._late(context, answer, Every(5, doubling=False))
     assert (late.depth, late.before) == (depth, before)
     held, sent = late.out("hold"), late.out("eager")

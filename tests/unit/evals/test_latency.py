@@ -51,11 +51,13 @@ def test_every_arm_is_measured_at_every_length(tmp_path: Path) -> None:
 
 
 def test_a_guard_model_stands_beside_the_model_asked_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anydepth.evals.arms.model_as_judge import Asked
+    from anydepth.evals.arms.model_as_judge import AskedModel
 
     backend = tiny_backend()
     other = tiny_backend("Qwen2")
-    monkeypatch.setattr(Asked, "load", classmethod(lambda cls, model: Asked(other.model, other.tokenizer, ASKED)))
+    monkeypatch.setattr(
+        AskedModel, "load", classmethod(lambda cls, model: AskedModel(other.model, other.tokenizer, ASKED))
+    )
     summary = run(context_of(tmp_path, backend=backend, options={"guard_model": "org/guard"}))
     assert {"guard-model", "self-defence"} <= {figure.group.get("arm") for figure in summary.figures}
     assert not any("stands in" in note for note in summary.notes)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from anydepth.evals.attacks import pair
-from anydepth.evals.attacks.pair import Rounds, Turn, attacker_messages, proposal_of, run_rounds
+from anydepth.evals.attacks.pair import PairRound, Rounds, attacker_messages, proposal_of, run_rounds
 from anydepth.evals.attacks.texts import wording
 from anydepth.evals.context import Context
 from anydepth.evals.judges.judge import Judged, Judgement
@@ -47,7 +47,7 @@ def test_the_attacker_stops_at_its_first_success(tmp_path: Path) -> None:
 def test_a_halted_answer_is_no_success_and_the_attacker_sees_the_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown: list[Turn] = []
+    shown: list[PairRound] = []
     real = pair.attacker_messages
 
     def watched(goal: str, turns):  # type: ignore[no-untyped-def]
@@ -91,7 +91,7 @@ def test_the_attacker_is_asked_with_the_last_turn_and_braces_stay() -> None:
     assert first["role"] == "user"
     assert wording("pair")["system"] in first["content"]
     assert goal in first["content"]
-    turns = [Turn("old", "r", 2), Turn("say {goal}", "no " * 1000, 3)]
+    turns = [PairRound("old", "r", 2), PairRound("say {goal}", "no " * 1000, 3)]
     (later,) = attacker_messages(goal, turns)
     assert goal in later["content"]
     assert "say {goal}" in later["content"]

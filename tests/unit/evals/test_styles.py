@@ -6,7 +6,7 @@ import json
 import pytest
 
 from anydepth.errors import ConfigError
-from anydepth.evals.attacks.restyle import MECHANICAL, asked, restyle
+from anydepth.evals.attacks.restyle import MECHANICAL, request_in_style, restyle
 from anydepth.evals.attacks.texts import wording
 
 TEXT = (
@@ -35,10 +35,10 @@ def test_comments_and_verse_keep_the_words() -> None:
 def test_every_mechanical_style_can_be_asked_for() -> None:
     assert set(MECHANICAL) < set(wording("styles"))
     for style in wording("styles"):
-        assert asked(style, "Say hello.").startswith("Say hello.\n\nWrite all of your answer")
+        assert request_in_style(style, "Say hello.").startswith("Say hello.\n\nWrite all of your answer")
 
 
-@pytest.mark.parametrize("make", [restyle, asked])
+@pytest.mark.parametrize("make", [restyle, request_in_style])
 def test_an_unknown_style_is_refused_by_name(make) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match=r"'limerick'.*base64"):
         make("limerick", TEXT)

@@ -15,7 +15,15 @@ from anydepth.backends.transformers import TransformersBackend, load
 from anydepth.backends.transformers.blocks import default_site
 from anydepth.errors import ConfigError
 from anydepth.evals.instruments import tuning
-from anydepth.evals.instruments.tuning import Example, TuneOptions, adapted, end_of_turn, example, trainable, tune
+from anydepth.evals.instruments.tuning import (
+    TrainingExample,
+    TuneOptions,
+    adapted,
+    end_of_turn,
+    example,
+    trainable,
+    tune,
+)
 from tests import tiny
 from tests.conversations import conversation, words
 
@@ -35,14 +43,14 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> TransformersBackend:
 
 
 @pytest.fixture(scope="module")
-def examples(backend: TransformersBackend) -> list[Example]:
+def examples(backend: TransformersBackend) -> list[TrainingExample]:
     found = [example(backend, conversation(n, length=20), OPTIONS.longest) for n in range(8)]
     return [each for each in found if each]
 
 
 @pytest.fixture(scope="module")
 def tuned(
-    backend: TransformersBackend, examples: list[Example], tmp_path_factory: pytest.TempPathFactory
+    backend: TransformersBackend, examples: list[TrainingExample], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, tuning.Tuned]:
     """Adapters that were trained in one go."""
     return {each.step: each for each in tune(backend, examples, OPTIONS, tmp_path_factory.mktemp("whole"))}
@@ -134,7 +142,7 @@ def test_what_is_only_needed_to_go_on_is_kept_for_the_last_step_alone(tuned: dic
 
 
 def test_the_loss_is_that_of_the_answer_alone(
-    backend: TransformersBackend, examples: list[Example], tmp_path: Path
+    backend: TransformersBackend, examples: list[TrainingExample], tmp_path: Path
 ) -> None:
     one = examples[0]
     [made] = tune(backend, [one], replace(OPTIONS, steps=(1,), batch=1), tmp_path)
@@ -144,7 +152,9 @@ def test_the_loss_is_that_of_the_answer_alone(
     assert made.loss == pytest.approx(np.mean(answer), rel=1e-3)
 
 
-def test_training_lowers_the_loss(backend: TransformersBackend, examples: list[Example], tmp_path: Path) -> None:
+def test_training_lowers_the_loss(
+    backend: TransformersBackend, examples: list[TrainingExample], tmp_path: Path
+) -> None:
     first, last = tune(backend, examples[:2], replace(OPTIONS, steps=(1, 12)), tmp_path)
     history = json.loads((last.folder / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
@@ -154,7 +164,7 @@ def test_training_lowers_the_loss(backend: TransformersBackend, examples: list[E
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(
-    backend: TransformersBackend, examples: list[Example], tuned: dict[int, tuning.Tuned], tmp_path: Path
+    backend: TransformersBackend, examples: list[TrainingExample], tuned: dict[int, tuning.Tuned], tmp_path: Path
 ) -> None:
     class Killed(Exception):
         pass
@@ -178,7 +188,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(
 
 
 def test_adapters_that_are_there_are_not_trained_again(
-    backend: TransformersBackend, examples: list[Example], tuned: dict[int, tuning.Tuned]
+    backend: TransformersBackend, examples: list[TrainingExample], tuned: dict[int, tuning.Tuned]
 ) -> None:
     folder = tuned[0].folder.parent
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -188,7 +198,7 @@ def test_adapters_that_are_there_are_not_trained_again(
 
 
 def test_the_seed_decides(
-    backend: TransformersBackend, examples: list[Example], tuned: dict[int, tuning.Tuned], tmp_path: Path
+    backend: TransformersBackend, examples: list[TrainingExample], tuned: dict[int, tuning.Tuned], tmp_path: Path
 ) -> None:
     found = {
         seed: weights(tune(backend, examples, replace(OPTIONS, steps=(1,), seed=seed), tmp_path / str(seed))[0].folder)
@@ -200,7 +210,7 @@ def test_the_seed_decides(
 
 
 def test_the_model_itself_is_left_as_it_was(
-    backend: TransformersBackend, examples: list[Example], tmp_path: Path
+    backend: TransformersBackend, examples: list[TrainingExample], tmp_path: Path
 ) -> None:
     def facts() -> tuple[Any, ...]:
         model, tokenizer = backend.model, backend.tokenizer
@@ -214,7 +224,7 @@ def test_the_model_itself_is_left_as_it_was(
 
 
 def test_a_folder_that_was_begun_with_something_else_is_refused(
-    backend: TransformersBackend, examples: list[Example], tuned: dict[int, tuning.Tuned]
+    backend: TransformersBackend, examples: list[TrainingExample], tuned: dict[int, tuning.Tuned]
 ) -> None:
     folder = tuned[0].folder.parent
     with pytest.raises(ConfigError, match="was begun with rank 2, now it is 3"):
@@ -229,7 +239,7 @@ def test_no_example_is_no_training(backend: TransformersBackend, tmp_path: Path)
 
 
 def test_a_model_that_was_not_loaded_from_that_place_is_refused(
-    backend: TransformersBackend, examples: list[Example], tmp_path: Path
+    backend: TransformersBackend, examples: list[TrainingExample], tmp_path: Path
 ) -> None:
     other = TransformersBackend(tiny.tiny_model("Qwen2"), tiny.tiny_tokenizer())
     other.identity = replace(other.identity, name=backend.identity.name)
@@ -266,7 +276,7 @@ def test_an_adapter_is_read_through_it_or_below_it_and_taken_off_again(
         np.testing.assert_allclose(states(below), before, rtol=0, atol=1e-5)
         assert np.abs(logits(through) - said).max() > 1e-2
         with pytest.raises(ConfigError, match="has an adapter already"):
-            tune(through, [Example((1, 2, 3), 1)], OPTIONS, tuned[0].folder.parent)
+            tune(through, [TrainingExample((1, 2, 3), 1)], OPTIONS, tuned[0].folder.parent)
     assert np.array_equal(states(backend), before)
     assert np.array_equal(logits(backend), said)
 

@@ -14,8 +14,9 @@ from anydepth.backends.transformers import TransformersBackend
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError, UnsupportedModel
 from anydepth.probes.states import collect as module
-from anydepth.probes.states.collect import SHADOW_TURN, Collected, collect, dtype_of, manifest_for, work_for
+from anydepth.probes.states.collect import SHADOW_TURN, Collected, collect, work_for
 from anydepth.probes.states.facts import AnswerFacts
+from anydepth.probes.states.manifest import dtype_of, manifest_for
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.sites import default_layers, sites_for
 from anydepth.probes.states.store import Checks, StateStore

@@ -12,14 +12,13 @@ from anydepth.errors import ConfigError
 from anydepth.probes.recipe.recipe import (
     TRAIN,
     Gathered,
-    Part,
+    RecipePart,
     gather,
     held_out_of,
     read_recipe,
     recipe_for,
     recipe_from,
     training_sources,
-    without,
 )
 from anydepth.schedule import Every, Listed
 
@@ -72,8 +71,8 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
     )
     recipe = read_recipe(file)
     assert recipe.parts == (
-        Part("a", data=("x.jsonl",), depths=(4, 8), limit=3),
-        Part("b", data=("y.jsonl", "z"), split="v"),
+        RecipePart("a", data=("x.jsonl",), depths=(4, 8), limit=3),
+        RecipePart("b", data=("y.jsonl", "z"), split="v"),
     )
     assert recipe.write == {"do_sample": True} and recipe.fit == {"strength": [0.1, 1.0]} and recipe.measure == {}
     assert recipe.source == str(file)
@@ -439,9 +438,3 @@ def test_sources_are_counted_by_licence_for_the_card(tmp_path: Path) -> None:
         {"name": "s1", "licence": "CC-BY-4.0", "answers": "1"},
         {"name": "s1", "licence": "MIT", "answers": "1"},
     )
-
-
-def test_an_ablation_leaves_parts_out() -> None:
-    recipe = recipe_from({"part": [ONE, {"name": "b", "like": "a"}], "fit": {"bags": 2}}, "r")
-    less = without(recipe, ["b"])
-    assert [part.name for part in less.parts] == ["a"] and less.fit == recipe.fit

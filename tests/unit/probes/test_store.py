@@ -20,7 +20,7 @@ MANIFEST = Manifest(MODEL, "digest", "header", (1, 2, 3, 4), ("a", "b", "c", "d"
 
 
 def row(answer: str, depth: int, *, view: str = "own", label: str = "benign") -> CheckRow:
-    return CheckRow(f"id-{answer}", answer, view, "train", "source", label, "MIT", "key", depth, 50)
+    return CheckRow(f"id-{answer}", "train", "source", label, "MIT", "key", answer, view, depth, 50)
 
 
 def states(count: int, seed: int = 0) -> dict[Site, np.ndarray]:

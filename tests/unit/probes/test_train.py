@@ -23,7 +23,7 @@ from anydepth.probes.fitting.figures import figures_of, limits_of
 from anydepth.probes.fitting.measure import trails
 from anydepth.probes.fitting.train import Filled, Trained, _in_half, fill, train
 from anydepth.probes.recipe.pairs import half
-from anydepth.probes.recipe.recipe import TRAIN, Gathered, Part, Recipe, recipe_from
+from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, RecipePart, recipe_from
 from anydepth.probes.states.store import Checks, answer_key
 from tests import tiny
 
@@ -465,4 +465,4 @@ def test_limits_come_from_what_was_measured(done: tuple[Filled, Trained]) -> Non
 
 
 def test_a_part_is_read_as_its_recipe_says() -> None:
-    assert Part("a", data=("x",), depths=(3,)).schedule != Part("a", data=("x",)).schedule
+    assert RecipePart("a", data=("x",), depths=(3,)).schedule != RecipePart("a", data=("x",)).schedule

@@ -15,7 +15,7 @@ from anydepth.evals.transcript import Transcript
 from anydepth.probes.recipe.recipe import read_recipe
 from anydepth.probes.recipe.recipe_part import TRAIN
 
-Kind = Literal["benign", "contrast", "harmful"]
+SetKind = Literal["benign", "contrast", "harmful"]
 
 _PROMPTS = SHIPPED + "benign_prompts"
 _SPARE = 20
@@ -38,7 +38,7 @@ class AnswerSet:
 
     name: str
     table: str
-    kind: Kind = "benign"
+    kind: SetKind = "benign"
     label: str | None = None
     written: bool = False
     unseen: bool = False
@@ -133,12 +133,15 @@ def not_trained_on(rows: Sequence[Conversation]) -> list[Conversation]:
 
     Which it takes depends on what else is left out as a near-duplicate; the spare ones make up for that.
     """
-    taken: set[str] = set()
-    for part in read_recipe().parts:
-        if part.split == TRAIN and _PROMPTS in part.data:
-            most = None if part.limit is None else part.limit + _SPARE
-            taken |= {row.id for row in balance(rows, per_source=most, seed=part.seed).kept}
+    taken = {row.id for row in trained_on(_PROMPTS, rows, _SPARE)}
     return [row for row in rows if row.id not in taken]
+
+
+def trained_on(table: str, rows: Sequence[Conversation], spare: int) -> list[Conversation]:
+    """The rows of `table` that the recipe of the shipped probes trains on, and up to `spare` more of each source."""
+    parts = [part for part in read_recipe().parts if part.split == TRAIN and table in part.data]
+    most = {part: None if part.limit is None else part.limit + spare for part in parts}
+    return [row for part in parts for row in balance(rows, per_source=most[part], seed=part.seed).kept]
 
 
 def _key(of: AnswerSet, row: Conversation) -> str:

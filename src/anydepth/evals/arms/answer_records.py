@@ -11,8 +11,8 @@ from anydepth.evals.arms.replay import reads_states, replay
 from anydepth.evals.context import Context
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
-from anydepth.jsonl import finite
 from anydepth.schedule import Every
+from anydepth.types import json_number
 
 _TOGETHER = 32
 
@@ -97,7 +97,7 @@ def _key(arm: str, transcript: Transcript) -> str:
 
 
 def _record(transcript: Transcript, outcome: Outcome) -> dict[str, Any]:
-    checks = [(check.depth, finite(check.score), finite(check.statistic)) for check in outcome.checks]
+    checks = [(check.depth, json_number(check.score), json_number(check.statistic)) for check in outcome.checks]
     statistics = [statistic for _, _, statistic in checks if statistic is not None]
     return {
         "halted": outcome.verdict.halt,

@@ -10,7 +10,7 @@ from anydepth.backends.protocol import CONTENT
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe, Rethink
 from anydepth.errors import ConfigError
-from anydepth.evals.arms.model_as_judge import Asked
+from anydepth.evals.arms.model_as_judge import AskedModel
 from anydepth.evals.arms.replay import Defence, Detecting, Point
 from anydepth.policy import Policy, Threshold
 from anydepth.templates.template import Prompt
@@ -98,8 +98,8 @@ class SelfDefence:
         return replace(base, policy=Threshold(0.5))
 
     @cached_property
-    def _asked(self) -> Asked:
-        return Asked.itself(self.backend)
+    def _asked(self) -> AskedModel:
+        return AskedModel.itself(self.backend)
 
     @cached_property
     def _turn(self) -> tuple[int, ...]:
@@ -133,9 +133,9 @@ class GuardModel:
         return replace(base, policy=Threshold(0.5))
 
     @cached_property
-    def asked(self) -> Asked:
+    def asked(self) -> AskedModel:
         """The guard model, loaded when it is first asked."""
-        return Asked.load(self.model)
+        return AskedModel.load(self.model)
 
     def _question(self, point: Point) -> tuple[int, ...]:
         answer = self.backend.decode_text(point.transcript.answer_ids[: point.depth])
@@ -166,6 +166,8 @@ def defence(name: str, context: "Context") -> Defence:
     """
     if name not in _MAKERS:
         raise ConfigError(f"there is no defence {name!r}; choose from {', '.join(ARMS)}")
+    if lacking := _lacking(name, context):
+        raise ConfigError(f"the arm {name} cannot be measured: {lacking}")
     return _MAKERS[name](context)
 
 
@@ -178,9 +180,9 @@ def chosen_arms(context: "Context", default: Sequence[str]) -> tuple[tuple[str, 
         for name in context.options.arms:
             defence(name, context)
         return tuple(dict.fromkeys(context.options.arms)), ()
-    lacking = {name: _LACKING[name](context) for name in default if name in _LACKING}
-    kept = tuple(name for name in default if not lacking.get(name))
-    return kept, tuple(f"The arm {name} was left out: {why}." for name, why in lacking.items() if why)
+    lacking = {name: why for name in default if (why := _lacking(name, context))}
+    kept = tuple(name for name in default if name not in lacking)
+    return kept, tuple(f"The arm {name} was left out: {why}." for name, why in lacking.items())
 
 
 def late_to_halt(policy: Policy) -> str | None:
@@ -210,7 +212,7 @@ def _rethink(name: str, mode: str) -> Callable[["Context"], Defence]:
 
 
 def _no_header(context: "Context") -> Defence:
-    path = _needed(context, "no-header", _no_content_probe(context), "content_probe")
+    path = Path(context.setting("content_probe", "")).expanduser()
     probe = LinearProbe.load(path)
     if any(read.token != CONTENT for read in probe.reads):
         reads = ", ".join(map(str, probe.reads))
@@ -220,38 +222,22 @@ def _no_header(context: "Context") -> Defence:
 
 
 def _deep_aligned(context: "Context") -> Defence:
-    path = _needed(context, "deep-aligned", _no_adapter(context), "deep_aligned")
+    path = Path(context.setting("deep_aligned", "")).expanduser()
     if not path.exists():
         raise ConfigError(f"{context.suite}.deep_aligned is {path}: there is no such folder")
     dtype = str(context.backend.model.dtype).removeprefix("torch.")
     return DeepAligned(context.backend.identity.name, path, dtype)
 
 
-def _guard_model(context: "Context") -> Defence:
-    model = context.options.guard_model
-    if model is None:
-        raise ConfigError(f"the arm guard-model needs a model: {_no_guard_model(context)}")
-    return GuardModel(context.backend, model)
-
-
-def _needed(context: "Context", arm: str, lacking: str, setting: str) -> Path:
-    if lacking:
-        raise ConfigError(f"the arm {arm} cannot be measured: {lacking}")
-    return Path(context.setting(setting, "")).expanduser()
-
-
-def _no_content_probe(context: "Context") -> str:
-    hint = f"no probe of the last content token was given (--set {context.suite}.content_probe=PATH)"
-    return "" if context.setting("content_probe", "") else hint
-
-
-def _no_adapter(context: "Context") -> str:
-    hint = f"no safety-recovery adapter was given (--set {context.suite}.deep_aligned=PATH)"
-    return "" if context.setting("deep_aligned", "") else hint
-
-
-def _no_guard_model(context: "Context") -> str:
-    return "" if context.options.guard_model else "no guard model was given (--guard-model MODEL)"
+def _lacking(name: str, context: "Context") -> str:
+    """What the arm `name` needs and the user has not given; nothing for most."""
+    if name == "no-header" and not context.setting("content_probe", ""):
+        return f"no probe of the last content token was given (--set {context.suite}.content_probe=PATH)"
+    if name == "deep-aligned" and not context.setting("deep_aligned", ""):
+        return f"no safety-recovery adapter was given (--set {context.suite}.deep_aligned=PATH)"
+    if name == "guard-model" and not context.options.guard_model:
+        return "no guard model was given (--guard-model MODEL)"
+    return ""
 
 
 _MAKERS: Mapping[str, Callable[["Context"], Defence]] = {
@@ -262,13 +248,8 @@ _MAKERS: Mapping[str, Callable[["Context"], Defence]] = {
     "rethink-score": _rethink("rethink-score", "score"),
     "self-defence": lambda context: SelfDefence(context.backend),
     "no-header": _no_header,
-    "guard-model": _guard_model,
+    "guard-model": lambda context: GuardModel(context.backend, context.options.guard_model or ""),
     "deep-aligned": _deep_aligned,
-}
-_LACKING: Mapping[str, Callable[["Context"], str]] = {
-    "no-header": _no_content_probe,
-    "deep-aligned": _no_adapter,
-    "guard-model": _no_guard_model,
 }
 ARMS: tuple[str, ...] = tuple(_MAKERS)
 """Names of all defences."""

@@ -13,10 +13,9 @@ from anydepth.evals.context import Context
 from anydepth.evals.judges.judge import Judged
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
-from anydepth.jsonl import finite
 from anydepth.probes.fitting.calibrate import Trail
 from anydepth.schedule import Every, Listed
-from anydepth.types import Score
+from anydepth.types import Score, json_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +146,7 @@ def trail_of(context: Context, arm: str, item: Forced) -> Trail | None:
 
 
 def _checks(outcome: Outcome) -> dict[str, Any]:
-    checks = [(check.depth, finite(check.score)) for check in outcome.checks]
+    checks = [(check.depth, json_number(check.score)) for check in outcome.checks]
     halt = outcome.verdict.depth if outcome.verdict.halt else None
     return {"checks": checks, "halts_at": halt, "errors": outcome.verdict.errors}
 

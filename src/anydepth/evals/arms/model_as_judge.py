@@ -1,11 +1,9 @@
 """Ask a model in words whether an answer is harmful, and read the verdict off its next token."""
 
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +11,7 @@ import numpy as np
 
 from anydepth.backends.batch import batches
 from anydepth.errors import CheckError, ConfigError, ModelError
+from anydepth.files import packaged_toml
 from anydepth.templates.template import Prompt
 from anydepth.types import Score
 
@@ -43,7 +42,7 @@ def guard_wording(name: str) -> Wording:
 
 
 @dataclass
-class Asked:
+class AskedModel:
     """A causal language model that answers such questions.
 
     Attributes:
@@ -57,7 +56,7 @@ class Asked:
     wording: Wording
 
     @classmethod
-    def load(cls, model: str, *, dtype: str = "auto") -> "Asked":
+    def load(cls, model: str, *, dtype: str = "auto") -> "AskedModel":
         """Load an external guard by hub id or folder; ModelError if it cannot be."""
         from transformers import AutoModelForCausalLM
 
@@ -73,7 +72,7 @@ class Asked:
         return cls(loaded.eval(), tokenizer, guard_wording(model))
 
     @classmethod
-    def itself(cls, backend: "TransformersBackend") -> "Asked":
+    def itself(cls, backend: "TransformersBackend") -> "AskedModel":
         """The model under test, asked about its own answer."""
         return cls(backend.model, backend.tokenizer, own_wording())
 
@@ -146,8 +145,7 @@ class Asked:
 
 @cache
 def _wordings() -> tuple[Wording, tuple[tuple[str, Wording], ...]]:
-    source = resources.files("anydepth") / "data" / "asked.toml"
-    data = tomllib.loads(source.read_text(encoding="utf-8"))
+    data = packaged_toml("asked.toml")
     return _wording(data["own"]), tuple((row.pop("pattern"), _wording(row)) for row in data["guard"])
 
 

@@ -42,7 +42,7 @@ def _read_all(kind: type[Kind], context: Context) -> Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Spending:
+class AttackOptions:
     """What the suite `attacks` may cost; every field is an option `--set attacks.NAME=VALUE`.
 
     Attributes:
@@ -72,7 +72,7 @@ class Spending:
     pair_rounds: int = _number(3, 2)
 
     @classmethod
-    def of(cls, context: Context) -> "Spending":
+    def of(cls, context: Context) -> "AttackOptions":
         """The suite's own numbers, those of `--quick`, or what the user says.
 
         Raises:
@@ -82,7 +82,7 @@ class Spending:
 
 
 @dataclass(frozen=True, slots=True)
-class Knowing:
+class AdaptiveOptions:
     """What the suite `adaptive` may cost; every field is an option `--set adaptive.NAME=VALUE`.
 
     Attributes:
@@ -116,6 +116,6 @@ class Knowing:
     ratios: tuple[Ratio, ...] = _read(lambda context, name: context.value(name, _RATIOS, _RATIOS))
 
     @classmethod
-    def of(cls, context: Context) -> "Knowing":
+    def of(cls, context: Context) -> "AdaptiveOptions":
         """The suite's own numbers, those of `--quick`, or what the user says; ConfigError names what is wrong."""
         return _read_all(cls, context)

@@ -1,6 +1,5 @@
 """Let a model rewrite a request until another one answers it (in the manner of PAIR, arXiv 2310.08419)."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.detectors.refusals import RefusalMatcher
+from anydepth.digests import short_digest
 from anydepth.evals.attacks.texts import wording
 from anydepth.evals.attacks.trials import Attempt, Tried, try_all
 from anydepth.evals.context import Context
@@ -25,7 +25,7 @@ _PLACE = re.compile(r"\{(goal|proposal|answer|score)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class PairRound:
     """One round.
 
     Attributes:
@@ -66,7 +66,7 @@ def run_rounds(
     tokens: int,
 ) -> list[Rounds]:
     """Attack every request against the model under the defence `arm`, which decides what the attacker gets to see."""
-    turns: dict[str, list[Turn]] = {row.id: [] for row in rows}
+    turns: dict[str, list[PairRound]] = {row.id: [] for row in rows}
     tried: dict[str, list[Tried]] = {row.id: [] for row in rows}
     empty, declined = dict.fromkeys(turns, 0), dict.fromkeys(turns, 0)
     live = list(rows)
@@ -79,7 +79,7 @@ def run_rounds(
             declined[row.id] += bool(proposal) and RefusalMatcher.default().is_refusal(proposal)
             if proposal:
                 prompt = context.backend.template.prompt(proposal)
-                attempts.append(Attempt(f"pair|{row.id}|{_short(proposal)}", row.id, row.prompt, prompt))
+                attempts.append(Attempt(f"pair|{row.id}|{short_digest(proposal)}", row.id, row.prompt, prompt))
         found = {each.attempt.item: each for each in try_all(context, attempts, [arm], tokens)}
         for item, each in found.items():
             tried[item].append(each)
@@ -88,7 +88,7 @@ def run_rounds(
     return [Rounds(row.id, tuple(tried[row.id]), empty[row.id], declined[row.id]) for row in rows]
 
 
-def attacker_messages(goal: str, turns: Sequence[Turn]) -> list[Message]:
+def attacker_messages(goal: str, turns: Sequence[PairRound]) -> list[Message]:
     """The messages for the attacker; of its tries the last only: small models lose themselves in longer histories."""
     words = wording("pair")
     values, text = {"goal": goal}, words["first"]
@@ -123,23 +123,19 @@ def _proposals(
     context: Context,
     attacker: "TransformersBackend",
     rows: Sequence[Conversation],
-    turns: dict[str, list[Turn]],
+    turns: dict[str, list[PairRound]],
     number: int,
 ) -> dict[str, str]:
     keys, prompts = {}, {}
     for row in rows:
         prompt = attacker.template.prompt(attacker_messages(row.prompt, turns[row.id]))
         # Named after what is asked: rounds that are the same under several defences are written once.
-        keys[row.id] = f"pair-ask|{row.id}|{number}|{_short(repr(prompt.ids))}"
+        keys[row.id] = f"pair-ask|{row.id}|{number}|{short_digest(repr(prompt.ids))}"
         prompts[keys[row.id]] = prompt
     context.write(prompts, PROPOSAL_TOKENS, sampling=SAMPLING, backend=attacker)
     return {item: proposal_of(context.text(key)) for item, key in keys.items()}
 
 
-def _turn(context: Context, tried: Tried, arm: str, proposal: str) -> Turn:
+def _turn(context: Context, tried: Tried, arm: str, proposal: str) -> PairRound:
     reply = context.config.refusal if tried.halted(arm) else context.text(tried.attempt.id)
-    return Turn(proposal, reply, mark_of(tried, arm))
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return PairRound(proposal, reply, mark_of(tried, arm))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from anydepth.backends.protocol import CONTENT
+from anydepth.backends.protocol import CONTENT, sites_of
 from anydepth.detectors import LinearProbe
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
@@ -123,7 +123,7 @@ class _Steered:
         asked = self._torch.tensor([header] * len(rows), dtype=rows.dtype, device=rows.device)
         tail = self._torch.cat([rows[:, -1:], asked], 1)
         mask = self._torch.ones(len(rows), self._fed + rows.shape[1] + len(header), dtype=rows.dtype)
-        sites = tuple(dict.fromkeys(read.site for read in reads))
+        sites = sites_of(reads)
         states = self._backend.read_tokens(tail, cache, mask.to(rows.device), sites)
         picked = [
             states[read.site][:, 0 if read.token == CONTENT else 1 + read.token].float().cpu().numpy() for read in reads

@@ -16,7 +16,7 @@ def restyle(style: str, text: str) -> str:
     return MECHANICAL[style](text)
 
 
-def asked(style: str, request: str) -> str:
+def request_in_style(style: str, request: str) -> str:
     """`request`, to be answered in that style; ConfigError lists those there are."""
     sentences = wording("styles")
     if style not in sentences:

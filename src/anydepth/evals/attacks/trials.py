@@ -107,10 +107,10 @@ def attacked_arms(context: Context, default: Sequence[str]) -> tuple[tuple[str, 
     return arms, notes
 
 
-def released_before(trace: Trace, prefill: int = 0) -> int:
+def released_before(trace: Trace) -> int:
     """How many tokens left before the halt: those that an earlier check had covered."""
     earlier = [depth for depth, _, _ in trace.checks if depth < trace.depth]
-    return max(max(earlier, default=0) - prefill, 0)
+    return max(earlier, default=0)
 
 
 def marked(context: Context, answers: Mapping[str, Judged]) -> dict[str, Mapping[str, Any]]:

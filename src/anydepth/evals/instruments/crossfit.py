@@ -15,10 +15,10 @@ from anydepth.evals import estimates
 from anydepth.evals.figure import Figure, Group
 from anydepth.extras import require
 from anydepth.probes.fitting.fit import FitOptions, fit
-from anydepth.probes.states.collect import Collected, collect, dtype_of, manifest_for
+from anydepth.probes.states.collect import Collected, collect_into
+from anydepth.probes.states.control_suffix import suffix_ids
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import Checks, StateStore
-from anydepth.probes.states.suffix import suffix_ids
 from anydepth.schedule import Listed
 
 if TYPE_CHECKING:
@@ -213,11 +213,10 @@ class Crossfit:
         else:  # of a control only the last token is compared
             tokens = (self.control_token(suffix),)
         plan = CollectPlan(self.sites, tokens, Listed(self.depths), self.longest, suffix)
-        manifest = manifest_for(backend, plan, dtype=dtype_of(backend))
-        store = StateStore.create(context.folder / "states" / context.suite / suffix, manifest)
-        what = f"read {suffix}"
-        done = collect(backend, rows, store, plan, progress=lambda read, total, _: context.told(what, read, total))
-        self._stores[suffix] = store, done
+        folder, what = context.folder / "states" / context.suite / suffix, f"read {suffix}"
+        self._stores[suffix] = collect_into(
+            folder, backend, rows, plan, progress=lambda read, total, _: context.told(what, read, total)
+        )
         return self._stores[suffix]
 
     # -- figures -------------------------------------------------------------------------------------------------------

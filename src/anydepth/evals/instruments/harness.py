@@ -150,9 +150,7 @@ def _model(answers: Answers, shown: TextIO) -> Any:
             """Not offered: a guard watches answers that are generated."""
             raise ConfigError("a guard watches generated answers; use tasks of output type generate_until")
 
-        def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-            """Not offered either."""
-            raise ConfigError("a guard watches generated answers; use tasks of output type generate_until")
+        loglikelihood_rolling = loglikelihood  # pyright: ignore[reportAssignmentType]
 
     return Answering()
 

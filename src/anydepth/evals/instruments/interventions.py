@@ -12,9 +12,9 @@ from anydepth.backends.protocol import CONTENT, Read, Site
 from anydepth.conversations.dataset import Conversation
 from anydepth.detectors import LinearProbe, Rethink
 from anydepth.errors import ConfigError
-from anydepth.probes.states.collect import collect, dtype_of, manifest_for
+from anydepth.probes.states.collect import collect_into
 from anydepth.probes.states.plan import CollectPlan
-from anydepth.probes.states.store import Checks, StateStore, answer_key
+from anydepth.probes.states.store import Checks, answer_key
 from anydepth.schedule import Listed
 from anydepth.templates.template import Prompt
 from anydepth.types import Score
@@ -84,7 +84,7 @@ def largest_read(probe: LinearProbe) -> tuple[Read, np.ndarray, float]:
 
 
 @dataclass
-class Bench:
+class Interventions:
     """The answers whose header is edited, and all that the edits need.
 
     Attributes:
@@ -264,13 +264,10 @@ class Bench:
         sites = tuple(dict.fromkeys((entry(site), site)))
         tokens = tuple(range(len(backend.header.ids)))
         plan = CollectPlan(sites, tokens=tokens, schedule=Listed((self.depth,)), longest=self.depth)
-        store = StateStore.create(
-            context.folder / "states" / context.suite, manifest_for(backend, plan, dtype=dtype_of(backend))
-        )
-        done = collect(
+        store, done = collect_into(
+            context.folder / "states" / context.suite,
             backend,
             [*self.harmful, *self.benign],
-            store,
             plan,
             progress=lambda answers, total, _: context.told("read", answers, total),
         )

@@ -33,7 +33,7 @@ _RECENT = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TrainingExample:
     """One conversation as the model is trained on it.
 
     Attributes:
@@ -82,7 +82,9 @@ class Tuned:
     loss: float | None
 
 
-def example(backend: "TransformersBackend", row: Conversation, longest: int, *, forced: int = 0) -> Example | None:
+def example(
+    backend: "TransformersBackend", row: Conversation, longest: int, *, forced: int = 0
+) -> TrainingExample | None:
     """`row` for training, cut at `longest` tokens; None if its prompt leaves no room for an answer.
 
     The loss is taken on the answer, its end of turn included, without its first `forced` tokens.
@@ -90,7 +92,7 @@ def example(backend: "TransformersBackend", row: Conversation, longest: int, *, 
     prompt = backend.template.prompt([*row.messages], prefill=row.response)
     start = prompt.start + forced
     ids = (*prompt.ids, end_of_turn(backend))[:longest]
-    return Example(ids, start) if prompt.prefill > forced and start + LEAST_ANSWER <= longest else None
+    return TrainingExample(ids, start) if prompt.prefill > forced and start + LEAST_ANSWER <= longest else None
 
 
 def trainable(
@@ -116,7 +118,7 @@ def end_of_turn(backend: "TransformersBackend") -> int:
 
 def tune(
     backend: "TransformersBackend",
-    examples: Sequence[Example],
+    examples: Sequence[TrainingExample],
     options: TuneOptions,
     folder: Path,
     told: Told = lambda done, total: None,
@@ -168,7 +170,7 @@ def adapted(
 
 def _train(
     backend: "TransformersBackend",
-    examples: Sequence[Example],
+    examples: Sequence[TrainingExample],
     options: TuneOptions,
     folder: Path,
     missing: Sequence[int],
@@ -233,7 +235,7 @@ def _copy(backend: "TransformersBackend") -> "TransformersBackend":
     return copy
 
 
-def _columns(examples: Sequence[Example]) -> dict[str, list[list[int]]]:
+def _columns(examples: Sequence[TrainingExample]) -> dict[str, list[list[int]]]:
     masked = -100  # no loss on these
     return {
         "input_ids": [list(each.ids) for each in examples],
@@ -293,7 +295,9 @@ def _loss(place: Path) -> float | None:
     return sum(losses) / len(losses)
 
 
-def _check(folder: Path, backend: "TransformersBackend", examples: Sequence[Example], options: TuneOptions) -> None:
+def _check(
+    folder: Path, backend: "TransformersBackend", examples: Sequence[TrainingExample], options: TuneOptions
+) -> None:
     """Note what the adapters of this folder depend on; ConfigError if it was begun with something else."""
     content = json.dumps([[each.ids, each.start] for each in examples])
     kept = {name: value for name, value in asdict(options).items() if name != "steps"}

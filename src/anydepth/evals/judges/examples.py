@@ -12,10 +12,10 @@ from anydepth.conversations.dataset import Conversation
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
 
-Kind = Literal["harmful", "declined", "ordinary"]
+ExampleKind = Literal["harmful", "declined", "ordinary"]
 """`harmful`: complies with a harmful request; `declined`: does not; `ordinary`: complies with a harmless one."""
 
-KINDS: tuple[Kind, ...] = ("harmful", "declined", "ordinary")
+EXAMPLE_KINDS: tuple[ExampleKind, ...] = ("harmful", "declined", "ordinary")
 _FEWEST = 10
 _REFUSING = 0.1
 """Share of refusals from which on a source of harmless answers is taken for one of harmful requests."""
@@ -48,7 +48,7 @@ class Example:
     """One answer to learn from."""
 
     text: str
-    kind: Kind
+    kind: ExampleKind
     source: str
     prompt_key: str
     refusing: Refusing
@@ -75,7 +75,7 @@ def examples(conversations: Sequence[Conversation]) -> list[Example]:
             refusals[row.source].append(read[row.id].opening)
     only_harmful = {source for source, found in refusals.items() if np.mean(found) > _REFUSING}
 
-    def kind(row: Conversation) -> Kind | None:
+    def kind(row: Conversation) -> ExampleKind | None:
         if row.label == "harmful":
             return "harmful"
         if row.prompt_key in asked or row.source in only_harmful or (row.source in with_harm and read[row.id].opening):
@@ -83,7 +83,7 @@ def examples(conversations: Sequence[Conversation]) -> list[Example]:
         return None if row.source in with_harm or read[row.id].opening else "ordinary"
 
     found = [Example(row.response, of, row.source, row.prompt_key, read[row.id]) for row in rows if (of := kind(row))]
-    counts = {name: sum(example.kind == name for example in found) for name in KINDS}
+    counts = {name: sum(example.kind == name for example in found) for name in EXAMPLE_KINDS}
     if min(counts["harmful"], counts["declined"]) < _FEWEST:
         raise ConfigError(
             f"the text judge cannot be fitted: the table has {counts['harmful']} harmful answers and "

@@ -2,15 +2,14 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from anydepth.conversations.dataset import digest
 from anydepth.evals.judges.judge import Judged, Judgement
+from anydepth.files import packaged_toml
 
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _RANGES: Mapping[str, range] = {"refused": range(2), "convincing": range(1, 6), "specific": range(1, 6)}
@@ -61,8 +60,7 @@ class Rubric:
 @cache
 def rubric() -> Rubric:
     """The package's own rubric."""
-    source = resources.files("anydepth") / "data" / "rubric.toml"
-    return Rubric(**tomllib.loads(source.read_text(encoding="utf-8")))
+    return Rubric(**packaged_toml("rubric.toml"))
 
 
 def _filled(template: str, **parts: str) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from anydepth.conversations.dataset import Conversation, digest
-from anydepth.evals.judges.examples import KINDS, Example, Kind, Refusing, examples, refusing
+from anydepth.evals.judges.examples import EXAMPLE_KINDS, Example, ExampleKind, Refusing, examples, refusing
 from anydepth.evals.judges.judge import TRAINING, Judged, Judgement, judge_written
 from anydepth.extras import require
 
 # Chosen on probe_train alone, each source being judged by a classifier that had not seen it.
-_WEIGHTS: Mapping[Kind, float] = {"declined": 1.0, "harmful": 0.85, "ordinary": 0.15}
+_WEIGHTS: Mapping[ExampleKind, float] = {"declined": 1.0, "harmful": 0.85, "ordinary": 0.15}
 _STRENGTH = 1.0
 _TIE = 0.005
 _FOLDS = 5
@@ -122,7 +122,7 @@ def _classifier(features: Any, kinds: np.ndarray, sources: np.ndarray) -> Any:
 def _weights(kinds: np.ndarray, sources: np.ndarray) -> np.ndarray:
     """Weights of mean 1: the kinds by `_WEIGHTS`, within a kind a source by the square root of its answers."""
     weights = np.zeros(len(kinds))
-    for kind in KINDS:
+    for kind in EXAMPLE_KINDS:
         of_kind = kinds == kind
         for source in sorted(set(sources[of_kind])):
             rows = of_kind & (sources == source)

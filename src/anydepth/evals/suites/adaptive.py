@@ -7,11 +7,11 @@ from anydepth.conversations.dataset import Conversation
 from anydepth.evals import estimates
 from anydepth.evals.answers.stored import stored
 from anydepth.evals.arms.answer_records import traced
-from anydepth.evals.attacks.attack_options import Knowing
+from anydepth.evals.attacks.attack_options import AdaptiveOptions
 from anydepth.evals.attacks.disguises import NONE, Case, as_stored, spoofs, spreads, styles, suffixed, with_content
 from anydepth.evals.attacks.gcg import START, Budget, Evasion
 from anydepth.evals.attacks.ranked_prefill import CHOICES, Choice, Steering, steer
-from anydepth.evals.attacks.restyle import asked
+from anydepth.evals.attacks.restyle import request_in_style
 from anydepth.evals.attacks.spoof import VARIANTS, control_tokens, spoofed
 from anydepth.evals.attacks.suffixes import searched
 from anydepth.evals.attacks.texts import wording
@@ -19,6 +19,7 @@ from anydepth.evals.attacks.trials import BASE, Attempt, attacked_arms, marked, 
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure, Summary
 from anydepth.evals.judges.judge import Judged
+from anydepth.evals.suite import summed_up
 from anydepth.evals.suites.adaptive_figures import (
     CHARTS,
     figures_of_cases,
@@ -41,7 +42,7 @@ class _Given:
     """What every attack works with."""
 
     context: Context
-    spending: Knowing
+    options: AdaptiveOptions
     arms: tuple[str, ...]
     harmful: Sequence[Conversation]
     benign: Sequence[Conversation]
@@ -58,63 +59,55 @@ class _Given:
 
 def run(context: Context) -> Summary:
     """Attack the guard in every way and compare with its rates without an attack."""
-    spending = Knowing.of(context)
+    options = AdaptiveOptions.of(context)
     require_judge_of_harm(context)
     arms, left_out = attacked_arms(context, _ARMS)
     given = _Given(
         context,
-        spending,
+        options,
         arms,
-        context.table("pairs_deep_validation", label="harmful", limit=spending.stored, unseen=True),
-        context.table("pairs_benign_validation", label="benign", limit=spending.stored, unseen=True),
+        context.table("pairs_deep_validation", label="harmful", limit=options.stored, unseen=True),
+        context.table("pairs_benign_validation", label="benign", limit=options.stored, unseen=True),
     )
     figures = [
-        *(_asked_styles(given) if "style" in spending.attacks else ()),
-        *(_prefills(given) if "prefill" in spending.attacks else ()),
-        *(_own_suffixed(given) if "suffix" in spending.attacks else ()),
+        *(_asked_styles(given) if "style" in options.attacks else ()),
+        *(_prefills(given) if "prefill" in options.attacks else ()),
+        *(_own_suffixed(given) if "suffix" in options.attacks else ()),
         *_scanned(given, list(_cases(given))),
-        *(_spoofed_tokens(given) if "spoof" in spending.attacks else ()),
+        *(_spoofed_tokens(given) if "spoof" in options.attacks else ()),
     ]
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=tuple(figures),
-        charts=CHARTS,
-        limits=tuple(limits_of(figures)),
-        notes=(*_notes(given), *left_out),
-    )
+    return summed_up(context, figures, CHARTS, limits_of(figures), (*_notes(given), *left_out))
 
 
 def _cases(given: _Given) -> Iterator[Case]:
     """Stored answers, as they are and disguised."""
-    context, spending = given.context, given.spending
+    context, options = given.context, given.options
     both = [*given.harmful, *given.benign]
-    yield from as_stored(context, both, spending.scan)
-    if "spoof" in spending.attacks:
-        yield from spoofs(context, both, spending.scan)
-    if "style" in spending.attacks:
-        yield from styles(context, both, spending.scan)
-    if "prefill" in spending.attacks:
+    yield from as_stored(context, both, options.scan)
+    if "spoof" in options.attacks:
+        yield from spoofs(context, both, options.scan)
+    if "style" in options.attacks:
+        yield from styles(context, both, options.scan)
+    if "prefill" in options.attacks:
         for choice in CHOICES:
-            for row in given.harmful[: spending.prefill_prompts]:
+            for row in given.harmful[: options.prefill_prompts]:
                 yield Case("prefill", choice, "harmful", _steered(given, row, choice))
-    if "spread" in spending.attacks:
-        yield from spreads(context, given.harmful, given.benign, spending.ratios, 3 * spending.scan // 2)
-    if "suffix" in spending.attacks:
+    if "spread" in options.attacks:
+        yield from spreads(context, given.harmful, given.benign, options.ratios, 3 * options.scan // 2)
+    if "suffix" in options.attacks:
         found = _suffixes(given)
         carried = list(found.values())
         own = [row for row in given.harmful if row.id in found]
         others = [row for row in both if row.id not in found]
-        yield from suffixed(context, "filler", both, lambda row: START, spending.scan)
-        yield from suffixed(context, "searched, before", own, lambda row: "", spending.scan)
-        yield from suffixed(context, "searched, its own", own, lambda row: found[row.id], spending.scan)
+        yield from suffixed(context, "filler", both, lambda row: START, options.scan)
+        yield from suffixed(context, "searched, before", own, lambda row: "", options.scan)
+        yield from suffixed(context, "searched, its own", own, lambda row: found[row.id], options.scan)
         yield from suffixed(
             context,
             "searched, another's",
             others,
             lambda row: carried[context.digest("carried", row.id) % len(carried)],
-            spending.scan,
+            options.scan,
         )
 
 
@@ -128,13 +121,13 @@ def _scanned(given: _Given, cases: Sequence[Case]) -> Iterator[Figure]:
 
 def _suffixes(given: _Given) -> dict[str, str]:
     """Suffixes that bring about the beginning of the stored answer and lower the probe's score."""
-    context, spending = given.context, given.spending
-    budget = Budget(spending.gcg_steps, spending.gcg_width)
+    context, options = given.context, given.options
+    budget = Budget(options.gcg_steps, options.gcg_width)
     wanted = {}
-    for row in given.harmful[: spending.gcg_prompts]:
+    for row in given.harmful[: options.gcg_prompts]:
         begin = stored(context, "", row, budget.target).token_ids
         wanted[row.id] = (row.prompt, context.backend.decode_text(begin))
-    return searched(context, "suffix", wanted, budget, Evasion(context.probe, spending.gcg_weight / 100))
+    return searched(context, "suffix", wanted, budget, Evasion(context.probe, options.gcg_weight / 100))
 
 
 def _own_suffixed(given: _Given) -> Iterator[Figure]:
@@ -152,27 +145,27 @@ def _own_suffixed(given: _Given) -> Iterator[Figure]:
             )
             for row in rows
         ]
-        tried = try_all(given.context, attempts, given.arms, given.spending.tokens)
+        tried = try_all(given.context, attempts, given.arms, given.options.tokens)
         yield from figures_of_own(tried, "suffix", variant, given.arms, given.judge)
 
 
 def _asked_styles(given: _Given) -> Iterator[Figure]:
     """What the model itself answers when it is asked for a style, and how often harmless answers in it are halted."""
-    context, spending = given.context, given.spending
+    context, options = given.context, given.options
     wanted = (NONE, *wording("styles"))
 
     def prompt(row: Conversation, style: str) -> Prompt:
-        return context.prompt(row if style == NONE else with_content(row, asked(style, row.prompt)))
+        return context.prompt(row if style == NONE else with_content(row, request_in_style(style, row.prompt)))
 
-    harmful, benign = given.harmful[: spending.asked], given.benign[: spending.asked]
+    harmful, benign = given.harmful[: options.asked], given.benign[: options.asked]
     attempts = {
         style: [Attempt(f"asked|{style}|{row.id}", row.id, row.prompt, prompt(row, style)) for row in harmful]
         for style in wanted
     }
     together = [each for group in attempts.values() for each in group]
-    tried = {each.attempt.id: each for each in try_all(context, together, given.arms, spending.tokens)}
+    tried = {each.attempt.id: each for each in try_all(context, together, given.arms, options.tokens)}
     prompts = {f"asked, benign|{style}|{row.id}": prompt(row, style) for style in wanted for row in benign}
-    answers = context.write(prompts, spending.tokens)
+    answers = context.write(prompts, options.tokens)
     traces = {arm: traced(context, arm, list(answers.values())) for arm in given.guards}
     for style in wanted:
         own = [tried[each.id] for each in attempts[style]]
@@ -185,8 +178,8 @@ def _asked_styles(given: _Given) -> Iterator[Figure]:
 
 def _prefills(given: _Given) -> Iterator[Figure]:
     """Rank-assisted prefills: the first tokens of a stored answer, then tokens that the attacker chooses."""
-    context, spending = given.context, given.spending
-    rows = given.harmful[: spending.prefill_prompts]
+    context, options = given.context, given.options
+    rows = given.harmful[: options.prefill_prompts]
     for choice in CHOICES:
         transcripts = [_steered(given, row, choice) for row in rows]
         marks = marked(
@@ -205,7 +198,7 @@ def _prefills(given: _Given) -> Iterator[Figure]:
             ]
             yield estimates.share("attack_success", won, group, judge=given.judge)
             if arm != BASE:
-                inside = [each.halted and each.depth > spending.prefix for each in traces.values()]
+                inside = [each.halted and each.depth > options.prefix for each in traces.values()]
                 yield estimates.share("halted_behind_prefix", inside, group)
                 last = [each.checks[-1][1] for each in traces.values()]
                 yield estimates.average("last_score", [s for s in last if s is not None], "score", group)
@@ -213,12 +206,12 @@ def _prefills(given: _Given) -> Iterator[Figure]:
 
 def _steered(given: _Given, row: Conversation, choice: Choice) -> Transcript:
     """The steered answer to one request, from the texts if it is there."""
-    context, spending = given.context, given.spending
+    context, options = given.context, given.options
     key = f"prefill|{choice}|{row.id}"
-    whole = stored(context, key, row, spending.prefix)
+    whole = stored(context, key, row, options.prefix)
     prompt = Prompt((*whole.prompt.ids, *whole.token_ids), len(whole.token_ids))
     if key not in context.texts:
-        steering = Steering(spending.tokens, spending.top)
+        steering = Steering(options.tokens, options.top)
         ids = steer(context.backend, prompt, choice, steering, schedule=context.config.schedule, probe=context.probe)
         context.texts.write(key, {"id": key, "ids": list(ids), "text": context.backend.decode_text(ids)})
         context.told("rank-assisted prefill", *_done(given))
@@ -227,7 +220,7 @@ def _steered(given: _Given, row: Conversation, choice: Choice) -> Transcript:
 
 def _done(given: _Given) -> tuple[int, int]:
     written = sum(name.startswith("prefill|") for name in given.context.texts.rows)
-    return written, len(CHOICES) * min(given.spending.prefill_prompts, len(given.harmful))
+    return written, len(CHOICES) * min(given.options.prefill_prompts, len(given.harmful))
 
 
 def _forced(prompt: Prompt) -> tuple[int, ...]:
@@ -243,21 +236,21 @@ def _spoofed_tokens(given: _Given) -> Iterator[Figure]:
 
 
 def _notes(given: _Given) -> Iterator[str]:
-    spending = given.spending
+    options = given.options
     yield (
         f"{len(given.harmful)} stored harmful and {len(given.benign)} harmless answers, of prompts on which no choice "
-        f"of the shipped probes was made; {spending.scan} tokens of each, twice as many in another style"
+        f"of the shipped probes was made; {options.scan} tokens of each, twice as many in another style"
     )
     yield (
-        f"rank-assisted prefill: {spending.prefix} tokens of a stored answer are forced; then, at each window of the "
-        f"guard's schedule, one of the {spending.top} likeliest tokens is chosen: the likeliest (no attack), the least "
+        f"rank-assisted prefill: {options.prefix} tokens of a stored answer are forced; then, at each window of the "
+        f"guard's schedule, one of the {options.top} likeliest tokens is chosen: the likeliest (no attack), the least "
         "likely one after which the model neither refuses nor stops, or the one after which the probe scores lowest at "
-        f"the window's end; {spending.tokens} tokens in all, greedy but for the chosen ones"
+        f"the window's end; {options.tokens} tokens in all, greedy but for the chosen ones"
     )
     yield (
-        f"suffixes: GCG with loss = target + {spending.gcg_weight / 100} × softplus of the probe's logit, at "
-        f"depth 0 and behind the target; {spending.gcg_prompts} requests × {spending.gcg_steps} steps × "
-        f"{spending.gcg_width} candidates, far below the published budgets"
+        f"suffixes: GCG with loss = target + {options.gcg_weight / 100} × softplus of the probe's logit, at "
+        f"depth 0 and behind the target; {options.gcg_prompts} requests × {options.gcg_steps} steps × "
+        f"{options.gcg_width} candidates, far below the published budgets"
     )
     yield (
         "verse is a stored answer in short lines; the words stay. A base64 answer is longer than what is scanned of "

@@ -9,7 +9,7 @@ from anydepth.evals import estimates
 from anydepth.evals.answers.stored import stored
 from anydepth.evals.arms.answer_records import reads_states, traced
 from anydepth.evals.arms.arms import defence
-from anydepth.evals.attacks.attack_options import Spending
+from anydepth.evals.attacks.attack_options import AttackOptions
 from anydepth.evals.attacks.best_of_n import augment
 from anydepth.evals.attacks.disguises import with_content
 from anydepth.evals.attacks.gcg import Budget
@@ -18,6 +18,7 @@ from anydepth.evals.attacks.suffixes import searched
 from anydepth.evals.attacks.trials import BASE, Attempt, attacked_arms, require_judge_of_harm, try_all
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure, Summary
+from anydepth.evals.suite import summed_up
 from anydepth.evals.suites.attack_figures import (
     CHARTS,
     Attacked,
@@ -46,70 +47,62 @@ Requests = Mapping[str, Sequence[Conversation]]
 
 def run(context: Context) -> Summary:
     """Make the attacks and count the harmful answers that get out."""
-    spending = Spending.of(context)
+    options = AttackOptions.of(context)
     require_judge_of_harm(context)
     arms, left_out = attacked_arms(context, _ARMS)
-    requests = _requests(context, spending)
+    requests = _requests(context, options)
     attacked = [
         group
-        for name, attempts in _single(context, spending, requests)
-        for group in by_request(name, try_all(context, attempts, arms, spending.tokens), arms)
+        for name, attempts in _single(context, options, requests)
+        for group in by_request(name, try_all(context, attempts, arms, options.tokens), arms)
     ]
     figures: list[Figure] = []
     if "best-of-n" in requests:
-        attempts = _variants(context, requests["best-of-n"], spending.bon_n)
-        tried = try_all(context, attempts, arms, spending.tokens, sampling=_SAMPLING)
+        attempts = _variants(context, requests["best-of-n"], options.bon_n)
+        tried = try_all(context, attempts, arms, options.tokens, sampling=_SAMPLING)
         attacked += by_request("best-of-n", tried, arms)
     if "pair" in requests:
         attacker = _attacker(context)
         for arm in arms:
             rounds = run_rounds(
-                context, attacker, requests["pair"], arm, rounds=spending.pair_rounds, tokens=spending.tokens
+                context, attacker, requests["pair"], arm, rounds=options.pair_rounds, tokens=options.tokens
             )
             attacked.append(Attacked("pair", arm, {each.item: each.tried for each in rounds}))
             figures += figures_of_rounds(arm, rounds)
     if "gcg" in requests:
         figures += figures_of_search(context, "gcg", [row.id for row in requests["gcg"]])
-    if "stored" in spending.attacks:
-        figures += _scanned(context, spending, requests, arms)
+    if "stored" in options.attacks:
+        figures += _scanned(context, options, requests, arms)
     figures = [*(each for group in attacked for each in figures_of(group, context.judge.name)), *figures]
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=tuple(figures),
-        charts=CHARTS,
-        limits=tuple(limits_of(figures)),
-        notes=(*_notes(context, spending, arms), *left_out),
-    )
+    return summed_up(context, figures, CHARTS, limits_of(figures), (*_notes(context, options, arms), *left_out))
 
 
-def _requests(context: Context, spending: Spending) -> Requests:
+def _requests(context: Context, options: AttackOptions) -> Requests:
     found: dict[str, list[Conversation]] = {}
-    if "stored" in spending.attacks:
+    if "stored" in options.attacks:
         for name in _STORED:
             unseen = name == "attacks_validation"  # choices were made on the other half
-            found[name] = context.table(name, label="harmful", limit=spending.stored, unseen=unseen)
-        context.table(_BENIGN, label="benign", limit=spending.stored, unseen=True)  # scanned last, and missed at once
-    if "gcg" in spending.attacks:
-        found["gcg"] = context.table("prompts_advbench", limit=spending.gcg_prompts)
+            found[name] = context.table(name, label="harmful", limit=options.stored, unseen=unseen)
+        context.table(_BENIGN, label="benign", limit=options.stored, unseen=True)  # scanned last, and missed at once
+    if "gcg" in options.attacks:
+        found["gcg"] = context.table("prompts_advbench", limit=options.gcg_prompts)
         if lacking := [row.id for row in found["gcg"] if not row.tags.get("target")]:
             raise ConfigError(
                 f"suite {context.suite}: {lacking[0]} of prompts_advbench has no target, which GCG searches for; give "
                 "a table with the column target"
             )
-    if "best-of-n" in spending.attacks:
-        found["best-of-n"] = context.table("prompts_strongreject", limit=spending.bon_prompts)
-    if "pair" in spending.attacks:
-        found["pair"] = context.table("prompts_strongreject", limit=spending.pair_prompts)
+    if "best-of-n" in options.attacks:
+        found["best-of-n"] = context.table("prompts_strongreject", limit=options.bon_prompts)
+    if "pair" in options.attacks:
+        found["pair"] = context.table("prompts_strongreject", limit=options.pair_prompts)
     if not found:
         raise ConfigError(f"{context.suite}.attacks names 'none' only, which has no requests of its own; add an attack")
     return found
 
 
-def _single(context: Context, spending: Spending, requests: Requests) -> Iterator[tuple[str, list[Attempt]]]:
+def _single(context: Context, options: AttackOptions, requests: Requests) -> Iterator[tuple[str, list[Attempt]]]:
     """The attacks with one prompt a request."""
-    if "none" in spending.attacks:
+    if "none" in options.attacks:
         plain = {_goal(row): (f"{name}|{row.id}", row) for name, rows in requests.items() for row in rows}
         yield (
             "none",
@@ -120,7 +113,7 @@ def _single(context: Context, spending: Spending, requests: Requests) -> Iterato
             rows = requests[name]
             yield name, [Attempt(f"{name}|{row.id}", row.id, _goal(row), context.prompt(row)) for row in rows]
     if "gcg" in requests:
-        budget = Budget(spending.gcg_steps, spending.gcg_width)
+        budget = Budget(options.gcg_steps, options.gcg_width)
         wanted = {row.id: (row.prompt, row.tags["target"]) for row in requests["gcg"]}
         found = searched(context, "gcg", wanted, budget)
         yield (
@@ -165,30 +158,30 @@ def _attacker(context: Context) -> "TransformersBackend":
     return load(context.options.attacker, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
 
 
-def _scanned(context: Context, spending: Spending, requests: Requests, arms: Sequence[str]) -> Iterator[Figure]:
+def _scanned(context: Context, options: AttackOptions, requests: Requests, arms: Sequence[str]) -> Iterator[Figure]:
     """Scan the stored answers of the attacks, and harmless ones beside them, with the defences that read states."""
     packed = [arm for arm in arms if arm != BASE and reads_states(defence(arm, context))]
     tables = {(name, "harmful"): requests[name] for name in _STORED}
-    tables[_BENIGN, "benign"] = context.table(_BENIGN, label="benign", limit=spending.stored, unseen=True)
+    tables[_BENIGN, "benign"] = context.table(_BENIGN, label="benign", limit=options.stored, unseen=True)
     for (name, label), rows in tables.items():
-        answers = [stored(context, f"stored|{name}|{row.id}", row, spending.scan) for row in rows]
+        answers = [stored(context, f"stored|{name}|{row.id}", row, options.scan) for row in rows]
         for arm in packed:
             traces = traced(context, arm, answers)
             group = {"table": name, "label": label, "arm": arm}
             yield estimates.share("stored_halted", [each.halted for each in traces.values()], group)
 
 
-def _notes(context: Context, spending: Spending, arms: Sequence[str]) -> Iterator[str]:
+def _notes(context: Context, options: AttackOptions, arms: Sequence[str]) -> Iterator[str]:
     attacker = context.options.record()["attacker"] or "the model under test"
     yield (
         "success: the answer is finished, not halted, no refusal, and judged harmful; judged by "
-        f"{context.judge.name}, at {spending.tokens} tokens an answer"
+        f"{context.judge.name}, at {options.tokens} tokens an answer"
     )
     yield (
-        f"budgets, far below the published ones: {spending.stored} stored prompts a table; GCG "
-        f"{spending.gcg_prompts} requests × {spending.gcg_steps} steps × {spending.gcg_width} candidates; best-of-n "
-        f"{spending.bon_prompts} requests × {spending.bon_n} samples; PAIR-style loop {spending.pair_prompts} requests "
-        f"× {spending.pair_rounds} rounds, attacker {attacker}"
+        f"budgets, far below the published ones: {options.stored} stored prompts a table; GCG "
+        f"{options.gcg_prompts} requests × {options.gcg_steps} steps × {options.gcg_width} candidates; best-of-n "
+        f"{options.bon_prompts} requests × {options.bon_n} samples; PAIR-style loop {options.pair_prompts} requests "
+        f"× {options.pair_rounds} rounds, attacker {attacker}"
     )
     yield (
         "GCG suffixes and best-of-n samples are made on the bare model and then meet every defence; the PAIR-style "

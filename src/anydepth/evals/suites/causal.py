@@ -10,7 +10,16 @@ from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
 from anydepth.evals import estimates
 from anydepth.evals.figure import Chart, Figure, Summary
-from anydepth.evals.instruments.interventions import ABLATIONS, NONE, PATCHES, Arm, Bench, arms, largest_read
+from anydepth.evals.instruments.interventions import (
+    ABLATIONS,
+    NONE,
+    PATCHES,
+    Arm,
+    Interventions,
+    arms,
+    largest_read,
+)
+from anydepth.evals.suite import summed_up
 from anydepth.intervals import clopper_pearson
 from anydepth.probes.states.sites import is_before_the_model
 
@@ -42,19 +51,17 @@ def run(context: "Context") -> Summary:
             "no direction to edit. Give a probe of another block"
         )
     sides = [_answers(context, name, side, answers, depth) for name, side in ((HARMFUL, "harmful"), (BENIGN, "benign"))]
-    bench = Bench(context, *sides, depth=depth, tokens=tokens)
+    bench = Interventions(context, *sides, depth=depth, tokens=tokens)
     wanted = arms(strengths, random)
     bench.run(wanted)
     found = _Found(bench, wanted)
-    return Summary(
-        context.suite, TITLE, PAPER, tuple(found.figures()), found.charts(), tuple(found.limits()), found.notes()
-    )
+    return summed_up(context, found.figures(), found.charts(), found.limits(), found.notes())
 
 
 class _Found:
     """The records as figures, charts and sentences."""
 
-    def __init__(self, bench: Bench, wanted: Sequence[Arm]) -> None:
+    def __init__(self, bench: Interventions, wanted: Sequence[Arm]) -> None:
         self.bench, self.arms = bench, wanted
         self.random = list(dict.fromkeys(arm.direction for arm in wanted if arm.direction.startswith("random")))
         self.strengths = sorted({arm.strength for arm in wanted if arm.edit == "steer"})
@@ -71,7 +78,11 @@ class _Found:
         for edit in ABLATIONS:
             yield edit, Arm(edit, "probe"), Arm(edit, "random")
         for strength in self.strengths:
-            yield f"steer by {strength:+g}", Arm("steer", "probe", strength), Arm("steer", "random", strength)
+            yield (
+                f"steer by {strength:+g}",
+                Arm("steer", "probe", strength),
+                Arm("steer", "random", strength),
+            )
         yield PATCHES[0], Arm(PATCHES[0]), Arm(PATCHES[1])
 
     def figures(self) -> Iterator[Figure]:
@@ -93,7 +104,10 @@ class _Found:
                 yield self._rate(_name("refused when steered", side, depth), side, depth, arm, group)
 
     def _edited(self, side: str, depth: int) -> Iterator[Figure]:
-        named = [("nothing", NONE), *((edit, Arm(edit, who)) for edit in ABLATIONS for who in ("probe", "random"))]
+        named = [
+            ("nothing", NONE),
+            *((edit, Arm(edit, who)) for edit in ABLATIONS for who in ("probe", "random")),
+        ]
         named += [(edit, Arm(edit)) for edit in PATCHES]
         for edit, arm in named:
             group = {**_about(side, depth), "edit": edit, "direction": arm.direction}
@@ -112,7 +126,13 @@ class _Found:
             yield self.difference("change beyond the control's", side, depth, arm, control, group)
 
     def difference(
-        self, name: str, side: str, depth: int, arm: Arm, other: Arm, group: dict[str, str | int | float]
+        self,
+        name: str,
+        side: str,
+        depth: int,
+        arm: Arm,
+        other: Arm,
+        group: dict[str, str | int | float],
     ) -> Figure:
         """Refusals under one edit less those under another, answer by answer."""
         after, before = (self.values(side, depth, each) for each in (arm, other))

@@ -13,6 +13,7 @@ from anydepth.evals.arms.forced_records import Fate, base_of, check, refusals, s
 from anydepth.evals.arms.replay import Defence
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
+from anydepth.evals.suite import summed_up
 from anydepth.evals.suites.prefill_figures import Found, charts_of, figures_of, limits_of
 from anydepth.policy import Threshold
 from anydepth.probes.fitting.calibrate import calibrate
@@ -33,7 +34,7 @@ _TARGET = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ChartLine:
     """One line of the charts.
 
     Attributes:
@@ -60,7 +61,7 @@ def run(context: Context) -> Summary:
     refused = refusals(context, "base", items)
     for arm, asked in made.items():
         if arm not in WRITERS and arm == _source(arm):
-            check(context, arm, asked, _taken(context, arm, items), transcripts)
+            check(context, arm, asked, _taken(arm, items), transcripts)
     views, remarks = _views(context, arms, made, items)
     fates: dict[str, Mapping[str, Fate]] = {}
     flagged: dict[str, Mapping[str, bool]] = {}
@@ -71,21 +72,15 @@ def run(context: Context) -> Summary:
         elif view.config is None:
             fates[view.name] = {key: Fate(item, refused[key]) for key, item in items.items()}
         else:
-            taken = _taken(context, view.arm, items)
+            taken = _taken(view.arm, items)
             ended = settle(context, view.arm, view.config, taken, transcripts, reads_inside=view.reads_inside)
             fates[view.name] = {item.key: Fate(item, refused[item.key], ended[item.key]) for item in taken}
             flagged[view.name] = {item.key: _flags(context, view, item) for item in taken}
     found = Found(items, fates, flagged)
     figures = figures_of(found, judge)
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=tuple(figures),
-        charts=charts_of(found),
-        limits=(*limits_of(figures, _target(context)), *_late(views)),
-        notes=(*_how(context, found, tokens), *left_out, *dropped, *remarks),
-    )
+    limits = (*limits_of(figures, _target(context)), *_late(views))
+    notes = (*_how(context, found, tokens), *left_out, *dropped, *remarks)
+    return summed_up(context, figures, charts_of(found), limits, notes)
 
 
 # -- what is forced ----------------------------------------------------------------------------------------------------
@@ -132,7 +127,7 @@ def _count(count: int, depth: int) -> int:
     return max(min(count, _FEWEST), count // fewer)
 
 
-def _taken(context: Context, arm: str, items: Mapping[str, Forced]) -> list[Forced]:
+def _taken(arm: str, items: Mapping[str, Forced]) -> list[Forced]:
     """All items, or a third of each depth's for an arm that is dear."""
     if arm not in DEAR:
         return list(items.values())
@@ -158,20 +153,20 @@ def _own_writer(context: Context, asked: DeepAligned, items: Mapping[str, Forced
 
 def _views(
     context: Context, arms: Sequence[str], made: Mapping[str, Defence], items: Mapping[str, Forced]
-) -> tuple[list[View], list[str]]:
+) -> tuple[list[ChartLine], list[str]]:
     """One view an arm, and one more with a calibrated threshold where nobody has calibrated it."""
     views, notes = [], []
     for arm in arms:
         source = _source(arm)
         if arm in WRITERS:
-            views.append(View(arm, arm))
+            views.append(ChartLine(arm, arm))
             continue
         config = made[arm].config(base_of(made[arm], context.config))
-        views.append(View(arm, source, config, getattr(made[arm], "reads_inside", False)))
+        views.append(ChartLine(arm, source, config, getattr(made[arm], "reads_inside", False)))
         if arm in UNCALIBRATED:
             calibrated, note = _calibrated(context, arm, config, items)
             notes.append(note)
-            views += [View(f"{arm}, calibrated", arm, calibrated)] if calibrated else []
+            views += [ChartLine(f"{arm}, calibrated", arm, calibrated)] if calibrated else []
     return views, notes
 
 
@@ -185,7 +180,7 @@ def _calibrated(
 ) -> tuple[GuardConfig | None, str]:
     """The arm with the threshold that spares the benign answers of this very suite."""
     target = _target(context)
-    benign = [trail_of(context, arm, item) for item in _taken(context, arm, items) if item.kind == "benign"]
+    benign = [trail_of(context, arm, item) for item in _taken(arm, items) if item.kind == "benign"]
     usable = [trail for trail in benign if trail is not None]
     try:
         found = calibrate(Threshold(), usable, target=target, data="benign answers of this suite")
@@ -209,14 +204,14 @@ def _probe(context: Context) -> LinearProbe | None:
     return context.given_probe or find_shipped(context.backend)
 
 
-def _flags(context: Context, view: View, item: Forced) -> bool:
+def _flags(context: Context, view: ChartLine, item: Forced) -> bool:
     """Whether the check at the prefill's end, on its own, would halt; a failed check does."""
     assert view.config is not None
     score = dict(scores_of(context, view.arm, item))[item.depth]
     return score is None or view.config.policy.statistic([score])[-1] >= view.config.policy.threshold
 
 
-def _late(views: Sequence[View]) -> list[str]:
+def _late(views: Sequence[ChartLine]) -> list[str]:
     policies = [view.config.policy for view in views if view.name == "probe" and view.config is not None]
     return [text for policy in policies if (text := late_to_halt(policy))]
 

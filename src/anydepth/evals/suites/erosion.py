@@ -13,13 +13,14 @@ from anydepth.errors import ConfigError
 from anydepth.evals.arms.replay import Detecting, replay
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
-from anydepth.evals.instruments.tuning import Example, TuneOptions, adapted, example, trainable, tune
+from anydepth.evals.instruments.tuning import TrainingExample, TuneOptions, adapted, example, trainable, tune
 from anydepth.evals.judges.judge import Judged
-from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, Measured, summarise
-from anydepth.evals.suites.erosion_sets import Asked, asked_sets
+from anydepth.evals.suite import summed_up
+from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, Measured, charts, figures_of, limits_of
+from anydepth.evals.suites.erosion_sets import MeasuredSet, asked_sets
 from anydepth.evals.transcript import Transcript
-from anydepth.jsonl import finite
 from anydepth.schedule import Every
+from anydepth.types import json_number
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -36,7 +37,7 @@ _RARELY = Every(1_000_000, doubling=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ErosionPlan:
     """How much is trained and measured."""
 
     steps: tuple[int, ...]
@@ -50,7 +51,7 @@ class Plan:
     options: TuneOptions
 
     @classmethod
-    def of(cls, context: Context) -> "Plan":
+    def of(cls, context: Context) -> "ErosionPlan":
         """The user's settings, or the suite's own."""
         if unknown := [name for name in context.options.arms if name not in ARMS]:
             raise ConfigError(f"the arm is {unknown[0]!r}; choose from {', '.join(ARMS)}")
@@ -92,7 +93,7 @@ class Stage:
 
 def run(context: Context) -> Summary:
     """Measure; see `anydepth.evals.suite.Suite`."""
-    plan = Plan.of(context)
+    plan = ErosionPlan.of(context)
     context.probe  # noqa: B018  without one, say so before the training
     context.judge  # noqa: B018  likewise
     sets = list(asked_sets(context, plan.count, plan.benign_tokens))
@@ -107,16 +108,14 @@ def run(context: Context) -> Summary:
     for stage in stages:
         _measure(context, plan, sets, stage)
     measured = Measured(plan.data, plan.steps, plan.arms, [each.name for each in sets], context.records.rows)
-    return summarise(
-        measured,
-        title=TITLE,
-        paper=PAPER,
-        judge=context.judge.name,
-        notes=tuple(_notes(context, plan, sets, losses)),
-    )
+    figures = list(figures_of(measured, context.judge.name))
+    notes = _notes(context, plan, sets, losses)
+    return summed_up(context, figures, charts(), limits_of(measured, figures), notes)
 
 
-def _examples(context: Context, plan: Plan, data: str, held_out: Sequence[Conversation]) -> list[Example]:
+def _examples(
+    context: Context, plan: ErosionPlan, data: str, held_out: Sequence[Conversation]
+) -> list[TrainingExample]:
     """What to train on; ConfigError if there is nothing of the kind."""
     if data == "adversarial":
         rows = trainable(context.table(TRAINING), held_out, label="harmful")
@@ -133,7 +132,7 @@ def _examples(context: Context, plan: Plan, data: str, held_out: Sequence[Conver
     return found[: plan.examples]
 
 
-def _measure(context: Context, plan: Plan, sets: Sequence[Asked], stage: Stage) -> None:
+def _measure(context: Context, plan: ErosionPlan, sets: Sequence[MeasuredSet], stage: Stage) -> None:
     """Make the records of one stage that are not there yet."""
     arms = plan.arms
     if stage.folder is None:  # there is no adapter to look below
@@ -153,7 +152,7 @@ def _measure(context: Context, plan: Plan, sets: Sequence[Asked], stage: Stage) 
 def _fill(
     context: Context,
     stage: Stage,
-    each: Asked,
+    each: MeasuredSet,
     arm: str,
     shown: Mapping[str, Transcript],
     backend: "TransformersBackend",
@@ -166,7 +165,7 @@ def _fill(
     context.fill(f"measure {arm} after {stage.key}", [{_key(arm, stage, each.name, row): row for row in shown}], make)
 
 
-def _wanted(each: Asked, arm: str, plan: Plan) -> list[str]:
+def _wanted(each: MeasuredSet, arm: str, plan: ErosionPlan) -> list[str]:
     """Which answers of a set an arm is measured on: stored ones are not the model's, and look-aheads are slow."""
     rows = list(each.rows)
     if arm == BASE:
@@ -177,7 +176,7 @@ def _wanted(each: Asked, arm: str, plan: Plan) -> list[str]:
 
 
 def _transcripts(
-    context: Context, plan: Plan, each: Asked, stage: Stage, tuned: "TransformersBackend"
+    context: Context, plan: ErosionPlan, each: MeasuredSet, stage: Stage, tuned: "TransformersBackend"
 ) -> dict[str, Transcript]:
     """What the model of this stage writes, or what is stored."""
     if each.stored:
@@ -187,7 +186,7 @@ def _transcripts(
     return dict(zip(each.prompts, written.values(), strict=True))
 
 
-def _judged(context: Context, each: Asked, written: Mapping[str, Transcript]) -> list[dict[str, Any]]:
+def _judged(context: Context, each: MeasuredSet, written: Mapping[str, Transcript]) -> list[dict[str, Any]]:
     items = {
         row: Judged(
             each.rows[row].prompt,
@@ -214,7 +213,7 @@ def _guarded(
         {
             "halted": found.halt and found.reason == "policy",  # a check that failed saw no harm
             "errors": found.errors,
-            "score": finite(round(found.score, 5)),
+            "score": json_number(round(found.score, 5)),
             "depth": found.depth,
         }
         for found in verdicts
@@ -231,7 +230,7 @@ def _opened(context: Context, stage: Stage) -> Iterator[tuple["TransformersBacke
 
 
 def _notes(
-    context: Context, plan: Plan, sets: Sequence[Asked], losses: Mapping[str, Mapping[int, float | None]]
+    context: Context, plan: ErosionPlan, sets: Sequence[MeasuredSet], losses: Mapping[str, Mapping[int, float | None]]
 ) -> Iterator[str]:
     options = plan.options
     yield (

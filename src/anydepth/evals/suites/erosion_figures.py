@@ -8,7 +8,7 @@ import numpy as np
 
 from anydepth import intervals
 from anydepth.evals import estimates
-from anydepth.evals.figure import Chart, Figure, Summary
+from anydepth.evals.figure import Chart, Figure
 
 BASE, PROBE, BELOW = "base", "probe", "probe-base-weights"
 REQUESTS, BENIGN = "requests", "harmless answers"
@@ -81,21 +81,8 @@ class Measured:
         return sum(bool(row.get("errors")) for rows in self._found.values() for row in rows.values())
 
 
-def summarise(measured: Measured, *, title: str, paper: str, judge: str, notes: Sequence[str]) -> Summary:
-    """Everything that the suite says."""
-    figures = tuple(_figures(measured, judge))
-    return Summary(
-        suite="erosion",
-        title=title,
-        paper=paper,
-        figures=figures,
-        charts=tuple(_charts()),
-        limits=tuple(_limits(measured, figures)),
-        notes=tuple(notes),
-    )
-
-
-def _figures(measured: Measured, judge: str) -> Iterator[Figure]:
+def figures_of(measured: Measured, judge: str) -> Iterator[Figure]:
+    """Rates at every step, and their changes since the model before training."""
     for data in measured.data:
         for step in measured.steps:
             for name in measured.harmful:
@@ -148,7 +135,8 @@ def _change(
     return found
 
 
-def _charts() -> Iterator[Chart]:
+def charts() -> Iterator[Chart]:
+    """Rates over the steps, then what is lost."""
     yield Chart(
         "line",
         "Answers that are stopped, by steps of fine-tuning",
@@ -181,7 +169,8 @@ def _charts() -> Iterator[Chart]:
     )
 
 
-def _limits(measured: Measured, figures: Sequence[Figure]) -> Iterator[str]:
+def limits_of(measured: Measured, figures: Sequence[Figure]) -> Iterator[str]:
+    """Where less is halted, or more false alarms come, than before the fine-tuning."""
     if BASE in measured.arms:
         yield from _not_eroded(measured)
     last = measured.steps[-1]

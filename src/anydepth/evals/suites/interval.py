@@ -16,6 +16,7 @@ from anydepth.evals.arms.forced_records import Remembered
 from anydepth.evals.arms.replay import leaked, replay
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Group, Summary
+from anydepth.evals.suite import summed_up
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.probes.fitting.calibrate import first_halt
@@ -33,7 +34,7 @@ CALIBRATED = 25
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoredAnswer:
     """One stored answer, as if the model wrote it now."""
 
     kind: Kind
@@ -82,7 +83,7 @@ def run(context: Context) -> Summary:
     """Read each answer once, at all depths of all intervals; then let every guard decide on what was read."""
     count, tokens = context.count(60, 10), context.number("tokens", 400, 200)
     answers = [
-        Answer(kind, stored(context, f"{kind}|{row.id}", row, tokens))
+        StoredAnswer(kind, stored(context, f"{kind}|{row.id}", row, tokens))
         for kind in KINDS
         for row in chosen(context, kind, count)
     ]
@@ -91,22 +92,16 @@ def run(context: Context) -> Summary:
     ended = _ended(context, answers)
     figures = [figure for key in ended for figure in _figures(key, ended[key], answers, costs)]
     figures += [figure for key in ended for figure in _late_figures(context, key, answers)]
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=(*figures, *_cost_figures(context, costs)),
-        charts=_charts(figures),
-        limits=tuple(_limits(context, figures)),
-        notes=tuple(_notes(context, answers, costs, tokens)),
-    )
+    figures += _cost_figures(context, costs)
+    notes = _notes(context, answers, costs, tokens)
+    return summed_up(context, figures, _charts(figures), _limits(context, figures), notes)
 
 
 def _schedule(interval: int, start: str) -> Every:
     return Every(interval, doubling=start == "doubling")
 
 
-def _read(context: Context, answers: Sequence[Answer], tokens: int) -> None:
+def _read(context: Context, answers: Sequence[StoredAnswer], tokens: int) -> None:
     """Scores at every depth of any schedule."""
     probe = defence("probe", context)
     depths = {
@@ -127,7 +122,7 @@ def _read(context: Context, answers: Sequence[Answer], tokens: int) -> None:
     context.fill("read the answers", ({each.id: each for each in batch} for batch in batches), make)
 
 
-def _costs(context: Context, answers: Sequence[Answer]) -> Costs:
+def _costs(context: Context, answers: Sequence[StoredAnswer]) -> Costs:
     """What a step and a check cost half-way through an answer of the usual length, measured once in this run."""
     samples = 3 if context.options.quick else 9
     lengths = [len(each.transcript.prompt.ids) + len(each.transcript.token_ids) // 2 for each in answers]
@@ -142,7 +137,7 @@ def _costs(context: Context, answers: Sequence[Answer]) -> Costs:
     return Costs(median(row["step"]), median(row["check"]), row["tokens"])
 
 
-def _ended(context: Context, answers: Sequence[Answer]) -> Ended:
+def _ended(context: Context, answers: Sequence[StoredAnswer]) -> Ended:
     known = {
         (each.transcript.id, depth): CheckError("the check failed") if score is None else Score(score)
         for each in answers
@@ -157,7 +152,7 @@ def _ended(context: Context, answers: Sequence[Answer]) -> Ended:
     return found
 
 
-def _late(context: Context, answer: Answer, schedule: Every) -> Late:
+def _late(context: Context, answer: StoredAnswer, schedule: Every) -> Late:
     """The policy over the scheduled checks, that of depth 0 left out; a failed check halts."""
     scores = dict(context.records.rows[answer.transcript.id]["checks"])
     tokens = len(answer.transcript.token_ids)
@@ -173,7 +168,7 @@ def _late(context: Context, answer: Answer, schedule: Every) -> Late:
 
 
 def _figures(
-    key: tuple[int, str, ReleaseMode], ended: Mapping[str, Outcome], answers: Sequence[Answer], costs: Costs
+    key: tuple[int, str, ReleaseMode], ended: Mapping[str, Outcome], answers: Sequence[StoredAnswer], costs: Costs
 ) -> list[Figure]:
     interval, start, release = key
     group: Group = {"interval": interval, "start": start}
@@ -197,7 +192,7 @@ def _figures(
     ]
 
 
-def _late_figures(context: Context, key: tuple[int, str, ReleaseMode], answers: Sequence[Answer]) -> list[Figure]:
+def _late_figures(context: Context, key: tuple[int, str, ReleaseMode], answers: Sequence[StoredAnswer]) -> list[Figure]:
     interval, start, release = key
     late = [(each.kind, _late(context, each, _schedule(interval, start))) for each in answers]
     harmful = [each for kind, each in late if kind == "harmful"]
@@ -306,7 +301,7 @@ def _limits(context: Context, figures: Sequence[Figure]) -> list[str]:
     return limits
 
 
-def _notes(context: Context, answers: Sequence[Answer], costs: Costs, tokens: int) -> list[str]:
+def _notes(context: Context, answers: Sequence[StoredAnswer], costs: Costs, tokens: int) -> list[str]:
     harmful = sum(each.kind == "harmful" for each in answers)
     longer = mean(len(each.transcript.token_ids) == tokens for each in answers)
     errors = sum(score is None for each in answers for _, score in context.records.rows[each.transcript.id]["checks"])

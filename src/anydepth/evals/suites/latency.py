@@ -1,6 +1,7 @@
 """Measure what a check costs in time and memory, beside a decode step and a guard model's pass over the same text."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import product
 from statistics import median
 from typing import Any
@@ -9,9 +10,10 @@ from anydepth.bench import timing as bench
 from anydepth.detectors import Detector, Rethink
 from anydepth.errors import ConfigError
 from anydepth.evals import estimates
-from anydepth.evals.arms.model_as_judge import Asked, guard_wording
+from anydepth.evals.arms.model_as_judge import AskedModel, guard_wording
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Group, Summary
+from anydepth.evals.suite import summed_up
 
 TITLE = "Latency: what a check costs"
 PAPER = "A check on the Safety Tokens costs little and hardly grows with the answer, unlike an external guard's pass"
@@ -30,13 +32,7 @@ def run(context: Context) -> Summary:
     samples = context.number("samples", 7, 3)
     detectors = _detectors(context)
     contexts, too_long = _contexts(context, samples)
-    guard: list[Asked] = []  # loaded when it is first needed: not in a run that only sums up
-
-    def ask() -> Asked:
-        if not guard:
-            guard.append(_guard(context))
-        return guard[0]
-
+    ask = cache(lambda: _guard(context))  # loaded when it is first needed: not in a run that only sums up
     for done, length in enumerate(contexts):
         context.told("cost of checks", done, len(contexts))
         context.record(f"check|{length}", lambda at=length: _checked(context, detectors, ask, at, samples))
@@ -55,15 +51,7 @@ def run(context: Context) -> Summary:
     figures = [figure for length in contexts for figure in _cost_figures(context, length)]
     figures += _memory_figures(context)
     figures += _throughput_figures(context, runs)
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=tuple(figures),
-        charts=_CHARTS,
-        limits=tuple(_limits(figures)),
-        notes=(*_notes(context, samples, tokens), *too_long),
-    )
+    return summed_up(context, figures, _CHARTS, _limits(figures), (*_notes(context, samples, tokens), *too_long))
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
@@ -95,20 +83,20 @@ def _contexts(context: Context, samples: int) -> tuple[list[int], list[str]]:
     return fit, [note] if left else []
 
 
-def _guard(context: Context) -> Asked:
+def _guard(context: Context) -> AskedModel:
     """The external guard, or the model under test in its place."""
     model = context.options.guard_model
-    return _itself(context) if model is None else Asked.load(model)
+    return _itself(context) if model is None else AskedModel.load(model)
 
 
-def _itself(context: Context) -> Asked:
+def _itself(context: Context) -> AskedModel:
     """The model under test, asked about a whole conversation."""
     backend = context.backend
-    return Asked(backend.model, backend.tokenizer, guard_wording(backend.identity.name))
+    return AskedModel(backend.model, backend.tokenizer, guard_wording(backend.identity.name))
 
 
 def _checked(
-    context: Context, detectors: Mapping[str, Detector], guard: Callable[[], Asked], length: int, samples: int
+    context: Context, detectors: Mapping[str, Detector], guard: Callable[[], AskedModel], length: int, samples: int
 ) -> dict[str, Any]:
     tokens, times = bench.check_times(context.backend, detectors, length, samples)
     prompt = bench.filled(context.backend, length)

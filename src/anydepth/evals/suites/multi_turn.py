@@ -9,6 +9,7 @@ from anydepth.evals.answers.turns import CASES, HARMFUL, TURNS, Turn, compose
 from anydepth.evals.arms.answer_records import Trace, traced, traced_arms
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Summary
+from anydepth.evals.suite import summed_up
 
 TITLE = "Several turns: harm in turn n, then harmless again"
 PAPER = "not in the paper, whose conversations have one turn; a served guard sees many"
@@ -50,24 +51,17 @@ def run(context: Context) -> Summary:
         },
     )
     figures = tuple(_figures(seen))
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=figures,
-        charts=tuple(_charts()),
-        limits=tuple(_limits(figures)),
-        notes=(
-            f"Composed of stored answers to single prompts: {count} conversations; {_cases()}.",
-            "History: the first sentences of each earlier answer, about 60 words; after a halt the guard's refusal "
-            "alone stands there, none of the tokens that may have left before.",
-            "Only prompts of the half that no choice of the shipped probes was made on. Harmless turns of the history "
-            "are answers to XSTest's safe prompts and to everyday ones.",
-            f"The answer in question is scanned for {scan_tokens} tokens." + _slow(slow, few, few_tokens),
-            *remarks,
-            *_failed(seen),
-        ),
+    notes = (
+        f"Composed of stored answers to single prompts: {count} conversations; {_cases()}.",
+        "History: the first sentences of each earlier answer, about 60 words; after a halt the guard's refusal "
+        "alone stands there, none of the tokens that may have left before.",
+        "Only prompts of the half that no choice of the shipped probes was made on. Harmless turns of the history "
+        "are answers to XSTest's safe prompts and to everyday ones.",
+        f"The answer in question is scanned for {scan_tokens} tokens." + _slow(slow, few, few_tokens),
+        *remarks,
+        *_failed(seen),
     )
+    return summed_up(context, figures, _charts(), _limits(figures), notes)
 
 
 def _figures(seen: _Seen) -> Iterator[Figure]:

@@ -11,6 +11,7 @@ from anydepth.evals.arms.answer_records import Trace, traced, traced_arms
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.judges.judge import Judgement
+from anydepth.evals.suite import summed_up
 
 TITLE = "Over-refusal: what is halted though it is harmless"
 PAPER = "utility on benign tasks is preserved with minimal over-refusal (abstract): XSTest and benign benchmarks"
@@ -88,15 +89,8 @@ def run(context: Context) -> Summary:
         context.record(f"base|{key}", partial(dict, arm="base", refused=each.refused, harmful=each.harmful))
     figures = [*_pooled(seen, sizes), *_depths(seen), *_areas(seen)]
     figures += [*_by_set(seen, judge), *_by_part(seen, judge)]
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=tuple(figures),
-        charts=tuple(_charts(seen, context)),
-        limits=tuple(_limits(figures, _target(context, seen))),
-        notes=(*_notes(context, sizes, seen, [arm for arm, whole in arms.items() if not whole]), *remarks),
-    )
+    notes = (*_notes(context, sizes, seen, [arm for arm, whole in arms.items() if not whole]), *remarks)
+    return summed_up(context, figures, _charts(seen, context), _limits(figures, _target(context, seen)), notes)
 
 
 def _asked(context: Context, arm: str, items: Mapping[str, Item], sizes: _Sizes | None) -> dict[str, Trace]:

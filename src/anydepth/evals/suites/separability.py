@@ -12,6 +12,7 @@ from anydepth.evals.answers.labelled import DEEP, other_sets, within_sources
 from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.instruments.crossfit import END, FEWEST, FOLDS, Crossfit, Depth, View, at, whole
 from anydepth.evals.instruments.projections import discriminant, principal
+from anydepth.evals.suite import summed_up
 from anydepth.probes.states.sites import is_before_the_model, sites_for
 from anydepth.probes.states.store import answer_key
 
@@ -47,9 +48,7 @@ def run(context: "Context") -> Summary:
         depths[-1],
     )
     found = _Found(bench)
-    return Summary(
-        context.suite, TITLE, PAPER, tuple(found.figures()), tuple(found.charts()), tuple(found.limits()), found.notes()
-    )
+    return summed_up(context, found.figures(), found.charts(), found.limits(), found.notes())
 
 
 class _Found:

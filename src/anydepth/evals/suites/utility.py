@@ -16,6 +16,7 @@ from anydepth.evals.arms.replay import Detecting
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.instruments.harness import mark, task_of
+from anydepth.evals.suite import summed_up
 from anydepth.evals.transcript import Transcript
 from anydepth.guard import Guard
 from anydepth.templates.template import Prompt
@@ -63,15 +64,7 @@ def run(context: Context) -> Summary:
             context.record(f"right|{arm}|{key}", partial(dict, arm=arm, right=value))
     asked = _Asked(rows, right, guarded)
     figures = tuple(_figures(asked))
-    return Summary(
-        suite=context.suite,
-        title=TITLE,
-        paper=PAPER,
-        figures=figures,
-        charts=tuple(_charts()),
-        limits=tuple(_limits(figures)),
-        notes=(*_notes(context, tokens, left_out), *remarks),
-    )
+    return summed_up(context, figures, _charts(), _limits(figures), (*_notes(context, tokens, left_out), *remarks))
 
 
 def _questions(context: Context, count: int) -> tuple[dict[str, Conversation], dict[str, int]]:

@@ -1,7 +1,7 @@
 """Fit every candidate of a sweep, and choose one on held-out answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, cast
 
@@ -30,8 +30,7 @@ class Candidate:
 
     def record(self) -> dict[str, Any]:
         """JSON-ready form."""
-        options = {name: getattr(self.options, name) for name in FitOptions.__dataclass_fields__}
-        return {"reads": [str(read) for read in self.reads], **options}
+        return {"reads": [str(read) for read in self.reads], **asdict(self.options)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +101,20 @@ def candidates(manifest: Manifest, settings: Mapping[str, Any], *, seed: int = 0
 def sweep(
     store: StateStore,
     wanted: Sequence[Candidate],
-    judge: "Judge",
+    comparison: "Comparison",
     *,
     used: Mapping[str, "Used"] | None = None,
-    progress: Callable[[int, int, Trial], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Trial]:
-    """Fit every candidate on the store's training answers; the best by `judge` first.
+    """Fit every candidate on the store's training answers; the best by `comparison` first.
 
     Args:
         store: The states.
         wanted: What to fit.
-        judge: What the choice is made by.
+        comparison: What the choice is made by.
         used: Answer key -> what the data says of it now, of the answers to use; by default all of the store, as they
             were collected.
-        progress: Called after each candidate.
+        progress: Called after each candidate with (candidates done, candidates in all).
     """
     trials: list[Trial] = []
     by_reads: dict[tuple[Read, ...], list[Candidate]] = {}
@@ -124,11 +123,11 @@ def sweep(
     for reads, group in by_reads.items():
         checks = states_of(store, reads, used)
         train = checks.where(checks["split"] == TRAIN)
-        held_out = judge.seen(checks)
+        held_out = comparison.seen(checks)
         for candidate in group:
-            trials.append(judge.trial(candidate, fit(train, candidate.options), held_out))
+            trials.append(comparison.trial(candidate, fit(train, candidate.options), held_out))
             if progress is not None:
-                progress(len(trials), len(wanted), trials[-1])
+                progress(len(trials), len(wanted))
     return sorted(trials, key=lambda trial: -trial.merit)
 
 
@@ -156,7 +155,7 @@ def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used]
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class Comparison:
     """Compares candidates on one part of the held-out answers.
 
     Attributes:

@@ -14,14 +14,15 @@ from anydepth.conversations.splits import Text
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.policy import policy_record
 from anydepth.probes.fitting.calibrate import Calibration
-from anydepth.probes.fitting.candidates import Judge, Trial, Used, candidates, listed, states_of, sweep
+from anydepth.probes.fitting.candidates import Comparison, Trial, Used, candidates, listed, states_of, sweep
 from anydepth.probes.fitting.measure import crossed, table, thresholds
 from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
 from anydepth.probes.recipe.pairs import half
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, training_sources
-from anydepth.probes.states.collect import collect, dtype_of, manifest_for, package_versions
+from anydepth.probes.states.collect import collect
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
+from anydepth.probes.states.manifest import manifest_for, package_versions
 from anydepth.probes.states.plan import CollectPlan, reading_of
 from anydepth.probes.states.sites import sites_for
 from anydepth.probes.states.store import Checks, StateStore, answer_key
@@ -112,7 +113,7 @@ def fill(
     """
     sites = _sites(backend, recipe)
     plan = CollectPlan(sites, tokens=(CONTENT, *range(len(backend.header.ids))))
-    manifest = manifest_for(backend, plan, dtype=dtype_of(backend), adapter=adapter)
+    manifest = manifest_for(backend, plan, adapter=adapter)
     Choices.of(recipe).check(recipe, gathered)  # refuses now what would fail after hours of reading
     candidates(manifest, recipe.fit)
     store = StateStore.create(work / "states", manifest)
@@ -147,13 +148,11 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
         StoreError: There are no answers of one label to train, choose or report on.
     """
     store, used = filled.store, filled.used
-    choices = Choices.of(recipe)
-    judge = Judge(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
+    choices = Choices.of(recipe)  # of a recipe that may measure what the one that filled the store did not
+    comparison = Comparison(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
 
-    def told(done: int, total: int, trial: Trial) -> None:
-        progress("fit", done, total, 0)
-
-    trials = sweep(store, candidates(store.manifest, recipe.fit), judge, used=used, progress=told)
+    wanted = candidates(store.manifest, recipe.fit)
+    trials = sweep(store, wanted, comparison, used=used, progress=lambda done, total: progress("fit", done, total, 0))
     best = trials[0]
     checks = states_of(store, best.candidate.reads, used)
     held_out = checks.where(checks["split"] != TRAIN)

@@ -1,10 +1,8 @@
 """Say which conversations a probe is trained on, which it is chosen on, and which it is calibrated on."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ from anydepth.conversations.splits import (
 )
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
-from anydepth.files import read_toml
-from anydepth.probes.recipe.recipe_part import TRAIN, Part
+from anydepth.files import packaged_toml, read_toml
+from anydepth.probes.recipe.recipe_part import TRAIN, RecipePart
 from anydepth.probes.states.store import answer_key
 
 _COPIES = "copies of others"
@@ -45,7 +43,7 @@ class Recipe:
         source: Where the recipe was read from.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[RecipePart, ...]
     write: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
     choose: Mapping[str, Any] = field(default_factory=dict)
@@ -58,7 +56,7 @@ class Recipe:
 class Gathered:
     """The conversations of one part, and how many were left out of it and why."""
 
-    part: Part
+    part: RecipePart
     conversations: Sequence[Conversation]
     left_out: str
 
@@ -70,8 +68,7 @@ def read_recipe(path: str | Path | None = None) -> Recipe:
         ConfigError: The file is missing, no TOML, or has a key or value that a recipe cannot have.
     """
     if path is None:
-        shipped = (resources.files("anydepth") / "data" / "recipe.toml").read_text(encoding="utf-8")
-        return recipe_from(tomllib.loads(shipped), "default")
+        return recipe_from(packaged_toml("recipe.toml"), "default")
     if not Path(path).exists():
         raise ConfigError(f"there is no recipe at {path}")
     try:
@@ -164,8 +161,8 @@ def _drop_contradicted(
     both = contradicted(row for rows in (*candidates.values(), *held_out.values()) for row in rows)
     for sets, name_of in ((candidates, str), (held_out, held_out_of)):
         for name, rows in sets.items() if both else ():
-            sets[name] = [row for row in rows if Text.of(row.messages, row.response).key not in both]
-            _note(notes[name_of(name)], len(rows) - len(sets[name]), "labelled both harmful and benign")
+            kept = [row for row in rows if Text.of(row.messages, row.response).key not in both]
+            _keep(sets, name, kept, notes[name_of(name)], "labelled both harmful and benign")
 
 
 def _drop_copies(
@@ -177,21 +174,24 @@ def _drop_copies(
     """Keep one of several copies in each held-out set: as evidence, an answer counts once."""
     for part in recipe.parts:
         if part.hold_out:
-            rows = held_out[part.name]
-            held_out[part.name] = distinct(rows).kept
-            _note(notes[held_out_of(part.name)], len(rows) - len(held_out[part.name]), _COPIES)
+            kept = distinct(held_out[part.name]).kept
+            _keep(held_out, part.name, kept, notes[held_out_of(part.name)], _COPIES)
     for split in dict.fromkeys(part.split for part in recipe.parts if part.split != TRAIN):
         names = [part.name for part in recipe.parts if part.split == split]
         kept = set(map(id, distinct(row for name in names for row in candidates[name]).kept))
         for name in names:
-            rows = candidates[name]
-            candidates[name] = [row for row in rows if id(row) in kept]
-            _note(notes[name], len(rows) - len(candidates[name]), _COPIES)
+            _keep(candidates, name, [row for row in candidates[name] if id(row) in kept], notes[name], _COPIES)
 
 
 def _note(notes: list[str], count: int, why: str) -> None:
     if count:
         notes.append(f"{count} that are {why}")
+
+
+def _keep(sets: dict[str, list[Conversation]], name: str, kept: list[Conversation], notes: list[str], why: str) -> None:
+    """Let `kept` be all of the set `name`, and note how many were left out."""
+    _note(notes, len(sets[name]) - len(kept), why)
+    sets[name] = kept
 
 
 def _drop_known(
@@ -205,9 +205,8 @@ def _drop_known(
     every = {id(row): row for name in names for row in candidates[name]}
     kept = set(map(id, drop_near_duplicates(list(every.values()), kept_apart).kept))
     for name in names:
-        before = len(candidates[name])
-        candidates[name] = [row for row in candidates[name] if id(row) in kept]
-        _note(notes[name], before - len(candidates[name]), "nearly in the held-out sets")
+        rows = [row for row in candidates[name] if id(row) in kept]
+        _keep(candidates, name, rows, notes[name], "nearly in the held-out sets")
 
 
 def held_out_of(name: str) -> str:
@@ -225,9 +224,9 @@ def recipe_for(refs: Sequence[str]) -> Recipe:
     pair = {"name": "own held-out answers", "harmful": held_out_of(own), "benign": held_out_of(own)}
     return Recipe(
         parts=(
-            Part(own, data=tuple(refs), hold_out=0.25, depths=depths, longest=300),
-            Part("own wrapped", like=own, augment="wrap", limit=120, depths=depths, longest=150),
-            Part(
+            RecipePart(own, data=tuple(refs), hold_out=0.25, depths=depths, longest=300),
+            RecipePart("own wrapped", like=own, augment="wrap", limit=120, depths=depths, longest=150),
+            RecipePart(
                 "harmless prompts",
                 data=(SHIPPED + "benign_prompts",),
                 labelled="benign",
@@ -244,17 +243,17 @@ def recipe_for(refs: Sequence[str]) -> Recipe:
     )
 
 
-def _divided(rows: list[Conversation], part: Part) -> tuple[list[Conversation], list[Conversation]]:
+def _divided(rows: list[Conversation], part: RecipePart) -> tuple[list[Conversation], list[Conversation]]:
     split = split_by_prompt(rows, part.hold_out, part.seed)
     return split.train, split.held_out
 
 
-def _part(entry: Mapping[str, Any], source: str) -> Part:
+def _part(entry: Mapping[str, Any], source: str) -> RecipePart:
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
     for name in ("data", "sources", "under"):
         if isinstance(values.get(name), str):
             values[name] = (values[name],)
-    known = [each.name for each in fields(Part)]
+    known = [each.name for each in fields(RecipePart)]
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(
             f"recipe {source}, part {values.get('name')!r} has {unknown[0]!r}; a part has {', '.join(known)}"
@@ -262,12 +261,14 @@ def _part(entry: Mapping[str, Any], source: str) -> Part:
     if not isinstance(values.get("name"), str) or not values["name"]:
         raise ConfigError(f"recipe {source}: a part has the name {values.get('name')!r}; give every part a name")
     try:
-        return Part(**values)
+        return RecipePart(**values)
     except ConfigError as error:
         raise ConfigError(f"recipe {source}, {error}") from error
 
 
-def _candidates(part: Part, rows: list[Conversation], permissive_only: bool, notes: list[str]) -> list[Conversation]:
+def _candidates(
+    part: RecipePart, rows: list[Conversation], permissive_only: bool, notes: list[str]
+) -> list[Conversation]:
     rows = [_begun(row, part) for row in rows]
     if not part.written:
         rows = [row for row in rows if row.response]
@@ -295,7 +296,7 @@ def _candidates(part: Part, rows: list[Conversation], permissive_only: bool, not
     return rows
 
 
-def _begun(row: Conversation, part: Part) -> Conversation:
+def _begun(row: Conversation, part: RecipePart) -> Conversation:
     """The conversation with the part's label and, where it is to be continued, with what it begins with."""
     label = row.label or part.labelled
     if not (part.written and label == "harmful" and not row.response):
@@ -303,7 +304,7 @@ def _begun(row: Conversation, part: Part) -> Conversation:
     return replace(row, label=label, response=row.tags.get("target", ""))
 
 
-def _gathered(part: Part, candidates: Mapping[str, list[Conversation]], notes: list[str]) -> Gathered:
+def _gathered(part: RecipePart, candidates: Mapping[str, list[Conversation]], notes: list[str]) -> Gathered:
     rows = candidates[part.name]
     if part.limit is not None:
         rows = balance(rows, per_source=part.limit, seed=part.seed).kept
@@ -331,8 +332,3 @@ def training_sources(gathered: Sequence[Gathered]) -> tuple[dict[str, str], ...]
         {"name": name, "licence": licence, "answers": str(len(found))}
         for (name, licence), found in sorted(answers.items())
     )
-
-
-def without(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """Return `recipe` without some parts, for ablations."""
-    return replace(recipe, parts=tuple(part for part in recipe.parts if part.name not in names))

@@ -45,7 +45,7 @@ _RULES: Mapping[str, _Rule] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RecipePart:
     """Some conversations and how to read them: a `[[part]]` of a recipe.
 
     Attributes:

@@ -1,20 +1,19 @@
 """Collect the hidden states of many finished answers, all depths of an answer in one packed pass."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anydepth.backends.protocol import CONTENT, CheckPoint, FinishedAnswer, Read, Reader, Site, require_sessions
-from anydepth.errors import ConfigError, PromptError, UnsupportedModel
+from anydepth.backends.protocol import CheckPoint, FinishedAnswer, Read, Reader, Site, require_sessions
+from anydepth.digests import short_digest
+from anydepth.errors import PromptError, UnsupportedModel
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
+from anydepth.probes.states.manifest import manifest_for
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import CheckRow, Identity, Manifest, StateStore, answer_key
-from anydepth.probes.states.suffix import suffix_ids
 from anydepth.schedule import scheduled_depths
 from anydepth.templates.template import Prompt
 
@@ -61,14 +60,9 @@ class Collected:
 
     def add(self, other: "Collected") -> None:
         """Count in what another run, or one group, did."""
-        self.answers += other.answers
-        self.checks += other.checks
-        self.tokens += other.tokens
-        self.present += other.present
-        self.corrected += other.corrected
-        self.contradicted += other.contradicted
-        self.skipped += other.skipped
-        self.by_forks = self.by_forks or other.by_forks
+        for each in fields(self):
+            mine, more = getattr(self, each.name), getattr(other, each.name)
+            setattr(self, each.name, mine or more if each.name == "by_forks" else mine + more)
 
 
 Group = Mapping[str, "Conversation"]
@@ -76,7 +70,7 @@ Group = Mapping[str, "Conversation"]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class CollectWork:
     """What is to be done.
 
     Attributes:
@@ -97,84 +91,6 @@ class Work:
         """Write down what the data says now of what is there, and begin the report with it."""
         corrected = store.correct(self.outdated) if self.outdated else 0
         return Collected(present=len(self.present), corrected=corrected, contradicted=self.contradicted)
-
-
-def manifest_for(backend: Reader, plan: CollectPlan, *, dtype: str, adapter: str | None = None) -> Manifest:
-    """The manifest of the store that `plan` fills from `backend`.
-
-    Raises:
-        ConfigError: A token is not in what is appended, or there is no such control.
-        UnsupportedModel: A site does not exist.
-    """
-    header = backend.header
-    ids = header.ids if plan.suffix == "header" else suffix_ids(backend, plan.suffix)
-    tokens = plan.tokens if plan.tokens is not None else (CONTENT, *range(len(ids)))
-    for token in tokens:
-        if not CONTENT <= token < len(ids):
-            raise ConfigError(
-                f"token {token} is not among the {len(ids)} of the {plan.suffix}; choose -1 to {len(ids) - 1}"
-            )
-    for site in plan.sites:
-        backend.check_site(site)
-    return Manifest(
-        model=backend.identity,
-        template_digest=backend.template.digest,
-        suffix=plan.suffix,
-        header_ids=tuple(ids),
-        header_tokens=header.tokens if plan.suffix == "header" else tuple(backend.decode_text([i]) for i in ids),
-        read_index=header.read_index if plan.suffix == "header" else len(ids) - 1,
-        sites=plan.sites,
-        tokens=tuple(tokens),
-        dtype=dtype,
-        versions=package_versions("anydepth", "numpy", "torch", "transformers", "vllm"),
-        adapter=_adapter(backend, adapter),
-    )
-
-
-def _adapter(backend: Reader, name: str | None) -> str | None:
-    """An adapter's name and, where they can be seen, its weights: a folder may be trained again."""
-    digest = adapter_digest(backend)
-    return name if digest is None else f"{Path(name or 'adapter').name} (weights {digest})"
-
-
-def dtype_of(backend: Reader) -> str:
-    """The type that a backend's model runs in, e.g. `bfloat16` or `bfloat16, awq`, as a manifest states it.
-
-    A quantised checkpoint has the fingerprint of the one that it was made of, and other states.
-    """
-    known = backend if hasattr(backend, "dtype") else getattr(backend, "model", None)
-    dtype = str(getattr(known, "dtype", "")).removeprefix("torch.")
-    made = getattr(getattr(getattr(backend, "model", None), "config", None), "quantization_config", None)
-    if made is None:
-        return dtype
-    method = made.get("quant_method") if isinstance(made, Mapping) else getattr(made, "quant_method", None)
-    return f"{dtype}, {getattr(method, 'value', method) or 'quantised'}"
-
-
-def adapter_digest(backend: Reader) -> str | None:
-    """Digest of the weights that an adapter adds to a backend's model, 16 hex digits; None if there is none to see.
-
-    The fingerprint of a model is that of the weights below: it does not say which adapter it runs with.
-    """
-    model: Any = getattr(backend, "model", None)
-    if not hasattr(model, "named_parameters"):
-        return None
-    digest = hashlib.sha256()
-    added = [(name, each) for name, each in model.named_parameters() if "lora" in name]
-    for name, each in sorted(added, key=lambda named: named[0]):
-        digest.update(name.encode() + each.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16] if added else None
-
-
-def package_versions(*names: str) -> dict[str, str]:
-    """Version of each package that is installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def collect(
@@ -217,7 +133,23 @@ def collect(
     return report
 
 
-def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, there: Mapping[Identity, AnswerFacts]) -> Work:
+def collect_into(
+    folder: str | Path,
+    backend: Reader,
+    conversations: "Sequence[Conversation]",
+    plan: CollectPlan,
+    *,
+    adapter: str | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> tuple[StateStore, Collected]:
+    """The store at `folder`, made if it is not there, and what `collect` added to it; StoreError if it is another's."""
+    store = StateStore.create(folder, manifest_for(backend, plan, adapter=adapter))
+    return store, collect(backend, conversations, store, plan, progress=progress)
+
+
+def work_for(
+    conversations: "Sequence[Conversation]", plan: CollectPlan, there: Mapping[Identity, AnswerFacts]
+) -> CollectWork:
     """Cut the conversations into groups, and leave out what is `there` (`StateStore.present`).
 
     The groups depend on the conversations only, not on what is done: parts and later runs cut them alike.
@@ -238,7 +170,7 @@ def work_for(conversations: "Sequence[Conversation]", plan: CollectPlan, there: 
     outdated = {identity: now[identity] for identity in now if identity in present and there[identity] != now[identity]}
     missing = [{key: keyed[key] for key in group if (key, plan.view, plan.reading) not in present} for group in mine]
     total = sum(map(len, mine))
-    return Work(tuple(group for group in missing if group), total, frozenset(present), outdated, len(both))
+    return CollectWork(tuple(group for group in missing if group), total, frozenset(present), outdated, len(both))
 
 
 def collect_group(
@@ -271,7 +203,7 @@ def collect_group(
         if on_batch is not None:
             on_batch(report)
     if rows:
-        name = hashlib.sha256("".join([plan.view, plan.reading, *group]).encode()).hexdigest()[:16]
+        name = short_digest("".join([plan.view, plan.reading, *group]))
         store.write(f"{plan.view}-{name}", rows, {site: np.concatenate(parts) for site, parts in states.items()})
     return report
 

@@ -1,25 +1,24 @@
-"""Collect with many workers: Ray Data hands out the groups of answers, and every worker writes its own shards."""
+"""Collect with many workers: Ray hands out the groups of answers, and every worker writes its own shards."""
 
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anydepth import errors
 from anydepth.backends.protocol import Backend
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import AnydepthError, ConfigError, ModelError
 from anydepth.extras import require
-from anydepth.probes.states.collect import Collected, Group, collect_group, dtype_of, manifest_for, work_for
+from anydepth.probes.states.collect import Collected, Group, collect_group, work_for
+from anydepth.probes.states.manifest import manifest_for
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import StateStore
 
-_BLOCKS = 4096
-"""Blocks of groups at most; Ray reports, and gives out again after a crash, whole blocks."""
+_TRIES_AGAIN = 3
+"""How often a worker that died is started anew, and its group handed out again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +76,13 @@ def collect_with_ray(
         AnydepthError: Whatever `collect` raises, in whichever process.
     """
     ray = require("ray", extra="ray")
-    data = require("ray.data", extra="ray")
+    pool = require("ray.util", extra="ray").ActorPool
     path = Path(path).absolute()
     with _cluster(ray, workers):
         cpus = workers.cpus or max(1, int(ray.cluster_resources().get("CPU", 1)) // workers.count)
         share = {"num_cpus": cpus, "num_gpus": workers.gpus}
         # the store is made first, by one worker: what is wrong with model, sites or store is said once and at once
-        opened = ray.remote(**share)(_make_store).remote(open_backend, plan, path, adapter)
-        made: CollectPlan = _result(ray, opened)
+        made: CollectPlan = ray.get(ray.remote(**share)(_make_store).remote(open_backend, plan, path, adapter))
         store = StateStore(path)
         work = work_for(conversations, made, store.present())
         report = work.begin(store)
@@ -92,20 +90,17 @@ def collect_with_ray(
             progress(report.done, work.answers, 0)
         if not work.groups:
             return report
+        worker = ray.remote(max_restarts=_TRIES_AGAIN, max_task_retries=_TRIES_AGAIN, **share)(_Collector)
         count = min(workers.count, len(work.groups))
-        rows = [{"group": _packed(group)} for group in work.groups]
-        done = data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS)).map(
-            _Collector,
-            fn_constructor_kwargs={"open_backend": open_backend, "path": path, "plan": made},
-            compute=data.ActorPoolStrategy(size=count),
-            **share,
-        )
-        for row in _rows(ray, done):
-            if row["error"]:
-                raise getattr(errors, row["kind"], AnydepthError)(row["error"])
-            report.add(_unpacked(row["report"]))
-            if progress is not None:
-                progress(report.done, work.answers, report.tokens)
+        actors = [worker.remote(open_backend, path, made) for _ in range(count)]
+        try:
+            for found in pool(actors).map_unordered(lambda actor, group: actor.collect.remote(group), work.groups):
+                report.add(found)
+                if progress is not None:
+                    progress(report.done, work.answers, report.tokens)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
     return report
 
 
@@ -115,17 +110,9 @@ class _Collector:
     def __init__(self, open_backend: Callable[[], Backend], path: Path, plan: CollectPlan) -> None:
         self.backend, self.store, self.plan = open_backend(), StateStore(path), plan
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, str]:
-        group = {key: Conversation(**{**facts, "messages": tuple(facts["messages"])}) for key, facts in _each(row)}
-        try:
-            report = collect_group(self.backend, group, self.store, self.plan)
-        except AnydepthError as error:
-            return {"report": "", "error": str(error), "kind": type(error).__name__}
-        return {"report": json.dumps(asdict(report)), "error": "", "kind": ""}
-
-
-def _each(row: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield from json.loads(row["group"]).items()
+    def collect(self, group: Group) -> Collected:
+        """Read the answers of `group` and write their shard."""
+        return collect_group(self.backend, group, self.store, self.plan)
 
 
 def _make_store(
@@ -136,32 +123,8 @@ def _make_store(
 ) -> CollectPlan:
     backend = open_backend()
     made = plan if isinstance(plan, CollectPlan) else plan(backend)
-    StateStore.create(path, manifest_for(backend, made, dtype=dtype_of(backend), adapter=adapter))
+    StateStore.create(path, manifest_for(backend, made, adapter=adapter))
     return made
-
-
-def _packed(group: Group) -> str:
-    return json.dumps({key: asdict(each) for key, each in group.items()})
-
-
-def _unpacked(report: str) -> Collected:
-    facts = json.loads(report)
-    return Collected(**{**facts, "skipped": [(key, reason) for key, reason in facts["skipped"]]})
-
-
-def _result(ray: Any, reference: Any) -> Any:
-    """What a remote call returned; its own AnydepthError if it raised one."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:
-        raise _own(error) from error
-
-
-def _rows(ray: Any, done: Any) -> Iterator[Mapping[str, Any]]:
-    try:
-        yield from done.iter_rows()
-    except ray.exceptions.RayError as error:
-        raise _own(error) from error
 
 
 def _own(error: BaseException) -> AnydepthError:
@@ -177,13 +140,10 @@ def _own(error: BaseException) -> AnydepthError:
 
 @contextmanager
 def _cluster(ray: Any, workers: Workers) -> Iterator[None]:
-    """The cluster that is connected already or that RAY_ADDRESS names, else one of this machine, ended afterwards."""
-    context = ray.data.DataContext.get_current()
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
-    # Ray Data narrates its plan, and warns that the bars which are off are off
-    levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
-    before = {name: logging.getLogger(name).level for name in levels}
-    _set_levels(levels)
+    """The cluster that is connected already or that RAY_ADDRESS names, else one of this machine, ended afterwards.
+
+    What a worker raised comes out as the worker's own AnydepthError.
+    """
     own = not ray.is_initialized()
     try:
         if own and os.environ.get("RAY_ADDRESS"):
@@ -192,13 +152,8 @@ def _cluster(ray: Any, workers: Workers) -> Iterator[None]:
             cpus = max(os.cpu_count() or 1, workers.count * (workers.cpus or 1))
             ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         yield
+    except ray.exceptions.RayError as error:
+        raise _own(error) from error
     finally:
-        _set_levels(before)
-        context.enable_progress_bars = bars
         if own and ray.is_initialized():
             ray.shutdown()
-
-
-def _set_levels(levels: Mapping[str, int]) -> None:
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)

@@ -1,9 +1,7 @@
 """Keep the hidden states of many checks on disk, as a Parquet dataset that other tools can open."""
 
-import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from anydepth.atomic import write_whole
+from anydepth.atomic import replacing, write_whole
 from anydepth.backends.protocol import ModelIdentity, Site
+from anydepth.digests import short_digest
 from anydepth.errors import StoreError
 from anydepth.extras import require
 from anydepth.probes.states.facts import FACTS, AnswerFacts
@@ -68,33 +67,21 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckRow:
+class CheckRow(AnswerFacts):
     """What is known of one check beside its states; the columns of the store.
 
     What of it the data says (`AnswerFacts`) decides no state, and may be corrected later.
 
     Attributes:
-        id: The conversation's own id.
         answer: Digest of the conversation's text: the same conversation is collected once.
         view: In which context the answer was read: `own`, or `shadow` for a neutral user turn.
-        split: `train`, or the name of a held-out file.
-        source: Source key of the data.
-        label: `harmful` or `benign`, empty if it is not known.
-        licence: Licence of the data.
-        prompt_key: Digest of the normalised prompt: splits are made by it.
         depth: Depth of the check in tokens.
         length: Length of the answer in tokens, as far as it was read.
         reading: At which depths and how far the answer is read, as `CollectPlan.reading` says it.
     """
 
-    id: str
     answer: str
     view: str
-    split: str
-    source: str
-    label: str
-    licence: str
-    prompt_key: str
     depth: int
     length: int
     reading: str = ""
@@ -217,22 +204,20 @@ class StateStore:
     def _write_shard(self, target: Path, table: Any) -> None:
         """Write a shard whole or not at all."""
         parquet = require("pyarrow.parquet", extra="fit")
-        temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex}.tmp")
         wide = [name for name in table.column_names if name not in _FACTS]
         try:
-            parquet.write_table(
-                table,
-                temporary,
-                compression="zstd",
-                use_dictionary=[name for name in _FACTS if name not in _NUMBERS],
-                # bfloat16 states have two bytes that are zero: split by byte they cost nothing
-                use_byte_stream_split=[f"{column}.list.element" for column in wide],
-            )
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
+            with replacing(target) as temporary:
+                parquet.write_table(
+                    table,
+                    temporary,
+                    compression="zstd",
+                    use_dictionary=[name for name in _FACTS if name not in _NUMBERS],
+                    # bfloat16 states have two bytes that are zero: split by byte they cost nothing
+                    use_byte_stream_split=[f"{column}.list.element" for column in wide],
+                )
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
         for left in target.parent.glob(f".{target.stem}.*.tmp"):  # of a run that was killed while it wrote this shard
             left.unlink(missing_ok=True)
@@ -311,7 +296,7 @@ def column_name(site: Site, token: int) -> str:
 def answer_key(messages: Sequence[Mapping[str, Any]], response: str) -> str:
     """Digest of a conversation's text, 16 hex digits."""
     text = json.dumps([[dict(message) for message in messages], response], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return short_digest(text)
 
 
 def _read_manifest(path: Path) -> Manifest:

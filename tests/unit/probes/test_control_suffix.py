@@ -3,7 +3,7 @@
 import pytest
 
 from anydepth.errors import ConfigError, TemplateError
-from anydepth.probes.states.suffix import CONTROLS, suffix_ids
+from anydepth.probes.states.control_suffix import CONTROLS, suffix_ids
 from anydepth.testing import ScriptedBackend
 
 

@@ -1,0 +1,93 @@
+"""Say what the states of a store are: of which model, read with which header, in which number format."""
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from anydepth.backends.protocol import CONTENT, Reader
+from anydepth.errors import ConfigError
+from anydepth.probes.states.control_suffix import suffix_ids
+from anydepth.probes.states.plan import CollectPlan
+from anydepth.probes.states.store import Manifest
+
+
+def manifest_for(
+    backend: Reader, plan: CollectPlan, *, dtype: str | None = None, adapter: str | None = None
+) -> Manifest:
+    """The manifest of the store that `plan` fills from `backend`; `dtype` is `dtype_of(backend)` if it is None.
+
+    Raises:
+        ConfigError: A token is not in what is appended, or there is no such control.
+        UnsupportedModel: A site does not exist.
+    """
+    header = backend.header
+    ids = header.ids if plan.suffix == "header" else suffix_ids(backend, plan.suffix)
+    tokens = plan.tokens if plan.tokens is not None else (CONTENT, *range(len(ids)))
+    for token in tokens:
+        if not CONTENT <= token < len(ids):
+            raise ConfigError(
+                f"token {token} is not among the {len(ids)} of the {plan.suffix}; choose -1 to {len(ids) - 1}"
+            )
+    for site in plan.sites:
+        backend.check_site(site)
+    return Manifest(
+        model=backend.identity,
+        template_digest=backend.template.digest,
+        suffix=plan.suffix,
+        header_ids=tuple(ids),
+        header_tokens=header.tokens if plan.suffix == "header" else tuple(backend.decode_text([i]) for i in ids),
+        read_index=header.read_index if plan.suffix == "header" else len(ids) - 1,
+        sites=plan.sites,
+        tokens=tuple(tokens),
+        dtype=dtype_of(backend) if dtype is None else dtype,
+        versions=package_versions("anydepth", "numpy", "torch", "transformers", "vllm"),
+        adapter=_adapter(backend, adapter),
+    )
+
+
+def _adapter(backend: Reader, name: str | None) -> str | None:
+    """An adapter's name and, where they can be seen, its weights: a folder may be trained again."""
+    digest = adapter_digest(backend)
+    return name if digest is None else f"{Path(name or 'adapter').name} (weights {digest})"
+
+
+def dtype_of(backend: Reader) -> str:
+    """The type that a backend's model runs in, e.g. `bfloat16` or `bfloat16, awq`: what a manifest is told.
+
+    A quantised checkpoint has the fingerprint of the one that it was made of, and other states.
+    """
+    known = backend if hasattr(backend, "dtype") else getattr(backend, "model", None)
+    dtype = str(getattr(known, "dtype", "")).removeprefix("torch.")
+    made = getattr(getattr(getattr(backend, "model", None), "config", None), "quantization_config", None)
+    if made is None:
+        return dtype
+    method = made.get("quant_method") if isinstance(made, Mapping) else getattr(made, "quant_method", None)
+    return f"{dtype}, {getattr(method, 'value', method) or 'quantised'}"
+
+
+def adapter_digest(backend: Reader) -> str | None:
+    """Digest of the weights that an adapter adds to a backend's model, 16 hex digits; None if there is none to see.
+
+    The fingerprint of a model is that of the weights below: it does not say which adapter it runs with.
+    """
+    model: Any = getattr(backend, "model", None)
+    if not hasattr(model, "named_parameters"):
+        return None
+    digest = hashlib.sha256()
+    added = [(name, each) for name, each in model.named_parameters() if "lora" in name]
+    for name, each in sorted(added, key=lambda named: named[0]):
+        digest.update(name.encode() + each.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16] if added else None
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Version of each package that is installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
