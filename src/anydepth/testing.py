@@ -22,7 +22,7 @@ from anydepth.errors import CapabilityError, ConfigError, PromptError, Unsupport
 from anydepth.templates.template import ChatTemplate, Header, Prompt
 from anydepth.types import Decoded, Score
 
-__all__ = ["END", "ScriptedBackend", "ScriptedDetector", "ScriptedSession", "ScriptedTokenizer"]
+__all__ = ["END", "ScriptedBackend", "ScriptedDetector"]
 
 END = 256
 """The end-of-turn token."""

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from anydepth import Every, Guard
-from anydepth.backends.scripted import END, ScriptedBackend, ScriptedDetector
 from anydepth.flow import Calls, Finish, Halt, Outcome, Release
 from anydepth.guard_report import GuardReport
 from anydepth.templates.template import Prompt
+from anydepth.testing import END, ScriptedBackend, ScriptedDetector
 from anydepth.types import Checked, CheckResult, Event, Finished, Halted, Released, Verdict
 from anydepth.writer import AnswerWriter
 

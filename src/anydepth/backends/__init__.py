@@ -8,6 +8,7 @@ from anydepth.backends.protocol import (
     FinishedAnswer,
     ModelIdentity,
     Read,
+    Reader,
     Session,
     Site,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "FinishedAnswer",
     "ModelIdentity",
     "Read",
+    "Reader",
     "Session",
     "Site",
 ]

@@ -10,9 +10,7 @@ import torch
 
 from anydepth.backends.transformers.cpu.number_format import slow_on_this_cpu
 from anydepth.backends.transformers.cpu.operands import faster_swapped, swap_operands
-from anydepth.backends.transformers.cpu.shared_heads import share_heads
-
-__all__ = ["faster", "share_heads"]
+from anydepth.backends.transformers.cpu.shared_heads import share_heads as share_heads
 
 
 def faster(model: Any) -> Any:
