@@ -10,7 +10,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.backends.transformers.cpu import shared_heads
 from tests import tiny
-from tests.contract.contract import GREEDY, TOLERANCE, backend_of, largest_difference, prompt_of, run, watcher_for
+from tests.contract.contract import (
+    GREEDY,
+    MAX_NEW_TOKENS,
+    TOLERANCE,
+    backend_of,
+    largest_difference,
+    prompt_of,
+    run,
+    watcher_for,
+)
 
 SHARING = ("Llama", "Qwen3")
 """Families whose tiny model has key heads that query heads share, on the library's own attention."""
@@ -42,7 +51,7 @@ def test_shared_heads_give_true_states(family, rows, shared):
     released, _ = run(backend, prompts, watcher, **GREEDY)
     assert shared or family not in SHARING
     for number, prompt in enumerate(prompts):
-        (plain,) = backend.unguarded([prompt], max_new_tokens=60, **GREEDY)
+        (plain,) = backend.unguarded([prompt], max_new_tokens=MAX_NEW_TOKENS, **GREEDY)
         assert released[number] == plain
         own = watcher_for(backend)
         own.seen = [(point, state) for point, state in watcher.seen if point.row == number]
