@@ -243,7 +243,7 @@ def test_an_answer_that_ends_at_once_is_checked_again_where_its_check_failed(eng
     monkeypatch.setattr(PendingCheck, "score", lambda check, setup: failures.pop() if failures else whole(check, setup))
     end = {next(iter(engine.scheduler.setup.model.end_token_ids)): 100.0}
     answer = engine.answer(PROMPTS[0], guard=monitor(), max_tokens=5, logit_bias=end)
-    checks = answer.report["checks"]
+    checks = answer.report["timeline"]
     assert answer.finish_reason == "stop" and len(answer.token_ids) == 1
     assert [each["depth"] for each in checks] == [0, 0]
     assert checks[0]["error"] == "CheckError" and checks[1]["score"] is not None
