@@ -13,8 +13,8 @@ from typer.core import TyperGroup
 from anydepth import __version__
 from anydepth.cli import bench, calibrate, collect, demo, evaluate, fit, generate, inspect, probe, report, scan, serve
 from anydepth.cli.config import config
-from anydepth.cli.output import escape_unwritable, exit_code, flush_output, print_error
-from anydepth.errors import AnydepthError, ConfigError
+from anydepth.cli.output import escape_unwritable, flush_output, print_error
+from anydepth.errors import AnydepthError, CheckError, ConfigError
 
 
 class Commands(TyperGroup):
@@ -28,7 +28,8 @@ class Commands(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             print_error(error)
-            raise typer.Exit(exit_code(error)) from None
+            # 1: the work itself went wrong; 2: what the user gave cannot be used
+            raise typer.Exit(1 if isinstance(error, CheckError) else 2) from None
         except BrokenPipeError:  # `anydepth generate ... | head`: nobody reads on, and that is no error
             sys.stderr.close()
             raise typer.Exit(0) from None

@@ -56,10 +56,7 @@ def calibrate(
         ),
     ],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="OUT", help="Where the new probe goes. Default: NAME.calibrated.safetensors."
-        ),
+        Path | None, opt.output(metavar="OUT", help="Where the new probe goes. Default: NAME.calibrated.safetensors.")
     ] = None,
     target: Annotated[
         float, typer.Option("--target", metavar="RATE", help="Share of harmless answers that may be halted.")
@@ -70,10 +67,7 @@ def calibrate(
     confidence: Annotated[
         float, typer.Option("--confidence", metavar="SHARE", help="Confidence of the bound and the interval.")
     ] = 0.95,
-    policy: Annotated[
-        opt.PolicyName | None,
-        typer.Option("--policy", help="How scores become a halt. Default: the probe's own policy."),
-    ] = None,
+    policy: opt.PolicyOption = None,
     interval: opt.Interval = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     *,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -15,6 +15,7 @@ from anydepth.cli import options as opt
 from anydepth.cli.output import Bars, err, plural, warn
 from anydepth.cli.shared_options import DataDir, Loading, grouped, numbers
 from anydepth.conversations.corpora import load as load_data
+from anydepth.conversations.dataset import Conversation
 from anydepth.digests import digest_number
 from anydepth.errors import ConfigError
 from anydepth.files import check_folder
@@ -26,10 +27,8 @@ from anydepth.probes.states.ray import Workers, collect_with_ray, load_backend
 from anydepth.probes.states.sites import sites_for
 from anydepth.schedule import Every, Listed, Schedule
 
-if TYPE_CHECKING:
-    from anydepth.conversations.dataset import Conversation
-
-_WHAT, _HOW = "What is read", "How it runs"
+_what = partial(typer.Option, rich_help_panel="What is read")
+_how = partial(typer.Option, rich_help_panel="How it runs")
 _NAMED = 20
 """Skipped answers that are named at most."""
 
@@ -45,93 +44,62 @@ def collect(
             help="Conversations: a file, a folder, a name of a corpus or `hf:owner/name`. Give it again for more.",
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="STORE", help="Folder of the store; answers in it are not read again."),
-    ],
+    output: Annotated[Path, opt.output(metavar="STORE", help="Folder of the store; answers in it are not read again.")],
     data_dir: DataDir = None,
     layers: Annotated[
         str | None,
-        typer.Option(
-            "--layers",
-            metavar="N,N",
-            rich_help_panel=_WHAT,
-            help="Blocks to read at. Default: those at 50, 58, 67, 75 and 83 % of the depth.",
+        _what(
+            "--layers", metavar="N,N", help="Blocks to read at. Default: those at 50, 58, 67, 75 and 83 % of the depth."
         ),
     ] = None,
     sites: Annotated[
-        str | None,
-        typer.Option(
-            "--sites", metavar="N.MODULE,…", rich_help_panel=_WHAT, help="The same with the module, e.g. `18.output`."
-        ),
+        str | None, _what("--sites", metavar="N.MODULE,…", help="The same with the module, e.g. `18.output`.")
     ] = None,
     tokens: Annotated[
         str,
-        typer.Option(
+        _what(
             "--tokens",
             metavar="N,N",
-            rich_help_panel=_WHAT,
             help="Header tokens to read, -1 for the last token of the answer. All of them: `all`.",
         ),
     ] = "all",
     interval: Annotated[
-        int | None,
-        typer.Option(
-            "--interval", rich_help_panel=_WHAT, help="Read every N tokens, more often at the start. Default: 25."
-        ),
+        int | None, _what("--interval", help="Read every N tokens, more often at the start. Default: 25.")
     ] = None,
     depths: Annotated[
-        str | None,
-        typer.Option(
-            "--depths", metavar="N,N", rich_help_panel=_WHAT, help="Read at these depths, at 0 and at the end."
-        ),
+        str | None, _what("--depths", metavar="N,N", help="Read at these depths, at 0 and at the end.")
     ] = None,
     longest: Annotated[
-        int | None,
-        typer.Option(
-            "--longest", metavar="N", min=1, rich_help_panel=_WHAT, help="Read N tokens of an answer at most."
-        ),
+        int | None, _what("--longest", metavar="N", min=1, help="Read N tokens of an answer at most.")
     ] = None,
     view: Annotated[
-        Literal["own", "shadow"],
-        typer.Option("--view", rich_help_panel=_WHAT, help="`shadow`: read each answer under a neutral user turn."),
+        Literal["own", "shadow"], _what("--view", help="`shadow`: read each answer under a neutral user turn.")
     ] = "own",
     suffix: Annotated[
         Literal["header", "newline", "random", "user"],
-        typer.Option("--suffix", rich_help_panel=_WHAT, help="What to append; all but `header` are controls."),
+        _what("--suffix", help="What to append; all but `header` are controls."),
     ] = "header",
-    split: Annotated[
-        str, typer.Option("--split", metavar="NAME", rich_help_panel=_WHAT, help="What these answers are called.")
-    ] = "train",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, rich_help_panel=_WHAT, help="Read the first N conversations only.")
-    ] = None,
+    split: Annotated[str, _what("--split", metavar="NAME", help="What these answers are called.")] = "train",
+    limit: Annotated[int | None, _what("--limit", min=1, help="Read the first N conversations only.")] = None,
     on_policy: Annotated[
         bool,
-        typer.Option(
+        _what(
             "--on-policy",
-            rich_help_panel=_WHAT,
             help="Read the model's own answers instead: it answers benign prompts and continues harmful answers. "
             "They are kept in the store's folder.",
         ),
     ] = False,
-    part: Annotated[
-        str,
-        typer.Option("--part", metavar="I/N", rich_help_panel=_HOW, help="The I-th of N processes, counted from 0."),
-    ] = "0/1",
+    part: Annotated[str, _how("--part", metavar="I/N", help="The I-th of N processes, counted from 0.")] = "0/1",
     engine: Annotated[
         Literal["transformers", "vllm", "ray"],
-        typer.Option(
+        _how(
             "--engine",
-            rich_help_panel=_HOW,
             help="`vllm`: vLLM with continuous batching (extra `vllm`); `ray`: several processes or machines with "
             "Transformers (extra `ray`).",
         ),
     ] = "transformers",
     engine_arg: opt.EngineArgs = None,
-    workers: Annotated[
-        int, typer.Option("--workers", min=1, rich_help_panel=_HOW, help="Processes of `--engine ray`.")
-    ] = 2,
+    workers: Annotated[int, _how("--workers", min=1, help="Processes of `--engine ray`.")] = 2,
     *,
     loading: Loading,
 ) -> None:
@@ -192,7 +160,7 @@ def _at_sites(plan: CollectPlan, sites: "Callable[[Reader], tuple[Site, ...]] | 
     return plan if sites is None else replace(plan, sites=sites(backend))
 
 
-def _conversations(refs: Sequence[str], data_dir: Path | None) -> "list[Conversation]":
+def _conversations(refs: Sequence[str], data_dir: Path | None) -> list[Conversation]:
     found = [each for ref in refs for each in load_data(ref, data=data_dir)]
     if not found:
         raise ConfigError(f"--data {', '.join(refs)} has no conversations; give one that is not empty")
@@ -201,7 +169,7 @@ def _conversations(refs: Sequence[str], data_dir: Path | None) -> "list[Conversa
 
 def _in_process(
     model: opt.ModelOptions,
-    conversations: "Sequence[Conversation]",
+    conversations: Sequence[Conversation],
     output: Path,
     plan_for: "Callable[[Reader], CollectPlan]",
     report: "Callable[[int, int, int], None]",
@@ -217,7 +185,7 @@ def _in_process(
 def _with_ray(
     workers: int,
     model: opt.ModelOptions,
-    conversations: "Sequence[Conversation]",
+    conversations: Sequence[Conversation],
     output: Path,
     plan_for: "Callable[[Reader], CollectPlan]",
     report: "Callable[[int, int, int], None]",
@@ -236,8 +204,8 @@ def _with_ray(
 
 
 def _own_answers(
-    model: opt.ModelOptions, conversations: "Sequence[Conversation]", output: Path, part: tuple[int, int]
-) -> "list[Conversation]":
+    model: opt.ModelOptions, conversations: Sequence[Conversation], output: Path, part: tuple[int, int]
+) -> list[Conversation]:
     """Let the model write, and load what it wrote; a part has the prompts that fall to it, with all their answers."""
     index, count = part
     name = opt.part_name(part)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.output import Bars, err, printable
+from anydepth.cli.evidence import text_table
+from anydepth.cli.output import Bars, err
 from anydepth.cli.report import report
 from anydepth.cli.shared_options import DataDir, FastLoading, grouped
 from anydepth.config import GuardConfig
@@ -35,9 +35,7 @@ _LAST_SEED = 2**32 - 1
 @grouped
 def evaluation(
     model: opt.Model,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run: records, summary, manifest.")
-    ],
+    output: Annotated[Path, opt.output(metavar="RUN", help="Folder of the run: records, summary, manifest.")],
     suite: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,22 +133,17 @@ def _without_folder(part: str) -> str:
 
 def _show(summary: Summary) -> None:
     out = Console(highlight=False)
-    table = Table(title=summary.title, title_justify="left")
-    for column in ("figure", "of", "value", "95 % interval", "answers"):
-        table.add_column(column)
-    for figure in summary.figures[:_SHOWN]:
-        group = ", ".join(f"{key} {value}" for key, value in figure.group.items())
-        table.add_row(
-            Text(printable(figure.name)), Text(printable(group)), _value(figure), _interval(figure), str(figure.answers)
-        )
-    out.print(table)
+    rows = [
+        (each.name, ", ".join(f"{key} {value}" for key, value in each.group.items()), *_values(each), str(each.answers))
+        for each in summary.figures[:_SHOWN]
+    ]
+    columns = ["figure", "of", "value", "95 % interval", "answers"]
+    out.print(text_table(columns, rows, title=summary.title, title_justify="left"))
     if (more := len(summary.figures) - _SHOWN) > 0:
         out.print(Text(f"and {more} more figures in summary.json"))
 
 
-def _value(figure: Figure) -> str:
-    return "–" if figure.value is None else f"{figure.value:.3g} {figure.unit}"
-
-
-def _interval(figure: Figure) -> str:
-    return "" if figure.interval is None else f"{figure.interval[0]:.3g} to {figure.interval[1]:.3g}"
+def _values(figure: Figure) -> tuple[str, str]:
+    """The value and its interval."""
+    value = "–" if figure.value is None else f"{figure.value:.3g} {figure.unit}"
+    return value, "" if figure.interval is None else f"{figure.interval[0]:.3g} to {figure.interval[1]:.3g}"

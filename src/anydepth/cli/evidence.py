@@ -13,6 +13,8 @@ from anydepth.intervals import percent, percent_range
 
 Rows = Iterable[tuple[str, object]]
 
+_PLAIN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "right": True}
+
 
 def fact_table(rows: Rows) -> Table:
     """Names and values, one pair a line; pairs without a value are left out."""
@@ -55,20 +57,21 @@ def evidence_tables(found: Mapping[str, Any]) -> list[RenderableType]:
             [name, str(rate["answers"]), str(rate["halted"]), percent(rate["rate"]), percent_range(rate["interval"])]
             for name, rate in found["per_source"].items()
         ]
-        tables.append(_table(["source", "answers", "halted", "rate", "interval"], rows))
+        tables.append(text_table(["source", "answers", "halted", "rate", "interval"], rows, **_PLAIN))
     if found.get("per_depth"):
         rows = [
             [_depths(bucket["depths"]), *(str(bucket[key]) for key in ("answers", "halted", "checks", "above"))]
             for bucket in found["per_depth"]
         ]
-        tables.append(_table(["depth", "answers", "halted there", "checks", "above threshold"], rows))
+        tables.append(text_table(["depth", "answers", "halted there", "checks", "above threshold"], rows, **_PLAIN))
     return tables
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: bool = False, **style: Any) -> Table:
+    """A table of plain texts; with `right` all columns but the first are flush right. `style` is that of `Table`."""
+    table = Table(**style)
     for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left")
+        table.add_column(column, justify="right" if right and place else "left")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table

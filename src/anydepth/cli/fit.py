@@ -6,42 +6,36 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from anydepth.backends.protocol import Backend
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.evidence import evidence_rows, fact_table, policy_text
-from anydepth.cli.output import Bars, err, plural, printable, warn
+from anydepth.cli.evidence import evidence_rows, fact_table, policy_text, text_table
+from anydepth.cli.output import Bars, err, plural, warn
 from anydepth.cli.shared_options import DataDir, Loading, grouped
+from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
 from anydepth.files import public_name
 from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.locks import hold
 from anydepth.probes.artefact.fit_record import forget, write_fit_record
-from anydepth.probes.artefact.modelcard import ARTEFACT
+from anydepth.probes.artefact.modelcard import ARTEFACT, write_folder
 from anydepth.probes.fitting.figures import figures_of, limits_of
 from anydepth.probes.fitting.train import Trained, fill, train
 from anydepth.probes.recipe.choices import Choices
 from anydepth.probes.recipe.recipe import Gathered, Recipe, gather, read_recipe, recipe_for
-
-if TYPE_CHECKING:
-    from anydepth.backends.protocol import Backend
-    from anydepth.detectors import LinearProbe
 
 
 @grouped
 def fit(
     context: typer.Context,
     model: opt.Model,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="PROBE", help="Folder of the probe: the artefact and its model card."),
-    ],
+    output: Annotated[Path, opt.output(metavar="PROBE", help="Folder of the probe: the artefact and its model card.")],
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -136,10 +130,8 @@ def _tell_left_out(gathered: Sequence[Gathered], before: Sequence[Gathered] = ()
             warn(f"left out of {each.part.name}: {each.left_out}")
 
 
-def _signed(probe: "LinearProbe", name: str | None, model: str, seconds: float) -> "LinearProbe":
+def _signed(probe: LinearProbe, name: str | None, model: str, seconds: float) -> LinearProbe:
     """The probe with the model's public name, and how long it took."""
-    from anydepth.detectors import LinearProbe
-
     identity = replace(probe.card.model, name=name or model)
     notes = f"Fitted in {seconds / 60:.0f} minutes, what was collected before not counted."
     return LinearProbe(probe.weight, probe.bias, replace(probe.card, model=identity, notes=notes))
@@ -178,10 +170,8 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"-o {output}: nothing can be written into that folder; give another one")
 
 
-def _check_other_probe(output: Path, backend: "Backend") -> None:
+def _check_other_probe(output: Path, backend: Backend) -> None:
     """Refuse a folder that holds the probe of another model: it would be lost."""
-    from anydepth.detectors import LinearProbe
-
     if not (output / ARTEFACT).is_file():
         return
     there = LinearProbe.load(output).card.model
@@ -192,9 +182,7 @@ def _check_other_probe(output: Path, backend: "Backend") -> None:
         )
 
 
-def _write(output: Path, probe: "LinearProbe", trained: Trained, licence: str, command: str) -> None:
-    from anydepth.probes.artefact.modelcard import write_folder
-
+def _write(output: Path, probe: LinearProbe, trained: Trained, licence: str, command: str) -> None:
     # what describes an earlier probe goes first: a run that is killed here must not leave it beside the new one
     forget(output)
     write_folder(output, probe, figures_of(trained), limits_of(trained), command, licence=licence)
@@ -206,23 +194,20 @@ def _write(output: Path, probe: "LinearProbe", trained: Trained, licence: str, c
     write_fit_record(output, record, trained.seen)
 
 
-def _show(probe: "LinearProbe", trained: Trained, output: Path) -> None:
+def _show(probe: LinearProbe, trained: Trained, output: Path) -> None:
     card, out = probe.card, Console(highlight=False)
-    rows = [("reads", ", ".join(map(str, card.reads))), ("policy", policy_text(card.policy))]
-    out.print(fact_table([*rows, *evidence_rows(card.calibration)]))
-    table = Table(title="on held-out answers that no choice was made on", title_justify="left")
-    for column in ("comparison", "AUROC", "95 % interval"):
-        table.add_column(column)
+    facts = [("reads", ", ".join(map(str, card.reads))), ("policy", policy_text(card.policy))]
+    out.print(fact_table([*facts, *evidence_rows(card.calibration)]))
+    rows: list[tuple[str, str, str]] = []
     for name, found in trained.figures["separation"].items():
         low, high = found["interval"]
-        table.add_row(Text(printable(name)), f"{found['auroc']:.3f}", f"{low:.3f} to {high:.3f}")
-    for kind, title in (("halted", "halted"), ("false_positives", "halted, harmless")):
+        rows.append((name, f"{found['auroc']:.3f}", f"{low:.3f} to {high:.3f}"))
+    for kind, what in (("halted", "halted"), ("false_positives", "halted, harmless")):
         for name, found in trained.figures[kind].items():
-            low, high = found["interval"]
-            table.add_row(
-                Text(printable(f"{name} ({title})")), percent(found["rate"]), f"{percent(low)} to {percent(high)}"
-            )
-    out.print(table)
+            low, high = map(percent, found["interval"])
+            rows.append((f"{name} ({what})", percent(found["rate"]), f"{low} to {high}"))
+    title = "on held-out answers that no choice was made on"
+    out.print(text_table(["comparison", "AUROC", "95 % interval"], rows, title=title, title_justify="left"))
     err.print(
         Text(f"{plural(len(trained.trials), 'candidate')} tried; probe and model card in {output}"), soft_wrap=True
     )

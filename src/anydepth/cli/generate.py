@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import HALTED, answer_record, err, summary, write, write_json
-from anydepth.cli.shared_options import Guarding, Loading, grouped
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.errors import ConfigError, RecordError
 from anydepth.fields import messages_of
 from anydepth.files import check_text, parse_json, read_stdin, read_text
@@ -19,7 +20,7 @@ from anydepth.types import Answer, Finished, Halted, Released
 if TYPE_CHECKING:
     from anydepth.guard import Guard
 
-_SAMPLING = "The answer"
+_sampled = partial(typer.Option, rich_help_panel="The answer")
 _LAST_SEED = 2**63 - 1
 """The last seed that torch takes on every device."""
 
@@ -52,25 +53,14 @@ def generate(
     fail_on_halt: Annotated[
         bool, typer.Option("--fail-on-halt", help="Exit with code 3 if the answer was halted.")
     ] = False,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, rich_help_panel=_SAMPLING, help="Longest answer, in tokens.")
-    ] = 512,
+    max_new_tokens: Annotated[int, _sampled("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature", min=0, rich_help_panel=_SAMPLING, help="0 is greedy. Default: the model's own settings."
-        ),
+        float | None, _sampled("--temperature", min=0, help="0 is greedy. Default: the model's own settings.")
     ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", min=0, max=1, rich_help_panel=_SAMPLING, help="Nucleus sampling."),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=0, max=_LAST_SEED, rich_help_panel=_SAMPLING, help="Repeat a sample."),
-    ] = None,
+    top_p: Annotated[float | None, _sampled("--top-p", min=0, max=1, help="Nucleus sampling.")] = None,
+    seed: Annotated[int | None, _sampled("--seed", min=0, max=_LAST_SEED, help="Repeat a sample.")] = None,
     *,
-    guarding: Guarding,
+    guarding: opt.Guarding,
     release: opt.Release = "hold",
     on_error: opt.OnErrorOption = "closed",
     refusal: opt.Refusal = None,

@@ -12,6 +12,7 @@ from anydepth.cli.evidence import Rows, fact_table
 from anydepth.cli.output import printable, write_json
 from anydepth.cli.shared_options import Loading, grouped
 from anydepth.detectors import find_shipped
+from anydepth.templates.template import published
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -41,8 +42,6 @@ def inspect(
 
 def describe(backend: "TransformersBackend", *, has_probe: bool) -> dict[str, Any]:
     """Return the facts as one JSON object."""
-    from anydepth.templates.template import published
-
     header, template, identity = backend.header, backend.template, backend.identity
     prompt, channel = template.prompt(_QUESTION), template.channel
     row = published(identity.name)
@@ -73,29 +72,22 @@ def _rows(record: dict[str, Any]) -> Rows:
     source = record["header_source"]
     revision = f", revision {record['revision']}" if record["revision"] else ""
     context = record["context_length"] or "no limit"
-    published = record["published_site"]
+    site = record["published_site"]
+    lacking = "\n(no read token in it: at depth 0 the header is put behind it)"
+    thoughts = f"; thoughts stand in {_one_line(' … '.join(record['thoughts']))}" if record["thoughts"] else ""
     return [
         ("model", f"{record['model']} ({record['model_type']}{revision})"),
         ("layers", f"{record['layers']}, hidden size {record['hidden_size']}, context {context}"),
         ("Safety Tokens", _header(record["header"])),
         ("from", "the chat template" if source == "derived" else f"the row {source!r} of models.toml"),
-        ("a prompt ends in", _one_line(record["prompt_end"]) + _lacking(record)),
+        ("a prompt ends in", _one_line(record["prompt_end"]) + ("" if record["prompt_has_read_token"] else lacking)),
         ("an answer opens with", _one_line(record["answer_opener"]) or "nothing: it begins at once"),
-        ("channels", ", ".join(record["channels"]) + _around(record["thoughts"])),
-        ("read at", f"{record['default_site']} by default" + (f", published: {published}" if published else "")),
+        ("channels", ", ".join(record["channels"]) + thoughts),
+        ("read at", f"{record['default_site']} by default" + (f", published: {site}" if site else "")),
         ("cache", _cache(record["cache"])),
         ("one-pass scan", "yes" if record["packed"] else f"no, check by check: {record['packed_reason']}"),
         ("shipped probe", "yes" if record["shipped_probe"] else "no: pass --probe, or use --detector rethink"),
     ]
-
-
-def _lacking(record: dict[str, Any]) -> str:
-    """Say where depth 0 is read if the prompt has no read token."""
-    return "" if record["prompt_has_read_token"] else "\n(no read token in it: at depth 0 the header is put behind it)"
-
-
-def _around(thoughts: list[str] | None) -> str:
-    return f"; thoughts stand in {_one_line(' … '.join(thoughts))}" if thoughts else ""
 
 
 def _one_line(text: str) -> str:
@@ -104,14 +96,9 @@ def _one_line(text: str) -> str:
 
 def _header(tokens: list[dict[str, Any]]) -> Text:
     """Return the header, one token per line, the read token marked."""
-    lines = [
-        Text(f"{token['id']:>7}  {printable(token['token'])}" + ("   <- read token" if token["read"] else ""))
-        for token in tokens
-    ]
-    for line, token in zip(lines, tokens, strict=True):
-        if token["read"]:
-            line.stylize("bold green")
-    return Text("\n").join(lines)
+    lines = [(f"{token['id']:>7}  {printable(token['token'])}", token["read"]) for token in tokens]
+    marked = [Text(f"{line}   <- read token", "bold green") if read else Text(line) for line, read in lines]
+    return Text("\n").join(marked)
 
 
 def _cache(layers: list[dict[str, Any]]) -> str:

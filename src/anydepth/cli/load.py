@@ -3,22 +3,26 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from anydepth.cli.options import ModelOptions
+from anydepth.backends.protocol import Reader, Site, sites_of
+from anydepth.cli.options import GuardOptions, ModelOptions
 from anydepth.cli.output import err, printable
+from anydepth.detectors import LinearProbe, detector_named
 from anydepth.errors import ConfigError
 from anydepth.policy import with_threshold
 
 if TYPE_CHECKING:
-    from anydepth.backends.protocol import Reader, Site
     from anydepth.backends.transformers import TransformersBackend
-    from anydepth.detectors import LinearProbe
     from anydepth.guard import Guard
+    from anydepth.settings import GuardTable
     from anydepth.vllm.vllm_backend import VllmBackend
+
+    GuardChoice = GuardOptions | GuardTable
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -49,34 +53,10 @@ def _loading(model: str) -> Iterator[None]:
         yield
 
 
-class GuardChoice(Protocol):
-    """Which guard is wanted, as the options of the command line or a table of guard.toml say it."""
-
-    @property
-    def probe(self) -> Path | str | None:
-        """Path of a probe; None for the shipped one."""
-        ...
-
-    @property
-    def detector(self) -> str:
-        """What a check is read by."""
-        ...
-
-    @property
-    def threshold(self) -> float | None:
-        """What replaces the threshold of the detector's own policy, where no policy is named."""
-        ...
-
-    def guard_options(self) -> dict[str, Any]:
-        """Options by their names in `GuardConfig`."""
-        ...
-
-
-def open_guard(model: ModelOptions, choice: GuardChoice) -> "Guard":
-    """Load a model with its guard on."""
+def open_guard(model: ModelOptions, choice: "GuardChoice") -> "Guard":
+    """Load a model with the guard on that the command line or guard.toml chooses."""
     with _loading(model.model):
         from anydepth import Guard
-        from anydepth.detectors import detector_named
 
         given = choice.guard_options()
         if model.engine == "vllm":
@@ -112,10 +92,8 @@ def open_vllm(model: ModelOptions, sites: "Callable[[Any], Sequence[Site]]") -> 
         return VllmBackend(model.model, sites=sites, template_kwargs=model.template_kwargs, **options)
 
 
-def _open_vllm_with_probe(model: ModelOptions, options: GuardChoice) -> "tuple[VllmBackend, LinearProbe]":
+def _open_vllm_with_probe(model: ModelOptions, options: "GuardChoice") -> "tuple[VllmBackend, LinearProbe]":
     """The engine, and the probe that it was started for."""
-    from anydepth.backends.protocol import sites_of
-    from anydepth.detectors import LinearProbe
     from anydepth.guard import shipped_probe
 
     if options.detector != "probe":
@@ -137,10 +115,5 @@ def _open_vllm_with_probe(model: ModelOptions, options: GuardChoice) -> "tuple[V
 
 def model_arguments(model: ModelOptions) -> dict[str, Any]:
     """How Transformers is to load the model."""
-    return {
-        "adapter": model.adapter,
-        "dtype": model.dtype,
-        "device": model.device,
-        "revision": model.revision,
-        "template_kwargs": dict(model.template_kwargs),
-    }
+    given = asdict(model)
+    return {name: given[name] for name in ("adapter", "dtype", "device", "revision", "template_kwargs")}

@@ -22,17 +22,19 @@ DtypeName = Literal["auto", "fast", "float32", "bfloat16", "float16"]
 CheckPrefillName = Literal["inside", "end"]
 EngineName = Literal["transformers", "vllm"]
 
-_guard = partial(typer.Option, rich_help_panel="The guard")
-_model = partial(typer.Option, rich_help_panel="The model")
+# what makes an option of the panel "The guard", of the panel "The model", and the option of where results go
+guard = partial(typer.Option, rich_help_panel="The guard")
+model = partial(typer.Option, rich_help_panel="The model")
+output = partial(typer.Option, "--output", "-o")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face id (org/name) or folder of a chat model.")]
 Probe = Annotated[
     Path | None,
-    _guard("--probe", metavar="PATH", help="A probe file or probe folder. Default: the one shipped for this model."),
+    guard("--probe", metavar="PATH", help="A probe file or probe folder. Default: the one shipped for this model."),
 ]
 Detector = Annotated[
     str,
-    _guard(
+    guard(
         "--detector",
         help="How a check is read: `probe` (a linear probe on a hidden state), `rethink` (look ahead for a refusal), "
         "`rethink-score` (how likely a refusal is, one forward pass), or `package.module:class` of your own.",
@@ -40,48 +42,48 @@ Detector = Annotated[
 ]
 PolicyOption = Annotated[
     PolicyName | None,
-    _guard(
+    guard(
         "--policy", help="How the scores of one answer become a halt. Default: what the detector was calibrated with."
     ),
 ]
 Threshold = Annotated[
-    float | None, _guard("--threshold", help="Halt at this value (0 to 1). Default: the policy's own.")
+    float | None, guard("--threshold", help="Halt at this value (0 to 1). Default: the policy's own.")
 ]
 Interval = Annotated[
     int | None,
-    _guard("--interval", help="Check every N tokens, more often at the start. Default: 25.", show_default=False),
+    guard("--interval", help="Check every N tokens, more often at the start. Default: 25.", show_default=False),
 ]
 Release = Annotated[
     ReleaseMode,
-    _guard("--release", help="`hold`: no token leaves unchecked; `eager`: send, then check; `monitor`: never halt."),
+    guard("--release", help="`hold`: no token leaves unchecked; `eager`: send, then check; `monitor`: never halt."),
 ]
 OnErrorOption = Annotated[
-    OnError, _guard("--on-error", help="What a failed check does: `closed` halts, `open` lets it go on.")
+    OnError, guard("--on-error", help="What a failed check does: `closed` halts, `open` lets it go on.")
 ]
 Refusal = Annotated[
     str | None,
-    _guard("--refusal", metavar="TEXT", help="Text in place of what is withheld. Default: I can't help with that."),
+    guard("--refusal", metavar="TEXT", help="Text in place of what is withheld. Default: I can't help with that."),
 ]
 CheckPrefill = Annotated[
     CheckPrefillName | None,
-    _guard(
+    guard(
         "--check-prefill",
         help="Where a forced start of the answer is checked: `inside`, at the scheduled depths within it too (the "
         "default), or at its `end` only.",
     ),
 ]
-Adapter = Annotated[str | None, _model("--adapter", metavar="PATH", help="A PEFT (LoRA) adapter to load on top.")]
+Adapter = Annotated[str | None, model("--adapter", metavar="PATH", help="A PEFT (LoRA) adapter to load on top.")]
 Dtype = Annotated[
     DtypeName,
-    _model(
+    model(
         "--dtype", help="Number format of the weights. `auto`: the checkpoint's; `fast`: what this CPU is fastest in."
     ),
 ]
-Device = Annotated[str | None, _model("--device", help="Where to run, e.g. `cuda:0`. Default: the CPU.")]
-Revision = Annotated[str | None, _model("--revision", help="Branch, tag or commit of a hub model.")]
+Device = Annotated[str | None, model("--device", help="Where to run, e.g. `cuda:0`. Default: the CPU.")]
+Revision = Annotated[str | None, model("--revision", help="Branch, tag or commit of a hub model.")]
 TemplateKwargs = Annotated[
     list[str] | None,
-    _model(
+    model(
         "--template-kwarg",
         metavar="NAME=VALUE",
         help="A variable of the model's chat template, e.g. `enable_thinking=false`; may be given again. VALUE is "
@@ -90,7 +92,7 @@ TemplateKwargs = Annotated[
 ]
 EngineArgs = Annotated[
     list[str] | None,
-    _model(
+    model(
         "--engine-arg",
         metavar="NAME=VALUE",
         help="An option of `vllm.LLM` for --engine vllm, e.g. `tensor_parallel_size=2`; may be given again.",
@@ -133,22 +135,6 @@ class ModelOptions:
         self.engine_options()
         checked_kwargs(self.template_kwargs)
 
-    @classmethod
-    def of(
-        cls,
-        model: str,
-        adapter: str | None,
-        dtype: DtypeName,
-        device: str | None,
-        revision: str | None,
-        template_kwarg: Sequence[str] | None,
-        engine: EngineName = "transformers",
-        engine_arg: Sequence[str] | None = None,
-    ) -> "ModelOptions":
-        """What the options of the commands say; ConfigError names the one that cannot be."""
-        found, variables = tuple(engine_arg or ()), template_variables(template_kwarg)
-        return cls(model, adapter, dtype, device, revision, engine, found, template_kwargs=variables)
-
     def engine_options(self) -> dict[str, Any]:
         """The options of `vllm.LLM`; a value that is JSON is read as such, any other is text."""
         return _named_values("--engine-arg", self.engine_args, "max_model_len=4096")
@@ -181,14 +167,24 @@ def _named_values(option: str, given: Sequence[str], example: str) -> dict[str, 
 
 
 @dataclass(frozen=True, slots=True)
-class GuardOptions:
+class Guarding:
+    """Which guard a command puts on its model: the options of the panel "The guard" that commands have in common."""
+
+    probe: Probe = None
+    detector: Detector = "probe"
+    policy: PolicyOption = None
+    threshold: Threshold = None
+    interval: Interval = None
+
+    def options(self, **more: Any) -> "GuardOptions":
+        """The `GuardOptions` of these and `more`; ConfigError if they do not go together."""
+        return GuardOptions(self.probe, self.detector, self.policy, self.threshold, self.interval, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardOptions(Guarding):
     """Which guard to put on it; what is wrong in itself is refused before a model is loaded."""
 
-    probe: Path | None = None
-    detector: str = "probe"
-    policy: PolicyName | None = None
-    threshold: float | None = None
-    interval: int | None = None
     release: ReleaseMode | None = None
     on_error: OnError | None = None
     refusal: str | None = None
@@ -221,10 +217,7 @@ class GuardOptions:
         """Return the policy that the options name in full, or None if the detector's own is wanted."""
         if self.policy is None:
             return None
-        record: dict[str, Any] = {"name": self.policy}
-        if self.threshold is not None:
-            record["threshold"] = self.threshold
-        return policy_from(record)
+        return policy_from({"name": self.policy} | ({} if self.threshold is None else {"threshold": self.threshold}))
 
 
 def part_of(text: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import sys
 import time
 import unicodedata
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -22,9 +23,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from anydepth.errors import AnydepthError, CheckError
 from anydepth.files import writing
-from anydepth.types import Answer, CheckResult, Verdict, json_number
+from anydepth.types import Answer, CheckResult, json_number
 
 err = Console(stderr=True, highlight=False)
 """For errors, progress and summaries."""
@@ -62,11 +62,6 @@ class Bars:
     def seconds(self, what: str) -> float:
         """How long it has taken so far."""
         return max(time.monotonic() - self._begun[what][1], 1e-9) if what in self._begun else 1e-9
-
-
-def exit_code(error: AnydepthError) -> int:
-    """1 if the work itself went wrong, 2 if what the user gave cannot be used."""
-    return 1 if isinstance(error, CheckError) else 2
 
 
 def print_error(error: BaseException) -> None:
@@ -152,29 +147,23 @@ def check_record(check: CheckResult) -> dict[str, Any]:
     return record
 
 
-def verdict_record(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as JSON, with everything known about it."""
-    return {
-        "halt": verdict.halt,
-        "depth": verdict.depth,
-        "score": json_number(verdict.score),
-        "reason": verdict.reason,
-        "errors": verdict.errors,
-    }
-
-
 def answer_record(answer: Answer) -> dict[str, Any]:
-    """Return an Answer as one JSON object."""
+    """Return an Answer as one JSON object, with everything known about its verdict."""
+    verdict = answer.verdict
     return {
         "text": answer.text,
         "finish_reason": answer.finish_reason,
         "halted": answer.halted,
         "leak": answer.leak,
-        "verdict": verdict_record(answer.verdict),
+        "verdict": {
+            "halt": verdict.halt,
+            "depth": verdict.depth,
+            "score": json_number(verdict.score),
+            "reason": verdict.reason,
+            "errors": verdict.errors,
+        },
         "checks": [check_record(check) for check in answer.checks],
-        "windows": [
-            {"start": w.start, "stop": w.stop, "checked_at": w.checked_at, "state": w.state} for w in answer.windows
-        ],
+        "windows": [asdict(window) for window in answer.windows],
         "token_ids": list(answer.token_ids),
         "prompt_tokens": answer.prompt_tokens,
         "prefill_tokens": answer.prefill_tokens,
@@ -184,10 +173,7 @@ def answer_record(answer: Answer) -> dict[str, Any]:
 
 def check_number(answer: Answer) -> int | None:
     """Return which check decided, counted from 1."""
-    for position, check in enumerate(answer.checks, start=1):
-        if check.depth == answer.verdict.depth:
-            return position
-    return None
+    return next((place for place, check in enumerate(answer.checks, 1) if check.depth == answer.verdict.depth), None)
 
 
 def plural(count: int, noun: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from anydepth.backends.protocol import Read, Site
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.evidence import Rows, evidence_rows, evidence_tables, fact_table, policy_text
@@ -16,9 +17,10 @@ from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
 from anydepth.detectors.card import card_record
 from anydepth.detectors.probe import shipped_probes
 from anydepth.errors import ConfigError, ProbeError
-from anydepth.probes import import_joblib
+from anydepth.probes.artefact.joblib_import import check_pickle, import_joblib
 from anydepth.probes.artefact.modelcard import ARTEFACT, README, artefact_in, describes
 from anydepth.reasons import reason
+from anydepth.templates.template import published
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -93,7 +95,7 @@ def push(
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A scikit-learn probe, e.g. layer_15.joblib.")],
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="Hugging Face id or folder of its model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where the .safetensors goes.")],
+    output: Annotated[Path, opt.output(metavar="OUT", help="Where the .safetensors goes.")],
     site: Annotated[
         str | None,
         typer.Option("--site", metavar="BLOCK.MODULE", help="Where it reads. Default: the published site, if known."),
@@ -122,13 +124,7 @@ def import_(
     The file does not say which weights it was fitted on: architecture and size of MODEL are recorded, and it is you who
     says that they are the right ones. It has no calibrated threshold either: see `anydepth calibrate`.
     """
-    if not allow_pickle:
-        raise ProbeError(
-            f"{file} is a pickle, and reading a pickle runs whatever code is in it; if you trust its source, say so "
-            "with --allow-pickle"
-        )
-    if not file.is_file():
-        raise ConfigError(f"there is no file {file}")
+    check_pickle(file, allow_pickle)
     if output.suffix != ".safetensors" or not output.absolute().parent.is_dir():
         raise ConfigError(f"-o {output}: give a name that ends in .safetensors, in a folder that exists")
     if output.name == ARTEFACT and output.with_name(README).exists():
@@ -178,9 +174,6 @@ def _card_rows(card: ProbeCard) -> Rows:
 def _imported_card(
     backend: "TransformersBackend", site: str | None, header_text: str | None, read_index: int | None, file: str
 ) -> ProbeCard:
-    from anydepth.backends.protocol import Read, Site
-    from anydepth.templates.template import published
-
     row = published(backend.identity.name)
     site = site or (row.site if row else None)
     if site is None:

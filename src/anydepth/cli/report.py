@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from anydepth.cli import options as opt
 from anydepth.cli.output import err, plural
 from anydepth.cli.output import write as say
 from anydepth.errors import ConfigError
@@ -17,8 +18,7 @@ def report(
         list[Path], typer.Argument(metavar="RUN…", help="Folders that `anydepth eval MODEL -o RUN` wrote.")
     ],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="Folder for the report. Default, for one run: RUN/report."),
+        Path | None, opt.output(metavar="OUT", help="Folder for the report. Default, for one run: RUN/report.")
     ] = None,
     title: Annotated[
         str | None, typer.Option("--title", metavar="TEXT", help="Headline. Default: the names of the models.")

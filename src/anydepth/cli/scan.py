@@ -15,7 +15,7 @@ from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.manifest import asked_settings, loaded_settings
 from anydepth.cli.output import Bars, err, plural, warn
-from anydepth.cli.shared_options import Guarding, Loading, grouped
+from anydepth.cli.shared_options import Loading, grouped
 from anydepth.errors import ConfigError
 from anydepth.files import check_destination, is_stream
 from anydepth.journal import Journal, digest_of
@@ -42,19 +42,13 @@ def scan(
         ),
     ],
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="Where the results go; ids that are there are skipped. `-`: stdout.",
-        ),
+        Path, opt.output(metavar="OUT", help="Where the results go; ids that are there are skipped. `-`: stdout.")
     ],
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Look at the first N records of the file only.")
     ] = None,
     *,
-    guarding: Guarding,
+    guarding: opt.Guarding,
     on_error: opt.OnErrorOption = "closed",
     engine: Annotated[
         opt.EngineName, typer.Option("--engine", help="What runs the model: Transformers, or vLLM with many at once.")

@@ -1,8 +1,9 @@
 """`anydepth serve`: an OpenAI-compatible server that guards every answer."""
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -16,10 +17,9 @@ from anydepth.types import OnError, ReleaseMode
 if TYPE_CHECKING:
     from anydepth.settings import Settings
 
-_HTTP = "The server"
+_http = partial(typer.Option, rich_help_panel="The server")
 _ADDRESS_FLAGS = ("--host", "--port", "--uds")
 """Flags of vLLM by which it listens somewhere else than the settings say."""
-EngineName = Literal["transformers", "vllm"]
 
 
 def serve(
@@ -34,34 +34,22 @@ def serve(
         Path | None, typer.Option("--config", metavar="PATH", help="A guard.toml; options given here come first.")
     ] = None,
     engine: Annotated[
-        EngineName, typer.Option("--engine", help="What generates: Transformers, or vLLM with its own server.")
+        opt.EngineName, typer.Option("--engine", help="What generates: Transformers, or vLLM with its own server.")
     ] = "transformers",
-    host: Annotated[str | None, typer.Option("--host", rich_help_panel=_HTTP, help="Default: 127.0.0.1.")] = None,
-    port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65535, rich_help_panel=_HTTP, help="Default: 8000.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", rich_help_panel=_HTTP, help="Name of the model that clients use.")
-    ] = None,
+    host: Annotated[str | None, _http("--host", help="Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, _http("--port", min=0, max=65535, help="Default: 8000.")] = None,
+    name: Annotated[str | None, _http("--name", help="Name of the model that clients use.")] = None,
     probe: opt.Probe = None,
-    detector: Annotated[
-        str | None, typer.Option("--detector", rich_help_panel="The guard", help="Default: probe.")
-    ] = None,
+    detector: Annotated[str | None, opt.guard("--detector", help="Default: probe.")] = None,
     policy: opt.PolicyOption = None,
     threshold: opt.Threshold = None,
     interval: opt.Interval = None,
-    release: Annotated[
-        ReleaseMode | None, typer.Option("--release", rich_help_panel="The guard", help="Default: hold.")
-    ] = None,
-    on_error: Annotated[
-        OnError | None, typer.Option("--on-error", rich_help_panel="The guard", help="Default: closed.")
-    ] = None,
+    release: Annotated[ReleaseMode | None, opt.guard("--release", help="Default: hold.")] = None,
+    on_error: Annotated[OnError | None, opt.guard("--on-error", help="Default: closed.")] = None,
     refusal: opt.Refusal = None,
     check_prefill: opt.CheckPrefill = None,
     adapter: opt.Adapter = None,
-    dtype: Annotated[
-        opt.DtypeName | None, typer.Option("--dtype", rich_help_panel="The model", help="Number format of the weights.")
-    ] = None,
+    dtype: Annotated[opt.DtypeName | None, opt.model("--dtype", help="Number format of the weights.")] = None,
     device: opt.Device = None,
     revision: opt.Revision = None,
     template_kwarg: opt.TemplateKwargs = None,

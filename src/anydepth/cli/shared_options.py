@@ -43,21 +43,6 @@ class FastLoading(Loading):
     dtype: opt.Dtype = "fast"
 
 
-@dataclass(frozen=True, slots=True)
-class Guarding:
-    """Which guard a command puts on its model: the options of the panel "The guard" that commands have in common."""
-
-    probe: opt.Probe = None
-    detector: opt.Detector = "probe"
-    policy: opt.PolicyOption = None
-    threshold: opt.Threshold = None
-    interval: opt.Interval = None
-
-    def options(self, **more: Any) -> opt.GuardOptions:
-        """The `GuardOptions` of these and `more`; ConfigError if they do not go together."""
-        return opt.GuardOptions(self.probe, self.detector, self.policy, self.threshold, self.interval, **more)
-
-
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """`command` for Typer: each parameter that is a dataclass of options becomes one option per field."""
     hints = get_type_hints(command, include_extras=True)

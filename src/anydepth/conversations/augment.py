@@ -9,14 +9,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from anydepth.conversations.dataset import Conversation
 from anydepth.digests import digest_number
 from anydepth.errors import ConfigError
 from anydepth.files import packaged_toml
-
-if TYPE_CHECKING:
-    from anydepth.conversations.dataset import Conversation
 
 _WORDS = (
     "interface manual describing sure tutorial whichever table opposite write following revert bullet plain sentence "
@@ -50,16 +48,16 @@ def frames() -> tuple[Frame, ...]:
     return tuple(Frame(**entry) for entry in packaged_toml("wrappers.toml")["frame"])
 
 
-def wrap(conversations: "Sequence[Conversation]") -> "list[Conversation]":
+def wrap(conversations: Sequence[Conversation]) -> list[Conversation]:
     """Each conversation with its last user message in a frame; label, answer and earlier messages stay."""
     choices = frames()
     return [
-        _with_messages(each, _framed(each, choices[_digest(each, "frame") % len(choices)]), "wrap")
+        _with_messages(each, _framed(each, choices[digest_number(f"frame/{each.id}") % len(choices)]), "wrap")
         for each in conversations
     ]
 
 
-def swap(answers: "Sequence[Conversation]", prompts: "Sequence[Conversation]") -> "list[Conversation]":
+def swap(answers: Sequence[Conversation], prompts: Sequence[Conversation]) -> list[Conversation]:
     """Each of `answers` under the prompt of one of `prompts`; label and source are the answer's.
 
     Raises:
@@ -67,19 +65,16 @@ def swap(answers: "Sequence[Conversation]", prompts: "Sequence[Conversation]") -
     """
     if not prompts:
         raise ConfigError("there are no prompts to put the answers under; select some harmless conversations")
-    return [_with_messages(each, prompts[_digest(each, "swap") % len(prompts)].messages, "swap") for each in answers]
+    chosen = ((each, prompts[digest_number(f"swap/{each.id}") % len(prompts)]) for each in answers)
+    return [_with_messages(each, prompt.messages, "swap") for each, prompt in chosen]
 
 
-def _framed(conversation: "Conversation", frame: Frame) -> tuple[Mapping[str, Any], ...]:
+def _framed(conversation: Conversation, frame: Frame) -> tuple[Mapping[str, Any], ...]:
     *before, last = conversation.messages
     return (*before, {**last, "content": frame.around(conversation.prompt, conversation.id)})
 
 
-def _with_messages(conversation: "Conversation", messages: tuple[Mapping[str, Any], ...], how: str) -> "Conversation":
+def _with_messages(conversation: Conversation, messages: tuple[Mapping[str, Any], ...], how: str) -> Conversation:
     # the key stays that of the original request, so that a split by prompt keeps its variants together
     tags = {**conversation.tags, "augmented": how, "prompt_key": conversation.prompt_key}
     return replace(conversation, id=f"{conversation.id}+{how}", messages=messages, tags=tags)
-
-
-def _digest(conversation: "Conversation", purpose: str) -> int:
-    return digest_number(f"{purpose}/{conversation.id}")

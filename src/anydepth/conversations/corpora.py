@@ -60,13 +60,6 @@ class Terms:
     permissive: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    corpora: Mapping[str, Corpus]
-    sources: Mapping[str, Terms]
-    licences: Mapping[str, bool]
-
-
 def load(ref: str | Path, *, data: Path | None = None, columns: Columns | None = None) -> list[Conversation]:
     """Load the conversations that `ref` means.
 
@@ -112,24 +105,33 @@ def _shipped(ref: str, columns: Columns | None) -> list[Conversation]:
         return _from_path(path, columns)
 
 
+@cache
+def _table() -> Mapping[str, Any]:
+    return packaged_toml("corpora.toml")
+
+
+@cache
 def corpora() -> Mapping[str, Corpus]:
     """Return the corpora of `corpora.toml` by name."""
-    return _facts().corpora
+    return {name: _corpus(name, dict(row)) for name, row in _table()["corpora"].items()}
 
 
 def terms_of(source: str) -> Terms | None:
     """Return what the licence of a source key allows, or None if nothing is known of it."""
-    facts = _facts()
-    if source in facts.sources:
-        return facts.sources[source]
-    if corpus := facts.corpora.get(source):
-        return Terms(corpus.licence, corpus.permissive)
-    return next((terms for pattern, terms in facts.sources.items() if fnmatchcase(source, pattern)), None)
+    known = _table()["sources"]
+    row = known.get(source) or _table()["corpora"].get(source)
+    row = row or next((row for pattern, row in known.items() if fnmatchcase(source, pattern)), None)
+    return Terms(row["licence"], row["permissive"]) if row else None
 
 
 def allows(licence: str) -> bool | None:
     """Say whether a licence allows data in a shipped probe; None if it is not one that is known."""
-    return _facts().licences.get(licence.casefold())
+    return _licences().get(licence.casefold())
+
+
+@cache
+def _licences() -> Mapping[str, bool]:
+    return {name.casefold(): allowed for name, allowed in _table()["licences"].items()}
 
 
 def _licence_of(source: str) -> str | None:
@@ -244,16 +246,6 @@ def _remedy(corpus: Corpus, error: Exception) -> str:
         page = f"https://huggingface.co/datasets/{corpus.repo}"
         return f"it is gated: accept its conditions at {page}, then log in with `hf auth login` (or set HF_TOKEN)"
     return "check the name, the split and the network, or load a local copy"
-
-
-@cache
-def _facts() -> _Facts:
-    table = packaged_toml("corpora.toml")
-    return _Facts(
-        {name: _corpus(name, dict(row)) for name, row in table["corpora"].items()},
-        {key: Terms(row["licence"], row["permissive"]) for key, row in table["sources"].items()},
-        {name.casefold(): allowed for name, allowed in table["licences"].items()},
-    )
 
 
 def _corpus(name: str, row: dict[str, Any]) -> Corpus:

@@ -236,14 +236,11 @@ def guess(row: Mapping[str, Any]) -> Columns:
             f"or one of the layouts {'; '.join(LAYOUTS)}; otherwise say which column is what with Columns"
         )
 
-    def own(name: str) -> str | None:
-        return name if name in present else None
-
-    licence = own("licence") or own("license")
-    return Columns(
-        prompt=own("prompt"), messages=own("messages"), response=own("response"), label=own("label"),
-        id=own("id"), source=own("source"), licence=licence,
-    )  # fmt: skip
+    named = ("prompt", "messages", "response", "label", "id", "source", "licence")
+    own: dict[str, Any] = {name: name if name in present else None for name in named}
+    if own["licence"] is None and "license" in present:
+        own["licence"] = "license"
+    return Columns(**own)
 
 
 def _of_row(row: Mapping[str, Any], columns: Columns, origin: Origin) -> Iterator[Conversation]:
@@ -262,11 +259,14 @@ def _of_row(row: Mapping[str, Any], columns: Columns, origin: Origin) -> Iterato
     for number, name in enumerate(answers or (None,)):
         answer = text_of(row, name) if name and not response else response
         key = f"{given}-{number}" if given and len(answers) > 1 else given
+        label = columns.default_label
+        if labels:
+            label = label_of(row, labels[min(number, len(labels) - 1)], columns.labels, label)
         yield Conversation(
             id=key or f"{source}-{digest(json.dumps([messages, answer], sort_keys=True))}",
             messages=messages,
             response=answer,
-            label=_label(row, labels[min(number, len(labels) - 1)], columns) if labels else columns.default_label,
+            label=label,
             source=source,
             licence=licence,
             tags=tags,
@@ -284,10 +284,6 @@ def _prompt(row: Mapping[str, Any], columns: Columns) -> tuple[tuple[Message, ..
     if not messages or messages[-1]["role"] != "user":
         raise RecordError(f"column {columns.messages!r} has no user turn that the answer could belong to")
     return tuple(messages), response
-
-
-def _label(row: Mapping[str, Any], name: str, columns: Columns) -> Label | None:
-    return label_of(row, name, columns.labels, columns.default_label)
 
 
 def _tags(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:

@@ -210,12 +210,8 @@ def copies(texts: Sequence[Text]) -> set[int]:
     Copies have the same label. All their turns and their answers are the same once normalised; or their answers, of 100
     characters or more, are near-duplicates, and their turns are as well (see `drop_near_duplicates`).
     """
-    seen: set[Text] = set()
-    found: set[int] = set()
-    for place, text in enumerate(texts):
-        if text in seen:
-            found.add(place)
-        seen.add(text)
+    first: dict[Text, int] = {}
+    found = {place for place, text in enumerate(texts) if first.setdefault(text, place) != place}
     rest = [n for n, text in enumerate(texts) if n not in found and len(text.answer) >= _SHORTEST_ANSWER]
     return found | {rest[n] for n in _near_copies([texts[place] for place in rest])}
 

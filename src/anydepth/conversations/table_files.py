@@ -3,9 +3,9 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from anydepth.conversations.dataset import TableRow
 from anydepth.errors import ConfigError, RecordError
@@ -44,12 +44,19 @@ def _open(path: Path) -> IO[str]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[TableRow]:
-    for number, raw in raw_lines(path):
+    return _read_each(path, "line", raw_lines(path), read_object)
+
+
+def _read_each(
+    path: Path, what: str, found: Iterable[tuple[int, Any]], read: Callable[[Any], Mapping[str, Any]]
+) -> Iterator[TableRow]:
+    """The rows that `read` makes of what is `found`, by number; an error says which of them it was."""
+    for number, each in found:
         try:
-            row = read_object(raw)
+            row = read(each)
         except RecordError as error:
-            raise RecordError(f"{path}, line {number}: {error}") from error
-        yield f"line {number}", row
+            raise RecordError(f"{path}, {what} {number}: {error}") from error
+        yield f"{what} {number}", row
 
 
 def _json_rows(path: Path) -> Iterator[TableRow]:
@@ -61,11 +68,7 @@ def _json_rows(path: Path) -> Iterator[TableRow]:
     lists = [item for item in value.values() if isinstance(item, list)] if isinstance(value, dict) else [value]
     if len(lists) != 1 or not isinstance(lists[0], list):
         raise RecordError(f"{path} is no list of records, nor an object with one such list in it")
-    for number, record in enumerate(lists[0], start=1):
-        try:
-            yield f"record {number}", as_object(record)
-        except RecordError as error:
-            raise RecordError(f"{path}, record {number}: {error}") from error
+    return _read_each(path, "record", enumerate(lists[0], start=1), as_object)
 
 
 def _check_once(columns: Iterable[str], path: Path) -> None:
@@ -94,13 +97,10 @@ def _csv_rows(path: Path) -> Iterator[TableRow]:
 
 def _parquet_rows(path: Path) -> Iterator[TableRow]:
     parquet, arrow = require("pyarrow.parquet", extra="fit"), require("pyarrow", extra="fit")
-    number = 0
     try:
         with parquet.ParquetFile(path) as table:
             _check_once(table.schema_arrow.names, path)
-            for batch in table.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
+            rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+            yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
     except arrow.ArrowException as error:
         raise ConfigError(f"{path} is not a readable Parquet file: {error}") from error

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anydepth.atomic import write_whole
 from anydepth.errors import ProbeError
-from anydepth.probes.artefact.modelcard import ARTEFACT, README
+from anydepth.probes.artefact.modelcard import ARTEFACT, README, write_text
 
 NAME = "fit.json"
 _SEEN = "seen"
@@ -24,16 +23,12 @@ def write_fit_record(folder: Path, record: Mapping[str, Any], seen: Mapping[str,
     Raises:
         ProbeError: It cannot be written, or holds a number that is not finite.
     """
-    path = folder / NAME
     whole = {**record, _SEEN: {use: sorted(keys) for use, keys in seen.items()}}
     try:
         text = json.dumps(whole, indent=2, allow_nan=False)
     except ValueError as error:
         raise ProbeError(f"the figures of the fit cannot be stored as JSON: {error}") from error
-    try:
-        write_whole(path, (text + "\n").encode())
-    except OSError as error:
-        raise ProbeError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(folder / NAME, text + "\n")
 
 
 def forget(folder: Path) -> None:

@@ -34,17 +34,16 @@ def import_joblib(
         MissingExtra: scikit-learn is not installed.
     """
     path = Path(path)
-    if not allow_pickle:
-        raise ProbeError(
-            f"{path} is a pickle, and reading a pickle runs whatever code is in it; if you trust its source, "
-            "say so with --allow-pickle (allow_pickle=True)"
-        )
+    check_pickle(path, allow_pickle)
     model = _load(path)
     try:
         scaler, classifier = _parts(model, path)
         weight, bias = _decision(classifier, positive, path)
-        if scaler is not None:
-            weight, bias = _unscaled(weight, bias, scaler)
+        # on states that are not standardised: w·(h - mean)/scale + b
+        if scaler is not None and scaler.with_std:
+            weight = weight / scaler.scale_
+        if scaler is not None and scaler.with_mean:
+            bias = bias - float(weight @ scaler.mean_)
     except (ProbeError, MissingExtra):
         raise
     except Exception as error:  # what comes out of a pickle may have any attribute, or none
@@ -54,11 +53,20 @@ def import_joblib(
     return LinearProbe(weight, bias, card)
 
 
+def check_pickle(path: Path, allowed: bool) -> None:
+    """ProbeError if reading `path`, which is a pickle, is not `allowed`, or it is not there."""
+    if not allowed:
+        raise ProbeError(
+            f"{path} is a pickle, and reading a pickle runs whatever code is in it; if you trust its source, "
+            "say so with --allow-pickle (allow_pickle=True)"
+        )
+    if not path.is_file():
+        raise ProbeError(f"there is no file {path}")
+
+
 def _load(path: Path) -> Any:
     joblib = require("joblib", extra="fit")
     exceptions = require("sklearn.exceptions", extra="fit")
-    if not path.is_file():
-        raise ProbeError(f"there is no file {path}")
     try:
         with warnings.catch_warnings():
             # harmless here: coefficients are read, no method of an estimator of another version is called
@@ -98,12 +106,3 @@ def _decision(classifier: Any, positive: float | str, path: Path) -> tuple[np.nd
     if weight.ndim != 2 or len(weight) != 1:
         raise ProbeError(f"{path} has coefficients of the shape {weight.shape}, not (1, hidden size)")
     return sign * weight[0], sign * float(np.ravel(classifier.intercept_)[0])
-
-
-def _unscaled(weight: np.ndarray, bias: float, scaler: Any) -> tuple[np.ndarray, float]:
-    """Weight and bias on states that are not standardised: w·(h - mean)/scale + b."""
-    if scaler.with_std:
-        weight = weight / scaler.scale_
-    if scaler.with_mean:
-        bias = bias - float(weight @ scaler.mean_)
-    return weight, bias

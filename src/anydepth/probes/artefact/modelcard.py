@@ -51,23 +51,20 @@ def write_folder(
     directory = Path(directory)
     text = readme(probe, figures, limits, command, licence=licence)
     probe.save(directory / ARTEFACT)
-    _write(directory / README, text)
+    write_text(directory / README, text)
     return directory
 
 
 def refresh(artefact: str | Path, probe: LinearProbe) -> bool:
     """Bring the calibration in the README beside `artefact` up to date; False if there is none to bring."""
     path = Path(artefact).with_name(README)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return False
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProbeError(f"cannot read {path}: {error}") from error
+    text = _read(path)
     old, new = _CALIBRATION.search(text), _CALIBRATION.search(readme(probe, {}, [], ""))
     if old is None or new is None:
         return False
-    _write(path, text[: old.start()] + new[0] + text[old.end() :])
+    write_text(path, text[: old.start()] + new[0] + text[old.end() :])
     return True
 
 
@@ -83,11 +80,7 @@ def describes(readme: str | Path, probe: LinearProbe) -> bool | None:
     Raises:
         ProbeError: It cannot be read.
     """
-    try:
-        text = Path(readme).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProbeError(f"cannot read {readme}: {error}") from error
-    found = _ARTEFACT_MARK.search(text)
+    found = _ARTEFACT_MARK.search(_read(Path(readme)))
     return None if found is None else found["digest"] == _digest(probe)
 
 
@@ -195,7 +188,15 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def _write(path: Path, text: str) -> None:
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProbeError(f"cannot read {path}: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of a probe's folder whole or not at all; ProbeError if it cannot be written."""
     try:
         write_whole(path, text.encode("utf-8"))
     except OSError as error:

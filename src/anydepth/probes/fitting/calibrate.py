@@ -3,6 +3,7 @@
 import copy
 import math
 import sys
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -272,14 +273,8 @@ def _guaranteed(target: float, answers: int, confidence: float) -> int:
             f"a false-positive rate of at most {percent(target)} cannot be guaranteed with {percent(confidence)} "
             f"confidence from {answers} benign answers; give at least {needed}, or a larger target"
         )
-    low, high = 0, _allowed(target, answers)
-    while low < high:  # the bound grows with the number that halt
-        middle = (low + high + 1) // 2
-        if upper_bound(middle, answers, confidence) <= target:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    counts = range(1, _allowed(target, answers) + 1)  # the bound grows with the number that halt
+    return bisect_right(counts, target, key=lambda halted: upper_bound(halted, answers, confidence))
 
 
 def _with_threshold(

@@ -175,7 +175,7 @@ class Comparison:
     def trial(self, candidate: Candidate, fitted: Fitted, held_out: Checks) -> Trial:
         """How a fitted candidate does, with the policy that suits it best."""
         logits = fitted.logits(held_out.states)
-        best: Trial | None = None
+        trials: list[Trial] = []
         for record in self.policies:
             policy = policy_from(record)
             whole, forced = (
@@ -186,11 +186,10 @@ class Comparison:
                 for forced in (False, True)
             )
             merit = float(np.mean([*whole.values(), *forced.values()]))
-            if best is None or merit > best.merit:
-                best = Trial(candidate, fitted, policy, merit, whole, forced)
-        if best is None:
+            trials.append(Trial(candidate, fitted, policy, merit, whole, forced))
+        if not trials:
             raise ConfigError("there is no policy to try; name one under [choose] policies")
-        return best
+        return max(trials, key=lambda trial: trial.merit)
 
 
 def _options(values: Mapping[str, Any], seed: int) -> FitOptions:

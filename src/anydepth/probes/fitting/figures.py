@@ -1,6 +1,5 @@
 """Put the figures of a trained probe into words, for its model card."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from anydepth.intervals import percent
@@ -30,7 +29,11 @@ def limits_of(trained: Trained) -> list[str]:
         "English prompts and answers only were measured.",
         "Reading and deciding were measured at a check every 25 tokens; another schedule has another false-positive "
         "rate: calibrate again with `anydepth calibrate`.",
-        *_misses(trained.figures["halted"]),
+        *(
+            f"Of the harmful set “{name}” {percent(1 - found['rate'])} is not halted at the calibrated threshold."
+            for name, found in trained.figures["halted"].items()
+            if found["rate"] < ENOUGH
+        ),
     ]
     policy = trained.probe.policy
     if policy is not None and (note := threshold_note(policy)) is not None:
@@ -40,11 +43,3 @@ def limits_of(trained: Trained) -> list[str]:
             rate = percent(found["rate"])
             limits.append(f"With a threshold set on other prompts {rate} of “{name}” is halted, above the target.")
     return limits
-
-
-def _misses(halted: Mapping[str, Any]) -> list[str]:
-    return [
-        f"Of the harmful set “{name}” {percent(1 - found['rate'])} is not halted at the calibrated threshold."
-        for name, found in halted.items()
-        if found["rate"] < ENOUGH
-    ]

@@ -128,7 +128,7 @@ def sample_weights(columns: Mapping[str, np.ndarray], balance: Balance) -> np.nd
     Both labels weigh the same, and within them what `balance` says.
     """
     levels = {"label": ("label",), "source": ("label", "source"), "depth": ("label", "source", "depth")}[balance]
-    keys = [_ranges(columns[name]) if name == "depth" else columns[name] for name in levels]
+    keys = [np.searchsorted(_DEPTH_RANGES, columns[name]) if name == "depth" else columns[name] for name in levels]
     groups = list(zip(*(key.tolist() for key in keys), strict=True))
     size = Counter(groups)
     branches = {group[: level + 1] for group in size for level in range(len(levels))}
@@ -136,11 +136,6 @@ def sample_weights(columns: Mapping[str, np.ndarray], balance: Balance) -> np.nd
     share = {group: 1 / math.prod(children[group[:level]] for level in range(len(levels))) for group in size}
     weights = np.array([share[group] / size[group] for group in groups])
     return weights * len(weights)
-
-
-def _ranges(depths: np.ndarray) -> np.ndarray:
-    """Which of a few ranges each depth is in."""
-    return np.searchsorted(_DEPTH_RANGES, depths)
 
 
 def _direction(

@@ -1,7 +1,7 @@
 """Say what a policy does to harmful answers at its threshold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,6 @@ class Spread:
         median, p90 = np.quantile(numbers, [0.5, 0.9])
         return cls(float(median), float(p90), max(numbers))
 
-    def record(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {"median": self.median, "p90": self.p90, "largest": self.largest}
-
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
@@ -55,9 +51,9 @@ class OperatingPoint:
         """JSON-ready form."""
         return {
             **self.halted.record(),
-            "depth_of_halt": self.depth.record(),
-            "tokens_before_halt": self.released.record(),
-            "tokens_of_missed": self.missed.record(),
+            "depth_of_halt": asdict(self.depth),
+            "tokens_before_halt": asdict(self.released),
+            "tokens_of_missed": asdict(self.missed),
             "per_source": {name: rate.record() for name, rate in self.per_source.items()},
         }
 

@@ -4,7 +4,6 @@ A benign prompt gets the model's own answer. A harmful answer is continued by th
 stay part of it. The file that is written is read by `load` like any other table.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from anydepth.backends.protocol import Backend
 from anydepth.conversations.corpora import load
 from anydepth.conversations.dataset import Columns, Conversation, digest
 from anydepth.detectors.refusals import RefusalMatcher
+from anydepth.digests import digest_number
 from anydepth.errors import ConfigError, PromptError
 from anydepth.journal import Journal
 from anydepth.probes.states.store import answer_key
@@ -174,7 +174,7 @@ def write_answers(
                 if reason:
                     journal.leave_out(job.key, reason)
                 else:
-                    journal.write(job.key, _row(written))
+                    journal.write(job.key, {**{name: getattr(written, name) for name in _FIXED}, **written.tags})
             done += len(missing)
             if progress is not None:
                 progress(done, len(jobs), report.tokens)
@@ -197,31 +197,30 @@ def _jobs(
     limit = getattr(backend, "context_length", None)
     for each in conversations:
         suspect = None
-        if each.id in ids:
-            reason = "another conversation has its id"
-        elif each.label is None:
-            reason = "it has no label"
-        elif each.label == "harmful" and not each.response:
-            reason = "it is a harmful prompt without an answer that could be continued"
-        elif each.label == "benign" and answer_key(each.messages, "") in answered:
-            reason = "its prompt has been answered"
-        else:
+        try:
+            if each.id in ids:
+                raise PromptError("another conversation has its id")
+            if each.label is None:
+                raise PromptError("it has no label")
+            if each.label == "harmful" and not each.response:
+                raise PromptError("it is a harmful prompt without an answer that could be continued")
             if each.label == "benign":
-                answered.add(answer_key(each.messages, ""))
-                suspect = "its prompt is among the harmful ones" if each.prompt_key in harmful else None
-                suspect = suspect or ("its stored answer refuses" if matcher.is_refusal(each.response) else None)
-            try:
-                prompt, prefix = _prompt(backend, each, options)
-            except PromptError as error:
-                reason = str(error)
-            else:
-                room = len(prompt.ids) + 1 + len(backend.header.ids) + len(backend.header.answer_ids)
-                reason = f"its prompt does not fit the context of {limit} tokens" if limit and room > limit else ""
-                if not reason:
-                    ids.add(each.id)
-                    yield _Job(each, prompt, prefix, suspect)
-        if reason:
-            report.left_out.append((f"{each.id}+own", reason))
+                if (key := answer_key(each.messages, "")) in answered:
+                    raise PromptError("its prompt has been answered")
+                answered.add(key)
+                if each.prompt_key in harmful:
+                    suspect = "its prompt is among the harmful ones"
+                elif matcher.is_refusal(each.response):
+                    suspect = "its stored answer refuses"
+            prompt, prefix = _prompt(backend, each, options)
+            room = len(prompt.ids) + 1 + len(backend.header.ids) + len(backend.header.answer_ids)
+            if limit and room > limit:
+                raise PromptError(f"its prompt does not fit the context of {limit} tokens")
+        except PromptError as error:
+            report.left_out.append((f"{each.id}+own", str(error)))
+            continue
+        ids.add(each.id)
+        yield _Job(each, prompt, prefix, suspect)
 
 
 def _prompt(backend: Backend, conversation: Conversation, options: AnswerOptions) -> tuple[Prompt, int]:
@@ -229,8 +228,8 @@ def _prompt(backend: Backend, conversation: Conversation, options: AnswerOptions
     if conversation.label == "benign":
         return backend.template.prompt(list(conversation.messages)), 0
     whole = backend.template.prompt(list(conversation.messages), prefill=conversation.response)
-    choice = int.from_bytes(hashlib.sha256(conversation.id.encode()).digest()[:8])
-    prefix = min(options.prefix_tokens[choice % len(options.prefix_tokens)], max(1, whole.prefill // 2))
+    choice = digest_number(conversation.id) % len(options.prefix_tokens)
+    prefix = min(options.prefix_tokens[choice], max(1, whole.prefill // 2))
     if conversation.tags.get("target") == conversation.response:
         prefix = whole.prefill  # there is no stored answer, only the words that one is to begin with (AdvBench)
     while prefix > 1 and backend.decode_text(whole.ids[whole.start :][:prefix]).endswith("\ufffd"):
@@ -242,8 +241,7 @@ def _write(
     backend: Backend, batch: Sequence[_Job], options: AnswerOptions
 ) -> Iterator[tuple[str, dict[str, str], int]]:
     """Text, tags and number of new tokens of each job."""
-    content = "\0".join([str(options.seed), *(job.name for job in batch)])
-    seed = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4])
+    seed = digest_number("\0".join([str(options.seed), *(job.name for job in batch)]), 4)
     prompts = [job.prompt for job in batch]
     written = write_batch(backend, prompts, max_new_tokens=options.max_new_tokens, seed=seed, sampling=options.sampling)
     for job, each in zip(batch, written, strict=True):
@@ -282,11 +280,6 @@ def _judged(job: _Job, text: str, tags: Mapping[str, str]) -> tuple[Conversation
 def _kept(conversation: Conversation) -> dict[str, str]:
     """The tags of a conversation that its answer keeps."""
     return {name: tag for name, tag in conversation.tags.items() if name not in _TAKEN}
-
-
-def _row(conversation: Conversation) -> dict[str, Any]:
-    values = {name: getattr(conversation, name) for name in _FIXED}
-    return {**values, **conversation.tags}
 
 
 def _count(report: Written, job: _Job, journal: Journal) -> None:

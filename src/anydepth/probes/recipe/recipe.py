@@ -1,6 +1,6 @@
 """Say which conversations a probe is trained on, which it is chosen on, and which it is calibrated on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,7 +10,6 @@ from anydepth.conversations.augment import swap, wrap
 from anydepth.conversations.corpora import SHIPPED, load
 from anydepth.conversations.dataset import Conversation
 from anydepth.conversations.splits import (
-    Selection,
     Text,
     balance,
     contradicted,
@@ -93,8 +92,9 @@ def recipe_from(record: Mapping[str, Any], source: str) -> Recipe:
     if not any(part.split == TRAIN for part in parts):
         raise ConfigError(f"recipe {source} has no [[part]] to train on; give one without `split`")
     names = [part.name for part in parts]
+    taken = [*names, *(held_out_of(part.name) for part in parts if part.hold_out)]
     for part in parts:
-        if names.count(part.name) > 1:
+        if taken.count(part.name) > 1:
             raise ConfigError(f"recipe {source} has two parts called {part.name!r}; give each its own name")
         for other in (*part.under, *((part.like,) if part.like else ())):
             if other not in names:
@@ -121,92 +121,67 @@ def gather(recipe: Recipe, *, data: Path | None = None, permissive_only: bool = 
         ConfigError: A file is missing, or a part is empty.
     """
     loaded: dict[str, list[Conversation]] = {}
-    candidates: dict[str, list[Conversation]] = {}
-    held_out: dict[str, list[Conversation]] = {}
+    sets: dict[str, list[Conversation]] = {}  # of the parts, and what is held out of them
     notes: dict[str, list[str]] = {name: [] for part in recipe.parts for name in (part.name, held_out_of(part.name))}
     for part in recipe.parts:
-        rows = list(candidates[part.like]) if part.like else []
+        rows = list(sets[part.like]) if part.like else []
         for ref in part.data:
             if ref not in loaded:
                 loaded[ref] = load(ref, data=data)
             rows += loaded[ref]
         rows = _candidates(part, rows, permissive_only, notes[part.name])
         if part.hold_out:
-            rows, held_out[part.name] = _divided(rows, part)
-        candidates[part.name] = rows
-    _drop_contradicted(candidates, held_out, notes)
-    _drop_copies(recipe, candidates, held_out, notes)
-    kept_apart = [row for part in recipe.parts if part.split != TRAIN for row in candidates[part.name]]
-    kept_apart += [row for rows in held_out.values() for row in rows]
-    if kept_apart:
-        _drop_known(recipe, candidates, kept_apart, notes)
-    if empty := [name for name, rows in candidates.items() if not rows]:
+            split = split_by_prompt(rows, part.hold_out, part.seed)
+            rows, sets[held_out_of(part.name)] = split.train, split.held_out
+        sets[part.name] = rows
+    _drop_repeated(recipe, sets, notes)
+    if empty := [part.name for part in recipe.parts if not sets[part.name]]:
         why = "; ".join(notes[empty[0]]) or "all of it is held out"
         raise ConfigError(f"part {empty[0]!r} is empty; left out of it: {why}. Give other conversations")
-    found = [_gathered(part, candidates, notes[part.name]) for part in recipe.parts]
+    found = [_gathered(part, sets, notes[part.name]) for part in recipe.parts]
     for part in recipe.parts:
         if part.hold_out:
             apart = held_out_of(part.name)
             whole = replace(part, name=apart, split=apart, depths=None, longest=None)
-            found += [Gathered(whole, held_out[part.name], "; ".join(notes[apart]))]
+            found += [Gathered(whole, sets[apart], "; ".join(notes[apart]))]
     return found
 
 
-def _drop_contradicted(
-    candidates: dict[str, list[Conversation]],
-    held_out: dict[str, list[Conversation]],
-    notes: Mapping[str, list[str]],
-) -> None:
-    """Take out answers that occur with both labels, in whatever parts."""
-    both = contradicted(row for rows in (*candidates.values(), *held_out.values()) for row in rows)
-    for sets, name_of in ((candidates, str), (held_out, held_out_of)):
-        for name, rows in sets.items() if both else ():
-            kept = [row for row in rows if Text.of(row.messages, row.response).key not in both]
-            _keep(sets, name, kept, notes[name_of(name)], "labelled both harmful and benign")
+def _drop_repeated(recipe: Recipe, sets: dict[str, list[Conversation]], notes: Mapping[str, list[str]]) -> None:
+    """Take out what occurs more than once where that is wrong.
 
+    These are answers that occur with both labels, in whatever sets; copies within each held-out set, since an answer
+    counts once as evidence; and near-duplicates of what is held out in every training part.
+    """
 
-def _drop_copies(
-    recipe: Recipe,
-    candidates: dict[str, list[Conversation]],
-    held_out: dict[str, list[Conversation]],
-    notes: Mapping[str, list[str]],
-) -> None:
-    """Keep one of several copies in each held-out set: as evidence, an answer counts once."""
-    for part in recipe.parts:
-        if part.hold_out:
-            kept = distinct(held_out[part.name]).kept
-            _keep(held_out, part.name, kept, notes[held_out_of(part.name)], _COPIES)
-    for split in dict.fromkeys(part.split for part in recipe.parts if part.split != TRAIN):
-        names = [part.name for part in recipe.parts if part.split == split]
-        kept = set(map(id, distinct(row for name in names for row in candidates[name]).kept))
+    def keep(names: Iterable[str], rows: Iterable[Conversation], why: str) -> None:
+        """Leave only `rows` in the sets `names`, and note how many that takes out of each."""
+        kept = set(map(id, rows))
         for name in names:
-            _keep(candidates, name, [row for row in candidates[name] if id(row) in kept], notes[name], _COPIES)
+            before, sets[name] = sets[name], [row for row in sets[name] if id(row) in kept]
+            _note(notes[name], len(before) - len(sets[name]), why)
+
+    def rows_of(names: Iterable[str]) -> list[Conversation]:
+        return [row for name in names for row in sets[name]]
+
+    if both := contradicted(rows_of(sets)):
+        rows = (row for row in rows_of(sets) if Text.of(row.messages, row.response).key not in both)
+        keep(sets, rows, "labelled both harmful and benign")
+    split_of = {part.name: part.split for part in recipe.parts}
+    splits: dict[str, list[str]] = {}  # of what is held out of a part its name is that of the split as well
+    for name in sets:
+        splits.setdefault(split_of.get(name, name), []).append(name)
+    training = splits.pop(TRAIN, [])
+    for names in splits.values():
+        keep(names, distinct(rows_of(names)).kept, _COPIES)
+    if apart := [row for names in splits.values() for row in rows_of(names)]:
+        every = {id(row): row for row in rows_of(training)}  # parts that are alike share their conversations
+        keep(training, drop_near_duplicates(list(every.values()), apart).kept, "nearly in the held-out sets")
 
 
 def _note(notes: list[str], count: int, why: str) -> None:
     if count:
         notes.append(f"{count} that are {why}")
-
-
-def _keep(sets: dict[str, list[Conversation]], name: str, kept: list[Conversation], notes: list[str], why: str) -> None:
-    """Let `kept` be all of the set `name`, and note how many were left out."""
-    _note(notes, len(sets[name]) - len(kept), why)
-    sets[name] = kept
-
-
-def _drop_known(
-    recipe: Recipe,
-    candidates: dict[str, list[Conversation]],
-    kept_apart: list[Conversation],
-    notes: Mapping[str, list[str]],
-) -> None:
-    """Take near-duplicates of what is held out from every training part."""
-    names = [part.name for part in recipe.parts if part.split == TRAIN]
-    every = {id(row): row for name in names for row in candidates[name]}
-    kept = set(map(id, drop_near_duplicates(list(every.values()), kept_apart).kept))
-    for name in names:
-        rows = [row for row in candidates[name] if id(row) in kept]
-        _keep(candidates, name, rows, notes[name], "nearly in the held-out sets")
 
 
 def held_out_of(name: str) -> str:
@@ -241,11 +216,6 @@ def recipe_for(refs: Sequence[str]) -> Recipe:
         calibrate={"benign": [held_out_of(own)], "target": 0.005},
         source="the conversations given by --data",
     )
-
-
-def _divided(rows: list[Conversation], part: RecipePart) -> tuple[list[Conversation], list[Conversation]]:
-    split = split_by_prompt(rows, part.hold_out, part.seed)
-    return split.train, split.held_out
 
 
 def _part(entry: Mapping[str, Any], source: str) -> RecipePart:
@@ -288,7 +258,10 @@ def _candidates(
         if len(rows) < before:
             notes.append(f"{before - len(rows)} answers that begin with a refusal")
     if permissive_only and part.split == TRAIN:
-        rows = _noted(permissive(rows), notes)
+        selection = permissive(rows)
+        rows = selection.kept
+        if selection.dropped:
+            notes.append(str(selection))
     if not rows:
         of = ", ".join(part.data) or part.like
         why = f"; left out: {'; '.join(notes)}" if notes else ""
@@ -304,21 +277,14 @@ def _begun(row: Conversation, part: RecipePart) -> Conversation:
     return replace(row, label=label, response=row.tags.get("target", ""))
 
 
-def _gathered(part: RecipePart, candidates: Mapping[str, list[Conversation]], notes: list[str]) -> Gathered:
-    rows = candidates[part.name]
-    if part.limit is not None:
-        rows = balance(rows, per_source=part.limit, seed=part.seed).kept
+def _gathered(part: RecipePart, sets: Mapping[str, list[Conversation]], notes: list[str]) -> Gathered:
+    rows = sets[part.name]
+    rows = balance(rows, per_source=part.limit, seed=part.seed).kept
     if part.augment == "wrap":
         rows = wrap(rows)
     elif part.augment == "swap":
-        rows = swap(rows, [row for name in part.under for row in candidates[name]])
+        rows = swap(rows, [row for name in part.under for row in sets[name]])
     return Gathered(part, rows, "; ".join(notes))
-
-
-def _noted(selection: Selection, notes: list[str]) -> list[Conversation]:
-    if selection.dropped:
-        notes.append(str(selection))
-    return selection.kept
 
 
 def training_sources(gathered: Sequence[Gathered]) -> tuple[dict[str, str], ...]:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from anydepth.backends.protocol import CheckPoint, FinishedAnswer, Read, Reader, Site, require_sessions
+from anydepth.conversations.dataset import Conversation
 from anydepth.digests import short_digest
 from anydepth.errors import PromptError, UnsupportedModel
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
@@ -16,9 +17,6 @@ from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import CheckRow, Identity, Manifest, StateStore, answer_key
 from anydepth.schedule import scheduled_depths
 from anydepth.templates.template import Prompt
-
-if TYPE_CHECKING:
-    from anydepth.conversations.dataset import Conversation
 
 SHADOW_TURN = "Please write a text."
 """The neutral user turn of the shadow view: nothing in it speaks to the judge."""
@@ -65,7 +63,7 @@ class Collected:
             setattr(self, each.name, mine or more if each.name == "by_forks" else mine + more)
 
 
-Group = Mapping[str, "Conversation"]
+Group = Mapping[str, Conversation]
 """Answers by their key, read in the same batches and kept in one shard."""
 
 
@@ -95,7 +93,7 @@ class CollectWork:
 
 def collect(
     backend: Reader,
-    conversations: "Sequence[Conversation]",
+    conversations: Sequence[Conversation],
     store: StateStore,
     plan: CollectPlan,
     *,
@@ -136,7 +134,7 @@ def collect(
 def collect_into(
     folder: str | Path,
     backend: Reader,
-    conversations: "Sequence[Conversation]",
+    conversations: Sequence[Conversation],
     plan: CollectPlan,
     *,
     adapter: str | None = None,
@@ -148,7 +146,7 @@ def collect_into(
 
 
 def work_for(
-    conversations: "Sequence[Conversation]", plan: CollectPlan, there: Mapping[Identity, AnswerFacts]
+    conversations: Sequence[Conversation], plan: CollectPlan, there: Mapping[Identity, AnswerFacts]
 ) -> CollectWork:
     """Cut the conversations into groups, and leave out what is `there` (`StateStore.present`).
 

@@ -50,9 +50,6 @@ def facts_by_answer(found: Iterable[tuple[str, AnswerFacts]]) -> dict[str, Answe
     labels: dict[str, set[str]] = {}
     for key, facts in found:
         first.setdefault(key, facts)
-        labels.setdefault(key, set()).add(facts.label)
-    known = {key: each - {UNKNOWN} for key, each in labels.items()}
-    return {
-        key: replace(facts, label=next(iter(known[key])) if len(known[key]) == 1 else UNKNOWN)
-        for key, facts in first.items()
-    }
+        labels.setdefault(key, set()).update({facts.label} - {UNKNOWN})
+    known = {key: each.pop() if len(each) == 1 else UNKNOWN for key, each in labels.items()}
+    return {key: replace(facts, label=known[key]) for key, facts in first.items()}

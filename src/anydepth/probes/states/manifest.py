@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def manifest_for(
             )
     for site in plan.sites:
         backend.check_site(site)
+    if (weights := adapter_digest(backend)) is not None:  # a folder may be trained again
+        adapter = f"{Path(adapter or 'adapter').name} (weights {weights})"
     return Manifest(
         model=backend.identity,
         template_digest=backend.template.digest,
@@ -43,14 +46,8 @@ def manifest_for(
         tokens=tuple(tokens),
         dtype=dtype_of(backend) if dtype is None else dtype,
         versions=package_versions("anydepth", "numpy", "torch", "transformers", "vllm"),
-        adapter=_adapter(backend, adapter),
+        adapter=adapter,
     )
-
-
-def _adapter(backend: Reader, name: str | None) -> str | None:
-    """An adapter's name and, where they can be seen, its weights: a folder may be trained again."""
-    digest = adapter_digest(backend)
-    return name if digest is None else f"{Path(name or 'adapter').name} (weights {digest})"
 
 
 def dtype_of(backend: Reader) -> str:
@@ -86,8 +83,6 @@ def package_versions(*names: str) -> dict[str, str]:
     """Version of each package that is installed."""
     found = {}
     for name in names:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found

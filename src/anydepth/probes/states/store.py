@@ -130,15 +130,12 @@ class StateStore:
     def create(cls, path: str | Path, manifest: Manifest) -> "StateStore":
         """Make the folder, or open the one that is there; StoreError if it holds other states than `manifest` says."""
         path = Path(path)
-        if (path / _MANIFEST).exists():
-            store = cls(path)
-            _check_same(path, store.manifest, manifest)
-            return store
-        try:
-            (path / "states").mkdir(parents=True, exist_ok=True)
-            write_whole(path / _MANIFEST, json.dumps(manifest.record(), indent=2).encode())
-        except OSError as error:
-            raise StoreError(f"cannot make a store at {path}: {error.strerror or error}") from error
+        if not (path / _MANIFEST).exists():
+            try:
+                (path / "states").mkdir(parents=True, exist_ok=True)
+                write_whole(path / _MANIFEST, json.dumps(manifest.record(), indent=2).encode())
+            except OSError as error:
+                raise StoreError(f"cannot make a store at {path}: {error.strerror or error}") from error
         store = cls(path)
         _check_same(path, store.manifest, manifest)  # another process may have made it at the same moment
         return store
@@ -151,7 +148,7 @@ class StateStore:
         """Which answers are there, read how, and what the data said of each when it was written."""
         found: dict[Identity, AnswerFacts] = {}
         for shard in self.shards():
-            columns = [column.to_pylist() for column in self._columns(shard, (*_IDENTITY, *FACTS)).columns]
+            columns = [column.to_pylist() for column in self._columns(shard).columns]
             for answer, view, reading, *facts in zip(*columns, strict=True):
                 found[answer, view, reading] = AnswerFacts(*facts)
         return found
@@ -166,7 +163,7 @@ class StateStore:
         # another process that collects into this store may correct other answers of the same shard
         with FileLock(self.path / "correct.lock"):
             for shard in self.shards():
-                table = self._columns(shard, (*_IDENTITY, *FACTS))
+                table = self._columns(shard)
                 keys = list(zip(*(table[name].to_pylist() for name in _IDENTITY), strict=True))
                 before = list(zip(*(table[name].to_pylist() for name in FACTS), strict=True))
                 now = [astuple(facts[key]) if key in facts else old for key, old in zip(keys, before, strict=True)]
@@ -181,10 +178,11 @@ class StateStore:
                 self._write_shard(shard, whole)
         return len(corrected)
 
-    def _columns(self, shard: Path, names: Sequence[str]) -> Any:
+    def _columns(self, shard: Path) -> Any:
+        """Identity and facts of a shard's checks, as a table."""
         pa, parquet = require("pyarrow", extra="fit"), require("pyarrow.parquet", extra="fit")
         try:
-            return parquet.read_table(shard, columns=list(names))
+            return parquet.read_table(shard, columns=[*_IDENTITY, *FACTS])
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"{shard} is not a whole Parquet file ({error}); remove it and collect again") from error
 
@@ -273,19 +271,17 @@ class StateStore:
 
     def _wanted(self, columns: Mapping[str, np.ndarray], readings: Mapping[str, str] | None) -> np.ndarray:
         """Mask of the checks that belong to `readings`."""
-        found = {*zip(*(columns[name].tolist() for name in _IDENTITY), strict=True)}
+        rows = list(zip(*(columns[name].tolist() for name in _IDENTITY), strict=True))
         if readings is not None:
-            kept = {identity for identity in found if readings.get(identity[0]) == identity[2]}
-            rows = zip(*(columns[name].tolist() for name in _IDENTITY), strict=True)
-            return np.fromiter((row in kept for row in rows), bool, len(columns["answer"]))
+            return np.array([readings.get(answer) == reading for answer, _, reading in rows], bool)
         seen: dict[tuple[str, str], str] = {}
-        for answer, view, reading in sorted(found):
+        for answer, view, reading in sorted(set(rows)):
             if seen.setdefault((answer, view), reading) != reading:
                 raise StoreError(
                     f"{self.path} holds the answer {answer} read in two ways: {seen[answer, view]!r} and {reading!r}; "
                     "say with `readings` which is meant, or collect into another folder"
                 )
-        return np.ones(len(columns["answer"]), bool)
+        return np.ones(len(rows), bool)
 
 
 def column_name(site: Site, token: int) -> str:
