@@ -9,8 +9,8 @@ from anydepth.guard_overrides import apply_overrides
 from anydepth.server.answer.compose import Delta
 from anydepth.server.answer.toolcalls import ToolCall
 from anydepth.server.engine.engine import Job, Sampling
-from anydepth.server.http.limits import answer_length, check_answers, check_entries
 from anydepth.server.http.prompting import chat_prompt, reading_of
+from anydepth.server.http.request_limits import answer_length, check_answers, check_entries
 from anydepth.server.http.requests import ChatRequest, CompletionRequest
 from anydepth.server.http.writing import Shape
 from anydepth.server.service import Ask, Service

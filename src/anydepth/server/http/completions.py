@@ -12,7 +12,7 @@ from anydepth.guard_overrides import apply_overrides
 from anydepth.server.answer.compose import Delta, Reading
 from anydepth.server.engine.engine import Job
 from anydepth.server.http.chat import sampling_of, spread
-from anydepth.server.http.limits import answer_length, check_answers
+from anydepth.server.http.request_limits import answer_length, check_answers
 from anydepth.server.http.requests import CompletionRequest
 from anydepth.server.http.writing import Shape
 from anydepth.server.service import Ask, Service

@@ -14,7 +14,7 @@ from anydepth import __version__
 from anydepth.files import packaged_toml
 from anydepth.policy import policy_record
 from anydepth.schedule import Every
-from anydepth.server.http.limits import answer_length
+from anydepth.server.http.request_limits import answer_length
 from anydepth.server.service import Service
 from anydepth.settings import Settings
 from anydepth.templates.template import ChatTemplate

@@ -15,7 +15,7 @@ from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
 from anydepth.policy import policy_record
 from anydepth.server.http.disconnect import while_there
-from anydepth.server.http.limits import check_entries
+from anydepth.server.http.request_limits import check_entries
 from anydepth.server.http.requests import ModerationRequest, ScanMessage
 from anydepth.server.service import Service
 from anydepth.templates.template import ChatTemplate, Prompt

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from anydepth.errors import BadRequest
 from anydepth.guard_overrides import GuardOverrides
 from anydepth.server.http.body_errors import complaint, shown, unreadable
-from anydepth.server.http.limits import answer_length, check_answers, check_entries
+from anydepth.server.http.request_limits import answer_length, check_answers, check_entries
 from anydepth.settings import LimitsTable, Settings
 from anydepth.vllm.front.replies import RequestedReply
 from anydepth.vllm.report_field import KEY
