@@ -46,32 +46,27 @@ def opening(settings: Settings) -> Iterator[Opened]:
         ProbeError: The probe cannot be read.
     """
     with ExitStack() as stack:
-        check_files(settings)
-        keys = api_keys(settings.http)
-        sockets = listening(settings.http.host, settings.http.port)
-        for each in sockets:
-            stack.callback(each.close)
-        audit = open_audit(settings.audit)
-        stack.callback(audit.close)
-        yield Opened(sockets, audit, keys)
+        yield _open(settings, stack)
         stack.pop_all()
-
-
-def check_files(settings: Settings) -> None:
-    """Raise what `opening` raises for the probe and the tool format."""
-    choose_format(settings.tools.format, "")
-    if settings.guard.probe is not None:
-        LinearProbe.load(Path(settings.guard.probe))
 
 
 def check_place(settings: Settings, *, address: bool = True) -> None:
     """Raise what `opening` would, and leave nothing open; `address` is False where the settings do not choose it."""
-    check_files(settings)
-    api_keys(settings.http)
-    if address:
-        for each in listening(settings.http.host, settings.http.port):
-            each.close()
-    open_audit(settings.audit).close()
+    with ExitStack() as stack:
+        _open(settings, stack, address=address)
+
+
+def _open(settings: Settings, stack: ExitStack, *, address: bool = True) -> Opened:
+    choose_format(settings.tools.format, "")
+    if settings.guard.probe is not None:
+        LinearProbe.load(Path(settings.guard.probe))
+    keys = api_keys(settings.http)
+    sockets = listening(settings.http.host, settings.http.port) if address else []
+    for each in sockets:
+        stack.enter_context(each)
+    audit = open_audit(settings.audit)
+    stack.callback(audit.close)
+    return Opened(sockets, audit, keys)
 
 
 def listening(host: str, port: int) -> list[socket.socket]:

@@ -9,7 +9,8 @@ from types import FrameType
 
 import uvicorn
 
-from anydepth.server.engine.engine import Engine, EngineError
+from anydepth.server.engine.engine import EngineError
+from anydepth.server.engine.transformers_engine import TransformersEngine
 from anydepth.server.http.app import build_app
 from anydepth.server.resources import opening
 from anydepth.server.service import Service
@@ -22,7 +23,7 @@ LAST_WORDS = 5
 """Seconds that connections have to take the end of an answer that was aborted."""
 
 
-def serve(load: Callable[[], Engine], settings: Settings) -> None:
+def serve(load: Callable[[], TransformersEngine], settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; returns once everything is finished or the time of grace is over.
 
     Args:

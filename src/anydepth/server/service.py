@@ -14,12 +14,13 @@ from opentelemetry.trace import Span
 
 from anydepth.audit.answer import Account, error_kind
 from anydepth.audit.trail import Audit
-from anydepth.errors import AnydepthError, BadRequest, ModelNotFound
+from anydepth.errors import AnydepthError, ModelNotFound
 from anydepth.server.answer.compose import Composer, Delta, End, Reading, has_calls
 from anydepth.server.answer.segments import SpecialTokens
 from anydepth.server.answer.toolcalls import ToolFormat, choose_format
-from anydepth.server.engine.engine import AnswerTimeout, Busy, Engine, EngineError, Job, ShuttingDown
-from anydepth.server.telemetry.metrics import Metrics
+from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, Job, ShuttingDown
+from anydepth.server.engine.transformers_engine import TransformersEngine
+from anydepth.server.telemetry.metrics import Metrics, Watcher
 from anydepth.server.telemetry.tracing import answer_span, note_answers, note_check
 from anydepth.settings import Settings
 from anydepth.types import Checked, CheckResult
@@ -63,10 +64,10 @@ class Service:
         audit: The audit trail that the account of every answer goes to.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, audit: Audit) -> None:
+    def __init__(self, engine: TransformersEngine, settings: Settings, audit: Audit) -> None:
         self.engine, self.settings, self.audit = engine, settings, audit
         self.metrics = Metrics()
-        self.metrics.watch(lambda: engine.stats)
+        self.metrics.watch(lambda: engine.stats, lambda: self.ready)
         self.draining = False
         engine.on_check = self.metrics.check_seconds.observe
         audit.on_failure = self.metrics.audit_failures.inc
@@ -77,9 +78,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """True if requests are taken: the engine runs, the audit can be written, nothing is being shut down."""
-        ready = self.engine.ready and not self.draining and self.audit.healthy
-        self.metrics.ready.set(ready)
-        return ready
+        return self.engine.ready and not self.draining and self.audit.healthy
 
     def check_model(self, name: str | None) -> str:
         """The model's name; ModelNotFound for another one."""
@@ -87,21 +86,6 @@ class Service:
         if name is not None and name != served:
             raise ModelNotFound(f"the model {name!r} is not served here; ask for {served!r}")
         return served
-
-    def max_tokens(self, wanted: int | None, name: str = "max_tokens") -> int:
-        """Length of an answer; BadRequest, about the field `name`, if it is longer than the operator allows."""
-        limits = self.settings.limits
-        if wanted is None:
-            return min(limits.default_max_tokens, limits.max_tokens)
-        if wanted > limits.max_tokens:
-            raise BadRequest(f"{name} is {wanted}; this server allows {limits.max_tokens} at most", name)
-        return wanted
-
-    def choices(self, wanted: int, name: str = "n") -> int:
-        """Number of answers; BadRequest, about the field `name`, if it is more than the operator allows."""
-        if (limit := self.settings.limits.choices) < wanted:
-            raise BadRequest(f"{wanted} answers are asked for by {name}; this server allows {limit} at most", name)
-        return wanted
 
     async def run(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """The pieces of all answers of a request, as they come; each answer's last one is its `End`."""
@@ -120,7 +104,7 @@ class Service:
         """The pieces of one answer. Its record is the guard's to write, until the answer is given up here."""
         job, reading = ask.jobs[index], ask.readings[index]
         account = self._account(ask, index)
-        composer, watcher, outcome = Composer(reading), self.metrics.watcher(), "cancelled"
+        composer, watcher, outcome = Composer(reading), Watcher(self.metrics), "cancelled"
         try:
             async with aclosing(self.engine.submit(job, account)) as events:
                 async for event in events:
@@ -169,10 +153,10 @@ def _note(check: CheckResult, ask: Ask, span: Span) -> None:
 
 def _outcome(error: Exception) -> str | None:
     """How an answer ended that was not finished; None for a request that was refused."""
-    kinds: tuple[tuple[type[Exception], str | None], ...] = (
-        (Busy, None), (AnswerTimeout, "timeout"), (ShuttingDown, "shutdown"), (ValueError, None),
-    )  # fmt: skip
-    return next((name for kind, name in kinds if isinstance(error, kind)), "error")
+    if isinstance(error, Busy | ValueError):
+        return None
+    kinds = {AnswerTimeout: "timeout", ShuttingDown: "shutdown"}
+    return next((name for kind, name in kinds.items() if isinstance(error, kind)), "error")
 
 
 async def _merged(answers: Sequence[AsyncGenerator[Delta | End, None]]) -> AsyncGenerator[Piece, None]:

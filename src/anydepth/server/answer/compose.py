@@ -73,9 +73,9 @@ class Composer:
         self.calls: list[ToolCall] = []
         self._reading = reading
         self._trim = StopTrim(reading.stops)
-        looks = reading.markers.needed and reading.decode is not None
-        self._segmenter = Segmenter(reading.markers) if looks else None
-        self._text = TextStream(reading.decode, reading.prefix) if looks and reading.decode else None
+        looks = reading.markers.needed and reading.decode
+        self._segmenter = Segmenter(reading.markers if looks else Markers())
+        self._text = TextStream(looks, reading.prefix) if looks else None
         self._covered, self._depth = 0, 0
         self._waiting: list[tuple[int, Segment]] = []
         self._thoughts: list[str] = []
@@ -84,25 +84,18 @@ class Composer:
     def write(self, event: Event) -> list[Delta | End]:
         """The pieces that this event adds."""
         if isinstance(event, Checked):
-            return [Delta(check=event.check), *self._checked(event.check)]
+            self._last_failed = event.check.error is not None
+            if not self._last_failed:
+                self._covered = event.check.depth
+            return [Delta(check=event.check), *self._let_go(self._covered)]
         if isinstance(event, Released):
             self._depth = max(self._depth, event.depth)
             deltas = self._read(self._text.push(event.token_ids) if self._text else event.text)
             return [replace(delta, depth=self._depth) for delta in deltas]
         return self._refuse() if isinstance(event, Halted) else self._finish(event.answer)
 
-    def _checked(self, check: CheckResult) -> list[Delta]:
-        self._last_failed = check.error is not None
-        if not self._last_failed:
-            self._covered = check.depth
-        return self._let_go(self._covered)
-
     def _read(self, text: str) -> list[Delta]:
-        text = self._trim.push(text)
-        if self._segmenter is None:
-            self._wrote = self._wrote or bool(text.strip())
-            return [Delta(content=text)] if text else []
-        return self._take(self._segmenter.push(text))
+        return self._take(self._segmenter.push(self._trim.push(text)))
 
     def _take(self, segments: Sequence[Segment]) -> list[Delta]:
         out: list[Delta] = []
@@ -132,7 +125,7 @@ class Composer:
     def _refuse(self) -> list[Delta | End]:
         self._waiting.clear()
         self.calls.clear()
-        held = self._trim.flush() if self._segmenter is None else ""
+        held = "" if self._text else self._trim.flush()
         return [Delta(content=held + ("\n\n" if self._wrote or held.strip() else "") + self._reading.refusal)]
 
     def _finish(self, answer: Answer) -> list[Delta | End]:
@@ -150,10 +143,7 @@ class Composer:
     def rest(self) -> list[Delta]:
         """What was kept back in case that a marker or a stop string went on; nothing follows any more."""
         read = self._read(self._text.flush()) if self._text else []
-        held = self._trim.flush()
-        if self._segmenter is None:
-            return [*read, Delta(content=held)] if held else read
-        return [*read, *self._take([*self._segmenter.push(held), *self._segmenter.flush()])]
+        return [*read, *self._take([*self._segmenter.push(self._trim.flush()), *self._segmenter.flush()])]
 
 
 def has_calls(reading: Reading, token_ids: tuple[int, ...]) -> bool:

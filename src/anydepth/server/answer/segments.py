@@ -90,11 +90,6 @@ class Segmenter:
         self._mode: Mode = "thoughts" if markers.thinking else "answer"
         self._started = False
 
-    @property
-    def thinking(self) -> bool:
-        """True inside a section of thoughts."""
-        return self._mode == "thoughts"
-
     def push(self, text: str) -> list[Segment]:
         """The pieces that this text completes."""
         self._held += text
@@ -107,13 +102,7 @@ class Segmenter:
         """The rest, once the answer has ended; a call without its end is a call if it can be read as one."""
         out = self.push("")
         text, self._held = self._held, ""
-        if self._mode in ("call", "bare"):
-            out += self._calls(text, closed=False)
-        elif self._mode == "thoughts":
-            out.append(Segment("reasoning", self._clean(text), closes=True))
-        elif self._mode == "answer":
-            out += self._content(text)
-        return out
+        return out + self._section(text, closed=False)
 
     def _step(self, out: list[Segment]) -> bool:
         """Take one marker out of what is held; False if there is none."""
@@ -134,7 +123,7 @@ class Segmenter:
             return False
         at, marker = min(found, key=lambda each: (each[0], -len(each[1])))
         before, self._held = self._held[:at], self._held[at + len(marker) :]
-        self._close(before, ends[marker], out)
+        out += self._section(before, closed=True)
         self._mode = ends[marker]
         return True
 
@@ -166,13 +155,13 @@ class Segmenter:
         elif self._mode == "answer":
             out += self._content(text)
 
-    def _close(self, text: str, following: Mode, out: list[Segment]) -> None:
-        if self._mode == "call":
-            out += self._calls(text, closed=True)
-        elif self._mode == "thoughts":
-            out.append(Segment("reasoning", self._clean(text), closes=True))
-        elif self._mode == "answer":
-            out += self._content(text)
+    def _section(self, text: str, *, closed: bool) -> list[Segment]:
+        """The rest of a section, which a marker or the end of the answer ends."""
+        if self._mode in ("call", "bare"):
+            return self._calls(text, closed=closed)
+        if self._mode == "thoughts":
+            return [Segment("reasoning", self._clean(text), closes=True)]
+        return self._content(text) if self._mode == "answer" else []
 
     def _calls(self, text: str, *, closed: bool) -> list[Segment]:
         """The calls, or the text as it was written if it is not calls."""

@@ -51,10 +51,5 @@ class StopTrim:
 
 def held_back(text: str, markers: Sequence[str]) -> int:
     """How many characters at the end of `text` may be the beginning of one of `markers`."""
-    longest = 0
-    for marker in markers:
-        for size in range(min(len(marker) - 1, len(text)), longest, -1):
-            if text.endswith(marker[:size]):
-                longest = size
-                break
-    return longest
+    sizes = (size for marker in markers for size in range(1, len(marker)) if text.endswith(marker[:size]))
+    return max(sizes, default=0)

@@ -1,14 +1,13 @@
 """Read the tool calls that a model wrote; the formats are rows of `data/toolcalls.toml`."""
 
 import json
-import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from anydepth.errors import ConfigError
+from anydepth.files import packaged_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +15,11 @@ class ToolFormat:
     """One row of `toolcalls.toml`; see there."""
 
     name: str
-    detect: tuple[str, ...]
+    detect: Sequence[str]
     open: str = ""
     close: str = ""
     split: str = ""
-    arguments: tuple[str, ...] = ("arguments",)
+    arguments: Sequence[str] = ("arguments",)
     prefix: str = ""
 
 
@@ -35,13 +34,7 @@ class ToolCall:
 @cache
 def formats() -> tuple[ToolFormat, ...]:
     """The rows of `toolcalls.toml`."""
-    text = (resources.files("anydepth") / "data" / "toolcalls.toml").read_text(encoding="utf-8")
-    return tuple(_row(row) for row in tomllib.loads(text)["format"])
-
-
-def _row(row: Mapping[str, Any]) -> ToolFormat:
-    values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    return ToolFormat(**values)
+    return tuple(ToolFormat(**row) for row in packaged_toml("toolcalls.toml")["format"])
 
 
 def choose_format(name: str, template: str) -> ToolFormat | None:
@@ -54,10 +47,10 @@ def choose_format(name: str, template: str) -> ToolFormat | None:
         return None
     if name == "auto":
         return next((row for row in formats() if all(text in template for text in row.detect)), None)
-    for row in formats():
-        if row.name == name:
-            return row
-    raise ConfigError(f"[tools] format is {name!r}; choose auto, none or one of {', '.join(r.name for r in formats())}")
+    rows = {row.name: row for row in formats()}
+    if name not in rows:
+        raise ConfigError(f"[tools] format is {name!r}; choose auto, none or one of {', '.join(rows)}")
+    return rows[name]
 
 
 def parse_calls(text: str, row: ToolFormat, offered: Collection[str]) -> list[ToolCall]:

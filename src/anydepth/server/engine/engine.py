@@ -1,14 +1,10 @@
-"""What the server asks of an engine, so that one can take another's place without clients noticing."""
+"""What the server and its engine tell each other."""
 
-from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from anydepth.audit.answer import Account
 from anydepth.config import GuardConfig
 from anydepth.errors import AnydepthError
 from anydepth.templates.template import ChatTemplate, Prompt
-from anydepth.types import Event, ScanResult
 
 
 class EngineError(AnydepthError):
@@ -78,11 +74,10 @@ class EngineFacts:
 
     Attributes:
         model: Name that clients use.
-        template: The chat template: prompts are rendered by the server, the same way for every engine.
+        template: The chat template, with which the server renders prompts.
         guard: How answers are guarded unless a request's overrides say otherwise.
         end_token_ids: Tokens that end a turn; they do not count as depth.
         context_length: Longest sequence, or None if there is no limit.
-        logprobs: Whether log-probabilities of the answer's tokens can be had.
     """
 
     model: str
@@ -90,48 +85,3 @@ class EngineFacts:
     guard: GuardConfig
     end_token_ids: frozenset[int]
     context_length: int | None = None
-    logprobs: bool = False
-
-
-class Engine(Protocol):
-    """Generates guarded answers."""
-
-    facts: EngineFacts
-    on_check: Callable[[float], None]
-    """Called with the seconds that each check took; the server sets it."""
-
-    @property
-    def ready(self) -> bool:
-        """True if it can take answers."""
-        ...
-
-    @property
-    def stats(self) -> EngineStats:
-        """The number of answers under way and waiting."""
-        ...
-
-    async def start(self) -> None:
-        """Get ready; called once, in the event loop that `submit` will be called in."""
-        ...
-
-    async def stop(self) -> None:
-        """End: answers under way get ShuttingDown."""
-        ...
-
-    def abort(self) -> None:
-        """Give every answer under way ShuttingDown, now."""
-        ...
-
-    def submit(self, job: Job, account: Account | None = None) -> AsyncGenerator[Event, None]:
-        """Generate one answer: `Checked`, `Released`, at most one `Halted`, and `Finished` last.
-
-        What is released is written into `account` before it leaves; where it cannot be, the answer is halted.
-        Closing the iterator frees the work at the next window. Raises, before the first event, ConfigError or
-        PromptError for a job that cannot be done and Busy for one that the queue has no room for; EngineError if the
-        engine fails.
-        """
-        ...
-
-    async def scan(self, prompt: Prompt, guard: GuardConfig) -> ScanResult:
-        """Check a finished answer, the prefill of `prompt`, at all its depths; without one, depth 0 only."""
-        ...

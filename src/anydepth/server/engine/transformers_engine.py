@@ -35,7 +35,11 @@ GREEDY_BELOW = 0.01
 
 
 class TransformersEngine:
-    """Implements `anydepth.server.engine.engine.Engine` over a `Guard`.
+    """Generates guarded answers.
+
+    Attributes:
+        facts: What does not change while it runs.
+        on_check: Called with the seconds that each check took; the server sets it.
 
     Args:
         guard: The guard, its model loaded.
@@ -67,7 +71,7 @@ class TransformersEngine:
 
     @property
     def ready(self) -> bool:
-        """True until it is stopped."""
+        """True if it can take answers: until it is stopped."""
         return not self._turns.over
 
     @property
@@ -83,26 +87,30 @@ class TransformersEngine:
         await asyncio.to_thread(self._turns.stop, ShuttingDown("the server is shutting down"))
 
     def abort(self) -> None:
-        """Give every answer under way ShuttingDown."""
+        """Give every answer under way ShuttingDown, now."""
         self._turns.abort(ShuttingDown("the server is shutting down"))
 
-    async def submit(self, job: Job, account: Account | None = None) -> AsyncGenerator[Event, None]:
-        """Generate one answer; see `Engine.submit`."""
+    def submit(self, job: Job, account: Account | None = None) -> AsyncGenerator[Event, None]:
+        """Generate one answer: `Checked`, `Released`, at most one `Halted`, and `Finished` last.
+
+        What is released is written into `account` before it leaves; where it cannot be, the answer is halted.
+        Closing the iterator frees the work at the next window. Raises, before the first event, ConfigError or
+        PromptError for a job that cannot be done and Busy for one that the queue has no room for; EngineError if the
+        engine fails.
+        """
         guard = self._guard.with_config(job.guard)
         turns = guard.turns(
             [job.prompt],
             max_new_tokens=job.max_new_tokens,
             seed=job.sampling.seed,
             accounts=[account],
-            on_check=self._checked,
-            **_generation(job.sampling, guard.backend, job.prompt),
+            on_check=lambda seconds: self.on_check(seconds),
+            **_generation(job.sampling, guard.backend),
         )
-        async with aclosing(self._work(turns)) as events:
-            async for event in events:
-                yield event
+        return self._work(turns)
 
     async def scan(self, prompt: Prompt, guard: GuardConfig) -> ScanResult:
-        """Check a finished answer; see `Engine.scan`."""
+        """Check a finished answer, the prefill of `prompt`, at all its depths; without one, depth 0 only."""
         scanner = self._guard.with_config(guard)
 
         def turns() -> Turning:
@@ -112,12 +120,7 @@ class TransformersEngine:
                 yield [(0, scan_answer(scanner.backend, scanner.detector, scanner.config, prompt))]
 
         async with aclosing(self._work(turns())) as results:
-            async for result in results:
-                return result
-        raise EngineError("the scan gave no result")
-
-    def _checked(self, seconds: float) -> None:
-        self.on_check(seconds)
+            return await anext(results)
 
     async def _work(self, turns: Turning) -> AsyncGenerator[Any, None]:
         """Run a generator in the thread, one turn at a time; gives what is in the lists that it yields."""
@@ -161,7 +164,10 @@ class _Work:
         try:
             batch = next(filter(None, self._turns), [])
         except Exception as error:
-            self.error = error if isinstance(error, AnydepthError) else _engine_error(error)
+            self.error = error
+            if not isinstance(error, AnydepthError):
+                self.error = EngineError(f"the engine failed ({type(error).__name__}); the answer was stopped")
+                self.error.__cause__ = error
             return False
         if not batch:
             return False
@@ -179,22 +185,14 @@ class _Work:
             self._loop.call_soon_threadsafe(self.outbox.put_nowait, batch)
 
 
-def _engine_error(error: Exception) -> EngineError:
-    wrapped = EngineError(f"the engine failed ({type(error).__name__}); the answer was stopped")
-    wrapped.__cause__ = error
-    return wrapped
-
-
-def _generation(sampling: Sampling, backend: Any, prompt: Prompt) -> dict[str, Any]:
+def _generation(sampling: Sampling, backend: Any) -> dict[str, Any]:
     """The options of Transformers' `generate`; without any of them the model's own settings hold."""
-    options: dict[str, Any] = {}
-    if sampling.temperature is not None and sampling.temperature < GREEDY_BELOW:
-        options["do_sample"] = False
-    else:
-        drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
-        options |= {name: value for name, value in drawn.items() if value is not None}
-        if options:
-            options["do_sample"] = True
+    drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+    options: dict[str, Any] = {name: value for name, value in drawn.items() if value is not None}
+    if options.get("temperature", 1) < GREEDY_BELOW:
+        options = {"do_sample": False}
+    elif options:
+        options["do_sample"] = True
     if sampling.repetition_penalty is not None:
         options["repetition_penalty"] = sampling.repetition_penalty
     if sampling.stop:

@@ -17,11 +17,11 @@ from anydepth import __version__
 from anydepth.errors import AnydepthError, ConfigError
 from anydepth.files import read_text
 from anydepth.server.http.body_errors import complaint, unreadable
-from anydepth.server.http.chat import chat
-from anydepth.server.http.completions import complete
+from anydepth.server.http.chat import CHAT
+from anydepth.server.http.completions import COMPLETIONS
 from anydepth.server.http.console import console_paths, mount_console
 from anydepth.server.http.gateway import OPEN_PATHS, Edge
-from anydepth.server.http.http_errors import check_json, envelope, failure
+from anydepth.server.http.http_errors import check_json, failure, refusal
 from anydepth.server.http.moderations import moderate
 from anydepth.server.http.requests import ChatRequest, CompletionRequest, ModerationRequest
 from anydepth.server.http.responses import (
@@ -33,6 +33,7 @@ from anydepth.server.http.responses import (
     ModerationReply,
     TextReply,
 )
+from anydepth.server.http.writing import respond
 from anydepth.server.service import Service
 from anydepth.server.telemetry.metrics import CONTENT_TYPE
 from anydepth.settings import HttpTable
@@ -61,7 +62,8 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 
 def build_api(service: Service) -> FastAPI:
     """The paths of the API, without keys, limits or headers: those are `build_app`'s."""
-    created = int(time.time())
+    facts = service.engine.facts
+    card = ModelCard(id=facts.model, created=int(time.time()), max_model_len=facts.context_length)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -81,28 +83,28 @@ def build_api(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     _handle_errors(app)
-    json_only = [Depends(_json_only)]
+    json_only = [Depends(check_json)]
 
     @app.post("/v1/chat/completions", response_model=ChatReply, responses=_ERRORS | _STREAM, dependencies=json_only)
     async def _chat(request: Request, body: ChatRequest) -> Response:
-        return await chat(request, body, service)
+        return await respond(request, body, service, CHAT)
 
     @app.post("/v1/completions", response_model=TextReply, responses=_ERRORS | _STREAM, dependencies=json_only)
     async def _complete(request: Request, body: CompletionRequest) -> Response:
-        return await complete(request, body, service)
+        return await respond(request, body, service, COMPLETIONS)
 
     @app.post("/v1/moderations", response_model=ModerationReply, responses=_ERRORS, dependencies=json_only)
     async def _moderate(request: Request, body: ModerationRequest) -> Response:
         return await moderate(request, body, service)
 
-    @app.get("/v1/models", response_model=ModelList, responses=_only(401))
-    async def _models() -> Response:
-        return JSONResponse({"object": "list", "data": [_card(service, created)]})
+    @app.get("/v1/models", responses=_only(401))
+    async def _models() -> ModelList:
+        return ModelList(data=[card])
 
-    @app.get("/v1/models/{model:path}", response_model=ModelCard, responses=_only(401, 404))
-    async def _model(model: str) -> Response:
+    @app.get("/v1/models/{model:path}", responses=_only(401, 404))
+    async def _model(model: str) -> ModelCard:
         service.check_model(model)
-        return JSONResponse(_card(service, created))
+        return card
 
     @app.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def _healthz() -> Response:
@@ -116,7 +118,6 @@ def build_api(service: Service) -> FastAPI:
     @app.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_only(401)})
     async def _metrics() -> Response:
         await service.audit.recover()
-        _ = service.ready  # keeps its gauge up to date
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     if service.settings.console.enabled:
@@ -128,22 +129,11 @@ def build_api(service: Service) -> FastAPI:
 
 def build_app(service: Service, keys: Sequence[str]) -> Edge:
     """The whole ASGI application; `keys` are its API keys. Without keys it needs none."""
-    settings = service.settings
-    api = build_api(service)
-    open_paths = OPEN_PATHS | ({"/metrics"} if settings.http.public_metrics else set())
-    if settings.console.enabled:
+    api, open_paths = build_api(service), OPEN_PATHS
+    if service.settings.console.enabled:
         open_paths |= console_paths()  # a browser sends no key with a page; what the page then asks for needs it
     paths = {path for route in api.routes if (path := getattr(route, "path", ""))}
-    limit = settings.limits.body_bytes
-    return Edge(
-        api,
-        metrics=service.metrics,
-        keys=keys,
-        open_paths=open_paths,
-        body_bytes=limit,
-        paths=paths,
-        origins=settings.http.cors_origins,
-    )
+    return Edge(api, service.settings, metrics=service.metrics, keys=keys, open_paths=open_paths, paths=paths)
 
 
 def api_keys(table: HttpTable) -> list[str]:
@@ -170,10 +160,6 @@ def api_keys(table: HttpTable) -> list[str]:
     return keys
 
 
-def _json_only(request: Request) -> None:
-    check_json(request.headers.get("content-type"))
-
-
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(AnydepthError)
     async def _ours(request: Request, error: Exception) -> Response:
@@ -192,9 +178,7 @@ def _handle_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 400 and isinstance(error.__cause__, Exception):  # FastAPI could not read the body
             return failure(unreadable(error.__cause__))
-        kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-        body = envelope(_said(error, request), kind, None)
-        return JSONResponse(body, error.status_code, error.headers)
+        return refusal(error.status_code, _said(error, request), headers=error.headers)
 
 
 def _said(error: HTTPException, request: Request) -> str:
@@ -209,17 +193,6 @@ def _said(error: HTTPException, request: Request) -> str:
 
 def _only(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: _ERRORS[status] for status in statuses}
-
-
-def _card(service: Service, created: int) -> dict[str, Any]:
-    facts = service.engine.facts
-    return {
-        "id": facts.model,
-        "object": "model",
-        "created": created,
-        "owned_by": "anydepth",
-        "max_model_len": facts.context_length,
-    }
 
 
 def _health(good: bool) -> Response:

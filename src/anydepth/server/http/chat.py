@@ -1,43 +1,25 @@
 """`POST /v1/chat/completions`."""
 
-import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastapi import Request
-from starlette.responses import Response
-
-from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
 from anydepth.server.answer.compose import Delta
 from anydepth.server.answer.toolcalls import ToolCall
 from anydepth.server.engine.engine import Job, Sampling
-from anydepth.server.http.prompting import chat_prompt, offered_tools, reading_of
+from anydepth.server.http.prompting import chat_prompt, reading_of
+from anydepth.server.http.request_limits import answer_length, check_answers, check_entries
 from anydepth.server.http.requests import ChatRequest, CompletionRequest
-from anydepth.server.http.writing import Shape, respond
+from anydepth.server.http.writing import Shape
 from anydepth.server.service import Ask, Service
-
-
-async def chat(request: Request, body: ChatRequest, service: Service) -> Response:
-    """Answer a conversation under guard."""
-    service.check_model(body.model)
-    ask = await asyncio.to_thread(_ask, body, service, dict(request.headers))
-    return await respond(request, body, ask, service, _SHAPE)
 
 
 def sampling_of(body: ChatRequest | CompletionRequest) -> Sampling:
     """The sampling options of the request."""
-    return Sampling(
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=None if body.top_k is None else max(0, body.top_k),
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-        seed=body.seed,
-        stop=body.stops,
-    )
+    same = body.model_dump(include={"temperature", "top_p", "min_p", "repetition_penalty", "seed"})
+    return Sampling(**same, top_k=None if body.top_k is None else max(0, body.top_k), stop=body.stops)
 
 
 def spread(job: Job, count: int) -> tuple[Job, ...]:
@@ -49,34 +31,18 @@ def spread(job: Job, count: int) -> tuple[Job, ...]:
 
 
 def _ask(body: ChatRequest, service: Service, headers: dict[str, str]) -> Ask:
-    facts, settings = service.engine.facts, service.settings
-    if len(body.messages) > settings.limits.messages:
-        limit = settings.limits.messages
-        raise BadRequest(f"messages has {len(body.messages)} entries; this server takes {limit} at most", "messages")
-    guard = apply_overrides(facts.guard, body.anydepth, settings.overrides)
-    newer = body.max_completion_tokens is not None
-    length = service.max_tokens(
-        body.max_completion_tokens if newer else body.max_tokens, "max_completion_tokens" if newer else "max_tokens"
-    )
-    count = service.choices(body.n or 1)
+    facts, limits, count = service.engine.facts, service.settings.limits, body.n or 1
+    check_entries(limits, body.messages, "messages")
+    guard = apply_overrides(facts.guard, body.anydepth, service.settings.overrides)
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    length = answer_length(limits, getattr(body, name), name)
+    check_answers(limits, count)
     prompt = chat_prompt(facts.template, body)
-    offered = offered_tools(body)
-    reading = reading_of(
-        facts.template,
-        prompt,
-        refusal=guard.refusal,
-        stops=body.stops,
-        tools=service.tool_format if offered else None,
-        offered=offered,
-        special=service.special,
-        reasoning=settings.reasoning.release,
-        one_call=body.parallel_tool_calls is False,
-    )
     return Ask(
         "chat",
         spread(Job(prompt, guard, length, sampling_of(body)), count),
-        (reading,) * count,
-        tell_checks=body.anydepth is not None and body.anydepth.checks,
+        (reading_of(service, body, prompt, guard.refusal),) * count,
+        tell_checks=body.tells_checks,
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
         headers=headers,
         id=f"chatcmpl-{uuid.uuid4().hex}",
@@ -110,7 +76,8 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
-_SHAPE = Shape(
+CHAT = Shape(
+    _ask,
     "chat.completion",
     "chat.completion.chunk",
     _message,

@@ -1,38 +1,31 @@
-"""`POST /v1/completions`: go on with a text, without the chat template."""
+"""`POST /v1/completions`: go on with a text, without the chat template.
 
-import asyncio
+The Safety Tokens are read after it, whatever it is.
+"""
+
 import uuid
 from collections.abc import Sequence
 from typing import Any
-
-from fastapi import Request
-from starlette.responses import Response
 
 from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
 from anydepth.server.answer.compose import Delta, Reading
 from anydepth.server.engine.engine import Job
 from anydepth.server.http.chat import sampling_of, spread
+from anydepth.server.http.request_limits import answer_length, check_answers
 from anydepth.server.http.requests import CompletionRequest
-from anydepth.server.http.writing import Shape, respond
+from anydepth.server.http.writing import Shape
 from anydepth.server.service import Ask, Service
 from anydepth.templates.template import Prompt
 
 
-async def complete(request: Request, body: CompletionRequest, service: Service) -> Response:
-    """Go on with a text under guard. The Safety Tokens are read after it, whatever it is."""
-    service.check_model(body.model)
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    ask = await asyncio.to_thread(_ask, body, prompts, service, dict(request.headers))
-    return await respond(request, body, ask, service, _SHAPE)
-
-
-def _ask(body: CompletionRequest, prompts: list[str], service: Service, headers: dict[str, str]) -> Ask:
+def _ask(body: CompletionRequest, service: Service, headers: dict[str, str]) -> Ask:
     facts, settings = service.engine.facts, service.settings
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     guard = apply_overrides(facts.guard, body.anydepth, settings.overrides)
-    length = service.max_tokens(body.max_tokens)
+    length = answer_length(settings.limits, body.max_tokens)
     count = body.n or 1
-    service.choices(count * len(prompts), "n" if count > 1 else "prompt")
+    check_answers(settings.limits, count, len(prompts))
     jobs: list[Job] = []
     for place, text in enumerate(prompts):
         ids = tuple(facts.template.tokenizer(text)["input_ids"])
@@ -44,7 +37,7 @@ def _ask(body: CompletionRequest, prompts: list[str], service: Service, headers:
         "completions",
         tuple(jobs),
         (Reading(guard.refusal, body.stops),) * len(jobs),
-        tell_checks=body.anydepth is not None and body.anydepth.checks,
+        tell_checks=body.tells_checks,
         messages=prompts,
         prompts=len(prompts),
         headers=headers,
@@ -56,4 +49,4 @@ def _text(deltas: Sequence[Delta]) -> dict[str, Any]:
     return {"text": "".join(delta.content for delta in deltas)}
 
 
-_SHAPE = Shape("text_completion", "text_completion", _text, lambda delta, calls: _text([delta]))
+COMPLETIONS = Shape(_ask, "text_completion", "text_completion", _text, lambda delta, calls: _text([delta]))

@@ -1,11 +1,9 @@
 """The console at `/`: a page for people, and the facts of this server that it needs."""
 
 import hashlib
-import tomllib
 from collections.abc import Callable
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,18 +11,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from anydepth import __version__
+from anydepth.files import packaged_toml
 from anydepth.policy import policy_record
 from anydepth.schedule import Every
+from anydepth.server.http.request_limits import answer_length
 from anydepth.server.service import Service
 from anydepth.settings import Settings
 from anydepth.templates.template import ChatTemplate
 
 CONFIG_PATH = "/console/config"
 _TYPES = {
-    "html": "text/html; charset=utf-8",
-    "css": "text/css; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
-    "svg": "image/svg+xml",
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 _POLICY = "; ".join(
     (
@@ -80,7 +80,7 @@ def console_config(service: Service) -> dict[str, Any]:
             "release": list(dict.fromkeys([guard.release, *allowed.release])),
         },
         "compare": _comparison(settings, guard.release),
-        "limits": {"max_tokens": limits.max_tokens, "default_max_tokens": service.max_tokens(None)},
+        "limits": {"max_tokens": limits.max_tokens, "default_max_tokens": answer_length(limits, None)},
         "gallery": gallery(facts.template),
     }
 
@@ -95,9 +95,9 @@ def _comparison(settings: Settings, release: str) -> str:
 def gallery(template: ChatTemplate) -> list[dict[str, Any]]:
     """The examples of `gallery.toml`: its `{header}` is this model's own Safety Tokens, as text."""
     header = template.tokenizer.decode(list(template.header.ids), skip_special_tokens=False)
-    demo = _toml("demo.toml")["demo"]
+    demo = packaged_toml("demo.toml")["demo"]
     examples = []
-    for row in _toml("gallery.toml")["example"]:
+    for row in packaged_toml("gallery.toml")["example"]:
         texts = {"prompt": demo["request"], "prefill": demo["prefill"].strip()} if row.get("demo") else row
         examples.append(
             {
@@ -109,25 +109,15 @@ def gallery(template: ChatTemplate) -> list[dict[str, Any]]:
     return examples
 
 
-def _toml(name: str) -> dict[str, Any]:
-    return tomllib.loads((resources.files("anydepth") / "data" / name).read_text(encoding="utf-8"))
-
-
 @cache
 def _files() -> dict[str, tuple[bytes, str]]:
     """Path -> content and its type."""
-    root = resources.files("anydepth") / "server" / "static"
-    files: dict[str, tuple[bytes, str]] = {}
-
-    def add(folder: Traversable, path: str) -> None:
-        for entry in folder.iterdir():
-            ending = entry.name.rpartition(".")[2]
-            if entry.is_dir():
-                add(entry, f"{path}{entry.name}/")
-            elif ending in _TYPES:
-                files[f"{path}{entry.name}"] = entry.read_bytes(), _TYPES[ending]
-
-    add(root, "/console/")
+    root = Path(__file__).parents[1] / "static"
+    files = {
+        f"/console/{path.relative_to(root).as_posix()}": (path.read_bytes(), _TYPES[path.suffix])
+        for path in root.rglob("*")
+        if path.suffix in _TYPES
+    }
     files["/"] = files.pop("/console/index.html")
     return files
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Scope, Send
 
-from anydepth.server.http.http_errors import envelope
+from anydepth.server.http.http_errors import refusal
 
 
 class Cors:
@@ -21,7 +21,7 @@ class Cors:
     def __init__(self, origins: Sequence[str]) -> None:
         self._on = bool(origins)
         self._rules = CORSMiddleware(
-            _nothing,
+            Response(),  # stands for the application, which the middleware's own methods do not need
             allow_origins=origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
@@ -39,13 +39,16 @@ class Cors:
             return None
         origin = headers["origin"]
         if not self._rules.is_allowed_origin(origin):
-            return _refused(
+            return refusal(
+                403,
                 f"pages of {origin[:100]!r} may not use this server; its operator can let them with "
-                "[http] cors_origins in guard.toml"
+                "[http] cors_origins in guard.toml",
+                "origin_not_allowed",
             )
         response = self._rules.preflight_response(headers)
         if response.status_code != 200:
-            return _refused(f"{bytes(response.body).decode()}; pages of other origins may use GET and POST")
+            reason = bytes(response.body).decode()
+            return refusal(403, f"{reason}; pages of other origins may use GET and POST", "origin_not_allowed")
         return response
 
     def sender(self, scope: Scope, send: Send) -> Send:
@@ -53,13 +56,3 @@ class Cors:
         if not self._on:
             return send
         return functools.partial(self._rules.send, send=send, request_headers=Headers(scope=scope))
-
-
-def _refused(message: str) -> JSONResponse:
-    return JSONResponse(envelope(message, "invalid_request_error", "origin_not_allowed"), 403)
-
-
-async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stands for the application, which the middleware's own methods do not need."""
-    message: Message = {"type": "http.response.start", "status": 204, "headers": []}
-    await send(message)

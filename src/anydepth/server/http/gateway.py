@@ -5,17 +5,18 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anydepth.server.http.cors import Cors
 from anydepth.server.http.disconnect import ClientGone
-from anydepth.server.http.http_errors import envelope
+from anydepth.server.http.http_errors import failure, refusal
 from anydepth.server.telemetry.metrics import Metrics
+from anydepth.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -41,50 +42,49 @@ class Edge:
 
     Args:
         app: The application.
+        settings: The operator's settings: the largest body, origins whose pages may use the server, public metrics.
         metrics: Where requests are counted.
         keys: API keys; empty lets everybody in.
         open_paths: Paths that need no key.
-        body_bytes: Largest body.
         paths: Paths that are counted by name; others are counted together.
-        origins: Origins whose pages may use the server.
     """
 
     def __init__(
         self,
         app: ASGIApp,
+        settings: Settings,
         *,
         metrics: Metrics,
-        keys: Collection[str] = (),
-        open_paths: Collection[str] = OPEN_PATHS,
-        body_bytes: int = 1_000_000,
-        paths: Collection[str] = (),
-        origins: Sequence[str] = (),
+        keys: Collection[str],
+        open_paths: Collection[str],
+        paths: Collection[str],
     ) -> None:
-        self._app, self._metrics, self._body_bytes = app, metrics, body_bytes
+        self._app, self._metrics, self._body_bytes = app, metrics, settings.limits.body_bytes
         self._open, self._paths = frozenset(open_paths), frozenset(paths)
+        if settings.http.public_metrics:
+            self._open |= {"/metrics", "/metrics/"}
         self._digests = [_digest(key) for key in keys]
-        self._cors = Cors(origins)
+        self._cors = Cors(settings.http.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request: keys, size and headers here, the rest in the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, self._cors.sender(scope, send), self._body_bytes)
+        exchange = _Exchange(receive, self._cors.sender(scope, send), self._body_bytes)
         try:
-            refusal = self._cors.preflight(scope) or self._refusal(scope)
-            if refusal is not None:
+            refused = self._cors.preflight(scope) or self._refusal(scope)
+            if refused is not None:
                 await exchange.read_away()
-                await refusal(scope, exchange.receive, exchange.send)
+                await refused(scope, exchange.receive, exchange.send)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
             exchange.status = exchange.status or 499
         except Exception as error:
             logger.error("request failed", exc_info=error, extra={"request": exchange.id})
-            await exchange.fail(
-                JSONResponse(envelope("the server failed; its log says where", "server_error", "internal_error"), 500)
-            )
+            if not exchange.status:  # else a response has begun: the connection just ends
+                await failure(error)(scope, exchange.receive, exchange.send)
         finally:
             self._account(scope, exchange)
 
@@ -92,11 +92,10 @@ class Edge:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._body_bytes:
-            return _too_large(self._body_bytes)
+            return refusal(413, _TOO_LARGE.format(self._body_bytes), "body_too_large", {"Connection": "close"})
         if self._digests and scope["path"] not in self._open and not self._allowed(headers):
             message = "the API key is missing or wrong; send the header `Authorization: Bearer KEY`"
-            body = envelope(message, "invalid_request_error", "invalid_api_key")
-            return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+            return refusal(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
         return None
 
     def _allowed(self, headers: Headers) -> bool:
@@ -123,9 +122,9 @@ class Edge:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, body_bytes: int) -> None:
+    def __init__(self, receive: Receive, send: Send, body_bytes: int) -> None:
         self.id, self.begun, self.status = f"req_{uuid.uuid4().hex}", time.perf_counter(), 0
-        self._scope, self._receive, self._send = scope, receive, send
+        self._receive, self._send = receive, send
         self._left, self._body_bytes = body_bytes, body_bytes
 
     async def receive(self) -> Message:
@@ -154,16 +153,6 @@ class _Exchange:
                 headers.setdefault(name, value)
         await self._send(message)
 
-    async def fail(self, response: JSONResponse) -> None:
-        """Send an error, unless a response has begun; then the connection just ends."""
-        if not self.status:
-            await response(self._scope, self._receive, self.send)
-
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-
-
-def _too_large(limit: int) -> JSONResponse:
-    body = envelope(_TOO_LARGE.format(limit), "invalid_request_error", "body_too_large")
-    return JSONResponse(body, 413, {"Connection": "close"})

@@ -1,7 +1,9 @@
 """What goes wrong, in the envelope that OpenAI's clients read."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from anydepth.audit.trail import AuditError
@@ -41,6 +43,14 @@ def envelope(message: str, kind: str, code: str | None, param: str | None = None
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def refusal(
+    status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The response to a request that is not answered, for a reason that is no exception of ours."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse(envelope(message, kind, code), status, headers)
+
+
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of an error; of an unknown one, the status alone."""
     for kind, status, name, code in _KINDS:
@@ -50,8 +60,9 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, envelope("the server failed; its log says where", "server_error", "internal_error")
 
 
-def check_json(content_type: str | None) -> None:
+def check_json(request: Request) -> None:
     """Raise WrongContentType unless the header says that the body is JSON."""
+    content_type = request.headers.get("content-type")
     media = (content_type or "").partition(";")[0].strip().lower()
     if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
         raise WrongContentType(content_type)

@@ -15,7 +15,8 @@ from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
 from anydepth.policy import policy_record
 from anydepth.server.http.disconnect import while_there
-from anydepth.server.http.requests import ModerationRequest, ScanMessage, TextPart
+from anydepth.server.http.request_limits import check_entries
+from anydepth.server.http.requests import ModerationRequest, ScanMessage
 from anydepth.server.service import Service
 from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.text import TextStream
@@ -29,56 +30,46 @@ async def moderate(request: Request, body: ModerationRequest, service: Service) 
     begun = time.time()
     model = service.check_model(body.model)
     guard = apply_overrides(service.engine.facts.guard, body.anydepth, service.settings.overrides)
-    prompts = await asyncio.to_thread(_prompts, body, service)
+    asked = await asyncio.to_thread(_asked, body, service)
 
     async def scan_all() -> list[ScanResult]:
-        return [await service.engine.scan(prompt, guard) for prompt in prompts]
+        return [await service.engine.scan(prompt, guard) for prompt, _ in asked]
 
-    tell = body.anydepth is not None and body.anydepth.checks
+    tell, template = body.tells_checks, service.engine.facts.template
     scans = await while_there(request, scan_all())
     name = f"modr-{uuid.uuid4().hex}"
-    for index, (prompt, scan) in enumerate(zip(prompts, scans, strict=True)):
+    results: list[dict[str, Any]] = []
+    for index, ((prompt, words), scan) in enumerate(zip(asked, scans, strict=True)):
         facts: dict[str, Any] = {"id": name, "choice": index, "model": model, "begun": begun}
         if service.settings.audit.text:
-            facts["messages"] = _words(body, index, len(prompts))
+            facts["messages"] = words
         record = scan_record(scan, prompt, guard, **facts)
         await asyncio.to_thread(service.audit.run, service.audit.write, record)
-    results = [_result(scan, policy_record(guard.policy), tell) for scan in scans]
-    for prompt, scan, result in zip(prompts, scans, results, strict=True):
+        result = _result(scan, policy_record(guard.policy), tell)
         if tell and prompt.prefill:
-            template = service.engine.facts.template
             result["anydepth"]["windows"] = await asyncio.to_thread(scan_windows, template, prompt, scan.checks)
         service.metrics.scans.labels(str(result["flagged"]).lower()).inc()
+        results.append(result)
     return JSONResponse({"id": name, "model": model, "results": results})
 
 
-def _prompts(body: ModerationRequest, service: Service) -> list[Prompt]:
-    template, limits = service.engine.facts.template, service.settings.limits
+def _asked(body: ModerationRequest, service: Service) -> list[tuple[Prompt, Any]]:
+    """What is to be scanned, each with its words as they were sent."""
+    template = service.engine.facts.template
     if isinstance(body.input, str):
-        return [template.prompt(body.input)]
-    if len(body.input) > limits.messages:
-        raise BadRequest(f"input has {len(body.input)} entries; this server takes {limits.messages}", "input")
-    conversation: list[dict[str, Any]] = []
-    texts: list[Prompt] = []
-    for place, item in enumerate(body.input):
-        if isinstance(item, ScanMessage):
-            conversation.append(item.model_dump(exclude_none=True))
-            continue
-        text = item.text if isinstance(item, TextPart) else item
+        return [(template.prompt(body.input), body.input)]
+    check_entries(service.settings.limits, body.input, "input")
+    words: list[Any] = [item if isinstance(item, str) else item.model_dump(exclude_none=True) for item in body.input]
+    messages = [isinstance(item, ScanMessage) for item in body.input]
+    if all(messages):
+        return [(template.prompt(words), words)]
+    if any(messages):
+        raise BadRequest("input mixes messages and texts; send one conversation, or a list of texts", "input")
+    texts = [each if isinstance(each, str) else each["text"] for each in words]
+    for place, text in enumerate(texts):
         if not text.strip():
             raise BadRequest(f"input[{place}] is an empty text; leave it out", f"input[{place}]", "invalid_prompt")
-        texts.append(template.prompt(text))
-    if conversation and texts:
-        raise BadRequest("input mixes messages and texts; send one conversation, or a list of texts", "input")
-    return [template.prompt(conversation)] if conversation else texts
-
-
-def _words(body: ModerationRequest, index: int, count: int) -> Any:
-    """What was scanned, as it was sent: the conversation, or one of `count` texts."""
-    if isinstance(body.input, str):
-        return body.input
-    items = [item if isinstance(item, str) else item.model_dump(exclude_none=True) for item in body.input]
-    return items[index] if len(items) == count else items
+    return [(template.prompt(text), each) for text, each in zip(texts, words, strict=True)]
 
 
 def _result(scan: ScanResult, policy: dict[str, Any], tell: bool) -> dict[str, Any]:

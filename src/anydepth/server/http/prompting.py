@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 from anydepth.errors import BadRequest
-from anydepth.server.answer.compose import Reading, ReasoningRelease
-from anydepth.server.answer.segments import Markers, SpecialTokens
-from anydepth.server.answer.toolcalls import ToolFormat
+from anydepth.server.answer.compose import Reading
+from anydepth.server.answer.segments import Markers
 from anydepth.server.http.body_errors import shown
 from anydepth.server.http.requests import ChatMessage, ChatRequest
+from anydepth.server.service import Service
 from anydepth.templates.template import ChatTemplate, Prompt
 
 _ROLES = {"developer": "system"}
@@ -25,21 +25,15 @@ def chat_prompt(template: ChatTemplate, request: ChatRequest) -> Prompt:
         BadRequest: They contradict the messages or each other.
         PromptError: The messages cannot be rendered.
     """
-    last_is_answer = request.messages[-1].role == "assistant"
-    continues, opens = request.continue_final_message, request.add_generation_prompt
-    if last_is_answer:
-        if continues is False or opens is True:
-            raise BadRequest(
-                "the last message is the assistant's, which is continued; append a user message, or leave "
-                "continue_final_message and add_generation_prompt out",
-                "continue_final_message" if continues is False else "add_generation_prompt",
-            )
-    elif continues or opens is False:
-        raise BadRequest(
-            "there is no last message of the assistant to continue; append one, or leave continue_final_message and "
-            "add_generation_prompt out",
-            "continue_final_message" if continues else "add_generation_prompt",
-        )
+    continued = request.messages[-1].role == "assistant"
+    reason = (
+        "the last message is the assistant's, which is continued; append a user message"
+        if continued
+        else "there is no last message of the assistant to continue; append one"
+    )
+    for name, fitting in (("continue_final_message", continued), ("add_generation_prompt", not continued)):
+        if getattr(request, name) not in (None, fitting):
+            raise BadRequest(f"{reason}, or leave continue_final_message and add_generation_prompt out", name)
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
     return template.prompt(
         [_message(place, message) for place, message in enumerate(request.messages)],
@@ -78,32 +72,31 @@ def _arguments(text: str, name: str) -> dict[str, Any]:
     return arguments or {}
 
 
-def reading_of(
-    template: ChatTemplate,
-    prompt: Prompt,
-    *,
-    refusal: str,
-    stops: tuple[str, ...] = (),
-    tools: ToolFormat | None = None,
-    offered: frozenset[str] = frozenset(),
-    special: SpecialTokens | None = None,
-    reasoning: ReasoningRelease = "as_answer",
-    one_call: bool = False,
-) -> Reading:
-    """How the answer to a prompt is read."""
+def reading_of(service: Service, body: ChatRequest, prompt: Prompt, refusal: str) -> Reading:
+    """How the answer to a chat request is read; `refusal` stands in place of what is withheld."""
+    template = service.engine.facts.template
+    tools = () if body.tool_choice == "none" else body.tools or ()
+    offered = frozenset(tool.function.name for tool in tools)
     markers = Markers(
         channel=template.channel,
-        tools=tools,
+        tools=service.tool_format if offered else None,
         offered=offered,
-        special=SpecialTokens.of(template.tokenizer) if special is None else special,
+        special=service.special,
         thinking=_begins_thinking(template, prompt),
     )
 
     def decode(ids: Any) -> str:
         return template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    prefix = prompt.ids[prompt.start :]
-    return Reading(refusal, stops, markers, reasoning, decode if markers.needed else None, prefix, one_call)
+    return Reading(
+        refusal,
+        body.stops,
+        markers,
+        reasoning=service.settings.reasoning.release,
+        decode=decode if markers.needed else None,
+        prefix=prompt.ids[prompt.start :],
+        one_call=body.parallel_tool_calls is False,
+    )
 
 
 def _begins_thinking(template: ChatTemplate, prompt: Prompt) -> bool:
@@ -117,10 +110,3 @@ def _begins_thinking(template: ChatTemplate, prompt: Prompt) -> bool:
     begin = max(0, prompt.start - len(template.header.ids) + 1)
     text = template.tokenizer.decode(list(prompt.ids[begin:]), skip_special_tokens=False)
     return text.rfind(channel.think_open) > text.rfind(channel.think_close)
-
-
-def offered_tools(request: ChatRequest) -> frozenset[str]:
-    """Names of the tools that the model may call."""
-    if request.tool_choice == "none":
-        return frozenset()
-    return frozenset(tool.function.name for tool in request.tools or ())

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator, model_validator
 
@@ -57,7 +57,13 @@ class _Request(BaseModel):
     """A body. Fields that are not offered are an error, by name, unless they ask for nothing."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    offered: ClassVar[frozenset[str]] = frozenset()
+
+    anydepth: GuardOverrides | None = None
+
+    @property
+    def tells_checks(self) -> bool:
+        """Whether the client asks to see every check."""
+        return self.anydepth is not None and self.anydepth.checks
 
     @model_validator(mode="before")
     @classmethod
@@ -158,7 +164,6 @@ class _Generation(_Request):
         Annotated[Annotated[Stop, Tag("<text>")] | Annotated[list[Stop], Field(max_length=4), Tag("<list>")], _TEXTS]
         | None
     ) = None
-    anydepth: GuardOverrides | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -212,4 +217,3 @@ class ModerationRequest(_Request):
         _by_kind("send a text, a list of texts, or a list of messages"),
     ]
     model: str | None = None
-    anydepth: GuardOverrides | None = None

@@ -34,46 +34,43 @@ class Usage(_Reply):
     total_tokens: int
 
 
-class ChatChoice(_Reply):
+class _Choice(_Reply):
+    index: int
+    finish_reason: str
+    logprobs: None = None
+    anydepth: GuardReport
+
+
+class ChatChoice(_Choice):
     """One answer of a chat."""
 
-    index: int
     message: dict[str, Any]
-    finish_reason: str
-    logprobs: None = None
-    anydepth: GuardReport
 
 
-class ChatReply(_Reply):
-    """`chat.completion`; a stream has `chat.completion.chunk` objects instead."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class TextChoice(_Reply):
+class TextChoice(_Choice):
     """One plain completion."""
 
-    index: int
     text: str
-    finish_reason: str
-    logprobs: None = None
-    anydepth: GuardReport
 
 
-class TextReply(_Reply):
-    """`text_completion`, in a stream as well."""
-
+class _Answers(_Reply):
     id: str
     object: str
     created: int
     model: str
-    choices: list[TextChoice]
     usage: Usage
+
+
+class ChatReply(_Answers):
+    """`chat.completion`; a stream has `chat.completion.chunk` objects instead."""
+
+    choices: list[ChatChoice]
+
+
+class TextReply(_Answers):
+    """`text_completion`, in a stream as well."""
+
+    choices: list[TextChoice]
 
 
 class ScanReport(_Reply):

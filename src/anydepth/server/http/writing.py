@@ -1,5 +1,6 @@
 """Write the answers of one request, as one record or as a stream: for both endpoints, in the shape of each."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from anydepth.server.service import Ask, Piece, Service
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How an endpoint writes its answers.
+    """How an endpoint reads its requests and writes its answers.
 
     Attributes:
+        ask: What a request asks for, of its body, the service and the request's headers.
         whole: The `object` of a whole reply.
         chunk: The `object` of a record of a stream.
         message: What a choice of a whole reply has of an answer.
@@ -31,6 +33,7 @@ class Shape:
         tells: Whether a stream shows every check to a client that asks for them.
     """
 
+    ask: Callable[[Any, Service, dict[str, str]], Ask]
     whole: str
     chunk: str
     message: Callable[[Sequence[Delta]], dict[str, Any]]
@@ -39,10 +42,10 @@ class Shape:
     tells: bool = False
 
 
-async def respond(
-    request: Request, body: ChatRequest | CompletionRequest, ask: Ask, service: Service, shape: Shape
-) -> Response:
+async def respond(request: Request, body: ChatRequest | CompletionRequest, service: Service, shape: Shape) -> Response:
     """Answer a request under guard."""
+    service.check_model(body.model)
+    ask = await asyncio.to_thread(shape.ask, body, service, dict(request.headers))
     pieces = service.run(ask)
     if not body.stream:
         return JSONResponse(await while_there(request, _collect(ask, service, shape, pieces)))

@@ -12,10 +12,9 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
 
 from anydepth.server.engine.engine import EngineStats
-from anydepth.types import Answer, Checked, Event, Finished, Released
+from anydepth.types import Checked, Event, Finished, Released
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -45,19 +44,19 @@ class Metrics:
         self.seconds = Histogram("anydepth_answer_seconds", "Time of an answer.", buckets=_SECONDS, **own)
         self.scans = Counter("anydepth_scans", "Finished conversations that were scanned.", ["flagged"], **own)
         self.audit_failures = Counter("anydepth_audit_failures", "Records that could not be written.", **own)
-        self.ready = Gauge("anydepth_ready", "1 if the server takes requests.", **own)
 
-    def watch(self, stats: Callable[[], EngineStats]) -> None:
-        """Report what the engine is doing whenever the metrics are read."""
-        self.registry.register(_EngineGauges(stats))
+    def watch(self, stats: Callable[[], EngineStats], ready: Callable[[], bool]) -> None:
+        """Report what the server is doing whenever the metrics are read."""
+        for name, text, value in (
+            ("anydepth_ready", "1 if the server takes requests.", ready),
+            ("anydepth_live_answers", "Answers under way.", lambda: stats().live),
+            ("anydepth_queue_length", "Answers that wait.", lambda: stats().waiting),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:
         """The metrics as Prometheus reads them."""
         return generate_latest(self.registry)
-
-    def watcher(self) -> "Watcher":
-        """What follows one answer."""
-        return Watcher(self)
 
 
 class Watcher:
@@ -77,32 +76,14 @@ class Watcher:
                 metrics.first_release.observe(perf_counter() - self._begun)
             metrics.tokens.labels("released").inc(len(event.token_ids))
         elif isinstance(event, Finished):
-            self._finished(event.answer)
-
-    def _finished(self, answer: Answer) -> None:
-        metrics = self._metrics
-        metrics.prompt_tokens.inc(answer.prompt_tokens + answer.prefill_tokens)
-        metrics.tokens.labels("withheld").inc(max(0, answer.generated_tokens - len(answer.token_ids)))
-        if answer.halted:
-            metrics.blocked.labels(answer.verdict.reason).inc()
-            metrics.leak.observe(answer.leak)
+            answer = event.answer
+            metrics.prompt_tokens.inc(answer.prompt_tokens + answer.prefill_tokens)
+            metrics.tokens.labels("withheld").inc(max(0, answer.generated_tokens - len(answer.token_ids)))
+            if answer.halted:
+                metrics.blocked.labels(answer.verdict.reason).inc()
+                metrics.leak.observe(answer.leak)
 
     def ended(self, outcome: str) -> None:
         """Count the end of the answer."""
         self._metrics.answers.labels(outcome).inc()
         self._metrics.seconds.observe(perf_counter() - self._begun)
-
-
-class _EngineGauges:
-    """A collector of prometheus_client over the engine's own numbers."""
-
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        """The gauges, as they are now."""
-        stats = self._stats()
-        return [
-            GaugeMetricFamily("anydepth_live_answers", "Answers under way.", value=stats.live),
-            GaugeMetricFamily("anydepth_queue_length", "Answers that wait.", value=stats.waiting),
-        ]

@@ -16,20 +16,14 @@ _tracer = trace.get_tracer("anydepth")
 @contextmanager
 def answer_span(operation: str, model: str, job: Job, headers: Mapping[str, str]) -> Iterator[Span]:
     """A span around the answers of one request; the caller's own trace goes on in it. No text is recorded."""
-    sampling = job.sampling
-    given = {
-        "gen_ai.request.temperature": sampling.temperature,
-        "gen_ai.request.top_p": sampling.top_p,
-        "gen_ai.request.top_k": sampling.top_k,
-        "gen_ai.request.seed": sampling.seed,
-    }
+    given = {name: getattr(job.sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "anydepth",
         "gen_ai.request.model": model,
         "gen_ai.request.max_tokens": job.max_new_tokens,
         "anydepth.release": job.guard.release,
-        **{name: value for name, value in given.items() if value is not None},
+        **{f"gen_ai.request.{name}": value for name, value in given.items() if value is not None},
     }
     span = _tracer.start_span(
         f"{operation} {model}",
@@ -51,8 +45,7 @@ def note_check(span: Span, check: CheckResult) -> None:
     """Note a check in the span."""
     if span.is_recording():
         facts = {"depth": check.depth, "score": check.score, "failed": check.error is not None}
-        facts = {f"anydepth.{name}": value for name, value in facts.items()}
-        span.add_event("anydepth.check", facts)
+        span.add_event("anydepth.check", {f"anydepth.{name}": value for name, value in facts.items()})
 
 
 def note_answers(span: Span, identity: str, answers: Sequence[Answer]) -> None:

@@ -8,15 +8,17 @@ of showing a halt.
 import json
 import logging
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request, empty_receive
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anydepth.errors import AnydepthError, BadRequest
 from anydepth.server.http.app import api_keys
+from anydepth.server.http.disconnect import ClientGone
 from anydepth.server.http.gateway import Edge
-from anydepth.server.http.http_errors import check_json, envelope, failure
+from anydepth.server.http.http_errors import check_json, failure, refusal
 from anydepth.server.telemetry.metrics import Metrics
 from anydepth.settings import Settings
 from anydepth.vllm.additional_config import engine_options
@@ -65,16 +67,15 @@ class GuardFront:
                 settings = options.settings
                 edge = Edge(
                     _Router(self._app, self._ledger, settings),
+                    settings,
                     metrics=Metrics(),
                     keys=api_keys(settings.http),
-                    open_paths=OPEN_PATHS | ({"/metrics", "/metrics/"} if settings.http.public_metrics else set()),
-                    body_bytes=settings.limits.body_bytes,
+                    open_paths=OPEN_PATHS,
                     paths=PASSED | {CHAT, COMPLETIONS},
-                    origins=settings.http.cors_origins,
                 )
             except (AnydepthError, AttributeError) as error:
                 logger.error("nothing is served: %s", error)
-                return JSONResponse(envelope("the engine has no guard; its log says why", "server_error", None), 503)
+                return refusal(503, "the engine has no guard; its log says why")
             self._edge = edge
         return self._edge
 
@@ -93,49 +94,37 @@ class _Router:
             await self._app(scope, receive, send)
         else:
             message = f"there is no {path!r} behind the guard; use {CHAT} or {COMPLETIONS}"
-            await JSONResponse(envelope(message, "invalid_request_error", "not_offered"), 404)(scope, receive, send)
+            await refusal(404, message, "not_offered")(scope, receive, send)
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, *, chat: bool) -> None:
         try:
-            raw = await _read(receive)
-            check_json(Headers(scope=scope).get("content-type"))
+            request = Request(scope, receive)
+            raw = await request.body()
+            check_json(request)
             body, asked = rewrite(read_body(raw), self._settings, chat=chat)
+        except ClientDisconnect as error:
+            raise ClientGone from error
         except BadRequest as error:
             await failure(error)(scope, receive, send)
             return
         except HTTPException as error:
-            response = envelope(error.detail, "invalid_request_error", "body_too_large")
-            await JSONResponse(response, error.status_code)(scope, receive, send)
+            await refusal(error.status_code, error.detail, "body_too_large")(scope, receive, send)
             return
         raw = json.dumps(body, allow_nan=False).encode()
-        reply = _Reply(scope, send, asked, self._ledger.open(asked.id))
+        page = self._ledger.responses[asked.id] = {}
+        reply = _Reply(scope, send, asked, page)
         try:
             await self._app(_with_headers(scope, asked, len(raw)), _after(raw, receive), reply.send)
         finally:
-            self._ledger.close(asked.id)
-
-
-async def _read(receive: Receive) -> bytes:
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise BadRequest("the client has gone before it had sent its request")
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
+            del self._ledger.responses[asked.id]
 
 
 def _after(raw: bytes, receive: Receive) -> Receive:
     """Give the rewritten body, then whatever the client does."""
-    given = False
+    whole = iter([{"type": "http.request", "body": raw, "more_body": False}])
 
     async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": raw, "more_body": False}
+        return next(whole, None) or await receive()
 
     return again
 
@@ -176,14 +165,14 @@ class _Reply:
 
     async def _write_whole(self) -> None:
         status = self._start["status"]
-        if (refusal := refusal_of(self._page)) is not None:
-            await self._answer(failure(refusal))
+        if (refused := refusal_of(self._page)) is not None:
+            await self._answer(failure(refused))
         elif status != 200:
             halted = halted_reply(self._asked, self._page)
             await self._answer(JSONResponse(halted) if halted else Response(bytes(self._body), status, self._headers()))
         elif self._kind != "application/json":
             logger.error("vLLM answered with the content type %r", self._kind)
-            await self._answer(JSONResponse(envelope("vLLM's answer cannot be read", "server_error", None), 500))
+            await self._answer(refusal(500, "vLLM's answer cannot be read"))
         else:
             await self._answer(JSONResponse(whole_reply(json.loads(self._body), self._asked, self._page)))
 
@@ -192,20 +181,16 @@ class _Reply:
 
     async def _answer(self, response: Response) -> None:
         self._over = True
-        await response(self._scope, _nothing, self._send)
+        await response(self._scope, empty_receive, self._send)
 
     async def _write_stream(self, part: bytes, *, more: bool) -> None:
         write, rest = self._stream.write, self._stream.rest
         out = b"".join(rewritten(event, write, rest) for event in self._events.push(part))
-        if not self._begun and (refusal := refusal_of(self._page)) is not None:
-            await self._answer(failure(refusal))
+        if not self._begun and (refused := refusal_of(self._page)) is not None:
+            await self._answer(failure(refused))
             return
         if (out or not more) and not self._begun:
             self._begun = True
             await self._send(self._start)
         if out or not more:
             await self._send({"type": "http.response.body", "body": out, "more_body": more})
-
-
-async def _nothing() -> Message:
-    return {"type": "http.disconnect"}

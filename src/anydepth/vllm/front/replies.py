@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,7 +76,9 @@ def end_of(
         The report, and False if the engine told nothing of an answer that it must have told something of.
     """
     reason = choice.get("stop_reason")
-    told = told if told is not None else _parsed(reason)
+    if told is None:
+        with suppress(ValueError):  # a client's stop string may begin like ours
+            told = parse_stop_reason(reason)
     if told is not None:
         report = GuardReport.read(told)
         if called and not report.halted and doubts_calls(report.failed_checks or 0, str(report.release)):
@@ -88,13 +91,6 @@ def end_of(
     if finish == "abort" and not called:
         return _UNKNOWN, True
     return _UNTOLD, finish == "abort" or reason in asked.stops
-
-
-def _parsed(reason: object) -> EngineReport | None:
-    try:
-        return parse_stop_reason(reason)
-    except ValueError:  # a client's stop string that begins like ours
-        return None
 
 
 def whole_reply(body: Record, asked: RequestedReply, page: ResponseReports) -> Record:
@@ -141,10 +137,10 @@ def halted_reply(asked: RequestedReply, page: ResponseReports) -> Record | None:
     if any(told is None or not told["halted"] for told in places):
         return None
 
-    def empty() -> Record:
-        return {"message": {"role": "assistant", "content": ""}} if asked.chat else {"text": ""}
-
-    choices = [{"index": index, **empty(), "logprobs": None} for index in range(len(places))]
+    choices: list[Record] = []
+    for index in range(len(places)):
+        said = {"message": {"role": "assistant", "content": ""}} if asked.chat else {"text": ""}
+        choices.append({"index": index, **said, "logprobs": None})
     kind = "chat.completion" if asked.chat else "text_completion"
     return whole_reply({**head_of(asked, kind), "choices": choices}, asked, page)
 

@@ -19,7 +19,7 @@ _ID = re.compile(r"(?:chatcmpl|cmpl)-([0-9a-f]{32})(?:-(\d+))?")
 
 
 class Reports:
-    """The reports of the responses that are being written.
+    """The reports of the responses that are being written, by the id of each.
 
     Neither vLLM's streams nor its responses with several answers have a place for the report of each answer: a stream
     leaves out an answer that was halted before its first token, a response with `n` keeps one report of them all.
@@ -27,14 +27,6 @@ class Reports:
 
     def __init__(self) -> None:
         self.responses: dict[str, ResponseReports] = {}
-
-    def open(self, name: str) -> ResponseReports:
-        """The reports, which are still to come, of a response that is going to be written."""
-        return self.responses.setdefault(name, {})
-
-    def close(self, name: str) -> None:
-        """Forget a response."""
-        self.responses.pop(name, None)
 
     def note(self, request_id: str, choice: int, told: EngineReport) -> None:
         """Keep the report of an answer, unless its response is not being written."""

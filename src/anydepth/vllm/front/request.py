@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from anydepth.errors import BadRequest
 from anydepth.guard_overrides import GuardOverrides
 from anydepth.server.http.body_errors import complaint, shown, unreadable
-from anydepth.settings import Settings
+from anydepth.server.http.request_limits import answer_length, check_answers, check_entries
+from anydepth.settings import LimitsTable, Settings
 from anydepth.vllm.front.replies import RequestedReply
 from anydepth.vllm.report_field import KEY
 
@@ -42,16 +43,14 @@ def rewrite(body: dict[str, Any], settings: Settings, *, chat: bool) -> tuple[di
     for name, reason in _REFUSED.items():
         if body.get(name):
             raise BadRequest(f"{name} is not offered here: {reason}; leave it out", name, "unsupported")
-    if chat and len(_listed(body.get("messages"))) > settings.limits.messages:
-        limit = settings.limits.messages
-        raise BadRequest(f"messages has {len(body['messages'])} entries; this server takes {limit} at most", "messages")
+    if chat:
+        check_entries(settings.limits, _listed(body.get("messages")), "messages")
     n = 1 if (wanted := _whole(body, "n")) is None else wanted
+    if n < 1:
+        raise BadRequest(f"n is {n}; send at least 1", "n")
     prompts = 1 if chat else _prompts(body.get("prompt"))
-    if n < 1 or n * prompts > settings.limits.choices:
-        limit = settings.limits.choices
-        name = "prompt" if n == 1 else "n"
-        raise BadRequest(f"{n * prompts} answers are asked for by {name}; this server allows 1 to {limit}", name)
-    _limit_length(body, settings, chat=chat)
+    check_answers(settings.limits, n, prompts)
+    _limit_length(body, settings.limits, chat=chat)
     _put(body, overrides)
     release = overrides.get("release", settings.guard.release)
     asked = RequestedReply(
@@ -91,16 +90,13 @@ def _put(body: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         body["vllm_xargs"] = extra
 
 
-def _limit_length(body: dict[str, Any], settings: Settings, *, chat: bool) -> None:
-    """Hold the length of the answer against `[limits]`, as the Transformers engine does."""
-    limits, given = settings.limits, False
-    for name in _LENGTHS if chat else _LENGTHS[1:]:
-        if (wanted := _whole(body, name)) is not None:
-            given = True
-            if wanted > limits.max_tokens:
-                raise BadRequest(f"{name} is {wanted}; this server allows {limits.max_tokens} at most", name)
-    if not given:
-        body["max_tokens"] = min(limits.default_max_tokens, limits.max_tokens)
+def _limit_length(body: dict[str, Any], limits: LimitsTable, *, chat: bool) -> None:
+    """Hold each field that vLLM may take the answer's length from against `[limits]`."""
+    names = _LENGTHS if chat else _LENGTHS[1:]
+    for name in names:
+        answer_length(limits, _whole(body, name), name)
+    if all(body.get(name) is None for name in names):
+        body["max_tokens"] = answer_length(limits, None)
 
 
 def _whole(body: Mapping[str, Any], name: str) -> int | None:
