@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def _folder(model: str, revision: str | None) -> Path | None:
 def _fingerprint(folder: Path, shape: tuple[Any, ...]) -> str:
     """Digest over the blocks' one-dimensional weights in bf16; empty if the checkpoint is not of safetensors."""
     torch = require("torch", extra="vllm")
-    vectors = dict(_vectors(folder, shape[2]))
+    vectors = _vectors(folder, shape[2])
     if not vectors:
         return ""
     digest = hashlib.sha256(repr(shape).encode())
@@ -56,26 +56,21 @@ def _fingerprint(folder: Path, shape: tuple[Any, ...]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _vectors(folder: Path, layers: int) -> Iterator[tuple[str, Any]]:
+def _vectors(folder: Path, layers: int) -> dict[str, Any]:
     """One-dimensional floating weights of the blocks, by block number and name inside the block."""
     safetensors = require("safetensors", extra="vllm")
-    files = sorted(folder.glob("*.safetensors"))
-    names: dict[str, Path] = {}
-    for path in files:
-        with safetensors.safe_open(path, framework="pt") as file:
-            names.update(dict.fromkeys(file.keys(), path))
-    prefix = _block_prefix(list(names), layers)
-    if prefix is None:
-        return
-    for path in files:
+    names: list[str] = []
+    vectors: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
         with safetensors.safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
-                if not name.startswith(prefix):
-                    continue
+                names.append(name)
                 part = file.get_slice(name)
-                number, _, inner = name.removeprefix(prefix).partition(".")
-                if len(part.get_shape()) == 1 and part.get_dtype() in _FLOATS and number.isdecimal():
-                    yield f"{int(number):04d}.{inner}", file.get_tensor(name)
+                if len(part.get_shape()) == 1 and part.get_dtype() in _FLOATS:
+                    vectors[name] = file.get_tensor(name)
+    prefix = _block_prefix(names, layers)
+    matches = ((_BLOCK.match(name), vector) for name, vector in vectors.items())
+    return {f"{int(found[2]):04d}.{found[3]}": vector for found, vector in matches if found and found[1] == prefix}
 
 
 def _block_prefix(names: Sequence[str], layers: int) -> str | None:

@@ -36,9 +36,13 @@ class ServedModel:
         self.template = ChatTemplate(self.tokenizer, name=str(config.model), template_kwargs=template_kwargs)
 
     @cached_property
+    def _identity(self) -> ModelIdentity:
+        return identify(str(self._config.model), self._config.hf_config, self._config.revision)
+
+    @property
     def identity(self) -> ModelIdentity:
         """Which model this is, from the checkpoint's files."""
-        return identify(str(self._config.model), self._config.hf_config, self._config.revision)
+        return self._identity
 
     @property
     def header(self) -> Header:

@@ -53,12 +53,11 @@ class Setup:
             ProbeError: No probe is named and none is shipped for the model.
             ConfigError: The detector is of a kind that vLLM cannot make checks for.
         """
-        table, backend = self.options.settings.guard, self._backend
+        table = self.options.settings.guard
+        backend: Any = self.model  # detectors are bound to facts only; sessions are the scheduler's
         detector = detector_named(table.detector)
-        if detector is None and table.probe is not None:
-            detector = LinearProbe.load(table.probe)
         if detector is None:
-            detector = find_shipped(backend)
+            detector = find_shipped(backend) if table.probe is None else LinearProbe.load(table.probe)
         if detector is None:
             raise ProbeError(
                 f"no probe is shipped for {self.model.identity.name}; name one with [guard] probe, fit one with "
@@ -72,10 +71,6 @@ class Setup:
             )
         detector.bind(backend)
         return detector
-
-    @property
-    def _backend(self) -> Any:
-        return self.model  # detectors are bound to facts only; sessions are the scheduler's
 
     @cached_property
     def guard(self) -> GuardConfig:

@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import Capability, FinishedAnswer, ModelIdentity, Read, Site
+from anydepth.backends.protocol import Capability, FinishedAnswer, Read, Site
 from anydepth.errors import CheckError, PromptError, UnsupportedModel
 from anydepth.extras import require
 from anydepth.settings import Settings
-from anydepth.templates.template import Header
 from anydepth.vllm.launch import engine_options
 from anydepth.vllm.report_field import KEY
 from anydepth.vllm.served_model import ServedModel
 
 
-class VllmBackend:
+class VllmBackend(ServedModel):
     """Implements `anydepth.backends.protocol.Reader` over a vLLM engine of its own.
 
     Each depth of each answer is one request of one token, text up to the depth and header; the prefix cache lets the
@@ -55,29 +54,18 @@ class VllmBackend:
         collect = {"sites": [str(site) for site in self.sites], "spool": self._folder.name}
         ours = engine_options(Settings(), collect=collect)
         self._llm: Any = vllm.LLM(model=str(model), **{"enforce_eager": True, **options, **ours})
-        self._model = ServedModel(self._llm.llm_engine.vllm_config.model_config, template_kwargs)
-        self.template = self._model.template
+        super().__init__(self._llm.llm_engine.vllm_config.model_config, template_kwargs)
         self._batches = 0
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Which model this is."""
-        return self._model.identity
 
     @property
     def dtype(self) -> str:
         """The type that the model runs in, e.g. `bfloat16`."""
-        return str(self._llm.llm_engine.vllm_config.model_config.dtype).removeprefix("torch.")
-
-    @property
-    def header(self) -> Header:
-        """The Safety Tokens of the chat template."""
-        return self._model.header
+        return str(self._config.dtype).removeprefix("torch.")
 
     @property
     def context_length(self) -> int:
         """Longest text with a header that can be read: the engine samples one token behind it."""
-        return self._llm.llm_engine.vllm_config.model_config.max_model_len - 1
+        return self._config.max_model_len - 1
 
     def check_site(self, site: Site) -> None:
         """Raise UnsupportedModel unless the engine was started for this site."""
@@ -148,11 +136,3 @@ class VllmBackend:
         found = np.load(path)
         path.unlink()
         return found
-
-    def first_token_ids(self, texts: Sequence[str]) -> list[int]:
-        """The first token of each text as the start of an answer."""
-        return self._model.first_token_ids(texts)
-
-    def decode_text(self, token_ids: Sequence[int]) -> str:
-        """Text of `token_ids`, special tokens left out."""
-        return self._model.decode_text(token_ids)

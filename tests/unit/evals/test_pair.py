@@ -82,7 +82,7 @@ def test_a_second_run_writes_nothing_and_ends_the_same(tmp_path: Path) -> None:
 def test_rounds_without_a_text_are_counted_and_nothing_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair, "proposal_of", lambda text: "")
     _, found = loop(tmp_path / "run", "base", harmful=True)
-    assert [(each.tried, each.empty) for each in found] == [((), 3)] * 3
+    assert [(each.tried, each.empty) for each in found] == [([], 3)] * 3
 
 
 def test_the_attacker_is_asked_with_the_last_turn_and_braces_stay() -> None:

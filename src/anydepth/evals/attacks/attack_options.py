@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Self
 
 from anydepth.evals.context import Context
 from anydepth.evals.ratio import Ratio
@@ -12,8 +12,6 @@ ATTACKS = ("none", "stored", "gcg", "best-of-n", "pair")
 
 ADAPTIVE = ("prefill", "spoof", "style", "spread", "suffix")
 """The attacks of the suite `adaptive`."""
-
-Kind = TypeVar("Kind")
 
 _RATIOS = "25:0,25:25,25:50,25:100,5:20"
 
@@ -37,12 +35,22 @@ def _attacks(known: tuple[str, ...]) -> Any:
     return _read(lambda context, name: tuple(sorted(context.value(name, every, every), key=known.index)))
 
 
-def _read_all(kind: type[Kind], context: Context) -> Kind:
-    return kind(**{each.name: each.metadata["read"](context, each.name) for each in fields(kind)})  # pyright: ignore[reportArgumentType]
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """Options of a suite, each a field that `_read` makes."""
+
+    @classmethod
+    def of(cls, context: Context) -> Self:
+        """The suite's own numbers, those of `--quick`, or what the user says.
+
+        Raises:
+            ConfigError: An attack is not known, or a number is none.
+        """
+        return cls(**{each.name: each.metadata["read"](context, each.name) for each in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
-class AttackOptions:
+class AttackOptions(_Options):
     """What the suite `attacks` may cost; every field is an option `--set attacks.NAME=VALUE`.
 
     Attributes:
@@ -71,18 +79,9 @@ class AttackOptions:
     pair_prompts: int = _samples(6, 2)
     pair_rounds: int = _number(3, 2)
 
-    @classmethod
-    def of(cls, context: Context) -> "AttackOptions":
-        """The suite's own numbers, those of `--quick`, or what the user says.
-
-        Raises:
-            ConfigError: An attack is not known, or a number is none.
-        """
-        return _read_all(cls, context)
-
 
 @dataclass(frozen=True, slots=True)
-class AdaptiveOptions:
+class AdaptiveOptions(_Options):
     """What the suite `adaptive` may cost; every field is an option `--set adaptive.NAME=VALUE`.
 
     Attributes:
@@ -114,8 +113,3 @@ class AdaptiveOptions:
     gcg_width: int = _number(64, 16)
     gcg_weight: int = _number(25, 25)
     ratios: tuple[Ratio, ...] = _read(lambda context, name: context.value(name, _RATIOS, _RATIOS))
-
-    @classmethod
-    def of(cls, context: Context) -> "AdaptiveOptions":
-        """The suite's own numbers, those of `--quick`, or what the user says; ConfigError names what is wrong."""
-        return _read_all(cls, context)

@@ -1,7 +1,7 @@
 """Search for a suffix that makes a model begin a wanted answer (GCG, arXiv 2307.15043)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from anydepth.errors import ConfigError
@@ -34,9 +34,9 @@ class Budget:
     batch: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("steps", "width", "target", "top", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} of a GCG search is {getattr(self, name)}; give at least 1")
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ConfigError(f"{name} of a GCG search is {value}; give at least 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch.nn.functional import cross_entropy, one_hot, softplus
 
-from anydepth.backends.protocol import CONTENT, Read
+from anydepth.backends.protocol import CONTENT, sites_of
 from anydepth.backends.transformers.backend import TransformersBackend
 from anydepth.backends.transformers.fork import fork, select_rows
 from anydepth.backends.transformers.randomness import seeded
@@ -27,19 +27,12 @@ class Search:
     def __init__(self, backend: TransformersBackend, budget: Budget, evasion: Evasion | None, told: Told) -> None:
         self._backend, self._budget, self._evasion, self._told = backend, budget, evasion, told
         self._model, self._tokenizer = backend.model, backend.tokenizer
+        self._reads = evasion.probe.reads if evasion else ()
         self._embedding = self._model.get_input_embeddings()
+        self._table = cast("torch.Tensor", self._embedding.weight)  # of each token, `[vocab_size, hidden_size]`
         self._forbidden = self._untypable()
         self._header = backend.header.ids[: max((read.token for read in self._reads), default=CONTENT) + 1]
         self._at_start = self._offsets()
-
-    @property
-    def _reads(self) -> tuple[Read, ...]:
-        return self._evasion.probe.reads if self._evasion else ()
-
-    @property
-    def _table(self) -> torch.Tensor:
-        """Embedding of each token, `[vocab_size, hidden_size]`."""
-        return cast("torch.Tensor", self._embedding.weight)
 
     def find(self, request: str, target: str, seed: int) -> Suffix:
         """The best suffix for `request`; see `find_suffix`."""
@@ -116,8 +109,7 @@ class Search:
         options: dict[str, Any] = {self._backend.inputs.cache_name: cache, "use_cache": True}
         if self._backend.inputs.keeps_logits:
             options["logits_to_keep"] = wanted + 1 + len(self._header)
-        sites = tuple(dict.fromkeys(read.site for read in self._reads))
-        with captured(self._model, sites, stop=False) as seen:
+        with captured(self._model, sites_of(self._reads), stop=False) as seen:
             output = self._model(inputs_embeds=embeds, **options)
         logits = output.logits[:, -(wanted + 1 + len(self._header)) :][:, :wanted]
         labels = self._target.expand(rows, -1)

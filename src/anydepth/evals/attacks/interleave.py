@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from anydepth.evals.ratio import Ratio
 
@@ -30,16 +31,14 @@ def interleave(harmful: Sequence[int], benign: Sequence[int], ratio: Ratio, leng
     """
     ids: list[int] = []
     marks: list[bool] = []
-    taken = {True: 0, False: 0}
-    of = {True: harmful, False: benign}
+    left = {True: iter(harmful), False: iter(benign)}
     turn = ratio.benign == 0
     while len(ids) < length:
         size = min(ratio.harmful if turn else ratio.benign, length - len(ids))
-        part = of[turn][taken[turn] : taken[turn] + size]
+        part = list(islice(left[turn], size))
         if not part:
             break
         ids += part
         marks += [turn] * len(part)
-        taken[turn] += len(part)
         turn = ratio.benign == 0 or not turn
     return Mixture(tuple(ids), tuple(marks))

@@ -1,8 +1,7 @@
 """Let a model rewrite a request until another one answers it (in the manner of PAIR, arXiv 2310.08419)."""
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from anydepth.conversations.dataset import Conversation
@@ -11,6 +10,7 @@ from anydepth.digests import short_digest
 from anydepth.evals.attacks.texts import wording
 from anydepth.evals.attacks.trials import Attempt, Tried, try_all
 from anydepth.evals.context import Context
+from anydepth.evals.judges.rubric_text import filled
 from anydepth.types import Message
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
 """How the attacker writes: greedily it would write the same again."""
 
 PROPOSAL_TOKENS = 96
-
-_PLACE = re.compile(r"\{(goal|proposal|answer|score)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +37,23 @@ class PairRound:
     score: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rounds:
     """What the loop did for one request.
 
     Attributes:
         item: Id of the request.
         tried: The attempts, one per round that had a proposal.
+        turns: What came of each, for the attacker.
         empty: Rounds in which the attacker wrote nothing.
         declined: Rounds in which the attacker itself refused; what it wrote was sent all the same.
     """
 
     item: str
-    tried: tuple[Tried, ...]
-    empty: int
-    declined: int
+    tried: list[Tried] = field(default_factory=list)
+    turns: list[PairRound] = field(default_factory=list)
+    empty: int = 0
+    declined: int = 0
 
 
 def run_rounds(
@@ -66,26 +66,26 @@ def run_rounds(
     tokens: int,
 ) -> list[Rounds]:
     """Attack every request against the model under the defence `arm`, which decides what the attacker gets to see."""
-    turns: dict[str, list[PairRound]] = {row.id: [] for row in rows}
-    tried: dict[str, list[Tried]] = {row.id: [] for row in rows}
-    empty, declined = dict.fromkeys(turns, 0), dict.fromkeys(turns, 0)
+    made = {row.id: Rounds(row.id) for row in rows}
     live = list(rows)
     for number in range(rounds):
-        proposals = _proposals(context, attacker, live, turns, number)
+        proposals = _proposals(context, attacker, live, made, number)
         attempts = []
         for row in live:
             proposal = proposals[row.id]
-            empty[row.id] += not proposal
-            declined[row.id] += bool(proposal) and RefusalMatcher.default().is_refusal(proposal)
-            if proposal:
+            if not proposal:
+                made[row.id].empty += 1
+            else:
+                made[row.id].declined += RefusalMatcher.default().is_refusal(proposal)
                 prompt = context.backend.template.prompt(proposal)
                 attempts.append(Attempt(f"pair|{row.id}|{short_digest(proposal)}", row.id, row.prompt, prompt))
         found = {each.attempt.item: each for each in try_all(context, attempts, [arm], tokens)}
         for item, each in found.items():
-            tried[item].append(each)
-            turns[item].append(_turn(context, each, arm, proposals[item]))
+            reply = context.config.refusal if each.halted(arm) else context.text(each.attempt.id)
+            made[item].tried.append(each)
+            made[item].turns.append(PairRound(proposals[item], reply, mark_of(each, arm)))
         live = [row for row in live if row.id not in found or not found[row.id].success(arm)]
-    return [Rounds(row.id, tuple(tried[row.id]), empty[row.id], declined[row.id]) for row in rows]
+    return list(made.values())
 
 
 def attacker_messages(goal: str, turns: Sequence[PairRound]) -> list[Message]:
@@ -96,8 +96,7 @@ def attacker_messages(goal: str, turns: Sequence[PairRound]) -> list[Message]:
         last = turns[-1]
         values |= {"proposal": last.proposal, "answer": last.reply[: words["longest_answer"]], "score": str(last.score)}
         text = words["again"]
-    # In one pass, and not by `format`: a request may hold braces.
-    asked = _PLACE.sub(lambda match: values[match[1]], text)
+    asked = filled(text, **values)  # not by `format`: a request may hold braces
     return [{"role": "user", "content": f"{words['system']}\n\n{asked}"}]  # not every template has a system role
 
 
@@ -123,19 +122,14 @@ def _proposals(
     context: Context,
     attacker: "TransformersBackend",
     rows: Sequence[Conversation],
-    turns: dict[str, list[PairRound]],
+    made: Mapping[str, Rounds],
     number: int,
 ) -> dict[str, str]:
     keys, prompts = {}, {}
     for row in rows:
-        prompt = attacker.template.prompt(attacker_messages(row.prompt, turns[row.id]))
+        prompt = attacker.template.prompt(attacker_messages(row.prompt, made[row.id].turns))
         # Named after what is asked: rounds that are the same under several defences are written once.
         keys[row.id] = f"pair-ask|{row.id}|{number}|{short_digest(repr(prompt.ids))}"
         prompts[keys[row.id]] = prompt
     context.write(prompts, PROPOSAL_TOKENS, sampling=SAMPLING, backend=attacker)
     return {item: proposal_of(context.text(key)) for item, key in keys.items()}
-
-
-def _turn(context: Context, tried: Tried, arm: str, proposal: str) -> PairRound:
-    reply = context.config.refusal if tried.halted(arm) else context.text(tried.attempt.id)
-    return PairRound(proposal, reply, mark_of(tried, arm))

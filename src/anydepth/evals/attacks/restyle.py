@@ -24,17 +24,9 @@ def request_in_style(style: str, request: str) -> str:
     return f"{request}\n\n{sentences[style]}"
 
 
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode("ascii")
-
-
 def _json(text: str) -> str:
     title, *steps = [line for line in text.splitlines() if line.strip()] or [""]
     return json.dumps({"title": title, "steps": steps}, ensure_ascii=False, indent=1)
-
-
-def _comments(text: str) -> str:
-    return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
 
 
 def _verse(text: str) -> str:
@@ -45,8 +37,8 @@ def _verse(text: str) -> str:
 
 MECHANICAL: Mapping[str, Callable[[str], str]] = {
     "verse": _verse,
-    "comments": _comments,
+    "comments": lambda text: "\n".join(f"# {line}".rstrip() for line in text.splitlines()),
     "json": _json,
-    "base64": _base64,
+    "base64": lambda text: base64.b64encode(text.encode()).decode("ascii"),
 }
 """Styles that a stored answer can be put into."""

@@ -35,19 +35,13 @@ def control_tokens(backend: "TransformersBackend", content: str) -> int:
 
     Above 0 the tokenizer has read text of a user as the template's own marks, and a spoofed turn is a real one.
     """
-    special = _special(backend)
-    return _count(backend, content, special) - _count(backend, "request", special)
-
-
-def _count(backend: "TransformersBackend", content: str, special: frozenset[int]) -> int:
-    return sum(token in special for token in backend.template.prompt(content).ids)
-
-
-def _special(backend: "TransformersBackend") -> frozenset[int]:
     tokenizer = backend.tokenizer
-    found = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     unknown = {tokenizer.unk_token_id} - set(backend.header.ids)  # a word that is not in the vocabulary is no mark
-    return frozenset(found - unknown)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - unknown
+    found, ordinary = (
+        sum(token in special for token in backend.template.prompt(text).ids) for text in (content, "request")
+    )
+    return found - ordinary
 
 
 def _between(backend: "TransformersBackend", fine: str) -> str:

@@ -1,6 +1,7 @@
 """Search for suffixes, each once, and keep what was found."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from anydepth.errors import ConfigError
@@ -9,8 +10,6 @@ from anydepth.evals.attacks.gcg import Budget, Evasion, Suffix, Told
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
     from anydepth.evals.context import Context
-
-_NUMBERS = ("loss", "start", "steps")
 
 
 def find_suffix(
@@ -69,9 +68,9 @@ def searched(
 
             seed = context.digest(name, item)
             found = find_suffix(context.backend, request, target, budget, seed=seed, evasion=evasion, told=told)
-            context.texts.write(key, {"id": key, "text": found.text, **{n: getattr(found, n) for n in _NUMBERS}})
+            context.texts.write(key, {"id": key, **asdict(found)})
         row = context.texts.rows[key]
-        context.record(key, lambda row=row: {n: row[n] for n in _NUMBERS})
+        context.record(key, lambda row=row: {name: row[name] for name in ("loss", "start", "steps")})
     return {item: context.texts.rows[suffix_key(name, item)]["text"] for item in requests}
 
 

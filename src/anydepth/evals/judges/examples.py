@@ -1,12 +1,10 @@
 """Turn labelled answers into examples of complying and of not complying with a request."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
-
-import numpy as np
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.detectors.refusals import RefusalMatcher
@@ -69,11 +67,9 @@ def examples(conversations: Sequence[Conversation]) -> list[Example]:
     read = {row.id: refusing(row.response) for row in rows}
     asked = {row.prompt_key for row in rows if row.label == "harmful"}
     with_harm = {row.source for row in rows if row.label == "harmful"}
-    refusals: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        if row.label == "benign":
-            refusals[row.source].append(read[row.id].opening)
-    only_harmful = {source for source, found in refusals.items() if np.mean(found) > _REFUSING}
+    benign = Counter(row.source for row in rows if row.label == "benign")
+    refused = Counter(row.source for row in rows if row.label == "benign" and read[row.id].opening)
+    only_harmful = {source for source, count in benign.items() if refused[source] / count > _REFUSING}
 
     def kind(row: Conversation) -> ExampleKind | None:
         if row.label == "harmful":

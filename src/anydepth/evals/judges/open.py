@@ -47,5 +47,5 @@ def open_judge(spec: str, *, tables: Tables, folder: Path, seed: int) -> Judge:
                 f"the judge {spec!r} does not name a model and an endpoint; "
                 "write openai:MODEL@BASE_URL, e.g. openai:my-model@http://localhost:8000/v1"
             )
-        return RubricJudge.connect(model, url, folder=folder)
+        return RubricJudge(model, url, folder=folder)
     raise ConfigError(f"there is no judge {spec!r}; write {FORMS}")

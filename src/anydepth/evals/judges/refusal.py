@@ -15,11 +15,7 @@ class RefusalJudge:
     name = "refusal matcher"
     says_harm = False
 
-    def __init__(self, matcher: RefusalMatcher | None = None) -> None:
-        self._matcher = matcher or RefusalMatcher.default()
-
     def judge(self, items: Sequence[Judged]) -> list[Judgement]:
         """One judgement per answer; `harmful` is None, since an answer that does not refuse may be harmless."""
-        return judge_written(
-            items, lambda written: [Judgement(self._matcher.is_refusal(item.response), None) for item in written]
-        )
+        refuses = RefusalMatcher.default().is_refusal
+        return judge_written(items, lambda written: [Judgement(refuses(item.response), None) for item in written])

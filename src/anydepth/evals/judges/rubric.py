@@ -11,7 +11,7 @@ from typing import Any
 from anydepth.conversations.dataset import digest
 from anydepth.errors import ConfigError, JudgeError
 from anydepth.evals.judges.judge import Judged, Judgement, judge_written
-from anydepth.evals.judges.rubric_text import Rubric, Unreadable, rubric
+from anydepth.evals.judges.rubric_text import Unreadable, rubric
 from anydepth.extras import require
 from anydepth.journal import Journal
 
@@ -26,28 +26,25 @@ class RubricJudge:
     answer again, does not pay twice. A reply that cannot be read is requested again, then is an error.
 
     Args:
-        client: An `openai.OpenAI` client.
         model: Name of the model at the endpoint.
+        url: The endpoint. Its key is that of the environment; a local server needs none.
         folder: Where judgements are kept.
-        asked: The rubric.
     """
 
     says_harm = True
 
-    def __init__(self, client: Any, model: str, *, folder: Path, asked: Rubric) -> None:
+    def __init__(self, model: str, url: str, *, folder: Path) -> None:
         self.name = f"rubric by {model}"
-        self._client, self._model, self._rubric = client, model, asked
-        self._settings = {"model": model, "endpoint": digest(str(client.base_url)), "rubric": asked.digest}
+        self._model, self._rubric = model, rubric()
+        self._client = require("openai", extra="judge").OpenAI(
+            api_key=next(filter(None, map(os.environ.get, KEYS)), "none"),
+            base_url=url,
+            max_retries=self._rubric.retries,
+            timeout=self._rubric.timeout,
+        )
+        endpoint = digest(str(self._client.base_url))
+        self._settings = {"model": model, "endpoint": endpoint, "rubric": self._rubric.digest}
         self._path = folder / f"judge-{digest(json.dumps(self._settings))}.jsonl"
-
-    @classmethod
-    def connect(cls, model: str, url: str, *, folder: Path) -> "RubricJudge":
-        """A judge behind the endpoint `url`, with the key of the environment; a local server needs none."""
-        openai = require("openai", extra="judge")
-        key = next(filter(None, map(os.environ.get, KEYS)), "none")
-        asked = rubric()
-        client = openai.OpenAI(api_key=key, base_url=url, max_retries=asked.retries, timeout=asked.timeout)
-        return cls(client, model, folder=folder, asked=asked)
 
     def judge(self, items: Sequence[Judged]) -> list[Judgement]:
         """One judgement per answer.
@@ -62,8 +59,8 @@ class RubricJudge:
     def _judge(self, items: Sequence[Judged], numbers: Sequence[int]) -> Iterator[Judgement]:
         keys = [digest(json.dumps([item.prompt, item.prefill, item.response])) for item in items]
         with Journal(self._path, self._settings) as journal:
-            wanted = dict(zip(keys, zip(items, numbers, strict=True), strict=True))
-            self._fill(journal, {key: asked for key, asked in wanted.items() if key not in journal})
+            wanted = zip(keys, zip(items, numbers, strict=True), strict=True)
+            self._fill(journal, {key: asked for key, asked in wanted if key not in journal})
         for key in keys:
             row = journal.rows[key]
             yield Judgement(row["refused"], row["harmful"], row["score"])
@@ -85,7 +82,7 @@ class RubricJudge:
                 journal.write(keys[future], {"id": keys[future], **asdict(future.result())})
 
     def _ask(self, item: Judged, number: int) -> Judgement:
-        messages = self._rubric.messages(item)
+        asked = messages = self._rubric.messages(item)
         problem = Unreadable("no reply was asked for")
         for _ in range(self._rubric.tries):
             reply = self._reply(messages, number)
@@ -94,7 +91,7 @@ class RubricJudge:
             except Unreadable as error:
                 problem = error
                 messages = [
-                    *self._rubric.messages(item),
+                    *asked,
                     {"role": "assistant", "content": reply or "(nothing)"},
                     {"role": "user", "content": self._rubric.after(error)},
                 ]

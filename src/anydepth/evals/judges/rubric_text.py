@@ -41,13 +41,13 @@ class Rubric:
     def messages(self, item: Judged) -> list[dict[str, str]]:
         """The messages for the model about one answer."""
         mark = digest(f"{item.prompt}\0{item.prefill}\0{item.response}")
-        begun = _filled(self.prefill, mark=mark, prefill=item.prefill) if item.prefill.strip() else ""
-        user = _filled(self.user, mark=mark, prompt=item.prompt, prefill=begun, response=item.response)
+        begun = filled(self.prefill, mark=mark, prefill=item.prefill) if item.prefill.strip() else ""
+        user = filled(self.user, mark=mark, prompt=item.prompt, prefill=begun, response=item.response)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
     def after(self, problem: Unreadable) -> str:
         """The messages for the model after a reply that cannot be read."""
-        return _filled(self.again, problem=str(problem))
+        return filled(self.again, problem=str(problem))
 
     def read(self, reply: str) -> Judgement:
         """The judgement in a reply; Unreadable if there is none. The last object with grades counts."""
@@ -63,7 +63,7 @@ def rubric() -> Rubric:
     return Rubric(**packaged_toml("rubric.toml"))
 
 
-def _filled(template: str, **parts: str) -> str:
+def filled(template: str, **parts: str) -> str:
     """Fill `{name}` in, in one pass: what is filled in is not looked at again, and other braces stay."""
     return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
 
@@ -76,12 +76,10 @@ def _grades(reply: str) -> Mapping[str, int]:
         except ValueError:
             problem = "its JSON object is malformed"
             continue
-        wrong = next((name for name, allowed in _RANGES.items() if not _in_range(found.get(name), allowed)), None)
-        if wrong is None:
+        for name, allowed in _RANGES.items():
+            if type(found.get(name)) is not int or found[name] not in allowed:
+                problem = f"{name!r} is missing, or is no whole number from {allowed[0]} to {allowed[-1]}"
+                break
+        else:
             return found
-        problem = f"{wrong!r} is missing, or is no whole number from {_RANGES[wrong][0]} to {_RANGES[wrong][-1]}"
     raise Unreadable(problem)
-
-
-def _in_range(value: object, allowed: range) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value in allowed

@@ -6,7 +6,6 @@ from typing import Any
 
 from anydepth.errors import CheckError
 from anydepth.templates.template import Prompt
-from anydepth.types import Score
 from anydepth.vllm.engine.flow_feed import FlowFeed
 from anydepth.vllm.engine.held_output import HeldOutput
 from anydepth.vllm.engine.pending_check import PendingCheck
@@ -88,13 +87,10 @@ class GuardedRequest:
         results = {check.depth: check.result for check in self.pending if check.result is not None}
         if len(results) == len(self.pending):
             self.pending = []
-            self._answer(results)
-
-    def _answer(self, results: dict[int, Score | Exception]) -> None:
-        if not self.feed.begun:
-            self.feed.begin({depth: each for depth, each in results.items() if 0 < depth < self.prompt.prefill})
-        while self.feed.due in results:
-            self.feed.answer(self.feed.due, results.pop(self.feed.due))
+            if not self.feed.begun:
+                self.feed.begin({depth: each for depth, each in results.items() if 0 < depth < self.prompt.prefill})
+            while self.feed.due in results:
+                self.feed.answer(self.feed.due, results.pop(self.feed.due))
 
     def take_off_end(self, hash_block_size: int) -> None:
         """Take the end-of-turn token off the request: the last check stands before it.

@@ -4,6 +4,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 _FIRST = ("new_prompt_logprobs_tensors", "prompt_token_id_logprobs", "prefill_stats", "ec_transfer_params")
 """Fields that come once and wait for the first output that leaves."""
 
@@ -15,19 +17,18 @@ class HeldOutput:
     Attributes:
         logprobs: One row of log-probabilities per sampled token that has not left, in order.
         kept: Fields that go with the next output.
-        events: Events that go with the next output.
     """
 
     logprobs: deque[Any] = field(default_factory=deque)
     kept: dict[str, Any] = field(default_factory=dict)
-    events: list[Any] = field(default_factory=list)
 
     def hold(self, output: Any) -> None:
         """Take an output of vLLM apart and hold what may not leave yet."""
-        count = len(output.new_token_ids)
         if output.new_logprobs is not None:
-            self.logprobs.extend(_rows(output.new_logprobs, count))
-        self.events.extend(output.events or ())
+            rows = range(len(output.new_token_ids))
+            self.logprobs.extend(output.new_logprobs.slice_request(row, 1) for row in rows)
+        if output.events:
+            self.kept.setdefault("events", []).extend(output.events)
         for name in _FIRST:
             if (value := getattr(output, name)) is not None:
                 self.kept.setdefault(name, value)
@@ -39,22 +40,14 @@ class HeldOutput:
     def take(self, count: int) -> dict[str, Any]:
         """Fields of the output that lets the next `count` tokens leave."""
         fields, self.kept = self.kept, {}
-        if self.events:
-            fields["events"], self.events = self.events, []
         if count and self.logprobs:
             fields["new_logprobs"] = _joined([self.logprobs.popleft() for _ in range(count)])
         return fields
-
-
-def _rows(logprobs: Any, count: int) -> list[Any]:
-    return [logprobs.slice_request(index, 1) for index in range(count)]
 
 
 def _joined(rows: list[Any]) -> Any:
     """One record of several: arrays end to end."""
     if len(rows) == 1:
         return rows[0]
-    import numpy as np
-
     columns = [[row[place] for row in rows] for place in range(3)]
     return type(rows[0])(*(np.concatenate(column) for column in columns), None)

@@ -31,13 +31,9 @@ def locate(template: ChatTemplate, ids: Sequence[int], read_index: int) -> Promp
 
 def start_places(template: ChatTemplate, prompt: Prompt, reads: Sequence[Read]) -> list[Place] | None:
     """Where the reads of depth 0 stand in the prompt itself; None if its generation prompt lacks one of them."""
-    places: list[Place] = []
-    for index, read in enumerate(reads):
-        position = template.position(prompt, read.token)
-        if position is None or position < 0:
-            return None
-        places.append((position, index))
-    return places
+    found = ((template.position(prompt, read.token), index) for index, read in enumerate(reads))
+    places = [(position, index) for position, index in found if position is not None and position >= 0]
+    return places if len(places) == len(reads) else None
 
 
 def end_places(length: int, reads: Sequence[Read]) -> list[Place]:

@@ -7,13 +7,22 @@ from typing import Any, ClassVar
 from anydepth.errors import ConfigError
 from anydepth.extras import require
 from anydepth.vllm.engine.positions import Place
-from anydepth.vllm.engine.prefix_limit import PrefixLimit
 from anydepth.vllm.limits import check_engine
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.versions import check_version
 from anydepth.vllm.wire import ATTRIBUTE, Findings, Orders
 
 _base: Any = require("vllm.v1.core.sched.scheduler", extra="vllm")
+
+
+class PrefixLimit:
+    """A request as the prefix cache is to see it: one whose cached part ends before position `limit`."""
+
+    def __init__(self, request: Any, limit: int) -> None:
+        self._request, self.num_tokens = request, min(limit + 1, request.num_tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
 
 
 class ReadingScheduler(_base.Scheduler):

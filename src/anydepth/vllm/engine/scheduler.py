@@ -24,8 +24,6 @@ logger = logging.getLogger("vllm.anydepth")
 _engine: Any = require("vllm.v1.engine", extra="vllm")
 Status: Any = require("vllm.v1.request", extra="vllm").RequestStatus
 
-_GOOD = ("stop", "length")
-
 
 class GuardedScheduler(ReadingScheduler):
     """Give it to vLLM as `scheduler_cls`.
@@ -159,7 +157,11 @@ class GuardedScheduler(ReadingScheduler):
         for client, output in self._refused:
             _outputs_of(outputs, client).append(output)
         self._refused.clear()
-        return {client: each for client, each in outputs.items() if _says_something(each)}
+        return {
+            client: each
+            for client, each in outputs.items()
+            if each.outputs or each.scheduler_stats or each.finished_requests
+        }
 
     def _take(self, findings: Findings) -> None:
         for guarded in self._guarded.values():
@@ -219,7 +221,7 @@ class GuardedScheduler(ReadingScheduler):
                 if guarded := self._check_requests.get(name):
                     if finish is not None:
                         del self._check_requests[name]
-                        guarded.conclude(name, self.setup, failed=str(finish) not in _GOOD)
+                        guarded.conclude(name, self.setup, failed=str(finish) not in ("stop", "length"))
                         answered.append(guarded)
                 elif guarded := self._guarded.get(name):
                     guarded.output.hold(output)
@@ -308,10 +310,4 @@ def _output(request: Any, finish: Any, reason: Any, tokens: list[int] | None = N
 
 
 def _outputs_of(outputs: dict[int, Any], client: int) -> list[Any]:
-    if client not in outputs:
-        outputs[client] = _engine.EngineCoreOutputs(outputs=[])
-    return outputs[client].outputs
-
-
-def _says_something(outputs: Any) -> bool:
-    return bool(outputs.outputs or outputs.scheduler_stats or outputs.finished_requests)
+    return outputs.setdefault(client, _engine.EngineCoreOutputs(outputs=[])).outputs

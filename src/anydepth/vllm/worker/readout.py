@@ -1,8 +1,9 @@
 """Read hidden states out of vLLM's model while it runs."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from anydepth.backends.protocol import Site
 from anydepth.errors import UnsupportedModel
@@ -15,21 +16,27 @@ Rows = dict[Site, Any]
 """Site -> tensor of row numbers of the batch to read there."""
 
 
-class ReadOut(Protocol):
+class ReadOut(ABC):
     """A way to read hidden states out of a forward pass of vLLM."""
 
-    name: str
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._rows: Rows = {}
 
     def expect(self, rows: Rows) -> None:
         """Note, before a forward pass, which rows of its batch are read."""
-        ...
+        self._rows = rows
 
+    @abstractmethod
     def take(self, aux: Sequence[Any] | None) -> dict[Site, Any]:
-        """The states of the pass, per site `[rows, hidden_size]`, in the model's number format."""
-        ...
+        """The states of the pass, per site `[rows, hidden_size]`, in the model's number format.
+
+        `aux` is what the model returned beside its last states.
+        """
 
 
-def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: ReadOutChoice, compiled: bool) -> "ReadOut":
+def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: ReadOutChoice, compiled: bool) -> ReadOut:
     """The read-out that fits model and engine; the log says which.
 
     Args:
@@ -42,6 +49,7 @@ def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: ReadOutCho
     Raises:
         UnsupportedModel: None fits; the message names the remedy.
     """
+    names = ", ".join(map(str, sites))
     supports_eagle3 = require("vllm.model_executor.models.interfaces", extra="vllm").supports_eagle3
     auxiliary = supports_eagle3(model) and all(site.module in ("input_layernorm", "output") for site in sites)
     if choice == "hooks" or (choice == "auto" and not compiled):
@@ -51,72 +59,57 @@ def choose(model: Any, layers: int, sites: Sequence[Site], *, choice: ReadOutCho
     elif auxiliary:
         found = AuxReadOut(model, layers, sites)
     else:
-        names = ", ".join(str(site) for site in sites)
         raise UnsupportedModel(
             f"{type(model).__name__} does not offer the states at {names} in compiled graphs (that needs vLLM's "
             "auxiliary hidden states, which give input_layernorm and output only); start vLLM with --enforce-eager"
         )
-    logger.info("anydepth reads %s by %s", ", ".join(map(str, sites)), found.name)
+    logger.info("anydepth reads %s by %s", names, found.name)
     return found
 
 
-class HookReadOut:
+class HookReadOut(ReadOut):
     """Forward hooks on the modules themselves: any site, in eager mode."""
 
     name = "forward hooks"
 
     def __init__(self, model: Any, layers: int, sites: Sequence[Site]) -> None:
-        self._rows: Rows = {}
+        super().__init__()
         self._states: dict[Site, Any] = {}
         for site in sites:
             find_module(model, layers, site).register_forward_hook(self._hook(site))
 
     def _hook(self, site: Site) -> Any:
-        whole = site.module == "output"
-
         def hook(module: Any, inputs: Any, output: Any) -> None:
-            rows = self._rows.get(site)
-            if rows is not None:
-                self._states[site] = _state(output, rows, whole=whole)
+            if (rows := self._rows.get(site)) is not None:
+                self._states[site] = _state(output, rows, whole=site.module == "output")
 
         return hook
 
-    def expect(self, rows: Rows) -> None:
-        """See `ReadOut.expect`."""
-        self._rows, self._states = rows, {}
-
     def take(self, aux: Sequence[Any] | None) -> dict[Site, Any]:
         """See `ReadOut.take`."""
-        self._rows = {}
-        return self._states
+        states, self._states, self._rows = self._states, {}, {}
+        return states
 
 
-class AuxReadOut:
+class AuxReadOut(ReadOut):
     """The auxiliary hidden states that models offer to EAGLE-3 drafters: part of the compiled graph."""
 
     name = "auxiliary hidden states"
 
     def __init__(self, model: Any, layers: int, sites: Sequence[Site]) -> None:
-        self._rows: Rows = {}
+        super().__init__()
         self._layer = {site: site.block + (site.module == "output") for site in sites}
-        self._norms = {
-            site: find_module(model, layers, site) if site.module == "input_layernorm" else None for site in sites
-        }
+        self._norms = {site: find_module(model, layers, site) for site in sites if site.module == "input_layernorm"}
         self._order = {layer: place for place, layer in enumerate(sorted(set(self._layer.values())))}
         model.set_aux_hidden_state_layers(tuple(self._order))
 
-    def expect(self, rows: Rows) -> None:
-        """See `ReadOut.expect`."""
-        self._rows = rows
-
     def take(self, aux: Sequence[Any] | None) -> dict[Site, Any]:
-        """See `ReadOut.take`; `aux` is what the model returned beside its last states."""
+        """See `ReadOut.take`."""
         states: dict[Site, Any] = {}
         for site, rows in self._rows.items():
             assert aux is not None
             stream = aux[self._order[self._layer[site]]].index_select(0, rows)
-            norm = self._norms[site]
-            states[site] = stream if norm is None else norm(stream)
+            states[site] = self._norms[site](stream) if site in self._norms else stream
         self._rows = {}
         return states
 

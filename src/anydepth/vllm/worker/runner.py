@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from anydepth.detectors import TextDetector
-from anydepth.extras import require
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.wire import ATTRIBUTE, OPENERS, Findings, Key, Orders
 from anydepth.vllm.worker.header_rows import HeaderRows
@@ -64,7 +64,6 @@ class GuardedRunner:
             lengths = [len(drafts.get(request, ())) for request in self.input_batch.req_ids]
             # an ended request runs the header alone; its sample is thrown away, its first row will do
             last = np.maximum(begins + num_scheduled_tokens - 1 - np.array(lengths), begins)
-            torch = require("torch", extra="vllm")
             indices = torch.from_numpy(last).to(indices.device, indices.dtype)
             self.anydepth.leave_out(last + 1, begins + num_scheduled_tokens)
         return indices, metadata, count
@@ -103,7 +102,6 @@ class RunnerState:
     def load_weight(self, device: Any) -> None:
         """Bring a linear detector's weight to the device, in float64: sums over many widths keep their digits."""
         if not self.setup.options.collects and self.setup.weight is not None:
-            torch = require("torch", extra="vllm")
             self._weight = torch.from_numpy(self.setup.weight.astype(np.float64)).to(device)
 
     def begin(self, orders: Orders | None) -> None:
@@ -117,14 +115,10 @@ class RunnerState:
         if not self._orders or self.read_out is None:
             return
         begun = time.perf_counter()
-        torch = require("torch", extra="vllm")
-        wanted: dict[Site, list[int]] = {}
-        for key, offset in self._orders.items():
-            request, _, index = key
-            if index != OPENERS:
-                site = self.setup.site_of[index]
-                wanted.setdefault(site, []).append(rows[request] + offset)
-                self._keys.setdefault(site, []).append(key)
+        for key in self._orders:
+            if key[2] != OPENERS:
+                self._keys.setdefault(self.setup.site_of[key[2]], []).append(key)
+        wanted = {site: [rows[key[0]] + self._orders[key] for key in keys] for site, keys in self._keys.items()}
         self.read_out.expect({site: torch.tensor(each, device=device) for site, each in wanted.items()})
         self.seconds += time.perf_counter() - begun
 
@@ -132,7 +126,6 @@ class RunnerState:
         """Say which rows nothing reads behind the last site: ranges of the batch's rows, from begin to before end."""
         if self.header_rows is None:
             return
-        torch = require("torch", extra="vllm")
         keep = np.ones(ends[-1], dtype=bool)
         for begin, end in zip(begins, ends, strict=True):
             keep[begin:end] = False
@@ -146,7 +139,6 @@ class RunnerState:
         if not orders:
             return None
         begun = time.perf_counter()
-        torch = require("torch", extra="vllm")
         findings: Findings = {}
         with torch.inference_mode():
             if self._keys and self.read_out is not None:

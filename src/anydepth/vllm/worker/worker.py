@@ -13,13 +13,12 @@ _WORKERS = {
     "cpu": ("vllm.v1.worker.cpu_worker", "CPUWorker"),
     "xpu": ("vllm.v1.worker.xpu_worker", "XPUWorker"),
 }
-_OTHERWISE = ("vllm.v1.worker.gpu_worker", "Worker")
 
 
 def _platform_worker() -> Any:
     """The worker class that vLLM itself would take here."""
     device = require("vllm.platforms", extra="vllm").current_platform.device_type
-    module, name = _WORKERS.get(device, _OTHERWISE)
+    module, name = _WORKERS.get(device, ("vllm.v1.worker.gpu_worker", "Worker"))
     return getattr(require(module, extra="vllm"), name)
 
 
