@@ -1,6 +1,7 @@
 """Let the bare model write answers to many prompts, in batches."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -60,16 +61,12 @@ def write_batch(
     backend: Backend, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int, sampling: Mapping[str, Any]
 ) -> list[Continuation]:
     """Continue all prompts in one session, unguarded; `sampling` are options of the engine."""
-    session = backend.open(prompts, max_new_tokens=max_new_tokens, seed=seed, **sampling)
-    tokens: list[tuple[int, ...]] = [() for _ in prompts]
-    ends = [0] * len(prompts)
-    finished: list[FinishReason | None] = [None] * len(prompts)
-    try:
-        while None in finished:  # a decode ends with the first row that ends
-            for row, decoded in enumerate(session.decode(max_new_tokens)):
-                if finished[row] is None:
-                    tokens[row] += decoded.token_ids[: len(decoded.token_ids) - decoded.end_tokens]
-                    finished[row], ends[row] = decoded.finish_reason, decoded.end_tokens
-    finally:
-        session.close()
-    return [Continuation(ids, reason or "length", end) for ids, reason, end in zip(tokens, finished, ends, strict=True)]
+    tokens: list[tuple[int, ...]] = [()] * len(prompts)
+    written: dict[int, Continuation] = {}
+    with closing(backend.open(prompts, max_new_tokens=max_new_tokens, seed=seed, **sampling)) as session:
+        while len(written) < len(prompts):  # a decode ends with the first row that ends
+            for row, got in enumerate(session.decode(max_new_tokens)):
+                tokens[row] += got.token_ids[: len(got.token_ids) - got.end_tokens]
+                if got.finish_reason is not None:
+                    written[row] = Continuation(tokens[row], got.finish_reason, got.end_tokens)
+    return [written[row] for row in range(len(prompts))]

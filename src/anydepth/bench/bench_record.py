@@ -41,6 +41,8 @@ class Report:
         budget: float,
         came: Callable[[Sequence[BenchRow], Mapping[str, Any]], None],
     ) -> None:
+        import torch
+
         self.backend, self.probe, self._came = backend, probe, came
         self.ratios: dict[tuple[str, int], list[float]] = {}
         self.result: dict[str, Any] = {
@@ -54,7 +56,12 @@ class Report:
             "finished": False,
             "model": {"name": backend.identity.name, "layers": backend.identity.num_layers, "dtype": dtype},
             "probe": {"reads": [str(read) for read in probe.reads], "header_tokens": len(probe.card.probe_ids)},
-            "machine": _machine(),
+            "machine": {
+                "processor": platform.processor() or platform.machine(),
+                "threads": torch.get_num_threads(),
+                "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                "system": platform.platform(),
+            },
             "versions": {
                 "anydepth": anydepth.__version__,
                 **{name: version(name) for name in ("torch", "transformers")},
@@ -64,14 +71,3 @@ class Report:
     def tell(self, *rows: BenchRow) -> None:
         """Hand on new figures."""
         self._came(rows, self.result)
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
-    }

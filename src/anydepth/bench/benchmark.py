@@ -124,7 +124,7 @@ def _measurements(
     packed = PackedScan(report, rates)
     why = report.backend.describe()["packed_reason"]
     everything = [*checks, *first, *([packed] if why is None else []), *further]
-    cuts = [] if why is None else [f"{packed.name}: not possible for this model, {why}"]
+    cuts = [f"{packed.name}: not possible for this model, {why}"] if why else []
     cuts += [
         f"{each.name}: left out, it takes {each.length} tokens and the model's context has room for {limit}"
         for each in everything

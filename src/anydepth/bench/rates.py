@@ -1,9 +1,10 @@
 """What this machine takes for the parts of a measurement, by the length of the conversation."""
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from anydepth.bench.timing import endless, filled, seconds
+from anydepth.bench.timing import check_times, endless, filled, seconds
 from anydepth.detectors import LinearProbe
 
 if TYPE_CHECKING:
@@ -62,17 +63,9 @@ class Rates:
 
 def first_rate(backend: "TransformersBackend", probe: LinearProbe) -> PartTimes:
     """Time each part once on a short conversation, after a round that does not count: the first pass is slow."""
-    from anydepth.backends.transformers.naive import naive_state
-
+    tokens, times = check_times(backend, {"check": probe}, _LENGTH, 2, steps=_STEPS)
+    step, check, naive = (times[name][-1] for name in ("step", "check", "check, naive"))
     prompt = filled(backend, _LENGTH)
-    session = backend.open([prompt], max_new_tokens=4 * _STEPS + 1, **endless(backend))
-    session.decode(_STEPS)
-    probe.check(session, [session.current(0)])
-    step = seconds(lambda: session.decode(_STEPS)) / _STEPS
-    check = seconds(lambda: probe.check(session, [session.current(0)]))
-    naive = seconds(lambda: naive_state(session, probe.reads[-1].site))
-    session.close()
-    again = backend.open([prompt], max_new_tokens=2, **endless(backend))
-    prefill = max(0.0, seconds(lambda: again.decode(1))) / len(prompt.ids)
-    again.close()
-    return PartTimes(len(prompt.ids), prefill, step, check, naive)
+    with closing(backend.open([prompt], max_new_tokens=2, **endless(backend))) as session:
+        prefill = seconds(lambda: session.decode(1)) / len(prompt.ids)
+    return PartTimes(tokens, prefill, step, check, naive)

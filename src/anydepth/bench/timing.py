@@ -64,10 +64,9 @@ def check_times(
     # Afterwards: a naive check copies and frees the whole cache, which slows down whatever comes next.
     for name, each in detectors.items():
         if declares_reads(each):
-            site = each.reads[-1].site
             naive = times[f"{name}, naive"] = []
             while len(naive) < len(times["step"]) and not (naive and enough()):
-                naive.append(seconds(lambda s=site: naive_state(session, s)))
+                naive.append(seconds(lambda site=each.reads[-1].site: naive_state(session, site)))
     session.close()
     return len(prompt.ids), times
 
@@ -86,9 +85,8 @@ def throughput(backend: "TransformersBackend", detector: Detector, interval: int
 
 
 def _answer(guard: Guard, prompt: Prompt, tokens: int) -> None:
-    generated = 0
-    for turn in guard.turns([prompt], max_new_tokens=tokens, **endless(guard.backend)):  # pyright: ignore
-        generated += sum(len(getattr(event, "token_ids", ())) for _, event in turn)
+    turns = guard.turns([prompt], max_new_tokens=tokens, **endless(guard.backend))  # pyright: ignore
+    generated = sum(len(getattr(event, "token_ids", ())) for turn in turns for _, event in turn)
     if generated != tokens:
         raise ConfigError(f"the guarded answer has {generated} tokens, not {tokens}; the comparison would be unfair")
 

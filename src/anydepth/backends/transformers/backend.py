@@ -85,7 +85,9 @@ class TransformersBackend(Passes):
             raise PromptError("there is no prompt to answer; give at least one")
         options = vet_options(self.model.generation_config, options, sees_history=self.inputs.slices_history)
         length = max(len(prompt.ids) for prompt in prompts)
-        options = self._pin_minimum(options, length)
+        # each window would count `min_new_tokens` anew, so it is turned into a total length
+        if asked := options.get("min_new_tokens", self.model.generation_config.min_new_tokens):
+            options |= {"min_new_tokens": None, "min_length": length + asked}
         budget = self.budget(length, max_new_tokens)
         with self.lock:  # seeding it passes through the random state that a window of another thread may be using
             try_options(self.model, self.inputs.cache_name, options)
@@ -128,13 +130,6 @@ class TransformersBackend(Passes):
                 )
             answers.append(tuple(out[0, ids.shape[1] :].tolist()))
         return answers
-
-    def _pin_minimum(self, options: dict[str, Any], length: int) -> dict[str, Any]:
-        """Turn `min_new_tokens` into a total length: each window would count it anew."""
-        asked = options.get("min_new_tokens", self.model.generation_config.min_new_tokens)
-        if not asked:
-            return options
-        return {**options, "min_new_tokens": None, "min_length": length + asked}
 
     def read_batch(
         self,

@@ -16,12 +16,8 @@ _FOUND: WeakKeyDictionary[nn.Module, nn.ModuleList] = WeakKeyDictionary()
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The list of transformer blocks: the outermost ModuleList with one entry per hidden layer."""
-    if model not in _FOUND:
-        _FOUND[model] = _search(model)
-    return _FOUND[model]
-
-
-def _search(model: nn.Module) -> nn.ModuleList:
+    if model in _FOUND:
+        return _FOUND[model]
     count = text_config(model).num_hidden_layers
     lists = [
         (name.count("."), name, module)
@@ -32,7 +28,8 @@ def _search(model: nn.Module) -> nn.ModuleList:
         raise UnsupportedModel(
             f"{type(model).__name__} has no list of {count} blocks to read from; use a look-ahead detector (Rethink)"
         )
-    return min(lists, key=lambda found: found[:2])[2]
+    _FOUND[model] = min(lists, key=lambda found: found[:2])[2]
+    return _FOUND[model]
 
 
 def text_config(model: Any) -> Any:
@@ -51,8 +48,7 @@ def find_module(model: nn.Module, site: Site) -> nn.Module:
 def default_site(model: nn.Module) -> Site:
     """The paper's kind of site at two thirds of the depth; the block output where there is no `input_layernorm`."""
     blocks = find_blocks(model)
-    block = max(1, round(len(blocks) * 2 / 3))
-    block = min(block, len(blocks) - 1)
+    block = min(max(1, round(len(blocks) * 2 / 3)), len(blocks) - 1)
     if DEFAULT_MODULE in dict(blocks[block].named_children()):
         return Site(block, DEFAULT_MODULE)
     return Site(max(block - 1, 0), "output")

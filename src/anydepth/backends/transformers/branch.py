@@ -27,10 +27,10 @@ class Branch:
     history: torch.Tensor
 
     @classmethod
-    def fresh(cls, token_ids: Sequence[int], device: torch.device, place: int = 0) -> "Branch":
+    def fresh(cls, token_ids: Sequence[int], device: torch.device) -> "Branch":
         """A branch of one row with none of its tokens in a cache yet."""
         tail = torch.tensor([token_ids], device=device)
-        return cls([place], None, tail, tail[:, :0], tail[:, :0])
+        return cls([0], None, tail, tail[:, :0], tail[:, :0])
 
     def append(self, token_ids: Sequence[int]) -> "Branch":
         """This branch with more tokens after the tail of every row."""

@@ -2,8 +2,9 @@
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def file_fault(path: Path) -> str | None:
     if path.suffix == ".json":
         return _json_fault(path)
     if path.suffix == ".safetensors":
-        return _safetensors_fault(path)
+        opened = partial(safetensors.safe_open, framework="numpy")
+        return _unreadable(path, opened, "was cut short or is no safetensors file")
     if not zipfile.is_zipfile(path) and not start.startswith(_OLD_PICKLE):
         return f"{path} is no file of weights, or was cut short; fetch it again"
     return None
@@ -101,11 +103,13 @@ def _json_fault(path: Path) -> str | None:
     except (ValueError, RecursionError) as error:  # a JSONDecodeError or UnicodeDecodeError; nested too deep
         return f"{path} is not valid JSON ({error}); mend it or fetch it again"
     if not isinstance(held, dict):
-        return f"{path} holds {_json_kind(held)}, not an object; mend it or fetch it again"
+        kind = {list: "a list", str: "a string", type(None): "null"}.get(type(held), "a single value")
+        return f"{path} holds {kind}, not an object; mend it or fetch it again"
     if path.name.endswith(".index.json"):
         return _index_fault(path, held)
     if path.name == "tokenizer.json":
-        return _tokenizer_fault(path)
+        fault = "holds no tokenizer that this version of tokenizers reads"
+        return _unreadable(path, tokenizers.Tokenizer.from_file, fault)
     return _dtype_fault(path, held) if path.name == "config.json" else None
 
 
@@ -113,17 +117,17 @@ def _index_fault(path: Path, index: dict[str, Any]) -> str | None:
     shards = index.get("weight_map")
     if not isinstance(shards, dict):
         return f"{path} has no weight_map, which says where each weight is; fetch it again"
-    missing = [name for name in sorted({str(name) for name in shards.values()}) if not (path.parent / name).is_file()]
-    if missing:
-        return f"{path} names {missing[0]}, which is not there; fetch that file"
-    return None
+    named = set(map(str, shards.values()))
+    missing = min((name for name in named if not (path.parent / name).is_file()), default=None)
+    return None if missing is None else f"{path} names {missing}, which is not there; fetch that file"
 
 
-def _tokenizer_fault(path: Path) -> str | None:
+def _unreadable(path: Path, library: Callable[[str], Any], fault: str) -> str | None:
+    """The fault, with what the library says of it, if it cannot read the file."""
     try:
-        tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # it raises bare Exceptions
-        return f"{path} holds no tokenizer that this version of tokenizers reads ({reason(error)}); fetch it again"
+        library(str(path))
+    except Exception as error:  # tokenizers raises bare Exceptions
+        return f"{path} {fault} ({reason(error)}); fetch it again"
     return None
 
 
@@ -135,15 +139,3 @@ def _dtype_fault(path: Path, config: dict[str, Any]) -> str | None:
             if isinstance(name, str) and name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
                 return f"{path} says {key} is {name!r}; write the name of a dtype of PyTorch, e.g. 'bfloat16'"
     return None
-
-
-def _safetensors_fault(path: Path) -> str | None:
-    try:
-        with safetensors.safe_open(path, framework="numpy"):
-            return None
-    except Exception as error:
-        return f"{path} was cut short or is no safetensors file ({reason(error)}); fetch it again"
-
-
-def _json_kind(held: object) -> str:
-    return {list: "a list", str: "a string", type(None): "null"}.get(type(held), "a single value")

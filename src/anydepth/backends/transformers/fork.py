@@ -17,15 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 from transformers import cache_utils
 from transformers.cache_utils import Cache
 
 from anydepth.backends.transformers.growing import GrowingLayer
 from anydepth.errors import UnsupportedCache
-
-
-def _shared(layer: Any) -> Any:
-    return copy.copy(layer)
 
 
 def _slots(layer: Any) -> Any:
@@ -39,37 +36,34 @@ def _slots(layer: Any) -> Any:
 def _states_cloned(layer: Any) -> Any:
     """Clone the recurrent and convolution states; keys and values beside them are rebound by `update`, so shared."""
     twin = copy.copy(layer)
-    for name, value in vars(layer).items():
-        if isinstance(value, dict):
-            setattr(twin, name, {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in value.items()})
+    states = {name: value for name, value in vars(layer).items() if isinstance(value, dict)}
+    vars(twin).update(tree_map_only(torch.Tensor, torch.clone, states))
     return twin
 
 
-def _cloned(layer: Any) -> Any:
-    """Copy every tensor that the layer holds, directly or in its dictionaries of states."""
-    twin = _states_cloned(layer)
-    for name, value in vars(layer).items():
-        if isinstance(value, torch.Tensor):
-            setattr(twin, name, value.clone())
+def clone(layer: Any) -> Any:
+    """Copy every tensor that a cache layer holds, directly or in its dictionaries and tuples."""
+    twin = copy.copy(layer)
+    vars(twin).update(tree_map_only(torch.Tensor, torch.clone, vars(layer)))
     return twin
 
 
 _KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "DynamicLayer": ("shared", _shared),
-    "DynamicSlidingWindowLayer": ("shared", _shared),
-    "DynamicIndexedLayer": ("shared", _shared),
-    "QuantoQuantizedLayer": ("shared", _shared),
-    "HQQQuantizedLayer": ("shared", _shared),
-    "Fp8QuantizedLayer": ("shared", _shared),
+    "DynamicLayer": ("shared", copy.copy),
+    "DynamicSlidingWindowLayer": ("shared", copy.copy),
+    "DynamicIndexedLayer": ("shared", copy.copy),
+    "QuantoQuantizedLayer": ("shared", copy.copy),
+    "HQQQuantizedLayer": ("shared", copy.copy),
+    "Fp8QuantizedLayer": ("shared", copy.copy),
     "StaticLayer": ("slots", _slots),
     "StaticIndexedLayer": ("slots", _slots),
-    "StaticSlidingWindowLayer": ("cloned", _cloned),
+    "StaticSlidingWindowLayer": ("cloned", clone),
     "LinearAttentionLayer": ("cloned", _states_cloned),
     "LinearAttentionAndFullAttentionLayer": ("cloned", _states_cloned),
     "LinearAttentionAndSlidingWindowAttentionLayer": ("cloned", _states_cloned),
-    "LinearAttentionAndStaticFullAttentionLayer": ("cloned", _cloned),
-    "LinearAttentionAndStaticSlidingWindowAttentionLayer": ("cloned", _cloned),
-    "DummyLayer": ("empty", _shared),
+    "LinearAttentionAndStaticFullAttentionLayer": ("cloned", clone),
+    "LinearAttentionAndStaticSlidingWindowAttentionLayer": ("cloned", clone),
+    "DummyLayer": ("empty", copy.copy),
 }
 _BY_CLASS = {getattr(cache_utils, name): kind for name, kind in _KINDS.items() if hasattr(cache_utils, name)}
 _BY_CLASS[GrowingLayer] = ("slots", GrowingLayer.fork)
@@ -122,7 +116,7 @@ def can_rewind(cache: Cache) -> bool:
     """
     layers: list[Any] = cache.layers
     for layer in layers:
-        rebinds = _kind(layer, 0)[1] in (_shared, GrowingLayer.fork)
+        rebinds = _kind(layer, 0)[1] in (copy.copy, GrowingLayer.fork)
         croppable = getattr(layer, "is_croppable", hasattr(layer, "crop"))  # told since Transformers 5.17
         if not rebinds or not croppable or isinstance(layer, _QUANTIZED):
             return False

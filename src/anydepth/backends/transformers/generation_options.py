@@ -1,6 +1,6 @@
 """Vet the sampling options of `model.generate`, so that decoding by windows gives what one call would give."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -114,10 +114,16 @@ def vet_options(defaults: GenerationConfig, options: Mapping[str, Any], *, sees_
             raise ConfigError(f"{name} is set by the guard; {_SET_BY_US[name]}")
         if name not in _FIELDS | _CALLABLES | _PARAMETERS:
             raise ConfigError(f"{name} is not an option of transformers' generate(); see GenerationConfig")
-    _refuse_unknown(defaults, options, unlisted_fields())
+    effective = vars(defaults) | dict(options)
+    for name in sorted(unlisted_fields()):
+        if (value := effective.get(name)) is not None:
+            raise ConfigError(
+                f"{name}={value!r}{_source(name, options)} is new in Transformers {transformers.__version__}, and this "
+                f"anydepth cannot say whether it can be guarded; pass {name}=None"
+            )
     passed = dict(options)
     for name, (harmless, why) in _REFUSED.items():
-        value = _effective(name, options, defaults)
+        value = effective.get(name)
         if name not in options and value is None:
             continue  # the library's own default, which is harmless
         if not any(value is good or (value == good and type(value) is not bool) for good in harmless):
@@ -129,13 +135,12 @@ def vet_options(defaults: GenerationConfig, options: Mapping[str, Any], *, sees_
             passed[name] = harmless[0]
     if not sees_history:
         for name, neutral in _HISTORY.items():
-            value = _effective(name, options, defaults)
-            if value not in neutral:
+            if (value := effective.get(name)) not in neutral:
                 raise UnsupportedModel(
                     f"{name}={value!r}{_source(name, options)} looks at earlier tokens, which a purely recurrent model "
                     f"is not fed again; pass {name}={neutral[-1]!r}"
                 )
-    if (begin := _effective("begin_suppress_tokens", options, defaults)) is not None:
+    if (begin := effective.get("begin_suppress_tokens")) is not None:
         passed["begin_suppress_tokens"] = begin  # by name also where it is the model's, since only one window begins
     return passed
 
@@ -145,27 +150,5 @@ def unlisted_fields() -> frozenset[str]:
     return _FIELDS - _SET_BY_US.keys() - _REFUSED.keys() - _HISTORY.keys() - _PASSED
 
 
-def _refuse_unknown(defaults: GenerationConfig, options: Mapping[str, Any], names: Iterable[str]) -> None:
-    for name in sorted(names):
-        value = _effective(name, options, defaults)
-        if value is not None:
-            raise ConfigError(
-                f"{name}={value!r}{_source(name, options)} is new in Transformers {transformers.__version__}, and this "
-                f"anydepth cannot say whether it can be guarded; pass {name}=None"
-            )
-
-
 def _source(name: str, options: Mapping[str, Any]) -> str:
     return "" if name in options else " (the model's generation config asks for it)"
-
-
-def _effective(name: str, options: Mapping[str, Any], defaults: GenerationConfig) -> Any:
-    return options.get(name, getattr(defaults, name, None))
-
-
-def end_token_ids(defaults: GenerationConfig, options: Mapping[str, Any]) -> frozenset[int]:
-    """Ids that end a turn, from the options or the model's generation config."""
-    value = _effective("eos_token_id", options, defaults)
-    if value is None:
-        return frozenset()
-    return frozenset([int(value)] if isinstance(value, int) else [int(each) for each in value])

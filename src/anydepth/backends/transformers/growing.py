@@ -49,23 +49,18 @@ class GrowingLayer(DynamicLayer):
         self, start: int, stop: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Buffers with room up to `stop` that hold the first `start` states."""
-        fits = self._buffers is not None and stop <= self._buffers[0].shape[-2]
-        # Slots below `_shared` are the parent's: a cropped fork must not write there.
-        if fits and self._owns(start) and start >= self._shared:
-            assert self._buffers is not None
-            return self._buffers
+        buffers = self._buffers
+        assert self.keys is not None and self.values is not None
+        if (
+            buffers is not None
+            and stop <= buffers[0].shape[-2]
+            and start >= self._shared  # slots below are the parent's: a cropped fork must not write there
+            and self.keys.data_ptr() == buffers[0].data_ptr()  # else the library rebound the keys, e.g. to select rows
+        ):
+            return buffers
         size = stop + stop // 4 + RESERVE
-        grown = tuple(states.new_empty(*states.shape[:2], size, states.shape[-1]) for states in (keys, values))
+        key_buffer, value_buffer = (each.new_empty(*each.shape[:2], size, each.shape[-1]) for each in (keys, values))
         if start:
-            assert self.keys is not None and self.values is not None
-            for buffer, states in zip(grown, (self.keys, self.values), strict=True):
-                buffer[:, :, :start] = states
-        self._buffers, self._shared = (grown[0], grown[1]), 0
+            key_buffer[:, :, :start], value_buffer[:, :, :start] = self.keys, self.values
+        self._buffers, self._shared = (key_buffer, value_buffer), 0
         return self._buffers
-
-    def _owns(self, start: int) -> bool:
-        """False once the library has rebound the keys to other memory, e.g. to select rows."""
-        if start == 0:
-            return False
-        assert self.keys is not None and self._buffers is not None
-        return self.keys.data_ptr() == self._buffers[0].data_ptr()

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from threading import get_ident
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers.cache_utils import DynamicCache
 from anydepth.backends.transformers.blocks import text_config
 from anydepth.backends.transformers.generation_options import PLAIN
 from anydepth.errors import ConfigError, UnsupportedModel
+
+_TWO_TOKENS = [[0, 0]]
 
 
 class _Reached(Exception):
@@ -23,16 +26,15 @@ def hands_over(model: Any, name: str) -> bool:
     Raises UnsupportedModel if `generate` fails before it calls `forward`.
     """
     cache = DynamicCache(config=text_config(model))
-    ids = _two_tokens(model)
     try:
-        arguments = _first_arguments(model, ids, {**PLAIN, "max_new_tokens": 1, "pad_token_id": 0, name: cache})
+        arguments = _first_arguments(model, {**PLAIN, "max_new_tokens": 1, "pad_token_id": 0, name: cache})
     except Exception as error:
         raise UnsupportedModel(
             f"generate() of {type(model).__name__} fails before its first forward pass, with a "
             f"{type(error).__name__}: {error}; mend the model or its generation config"
         ) from error
     tokens = arguments.get("input_ids")
-    return arguments.get(name) is cache and tokens is not None and torch.equal(tokens, ids)
+    return arguments.get(name) is cache and tokens is not None and tokens.tolist() == _TWO_TOKENS
 
 
 def try_options(model: Any, name: str, options: Mapping[str, Any]) -> None:
@@ -49,18 +51,15 @@ def try_options(model: Any, name: str, options: Mapping[str, Any]) -> None:
     ours = {"max_new_tokens": 1, "cache_implementation": None, "stop_strings": None, name: cache}
     given = {key: value for key, value in options.items() if key not in ("cache_config", "stopping_criteria")}
     try:
-        _first_arguments(model, _two_tokens(model), {"pad_token_id": 0, **given, **ours})
+        _first_arguments(model, {"pad_token_id": 0, **given, **ours})
     except Exception as error:
         names = ", ".join(sorted(given)) or "the model's own generation config"
         raise ConfigError(f"transformers' generate() refuses the options ({names}): {error}") from error
 
 
-def _two_tokens(model: Any) -> torch.Tensor:
-    return torch.zeros(1, 2, dtype=torch.long, device=model.device)
-
-
-def _first_arguments(model: Any, ids: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+def _first_arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of the first call of `forward` by `generate`; empty where it makes none."""
+    ids = torch.tensor(_TWO_TOKENS, device=model.device)
     seen: dict[str, Any] = {}
     mine = get_ident()
 
@@ -70,12 +69,7 @@ def _first_arguments(model: Any, ids: torch.Tensor, options: Mapping[str, Any]) 
             raise _Reached
 
     hook = model.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what there is to warn of, the real call does
-            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
+    with hook, suppress(_Reached), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to warn of, the real call does
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     return seen

@@ -18,7 +18,13 @@ def identify(model: Any) -> ModelIdentity:
     config = text_config(model)
     shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)
     digest = hashlib.sha256(repr(shape).encode())
-    for _, parameter in sorted(_vectors(model), key=lambda named: named[0]):
+    vectors = {
+        f"{index:04d}.{name}": parameter
+        for index, block in enumerate(find_blocks(model))
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 1 and "lora" not in name and parameter.is_floating_point()
+    }
+    for _, parameter in sorted(vectors.items()):
         digest.update(parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return ModelIdentity(
         name=str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
@@ -28,14 +34,3 @@ def identify(model: Any) -> ModelIdentity:
         num_layers=config.num_hidden_layers,
         fingerprint=digest.hexdigest()[:32],
     )
-
-
-def _vectors(model: Any) -> list[tuple[str, torch.Tensor]]:
-    """One-dimensional weights of the blocks, by their name inside the block, adapters left out."""
-    blocks = find_blocks(model)
-    return [
-        (f"{index:04d}.{name}", parameter)
-        for index, block in enumerate(blocks)
-        for name, parameter in block.named_parameters()
-        if parameter.ndim == 1 and "lora" not in name and parameter.is_floating_point()
-    ]

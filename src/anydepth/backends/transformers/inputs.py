@@ -30,22 +30,21 @@ class ForwardInputs:
 
     def __init__(self, model: Any) -> None:
         names = inspect.signature(model.forward).parameters
-        found = [name for name in _CACHE_NAMES if name in names]
-        if not found:
+        cache_name = next((name for name in _CACHE_NAMES if name in names), None)
+        if cache_name is None:
             raise UnsupportedModel(
                 f"{type(model).__name__} keeps its state outside of a Transformers Cache, so it cannot be forked; "
                 "guard it through a server with a look-ahead detector"
             )
         # The name alone will not do: XLM has a `cache`, and its `generate` adds a token to every text; a model whose
         # code is not the library's may still say `past_key_values` where the library hands over a `cache`.
-        if not hands_over(model, found[0]):
+        if not hands_over(model, cache_name):
             raise UnsupportedModel(
                 f"generate() of {type(model).__name__} does not hand the tokens and the cache that it is given on to "
-                f"forward({found[0]}=...) as they are (Transformers {transformers.__version__}), so its answers cannot "
-                "be forked; guard it through a server with a look-ahead detector"
+                f"forward({cache_name}=...) as they are (Transformers {transformers.__version__}), so its answers "
+                "cannot be forked; guard it through a server with a look-ahead detector"
             )
-        self._model = model
-        self.cache_name = found[0]
+        self._model, self.cache_name = model, cache_name
         self.takes_positions = "position_ids" in names
         self.keeps_logits = "logits_to_keep" in names
 
@@ -55,9 +54,8 @@ class ForwardInputs:
 
         Not so for pure Mamba, whose cache does not count its tokens.
         """
-        if self.cache_name == "cache_params":
-            return False
-        return any(isinstance(layer, CacheLayerMixin) for layer in self._cache().layers)
+        layers = self._cache().layers
+        return self.cache_name != "cache_params" and any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
     def build(self, ids: torch.Tensor, cache: Cache | None, mask: torch.Tensor) -> dict[str, Any]:
         """Arguments for the new tokens `ids` `[b, t]`; `mask` `[b, cached + t]` marks what is no padding."""

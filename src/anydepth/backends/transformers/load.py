@@ -54,10 +54,8 @@ def load(
         raise ModelError(f"model {str(model)!r} is an adapter itself, of {base!r}; give {base!r} and one adapter")
     tokenizer = open_tokenizer(model, revision=revision)
     arguments = {**model_kwargs, "dtype": "auto" if dtype == "fast" else dtype}
-    if base is None:
-        loaded = open_model(AutoModelForCausalLM, model, revision=revision, **arguments)
-    else:
-        loaded = open_model(AutoModelForCausalLM, base, **arguments)
+    weights, its_revision = (model, revision) if base is None else (base, None)
+    loaded = open_model(AutoModelForCausalLM, weights, revision=its_revision, **arguments)
     if device is not None:
         loaded = _moved(loaded, device)
     if loaded.device.type == "cpu":

@@ -1,14 +1,14 @@
 """Count the memory that a check takes."""
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import Cache
 
-from anydepth.backends.protocol import Read, sites_of
+from anydepth.backends.protocol import Read
 from anydepth.backends.transformers.session import TransformersSession
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -17,10 +17,9 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def fork_bytes(session: TransformersSession, reads: tuple[Read, ...]) -> tuple[int, int]:
     """Bytes of the first row's cache, and of what a fork of it has beyond them once the header was run on it."""
     before = _storages(session.cache)
-    branch, header = session.fork_at(0), session.passes.header
+    branch = session.fork_at(0)
     assert branch.cache is not None
-    if ids := header.ids[: max(read.token for read in reads) + 1]:
-        session.passes.read_branch(branch.append(ids), sites_of(reads))
+    session.passes.read_header(branch, reads)
     after = _storages(branch.cache)
     return sum(before.values()), sum(size for place, size in after.items() if place not in before)
 
@@ -32,20 +31,14 @@ def peak_growth(work: Callable[[], object]) -> int | None:
     first.
     """
     try:
-        _hand_back_freed_memory()
+        # what glibc keeps of freed memory goes back to the kernel; other C libraries have no such function
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
         _RESET.write_text("5")  # the peak starts anew at what there is now
         before = _resident("VmRSS")
         work()
         return max(0, _resident("VmHWM") - before)
     except OSError:
         return None
-
-
-def _hand_back_freed_memory() -> None:
-    """Return what glibc keeps of freed memory to the kernel; nothing with another C library."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _resident(field: str) -> int:
@@ -55,19 +48,6 @@ def _resident(field: str) -> int:
 
 def _storages(cache: Cache) -> dict[int, int]:
     """Address and size of each piece of memory that the layers hold."""
-    found = {}
-    for layer in cache.layers:
-        for tensor in _tensors(list(vars(layer).values())):
-            storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return found
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
+    held = tree_leaves([vars(layer) for layer in cache.layers])
+    pieces = [each.untyped_storage() for each in held if isinstance(each, torch.Tensor)]
+    return {piece.data_ptr(): piece.nbytes() for piece in pieces}

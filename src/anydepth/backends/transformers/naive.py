@@ -3,16 +3,16 @@
 No early exit, no trimmed header, no packing: what the ideas of this package save. Only `anydepth bench` uses it.
 """
 
-import copy
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from anydepth.backends.protocol import Site
+from anydepth.backends.transformers.fork import clone, fork
 from anydepth.backends.transformers.passes import Passes
+from anydepth.backends.transformers.read import to_numpy
 from anydepth.backends.transformers.session import TransformersSession
 from anydepth.templates.template import Prompt
 
@@ -24,10 +24,9 @@ def naive_state(session: TransformersSession, site: Site) -> torch.Tensor:
     published server does at every check.
     """
     branch = session.fork_at(0).append(session.passes.header.ids)
-    cache = copy.copy(branch.cache)
-    assert cache is not None
-    cache.layers = [_copied(layer) for layer in cache.layers]
-    return _last_header_state(session.passes, branch.tail, cache, branch.whole_mask, site)
+    assert branch.cache is not None
+    branch.cache.layers = [clone(layer) for layer in branch.cache.layers]
+    return _last_header_state(session.passes, branch.tail, branch.cache, branch.whole_mask, site)
 
 
 def naive_scan(
@@ -44,10 +43,8 @@ def naive_scan(
             with torch.no_grad():
                 passes.model(**passes.inputs.build(text[:, done:stop], cache, mask))
             done = stop
-        twin = copy.copy(cache)
-        twin.layers = [copy.copy(layer) for layer in cache.layers]
         mask = torch.ones(1, stop + header.shape[1], dtype=torch.long, device=text.device)
-        states.append(_last_header_state(passes, header, twin, mask, site)[0].float().cpu().numpy())
+        states.append(to_numpy(_last_header_state(passes, header, fork(cache), mask, site)[0]))
     return np.stack(states)
 
 
@@ -57,13 +54,3 @@ def _last_header_state(passes: Passes, ids: torch.Tensor, cache: Cache, mask: to
         output = passes.model(**passes.inputs.build(ids, cache, mask), output_hidden_states=True)
     header = passes.header
     return output.hidden_states[site.block][:, ids.shape[1] - len(header.ids) + header.read_index]
-
-
-def _copied(layer: Any) -> Any:
-    twin = copy.copy(layer)
-    for name, value in vars(layer).items():
-        if isinstance(value, torch.Tensor):
-            setattr(twin, name, value.clone())
-        elif isinstance(value, tuple) and all(isinstance(part, torch.Tensor) for part in value):
-            setattr(twin, name, tuple(part.clone() for part in value))
-    return twin

@@ -53,12 +53,13 @@ def open_model(
     with opening(what, place, revision):
         model, info = auto.from_pretrained(place, revision=revision, **arguments)
     # Also where the caller asked for weights of another shape to be passed over: they would be random all the same.
-    if (fault := weights_fault(model, info, remedy)) is not None:
-        raise ModelError(f"{what} {str(place)!r} cannot be loaded: {fault}")
+    fault = weights_fault(model, info, remedy)
     # The library goes on without a generation config that it cannot read, and so with other ends of a turn.
     settings = (folder_of(place, revision) or Path()) / "generation_config.json"
-    if settings.is_file() and (fault := file_fault(settings)) is not None:
-        raise ModelError(f"{what} {str(place)!r} cannot be loaded: {fault}")
+    if fault is None and settings.is_file():
+        fault = file_fault(settings)
+    if fault is not None:
+        raise _refused(what, place, fault)
     return model
 
 
@@ -79,7 +80,7 @@ def open_adapter(model: Any, place: Place, *, revision: str | None = None) -> An
     fault = _adapter_fault(loaded.active_peft_config, stored, wanted, elsewhere)
     if fault is not None:
         getattr(loaded, "unload", lambda: None)()  # it went into the layers of the caller's model, if of such a kind
-        raise ModelError(f"adapter {str(place)!r} cannot be loaded: {fault}; {remedy}")
+        raise _refused("adapter", place, f"{fault}; {remedy}")
     return loaded
 
 
@@ -114,15 +115,11 @@ def base_of(place: Place, *, revision: str | None = None, **where: Any) -> str |
             return None
         base = json.loads(Path(found).read_bytes()).get("base_model_name_or_path")
     if Path(found).with_name("config.json").exists():
-        raise ModelError(
-            f"model {str(place)!r} cannot be loaded: it holds a model and an adapter; put adapter_config.json and the "
-            "adapter's weights into a folder of their own and give that as the adapter"
-        )
+        remedy = "put adapter_config.json and the adapter's weights into a folder of their own"
+        raise _refused("model", place, f"it holds a model and an adapter; {remedy} and give that as the adapter")
     if not base:
-        raise ModelError(
-            f"model {str(place)!r} cannot be loaded: it is an adapter, and its adapter_config.json names no base "
-            "model; give the base model, and this as the adapter"
-        )
+        nameless = "it is an adapter, and its adapter_config.json names no base model"
+        raise _refused("model", place, f"{nameless}; give the base model, and this as the adapter")
     return str(base)
 
 
@@ -149,10 +146,16 @@ def opening(
     except Exception as error:
         why = _known_cause(error) or _broken_file(place, revision, part)
         if why is None:
-            missing = _is_path(place) and folder_of(place, revision) is None
+            # so written, it cannot be meant as a hub id
+            is_path = str(place).startswith(("/", ".", "~")) or str(place).count("/") > 1
+            missing = is_path and folder_of(place, revision) is None
             said = f"there is no folder {str(place)!r}" if missing else reason(error)
             why = f"{said}; {remedy or 'give a hub id, or a folder with a whole checkpoint'}"
-        raise ModelError(f"{what} {str(place)!r} cannot be loaded: {why}") from error
+        raise _refused(what, place, why) from error
+
+
+def _refused(what: str, place: Place, why: str) -> ModelError:
+    return ModelError(f"{what} {str(place)!r} cannot be loaded: {why}")
 
 
 def _known_cause(error: Exception) -> str | None:
@@ -178,8 +181,3 @@ def _broken_file(place: Place, revision: str | None, part: str | None) -> str | 
     if part == "adapter" and not any(folder.glob("adapter_model*")):
         return f"there are no weights of an adapter in {folder}; copy adapter_model.safetensors into it"
     return None
-
-
-def _is_path(place: Place) -> bool:
-    """Whether `place` is written as a path, so that it cannot be meant as a hub id."""
-    return str(place).startswith(("/", ".", "~")) or str(place).count("/") > 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
 
 from anydepth.backends.protocol import CONTENT, FinishedAnswer, Site
@@ -60,8 +61,11 @@ def read_batch(
         _check(answer, passes.context_length, len(passes.header.ids))
     own = suffix is None
     header = tuple(passes.header.ids if suffix is None else suffix)[: max(tokens) + 1]
-    texts = [(*answer.prompt.ids[: answer.prompt.start], *answer.answer_ids[: answer.deepest]) for answer in answers]
-    text = _right_pad(texts, passes.pad_id).to(passes.model.device)
+    texts = [
+        torch.tensor((*answer.prompt.ids[: answer.prompt.start], *answer.answer_ids[: answer.deepest]))
+        for answer in answers
+    ]
+    text = pad_sequence(texts, batch_first=True, padding_value=passes.pad_id).to(passes.model.device)
     cache = DynamicCache()  # keeps every token, also where a sliding layer would forget the ones an early depth needs
     # no mask: what pads a text on the right comes after all that is read of it
     at_text = read(passes.model, sites, passes.inputs.build(text, cache, torch.ones_like(text)))
@@ -69,18 +73,15 @@ def read_batch(
         {site: np.empty((len(answer.depths), len(tokens), passes.identity.hidden_size), np.float32) for site in sites}
         for answer in answers
     ]
-    places = [place for place, token in enumerate(tokens) if token != CONTENT]
-    picked = [tokens[place] for place in places]
     size = max(1, _TOKENS_A_PASS // max(1, len(header)))
     for begin in range(0, max(len(answer.depths) for answer in answers), size) if header else ():
         ends = [[each.prompt.start + depth for depth in each.depths[begin : begin + size]] for each in answers]
-        count = max(map(len, ends))
-        padded = [row + [0] * (count - len(row)) for row in ends]
+        padded = pad_sequence([torch.tensor(row, dtype=torch.long) for row in ends], batch_first=True)
         states = read(passes.model, sites, _copies(passes, fork(cache), padded, header, text.shape[1]))
         for site, found in states.items():
-            each = to_numpy(found).reshape(len(answers), count, len(header), -1)
-            for row, values in enumerate(each):
-                out[row][site][begin : begin + size, places] = values[: len(ends[row])][:, picked]
+            for row, values in enumerate(to_numpy(found).reshape(*padded.shape, len(header), -1)):
+                # what is put in for CONTENT is not of the header; the text's own pass gives it below
+                out[row][site][begin : begin + size] = values[: len(ends[row])][:, list(tokens)]
     for row, answer in enumerate(answers):
         _from_text(passes, answer, tokens, own, {site: states[row] for site, states in at_text.items()}, out[row])
     return out
@@ -98,20 +99,13 @@ def _check(answer: FinishedAnswer, limit: int | None, header: int) -> None:
             raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
 
 
-def _right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
-
-
-def _copies(
-    passes: Passes, cache: Cache, ends: list[list[int]], header: tuple[int, ...], length: int
-) -> dict[str, Any]:
+def _copies(passes: Passes, cache: Cache, ends: torch.Tensor, header: tuple[int, ...], length: int) -> dict[str, Any]:
     """Arguments of the pass that runs, in each row, a copy of the header per entry of `ends` over `length` tokens."""
     device = passes.model.device
-    width, count = len(header), len(ends[0])
+    width, count = len(header), ends.shape[1]
     copy = torch.arange(count, device=device).repeat_interleave(width)
     within = torch.arange(width, device=device).repeat(count)
-    ends_of = torch.tensor(ends, device=device)[:, copy]
+    ends_of = ends.to(device)[:, copy]
     positions = ends_of + within
     text = torch.arange(length, device=device)
     sees_text = text < ends_of[:, :, None]

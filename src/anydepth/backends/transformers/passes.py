@@ -14,7 +14,7 @@ from anydepth.backends.protocol import Capability, ModelIdentity, Read, Site, si
 from anydepth.backends.transformers.blocks import text_config
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.caches import new_cache
-from anydepth.backends.transformers.generation_options import PLAIN, end_token_ids
+from anydepth.backends.transformers.generation_options import PLAIN
 from anydepth.backends.transformers.identity import identify
 from anydepth.backends.transformers.inputs import ForwardInputs
 from anydepth.backends.transformers.read import read, to_numpy
@@ -39,8 +39,8 @@ class Passes:
 
     Attributes:
         model: The model, without what PEFT puts around it; an adapter is part of its layers.
-        adapter: Whether the model has a PEFT adapter.
         reads_base_weights: Whether hidden states are read through the weights below the adapter.
+        reading_weights: The context in which hidden states are read: the adapter is off in it with `base_weights`.
         identity: Which model it is.
         template: What anydepth knows of the chat template.
         inputs: How the model takes new tokens.
@@ -58,14 +58,14 @@ class Passes:
         template_kwargs: Mapping[str, Any] | None = None,
         base_weights: bool = False,
     ) -> None:
-        self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "get_base_model")
-        if base_weights and not self.adapter:
+        adapter = hasattr(model, "disable_adapter") and hasattr(model, "get_base_model")
+        if base_weights and not adapter:
             raise ConfigError("base_weights=True, but the model has no PEFT adapter; load one with adapter=")
-        self.model = model.get_base_model() if self.adapter else model
+        self.model = model.get_base_model() if adapter else model
         self.model.eval()
         self.tokenizer = tokenizer
         self.reads_base_weights = base_weights
-        self._base_weights: Callable[[], AbstractContextManager[Any]] = (
+        self.reading_weights: Callable[[], AbstractContextManager[Any]] = (
             model.disable_adapter if base_weights else nullcontext
         )
         self.identity: ModelIdentity = identify(self.model)
@@ -83,10 +83,8 @@ class Passes:
     @property
     def pad_id(self) -> int:
         """Id that fills the left of shorter prompts; masked, so any id does."""
-        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if candidate is not None:
-                return int(candidate)
-        return 0
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((int(candidate) for candidate in candidates if candidate is not None), 0)
 
     @property
     def context_length(self) -> int | None:
@@ -114,11 +112,8 @@ class Passes:
 
     def end_tokens(self, options: Mapping[str, Any]) -> frozenset[int]:
         """Ids that end a turn, by these options of `generate` or the model's generation config."""
-        return end_token_ids(self.model.generation_config, options)
-
-    def reading_weights(self) -> AbstractContextManager[Any]:
-        """The context in which hidden states are read: the adapter is off in it with `base_weights`."""
-        return self._base_weights()
+        ends = options.get("eos_token_id", self.model.generation_config.eos_token_id)
+        return frozenset() if ends is None else frozenset(map(int, [ends] if isinstance(ends, int) else ends))
 
     # -- passes --------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ pass over the whole text gives.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
@@ -40,10 +40,8 @@ def prove(passes: Passes, needs: frozenset[Capability], reads: tuple[Read, ...],
     options = {name: value for name, value in GREEDY.items() if name not in ("cache_implementation", "cache_config")}
     with passes.lock:
         session = TransformersSession(passes, [prompt], budget=ANSWER_TOKENS, seed=0, options=options)
-        try:
+        with closing(session):
             _prove(session, needs, reads, prompt)
-        finally:
-            session.close()
 
 
 def _prove(session: TransformersSession, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt) -> None:

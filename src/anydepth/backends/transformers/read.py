@@ -1,7 +1,8 @@
 """Read hidden states during a forward pass, and end the pass as soon as the last site has been seen."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -28,32 +29,23 @@ def captured(model: nn.Module, sites: tuple[Site, ...], *, stop: bool) -> Iterat
     seen: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
     mine = get_ident()
 
-    def hook_for(site: Site) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if get_ident() != mine:
-                return  # another thread's pass over the same model: neither its states nor its end are ours
-            seen[site].append(output[0] if isinstance(output, tuple) else output)
-            if stop and all(seen.values()):
-                raise _LastSiteSeen
+    def hook(site: Site, _module: nn.Module, _args: Any, output: Any) -> None:
+        if get_ident() != mine:
+            return  # another thread's pass over the same model: neither its states nor its end are ours
+        seen[site].append(output[0] if isinstance(output, tuple) else output)
+        if stop and all(seen.values()):
+            raise _LastSiteSeen
 
-        return hook
-
-    handles = [find_module(model, site).register_forward_hook(hook_for(site)) for site in sites]
-    try:
+    with ExitStack() as hooks:
+        for site in sites:
+            hooks.enter_context(find_module(model, site).register_forward_hook(partial(hook, site)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def read(model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]) -> dict[Site, torch.Tensor]:
     """Run `model` on `inputs` up to the last of `sites`; states `[batch, tokens, hidden_size]` in the model's dtype."""
-    with captured(model, sites, stop=True) as seen:
-        try:
-            with torch.no_grad(), reading():
-                model(**inputs)
-        except _LastSiteSeen:
-            pass
+    with captured(model, sites, stop=True) as seen, suppress(_LastSiteSeen), torch.no_grad(), reading():
+        model(**inputs)
     for site, states in seen.items():
         if not states:
             raise UnsupportedModel(f"site {site} did not run in a forward pass of {type(model).__name__}")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.session import TransformersSession
@@ -38,19 +39,16 @@ class ReplaySession(TransformersSession):
         _ = passes.inputs.takes_chunks
         self._lengths = [len(answer) for answer in answers]
         self._stopped = list(stopped or [False] * len(answers))
-        padded = [[*answer, *[passes.pad_id] * (self._budget - len(answer))] for answer in answers]
-        self._answers = torch.tensor(padded, device=self._ids.device)
+        rows = [torch.tensor(answer, device=self._ids.device) for answer in answers]
+        self._answers = pad_sequence(rows, batch_first=True, padding_value=passes.pad_id)
 
     def _generate(self, n: int) -> None:
         done = self._ids.shape[1] - self._prompt_length
         left = [length - done for row, length in enumerate(self._lengths) if self._rows[row].live and length > done]
-        fresh = self._answers[:, done : done + min([n, *left])]
-        self._ids = torch.cat([self._ids, fresh], 1)
-        self._mask = torch.cat([self._mask, torch.ones_like(fresh)], 1)
-        unfed = self._ids.shape[1] - 1
-        self.passes.feed(self._ids[:, self._cached : unfed], self.cache, self._mask[:, :unfed])
-        self._cached = unfed
-        given = done + fresh.shape[1]
+        given = done + min([n, *left])
+        begin = self._cached
+        self._append(self._answers[:, done:given])
+        self.passes.feed(self._ids[:, begin : self._cached], self.cache, self._mask[:, : self._cached])
         self._ended = [
             stopped and length == given and row.live
             for row, length, stopped in zip(self._rows, self._lengths, self._stopped, strict=True)

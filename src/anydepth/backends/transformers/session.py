@@ -1,12 +1,12 @@
 """Answers under way on a Transformers model: decode by windows, fork, read."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import StopStringCriteria
 
 from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Site, sites_of
@@ -29,20 +29,6 @@ class _Row:
     depth: int
     end_tokens: int = 0
     live: bool = True
-
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _alone(method: Method) -> Method:
-    """Run a step of a session while no other thread runs one on the same model."""
-
-    @wraps(method)
-    def step(self: "TransformersSession", *args: Any, **kwargs: Any) -> Any:
-        with self.passes.lock:
-            return method(self, *args, **kwargs)
-
-    return step  # pyright: ignore[reportReturnType]
 
 
 class TransformersSession:
@@ -68,7 +54,9 @@ class TransformersSession:
     ) -> None:
         self.passes, self._model, self._options = passes, passes.model, options
         self._rows = [_Row(prompt, prompt.prefill) for prompt in prompts]
-        self._ids, self._mask = _left_pad([prompt.ids for prompt in prompts], passes.pad_id, self._model.device)
+        texts = [torch.tensor(prompt.ids) for prompt in prompts]
+        self._ids = _left_pad(texts, passes.pad_id).to(self._model.device)
+        self._mask = _left_pad([torch.ones_like(text) for text in texts], 0).to(self._model.device)
         self._prompt_length, self._budget = self._ids.shape[1], budget
         self.cache: Any = passes.new_cache(self._prompt_length + budget, options)
         self._cached = 0
@@ -88,19 +76,17 @@ class TransformersSession:
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
-    @_alone
     def decode(self, n: int) -> list[Decoded]:
         """Decode up to `n` more tokens for every live row; see `Session.decode`."""
         if n < 1:
             raise ValueError(f"decode({n}): ask for at least one token")
-        self._prefill(())
-        begin = self._visible
-        if self._ahead:
+        with self.passes.lock:
+            self._prefill(())
+            begin = self._visible
+            n = min(n - self._ahead, self._prompt_length + self._budget - self._ids.shape[1])
             self._ahead = False
-            n -= 1
-        n = min(n, self._prompt_length + self._budget - self._ids.shape[1])
-        if n and not any(self._ended):
-            self._generate(n)
+            if n and not any(self._ended):
+                self._generate(n)
         full = self._ids.shape[1] >= self._prompt_length + self._budget
         fresh = self._ids[:, begin:].tolist()
         return [self._hand_out(row, fresh[row], full) for row in range(self.rows)]
@@ -117,7 +103,7 @@ class TransformersSession:
     def fork_at(self, row: int) -> Branch:
         """A fork of `row` at its depth; what is run on it does not disturb the answer."""
         self._prefill(())
-        (branch,) = self._branches([self.current(row)], [0], self.cache)
+        (branch,) = self._branches({0: self.current(row)}, self.cache)
         return branch
 
     def close(self) -> None:
@@ -160,11 +146,13 @@ class TransformersSession:
         endings = Endings(self._end_tokens, self._text_criteria, live, self._ids[:, :begin])
         with self._randomness.use():
             out = self.passes.generate(ids, mask, self.cache, n, endings, options)
-        fresh = out[:, ids.shape[1] :]
+        self._append(out[:, ids.shape[1] :])
+        self._ended = endings.ended.tolist()
+
+    def _append(self, fresh: torch.Tensor) -> None:
         self._ids = torch.cat([self._ids, fresh], 1)
         self._mask = torch.cat([self._mask, torch.ones_like(fresh)], 1)
-        self._cached = self._ids.shape[1] - 1  # the last token sampled has not been fed yet
-        self._ended = endings.ended.tolist()
+        self._cached = self._ids.shape[1] - 1  # the last token has not been fed yet
 
     def _stop_criteria(self) -> list[Any]:
         strings = self._options.get("stop_strings", self._model.generation_config.stop_strings)
@@ -176,60 +164,53 @@ class TransformersSession:
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
-    @_alone
     def hidden_states(self, points: Sequence[CheckPoint], reads: Sequence[Read]) -> np.ndarray:
         """Make all `reads` for each point in one forward pass; see `Session.hidden_states`."""
         found: list[Any] = [None] * len(points)
-        later = [place for place, point in enumerate(points) if point.depth > 0]
-        for place in set(range(len(points))) - set(later):
-            found[place] = self._states_at_start(tuple(reads))[points[place].row]
-        if later:
-            self._prefill(())
-            source = self._reading_cache(sites_of(reads))
-            unfed = int(any(read.token == CONTENT for read in reads))
-            for branch in self._branches(points, later, source, at_least=unfed):
-                branch.spread(self.passes.read_header(branch, reads), found)
+        with self.passes.lock:
+            for place, point in enumerate(points):
+                if not point.depth:
+                    found[place] = self._states_at_start(tuple(reads))[point.row]
+            if later := _later(points):
+                self._prefill(())
+                source = self._reading_cache(sites_of(reads))
+                unfed = int(any(read.token == CONTENT for read in reads))
+                for branch in self._branches(later, source, at_least=unfed):
+                    branch.spread(self.passes.read_header(branch, reads), found)
         return np.stack(found)
 
-    @_alone
     def look_ahead(
         self, points: Sequence[CheckPoint], max_new_tokens: int, decided: Callable[[str], bool]
     ) -> list[str]:
         """Greedy text after the header, on a fork; see `Session.look_ahead`."""
-        self._prefill(())
-        texts = [""] * len(points)
-        for branch in self._header_branches(points):
-            branch.spread(self.passes.continue_branch(branch, max_new_tokens, decided), texts)
-        return texts
+        return self._after_header(points, lambda branch: self.passes.continue_branch(branch, max_new_tokens, decided))
 
-    @_alone
     def next_token_logprobs(self, points: Sequence[CheckPoint]) -> np.ndarray:
         """Log-probabilities after the whole header; see `Session.next_token_logprobs`."""
-        self._prefill(())
+        return np.stack(self._after_header(points, lambda branch: to_numpy(self.passes.next_logprobs(branch))))
+
+    def _after_header(self, points: Sequence[CheckPoint], find: Callable[[Branch], Iterable[Any]]) -> list[Any]:
+        """What `find` gives behind the header and, where the template has channels, the way into the answer."""
         found: list[Any] = [None] * len(points)
-        for branch in self._header_branches(points):
-            branch.spread(to_numpy(self.passes.next_logprobs(branch)), found)
-        return np.stack(found)
+        header = self.passes.header
+        with self.passes.lock:
+            self._prefill(())
+            for place, point in enumerate(points):
+                if not point.depth:
+                    whole = self.passes.template.answer_ids(self._rows[point.row].prompt)
+                    (found[place],) = find(self._branch_at_start(point.row).append(whole))
+            for branch in self._branches(_later(points), self.cache):
+                branch.spread(find(branch.append(header.ids + header.answer_ids)), found)
+        return found
 
-    def _header_branches(self, points: Sequence[CheckPoint]) -> Iterator[Branch]:
-        """Branches that end with the header and, where the template has channels, with the way into the answer."""
-        later = [place for place, point in enumerate(points) if point.depth > 0]
-        for place in sorted(set(range(len(points))) - set(later)):
-            row = points[place].row
-            yield self._branch_at_start(row, place).append(self.passes.template.answer_ids(self._rows[row].prompt))
-        for branch in self._branches(points, later, self.cache) if later else ():
-            yield branch.append(self.passes.header.ids + self.passes.header.answer_ids)
-
-    def _branches(
-        self, points: Sequence[CheckPoint], places: list[int], source: Any, *, at_least: int = 0
-    ) -> Iterator[Branch]:
+    def _branches(self, points: Mapping[int, CheckPoint], source: Any, *, at_least: int = 0) -> Iterator[Branch]:
         """Fork the rows of these points at their current depth; rows with as many unfed tokens share a branch.
 
         `at_least` many tokens of the text are left to be fed: their states are wanted too.
         """
         groups: dict[int, list[int]] = {}
-        for place in places:
-            point, row = points[place], self._rows[points[place].row]
+        for place, point in points.items():
+            row = self._rows[point.row]
             if point.depth != row.depth:
                 raise ValueError(f"row {point.row} is at depth {row.depth}; it cannot be read at depth {point.depth}")
             groups.setdefault(max(self._visible - row.end_tokens - self._cached, 0), []).append(place)
@@ -264,7 +245,7 @@ class TransformersSession:
             self._base_cached = self._cached
         return self._base_cache
 
-    def _branch_at_start(self, row: int, place: int) -> Branch:
+    def _branch_at_start(self, row: int) -> Branch:
         """Fork one row where its answer begins: rewind the cache if it can be, else start from the prompt again."""
         prompt = self._rows[row].prompt
         if can_rewind(self.cache):
@@ -272,8 +253,8 @@ class TransformersSession:
             twin = fork(self.cache) if self.rows == 1 else select_rows(self.cache, [row])
             twin.crop(keep - self._cached)
             tail = self._ids[[row], keep : keep + 1]
-            return Branch([place], twin, tail, self._mask[[row], :keep], self._ids[[row], :keep])
-        return Branch.fresh(prompt.ids[: prompt.start], self._ids.device, place)
+            return Branch([0], twin, tail, self._mask[[row], :keep], self._ids[[row], :keep])
+        return Branch.fresh(prompt.ids[: prompt.start], self._ids.device)
 
     def _states_at_start(self, reads: tuple[Read, ...]) -> np.ndarray:
         """States at depth 0, float32 `[rows, reads, hidden_size]`: the prompt's header, seen as the cache filled."""
@@ -300,8 +281,10 @@ class TransformersSession:
         )
 
 
-def _left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+def _left_pad(rows: list[torch.Tensor], padding: int) -> torch.Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
+
+
+def _later(points: Sequence[CheckPoint]) -> dict[int, CheckPoint]:
+    """The points beyond depth 0, by their places."""
+    return {place: point for place, point in enumerate(points) if point.depth}

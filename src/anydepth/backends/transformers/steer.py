@@ -46,11 +46,8 @@ def edited(model: nn.Module, site: Site, edit: Edit, positions: Sequence[int]) -
         changed[:, at] = edit(states[:, at].float(), places).to(states.dtype)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    handle = find_module(model, site).register_forward_hook(hook)
-    try:
+    with find_module(model, site).register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 def ablate(direction: np.ndarray) -> Edit:
@@ -67,21 +64,13 @@ def ablate(direction: np.ndarray) -> Edit:
 def add(vector: np.ndarray) -> Edit:
     """The edit that adds `vector`, float `[hidden_size]`, to the states."""
     step = torch.from_numpy(np.asarray(vector, np.float32))
-
-    def edit(states: torch.Tensor, _places: Sequence[int]) -> torch.Tensor:
-        return states + step.to(states.device)
-
-    return edit
+    return lambda states, _places: states + step.to(states.device)
 
 
 def put(instead: np.ndarray) -> Edit:
     """The edit that puts other states in their place, float `[batch, positions, hidden_size]`."""
     others = torch.from_numpy(np.asarray(instead, np.float32))
-
-    def edit(states: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
-        return others[:, list(places)].to(states.device)
-
-    return edit
+    return lambda states, places: others[:, list(places)].to(states.device)
 
 
 def entry(site: Site) -> Site:
@@ -109,7 +98,7 @@ def in_stream(model: nn.Module, site: Site, direction: np.ndarray, states: np.nd
     if entry(site) == site:
         return unit(direction)
     module = find_module(model, site)
-    kind = next((each for each in module.parameters()), torch.empty(0))
+    kind = next(module.parameters(), torch.empty(0))
     with torch.enable_grad():
         stream = torch.tensor(states, dtype=kind.dtype, device=kind.device).requires_grad_()
         line = torch.tensor(unit(direction), dtype=kind.dtype, device=kind.device)

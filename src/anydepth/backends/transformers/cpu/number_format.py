@@ -1,9 +1,7 @@
 """Find out which number formats this CPU computes slowly."""
 
-import time
-from collections.abc import Callable
 from functools import cache
-from typing import Any
+from timeit import repeat
 
 import torch
 
@@ -15,14 +13,6 @@ def slow_on_this_cpu(dtype: torch.dtype) -> bool:
         return False
     left, right = torch.ones(64, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
     whole = left.float(), right.float()
-    return _seconds(lambda: left @ right) > 2 * _seconds(lambda: whole[0] @ whole[1])
-
-
-def _seconds(product: Callable[[], Any]) -> float:
-    """The shortest of a few runs, after one that does not count."""
-    took = []
-    for _ in range(4):
-        begun = time.perf_counter()
-        product()
-        took.append(time.perf_counter() - begun)
-    return min(took[1:])
+    # the shortest of a few runs, after one that does not count
+    reduced = min(repeat(lambda: left @ right, number=1, repeat=4)[1:])
+    return reduced > 2 * min(repeat(lambda: whole[0] @ whole[1], number=1, repeat=4)[1:])
