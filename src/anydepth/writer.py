@@ -111,7 +111,8 @@ class AnswerWriter:
         try:
             store(self._account)
         except Exception as error:
-            logger.error("an answer is stopped: its record cannot be stored (%s)", type(error).__name__)
+            if not self._account.closed:  # else it was given up meanwhile, and has its record
+                logger.error("an answer is stopped: its record cannot be stored (%s)", type(error).__name__)
             self.failure = error
             self._account.broken("audit")
             return error

@@ -19,6 +19,7 @@ from anydepth.templates.template import Prompt
 from anydepth.types import Score
 from anydepth.vllm.engine.answer_report import answer_report
 from anydepth.vllm.engine.flow_feed import FlowFeed
+from anydepth.vllm.front.replies import RequestedReply, end_of
 from anydepth.vllm.report_field import parse_stop_reason, refusal_report, stop_reason
 
 END = 2
@@ -223,8 +224,18 @@ def test_nothing_unchecked_leaves_however_tokens_and_scores_interleave(
     assert report.ok and not report.unfinished and report.unchecked == 0
 
 
+def test_a_stop_string_that_looks_like_a_report_is_none():
+    report = stop_reason({"halted": False, "would_halt": False})
+    asked = RequestedReply("1", chat=True, stops=(report, "anydepth:{}"), strict=False)
+    for stop in asked.stops:
+        choice = {"finish_reason": "stop", "stop_reason": stop}
+        assert end_of(choice, None, asked, called=True)[0].halted, "calls of an answer without a report must not leave"
+        assert not end_of(choice, None, asked, called=False)[0].halted
+
+
 def test_a_refusal_names_the_option():
     report = refusal_report(BadRequest("not allowed", "anydepth.interval"))
+    assert GuardReport.read(report).halted, "a refusal after the start of a stream is read like a report"
     text = stop_reason(report)
     assert text.startswith("anydepth:") and json.loads(text.removeprefix("anydepth:"))["param"] == "anydepth.interval"
     assert parse_stop_reason("stop") is None and parse_stop_reason(None) is None and parse_stop_reason(7) is None

@@ -116,7 +116,7 @@ class Service:
                             outcome = piece.finish_reason
                         yield piece
         except Exception as error:
-            outcome = _outcome(error)
+            outcome = _outcome(error) or ("error" if account.checks else None)
             if isinstance(error, EngineError) and error.__cause__ is not None:
                 logger.error("the engine failed", exc_info=error.__cause__, extra={"id": ask.id})
             raise

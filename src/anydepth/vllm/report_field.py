@@ -13,7 +13,13 @@ KEY = "anydepth"
 
 def refusal_report(error: Exception) -> dict[str, Any]:
     """Why a request is not answered at all: it asks for what the engine or the operator does not allow."""
-    return {"halted": True, "reason": "refused", "error": str(error), "param": getattr(error, "param", None)}
+    return {
+        "halted": True,
+        "would_halt": True,
+        "reason": "refused",
+        "error": str(error),
+        "param": getattr(error, "param", None),
+    }
 
 
 def stop_reason(report: Mapping[str, Any]) -> str:

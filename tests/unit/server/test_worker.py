@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from anydepth import Guard
+from anydepth.server.engine import taking_turns
 from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, Job, ShuttingDown
 from anydepth.server.engine.taking_turns import Turns
 from anydepth.server.engine.transformers_engine import TransformersEngine
@@ -130,6 +131,30 @@ def test_abort_tells_everybody(stops: bool):
     ended(again)
     assert again.error is None
     turns.stop(error)
+
+
+def test_stop_does_not_wait_for_a_turn_that_hangs(monkeypatch):
+    monkeypatch.setattr(taking_turns, "PATIENCE", 0.1)
+    turns = Turns(1, 1)
+    work, gate = gated(turns, [])
+    turns.stop(RuntimeError("over"))
+    assert not work.ended.is_set() and not turns.put(Steps("late", 1, []))
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "anydepth-model")
+    gate.set()
+    ended(work)
+
+
+def test_a_panic_that_is_no_exception_ends_its_work_only():
+    class Panicking(Steps):
+        def turn(self) -> bool:
+            raise BaseException("a panic of Rust code")
+
+    turns = Turns(1, 2)
+    broken, other = Panicking("broken", 1, []), Steps("other", 2, [])
+    assert turns.put(broken) and turns.put(other)
+    ended(broken, other)
+    assert isinstance(broken.error, RuntimeError) and turns.live == 0
+    turns.stop(RuntimeError("over"))
 
 
 def test_a_turn_that_fails_ends_its_work_only(caplog):
@@ -260,4 +285,21 @@ async def test_an_error_of_the_model_is_wrapped():
     with pytest.raises(EngineError, match="MemoryError") as caught:
         await collect(engine)
     assert isinstance(caught.value.__cause__, MemoryError)
+    await engine.stop()
+
+
+async def test_a_session_that_cannot_be_closed_leaves_nobody_waiting():
+    class Unclosable(ScriptedBackend):
+        def open(self, *arguments, **options):
+            session = super().open(*arguments, **options)
+
+            def close():
+                raise RuntimeError("stays open")
+
+            session.close = close
+            return session
+
+    engine = engine_of(Unclosable(["hello"]), timeout=30)
+    await engine.start()
+    assert isinstance((await collect(engine))[-1], Finished)
     await engine.stop()

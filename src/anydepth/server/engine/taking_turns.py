@@ -3,10 +3,13 @@
 import logging
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Protocol
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 30.0
+"""Seconds that `stop` waits for a turn that hangs."""
 
 
 class Work(Protocol):
@@ -44,7 +47,9 @@ class Turns:
         self._lock = threading.Lock()
         self._live: set[Work] = set()
         self._waiting: deque[Work] = deque()
-        self._thread = ThreadPoolExecutor(1, "anydepth-model")
+        self._due: SimpleQueue[Work | None] = SimpleQueue()
+        # A daemon, which an executor's thread is not: a turn that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="anydepth-model", daemon=True)
 
     @property
     def live(self) -> int:
@@ -63,6 +68,8 @@ class Turns:
             self._waiting = self._wanted()  # the others have not begun, and hold nothing
             if self.over or len(self._live) + len(self._waiting) >= self._room:
                 return False
+            if self._thread.ident is None:
+                self._thread.start()
             self._waiting.append(work)
             self._admit()
         return True
@@ -75,11 +82,13 @@ class Turns:
                 work.error = error
 
     def stop(self, error: Exception) -> None:
-        """End everything with `error`, take no more work, and wait for the thread to end."""
+        """End everything with `error`, take no more work, and wait at most `PATIENCE` for the thread to end."""
         with self._lock:
             self.over = True
         self.abort(error)
-        self._thread.shutdown()
+        self._due.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(PATIENCE)
 
     def _wanted(self) -> deque[Work]:
         return deque(work for work in self._waiting if not work.cancelled)
@@ -88,22 +97,26 @@ class Turns:
         while self._waiting and (everything or len(self._live) < self._limit):
             work = self._waiting.popleft()
             self._live.add(work)
-            self._thread.submit(self._turn, work)
+            self._due.put(work)
+
+    def _run(self) -> None:
+        for work in iter(self._due.get, None):
+            self._turn(work)
 
     def _turn(self, work: Work) -> None:
         more = False
         try:
             more = not work.cancelled and work.error is None and work.turn()
-        except Exception as error:  # a fault of ours: the others go on
-            work.error = error
+        except BaseException as error:  # a fault of ours, or a panic of Rust code: the others go on
+            work.error = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
             logger.error("a turn failed with %s", type(error).__name__)
         with self._lock:
             if more and work.error is None:
-                self._thread.submit(self._turn, work)
+                self._due.put(work)
                 return
             self._live.discard(work)
             self._admit()
         try:
             work.end()
-        except Exception as error:
+        except BaseException as error:
             logger.error("the end of a work failed with %s", type(error).__name__)

@@ -163,9 +163,10 @@ class _Work:
         """Use the model until something came of it."""
         try:
             batch = next(filter(None, self._turns), [])
-        except Exception as error:
-            self.error = error
-            if not isinstance(error, AnydepthError):
+        except BaseException as error:  # a panic of Rust code is no Exception
+            if isinstance(error, AnydepthError):
+                self.error = error
+            else:
                 self.error = EngineError(f"the engine failed ({type(error).__name__}); the answer was stopped")
                 self.error.__cause__ = error
             return False
@@ -177,8 +178,10 @@ class _Work:
 
     def end(self) -> None:
         """Close the session and tell that there is no more."""
-        self._turns.close()
-        self._tell([] if self._over else self.error or [])
+        try:
+            self._turns.close()
+        finally:
+            self._tell([] if self._over else self.error or [])
 
     def _tell(self, batch: list[tuple[int, Any]] | Exception) -> None:
         if not self._loop.is_closed():

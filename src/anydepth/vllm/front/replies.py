@@ -76,8 +76,8 @@ def end_of(
         The report, and False if the engine told nothing of an answer that it must have told something of.
     """
     reason = choice.get("stop_reason")
-    if told is None:
-        with suppress(ValueError):  # a client's stop string may begin like ours
+    if told is None and reason not in asked.stops:  # a client's stop string may look like a report of ours
+        with suppress(ValueError):
             told = parse_stop_reason(reason)
     if told is not None:
         report = GuardReport.read(told)
