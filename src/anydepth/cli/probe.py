@@ -125,6 +125,8 @@ def import_(
     says that they are the right ones. It has no calibrated threshold either: see `anydepth calibrate`.
     """
     check_pickle(file, allow_pickle)
+    if not file.is_file():
+        raise ConfigError(f"there is no file {file}")
     if output.suffix != ".safetensors" or not output.absolute().parent.is_dir():
         raise ConfigError(f"-o {output}: give a name that ends in .safetensors, in a folder that exists")
     if output.name == ARTEFACT and output.with_name(README).exists():

@@ -54,19 +54,19 @@ def import_joblib(
 
 
 def check_pickle(path: Path, allowed: bool) -> None:
-    """ProbeError if reading `path`, which is a pickle, is not `allowed`, or it is not there."""
+    """ProbeError if reading `path`, which is a pickle, is not `allowed`."""
     if not allowed:
         raise ProbeError(
             f"{path} is a pickle, and reading a pickle runs whatever code is in it; if you trust its source, "
             "say so with --allow-pickle (allow_pickle=True)"
         )
-    if not path.is_file():
-        raise ProbeError(f"there is no file {path}")
 
 
 def _load(path: Path) -> Any:
     joblib = require("joblib", extra="fit")
     exceptions = require("sklearn.exceptions", extra="fit")
+    if not path.is_file():
+        raise ProbeError(f"there is no file {path}")
     try:
         with warnings.catch_warnings():
             # harmless here: coefficients are read, no method of an estimator of another version is called
