@@ -59,16 +59,17 @@ def excerpts(renderer: Renderer) -> Excerpts:
         TemplateError: It fails on them, loses their text, or writes the text of one of them a second time.
     """
     asked = _plain(renderer, [QUESTION])
-    closed = _tried(renderer, [QUESTION], generate=False) or asked
-    turn, asked_turn = (_tried(renderer, [QUESTION, ANSWER], generate=generate) for generate in (False, True))
-    going_on = _holding(_tried(renderer, [QUESTION, ANSWER, NEXT], generate=True), ANSWER, NEXT)
+    closed = renderer.tried([QUESTION], generate=False) or asked
+    # Some templates refuse to go on after an answer, or a conversation that ends in one.
+    turn, asked_turn = (renderer.tried([QUESTION, ANSWER], generate=generate) for generate in (False, True))
+    going_on = _holding(renderer.tried([QUESTION, ANSWER, NEXT]), ANSWER, NEXT)
     all_three = _holding(going_on, QUESTION)  # some templates write the last messages only
     whole = turn or all_three or _plain(renderer, [QUESTION, ANSWER])
-    ruled = _tried(renderer, [_RULES, QUESTION], generate=True)
+    ruled = renderer.tried([_RULES, QUESTION])
     starts = [asked[: _find(asked, QUESTION)]]
     if ruled is not None and 0 <= ruled.find(_RULES["content"]) < ruled.find(QUESTION["content"]):
         starts.append(_between(ruled, _RULES, QUESTION))
-    twice = _tried(renderer, [QUESTION, NEXT], generate=False)
+    twice = renderer.tried([QUESTION, NEXT], generate=False)
     if twice is not None and not 0 <= twice.find(QUESTION["content"]) < twice.find(NEXT["content"]):
         twice = None
     found = Excerpts(
@@ -97,7 +98,7 @@ def thoughts_around(renderer: Renderer, thought: str) -> tuple[str, str] | None:
     for fields in (names, *((name,) for name in names)):
         answer = {**ANSWER, **dict.fromkeys(fields, thought)}
         for history in ([QUESTION, answer], [QUESTION, answer, NEXT]):
-            text = _tried(renderer, history, generate=len(history) == 3)
+            text = renderer.tried(history, generate=len(history) == 3)
             if text is not None and text.count(thought) == 1:
                 before, after = text.split(thought)
                 if QUESTION["content"] in before and ANSWER["content"] in after:
@@ -110,13 +111,6 @@ def _plain(renderer: Renderer, messages: Sequence[Any]) -> str:
         return renderer.text(messages)
     except Exception as error:  # whatever the template's author raises
         raise TemplateError(f"the chat template fails on a plain conversation: {error}") from error
-
-
-def _tried(renderer: Renderer, messages: Sequence[Any], *, generate: bool) -> str | None:
-    try:
-        return renderer.text(messages, generate=generate)
-    except Exception:  # some templates refuse to go on after an answer, or a conversation that ends in one
-        return None
 
 
 def _holding(text: str | None, *messages: Mapping[str, Any]) -> str | None:
