@@ -126,7 +126,6 @@ class Account:
         covering = self.checks[-1]["depth"] if self.checks else None
         ends = int(event.token_ids[-1] in self.end_token_ids)
         covers = covering is not None and covering >= event.depth - ends
-        begin = self.depth
         window = {
             "start": self.depth,
             "stop": event.depth,
@@ -142,7 +141,7 @@ class Account:
             self.audit.write({**now, "release": self.guard.release, **window})
         except AuditError:
             self.left.remove(window)
-            self.depth = begin
+            self.depth = window["start"]
             raise
         if self.messages is not None:
             self.text.append(event.text)

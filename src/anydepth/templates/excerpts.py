@@ -23,7 +23,7 @@ class Excerpts:
     Attributes:
         starts: Before the first question: alone, and after a system message if the template takes one.
         given: After a question that is to be answered; the prompt ends with it.
-        closed: After a question that is the last message, no answer being asked for.
+        added: What of `given` is there only because an answer is asked for.
         lead: Between a question and its answer, where the answer is the last message if that can be had.
         earlier_lead: Between a question and its answer, where the conversation goes on.
         between: Between an answer and the next question.
@@ -36,7 +36,7 @@ class Excerpts:
 
     starts: tuple[str, ...]
     given: str
-    closed: str
+    added: str
     lead: str
     earlier_lead: str | None
     between: str | None
@@ -45,11 +45,6 @@ class Excerpts:
     asked_tail: str | None
     tail: str | None
     context: str
-
-    @property
-    def added(self) -> str:
-        """What `given` has and `closed` has not."""
-        return self.given.removeprefix(shared_start(self.given, self.closed))
 
 
 def excerpts(renderer: Renderer) -> Excerpts:
@@ -60,6 +55,7 @@ def excerpts(renderer: Renderer) -> Excerpts:
     """
     asked = _plain(renderer, [QUESTION])
     closed = renderer.tried([QUESTION], generate=False) or asked
+    given = _after(asked, QUESTION)
     # Some templates refuse to go on after an answer, or a conversation that ends in one.
     turn, asked_turn = (renderer.tried([QUESTION, ANSWER], generate=generate) for generate in (False, True))
     going_on = _holding(renderer.tried([QUESTION, ANSWER, NEXT]), ANSWER, NEXT)
@@ -74,8 +70,8 @@ def excerpts(renderer: Renderer) -> Excerpts:
         twice = None
     found = Excerpts(
         starts=tuple(starts),
-        given=_after(asked, QUESTION),
-        closed=_after(closed, QUESTION),
+        given=given,
+        added=given.removeprefix(shared_start(given, _after(closed, QUESTION))),
         lead=_between(whole, QUESTION, ANSWER),
         earlier_lead=None if all_three is None else _between(all_three, QUESTION, ANSWER),
         between=None if going_on is None else _between(going_on, ANSWER, NEXT),
