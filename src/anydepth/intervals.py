@@ -99,22 +99,20 @@ def auroc(
     *,
     seed: int,
     resamples: int = 1000,
-    confidence: float = 0.95,
 ) -> tuple[float, Interval]:
-    """Probability that a harmful answer scores above a benign one (a tie counts half), with a bootstrap interval.
+    """Probability that a harmful answer scores above a benign one (a tie counts half), with its 95 % interval.
 
-    Answers are drawn anew within each class; the interval is that of the percentiles. Where the classes do not overlap
-    it is [1, 1] whatever their number: then say how many answers there were. Both classes are float
+    Answers are drawn anew within each class (bootstrap); the interval is that of the percentiles. Where the classes do
+    not overlap it is [1, 1] whatever their number: then say how many answers there were. Both classes are float
     `[answers]`.
 
     Raises:
         ConfigError: A class is empty or holds a value that is NaN, or an option has a value it cannot have.
     """
-    check_share("confidence", confidence)
     if resamples < 2:
         raise ConfigError(f"resamples is {resamples}; give a whole number of at least 2")
     classes = _values("harmful", harmful), _values("benign", benign)
-    interval = bootstrap(classes, separation, seed=seed, resamples=resamples, confidence_level=confidence)
+    interval = bootstrap(classes, separation, seed=seed, resamples=resamples)
     return float(separation(*classes)), interval
 
 
