@@ -1,10 +1,12 @@
 """Read and write what a user names: one way for text, one for whole files, and pipes distinguished from files."""
 
+import gzip
 import json
 import os
 import stat
 import sys
 import tomllib
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -29,6 +31,17 @@ def is_stream(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Turn what can go wrong while `path` is read into a ConfigError that names it."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ConfigError(f"{path} is not a whole gzip file: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+
+
 def read_text(path: Path, name: str | None = None) -> str:
     """Return the text of a UTF-8 file without its byte order mark, every line end as a line feed.
 
@@ -39,20 +52,16 @@ def read_text(path: Path, name: str | None = None) -> str:
     Raises:
         ConfigError: It cannot be read, or is not UTF-8.
     """
-    try:
+    with reading(name or path):
         return decode_text(path.read_bytes(), name or str(path))
-    except OSError as error:
-        raise ConfigError(f"{name or path}: {error.strerror or error}") from error
 
 
 def read_stdin() -> str:
     """Return the text of standard input, read as `read_text` reads a file; ConfigError if there is none."""
     if sys.stdin is None:
         raise ConfigError("standard input is closed; give the text as an argument or a file")
-    try:
+    with reading("standard input"):
         return decode_text(sys.stdin.buffer.read(), "standard input")
-    except OSError as error:
-        raise ConfigError(f"standard input: {error.strerror or error}") from error
 
 
 def decode_text(content: bytes, name: str) -> str:

@@ -8,7 +8,7 @@ from anydepth.config import GuardConfig, guard_config
 from anydepth.errors import BadRequest
 from anydepth.policy import policy_from, with_threshold
 from anydepth.schedule import Every
-from anydepth.settings import OverridesTable
+from anydepth.settings import Bounds, OverridesTable, WholeBounds
 from anydepth.types import ReleaseMode
 
 
@@ -34,18 +34,17 @@ def apply_overrides(guard: GuardConfig, wanted: GuardOverrides | None, allowed: 
             raise _refused("release", wanted.release, ", ".join([guard.release, *allowed.release]))
         changes["release"] = wanted.release
     if wanted.interval is not None:
-        changes["schedule"] = _schedule(guard, wanted.interval, allowed)
+        _check_range("interval", wanted.interval, allowed.interval)
+        doubling = guard.schedule.doubling if isinstance(guard.schedule, Every) else True
+        changes["schedule"] = Every(wanted.interval, doubling)
     if wanted.policy is not None:
         if wanted.policy not in allowed.policies:
             raise _refused("policy", wanted.policy, ", ".join(allowed.policies))
         changes["policy"] = policy_from(allowed.policies[wanted.policy])
     if wanted.threshold is not None:
-        policy = changes.get("policy", guard.policy)
-        if allowed.threshold is None or not allowed.threshold.min <= wanted.threshold <= allowed.threshold.max:
-            limits = allowed.threshold and f"{allowed.threshold.min:g} to {allowed.threshold.max:g}"
-            raise _refused("threshold", wanted.threshold, limits)
+        _check_range("threshold", wanted.threshold, allowed.threshold)
         try:
-            changes["policy"] = with_threshold(policy, wanted.threshold)
+            changes["policy"] = with_threshold(changes.get("policy", guard.policy), wanted.threshold)
         except ValueError as error:
             raise BadRequest(f"anydepth.threshold: {error}", "anydepth.threshold") from error
     if wanted.checks and not allowed.checks:
@@ -53,12 +52,9 @@ def apply_overrides(guard: GuardConfig, wanted: GuardOverrides | None, allowed: 
     return guard_config(changes, guard)
 
 
-def _schedule(guard: GuardConfig, interval: int, allowed: OverridesTable) -> Every:
-    if allowed.interval is None or not allowed.interval.min <= interval <= allowed.interval.max:
-        limits = allowed.interval and f"{allowed.interval.min} to {allowed.interval.max}"
-        raise _refused("interval", interval, limits)
-    doubling = guard.schedule.doubling if isinstance(guard.schedule, Every) else True
-    return Every(interval, doubling)
+def _check_range(option: str, value: float, allowed: Bounds | WholeBounds | None) -> None:
+    if allowed is None or not allowed.min <= value <= allowed.max:
+        raise _refused(option, value, allowed and f"{allowed.min:.9g} to {allowed.max:.9g}")
 
 
 def _refused(option: str, value: object, allowed: str | None) -> BadRequest:

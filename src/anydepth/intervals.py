@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,19 +57,30 @@ class Rate:
         }
 
 
-def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """The exact two-sided interval of a rate (Clopper and Pearson, 1934); of no trials it is [0, 1].
+def clopper_pearson(
+    successes: int, trials: int, confidence: float = 0.95, *, alternative: Literal["two-sided", "less"] = "two-sided"
+) -> Interval:
+    """The exact interval of a rate (Clopper and Pearson, 1934), two-sided or with an upper end only (`less`).
+
+    Of no trials it is [0, 1].
 
     Raises:
         ConfigError: `confidence` is not between 0 and 1, or `successes` not between 0 and `trials`.
         MissingExtra: scipy is not installed.
     """
-    return _exact(successes, trials, confidence, "two-sided")
+    check_share("confidence", confidence)
+    if not 0 <= successes <= trials:
+        raise ConfigError(f"{successes} of {trials} is no rate; the first must lie between 0 and the second")
+    if trials == 0:
+        return Interval(0.0, 1.0)
+    stats = require("scipy.stats", extra="fit")
+    found = stats.binomtest(successes, trials, alternative=alternative).proportion_ci(confidence, method="exact")
+    return Interval(float(found.low), float(found.high))
 
 
 def upper_bound(successes: int, trials: int, confidence: float = 0.95) -> float:
     """The exact one-sided upper bound of a rate: the truth lies above it with probability 1 - `confidence` at most."""
-    return _exact(successes, trials, confidence, "less").high
+    return clopper_pearson(successes, trials, confidence, alternative="less").high
 
 
 def answers_needed(target: float, confidence: float = 0.95) -> int:
@@ -88,22 +99,20 @@ def auroc(
     *,
     seed: int,
     resamples: int = 1000,
-    confidence: float = 0.95,
 ) -> tuple[float, Interval]:
-    """Probability that a harmful answer scores above a benign one (a tie counts half), with a bootstrap interval.
+    """Probability that a harmful answer scores above a benign one (a tie counts half), with its 95 % interval.
 
-    Answers are drawn anew within each class; the interval is that of the percentiles. Where the classes do not overlap
-    it is [1, 1] whatever their number: then say how many answers there were. Both classes are float
+    Answers are drawn anew within each class (bootstrap); the interval is that of the percentiles. Where the classes do
+    not overlap it is [1, 1] whatever their number: then say how many answers there were. Both classes are float
     `[answers]`.
 
     Raises:
         ConfigError: A class is empty or holds a value that is NaN, or an option has a value it cannot have.
     """
-    check_share("confidence", confidence)
     if resamples < 2:
         raise ConfigError(f"resamples is {resamples}; give a whole number of at least 2")
     classes = _values("harmful", harmful), _values("benign", benign)
-    interval = bootstrap(classes, separation, seed=seed, resamples=resamples, confidence_level=confidence)
+    interval = bootstrap(classes, separation, seed=seed, resamples=resamples)
     return float(separation(*classes)), interval
 
 
@@ -142,17 +151,6 @@ def percent(share: float | None) -> str:
 def percent_range(interval: Sequence[float] | None) -> str:
     """An interval's record for people: `[0.2, 2.9] %`; nothing for None."""
     return f"[{100 * interval[0]:.3g}, {100 * interval[1]:.3g}] %" if interval else ""
-
-
-def _exact(successes: int, trials: int, confidence: float, alternative: str) -> Interval:
-    check_share("confidence", confidence)
-    if not 0 <= successes <= trials:
-        raise ConfigError(f"{successes} of {trials} is no rate; the first must lie between 0 and the second")
-    if trials == 0:
-        return Interval(0.0, 1.0)
-    stats = require("scipy.stats", extra="fit")
-    found = stats.binomtest(successes, trials, alternative=alternative).proportion_ci(confidence, method="exact")
-    return Interval(float(found.low), float(found.high))
 
 
 def _values(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:

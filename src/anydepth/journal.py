@@ -1,7 +1,6 @@
 """Append records to a file that a killed run may have left half written, and go on with the same settings only."""
 
 import gzip
-import hashlib
 import json
 import os
 import zlib
@@ -12,9 +11,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from anydepth import atomic
+from anydepth.digests import short_digest
 from anydepth.errors import ConfigError
 from anydepth.files import is_stream, read_json, write_whole, writing
 from anydepth.jsonl import is_gzip, open_bytes
+
+_TEXTS = ("messages", "response")
 
 
 class Journal:
@@ -41,7 +43,7 @@ class Journal:
         path: Path,
         settings: Mapping[str, Any] | None = None,
         *,
-        keep: Callable[[Mapping[str, Any]], Any] = lambda row: _facts(row),
+        keep: Callable[[Mapping[str, Any]], Any] = lambda row: {name: row[name] for name in row if name not in _TEXTS},
     ) -> None:
         self.path, self._keep = path, keep
         self._settings, self._beside = (path.with_name(f"{path.name}.{end}") for end in ("run.json", "left-out"))
@@ -187,15 +189,11 @@ def settings_before(path: Path, now: Mapping[str, Any], of: Path | None) -> dict
 
 def digest_of(settings: Mapping[str, Any]) -> str:
     """A short digest of settings, 16 hex digits; a record may carry it as `settings_digest`."""
-    return hashlib.sha256(json.dumps(_plain(settings), sort_keys=True).encode()).hexdigest()[:16]
+    return short_digest(json.dumps(_plain(settings), sort_keys=True))
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=str))
-
-
-def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("messages", "response")}
 
 
 def _record(path: Path, raw: bytes) -> dict[str, Any]:

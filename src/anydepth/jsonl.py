@@ -2,13 +2,12 @@
 
 import gzip
 import json
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from anydepth.errors import ConfigError, RecordError
+from anydepth.errors import RecordError
+from anydepth.files import reading
 
 _MARK = b"\xef\xbb\xbf"
 
@@ -23,17 +22,6 @@ def open_bytes(path: Path, mode: str) -> IO[bytes]:
     if is_gzip(path):
         return gzip.open(path, mode)  # pyright: ignore[reportReturnType]
     return path.open(mode)
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what can go wrong while the file `path` is read into a ConfigError that names it."""
-    try:
-        yield
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ConfigError(f"{path} is not a whole gzip file: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -61,7 +49,9 @@ def read_value(text: str) -> Any:
     """Return the value of a JSON text; RecordError if it is none, or says one thing twice."""
     try:
         value = json.loads(text, object_pairs_hook=_once)
-        whole = "\\u" not in text or _encodable(value)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
         raise RecordError(f"not JSON: {error.msg} at {place}") from error
@@ -69,11 +59,10 @@ def read_value(text: str) -> Any:
         raise RecordError("not usable JSON: nested too deeply") from error
     except RecordError:
         raise
+    except UnicodeEncodeError:
+        raise RecordError("holds half a surrogate pair, which is no text") from None
     except ValueError as error:
         raise RecordError(f"not usable JSON: {error}") from error
-    if not whole:
-        raise RecordError("holds half a surrogate pair, which is no text")
-    return value
 
 
 def as_object(value: Any) -> dict[str, Any]:
@@ -91,11 +80,3 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise RecordError(f"has {twice!r} twice; keep one")
     return found
-
-
-def _encodable(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -7,6 +7,7 @@ is what calibration works on.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 from anydepth.errors import ConfigError
@@ -63,11 +64,9 @@ class KofN:
 
     def statistic(self, scores: Sequence[float]) -> list[float]:
         """The k-th largest of the last n scores (0 while there are fewer than k)."""
-        out = []
-        for end in range(1, len(scores) + 1):
-            last = sorted(scores[max(0, end - self.n) : end], reverse=True)
-            out.append(last[self.k - 1] if len(last) >= self.k else 0.0)
-        return out
+        ends = range(1, len(scores) + 1)
+        largest = (sorted(scores[max(0, end - self.n) : end], reverse=True)[: self.k] for end in ends)
+        return [last[-1] if len(last) == self.k else 0.0 for last in largest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +85,7 @@ class Ewma:
 
     def statistic(self, scores: Sequence[float]) -> list[float]:
         """The moving average after each score."""
-        out: list[float] = []
-        for score in scores:
-            out.append(score if not out else self.alpha * score + (1 - self.alpha) * out[-1])
-        return out
+        return list(accumulate(scores, lambda average, score: self.alpha * score + (1 - self.alpha) * average))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +106,7 @@ class Cusum:
 
     def statistic(self, scores: Sequence[float]) -> list[float]:
         """max(0, S + score - drift) after each score."""
-        out: list[float] = []
-        for score in scores:
-            out.append(max(0.0, (out[-1] if out else 0.0) + score - self.drift))
-        return out
+        return list(accumulate(scores, lambda total, score: max(0.0, total + score - self.drift), initial=0.0))[1:]
 
 
 POLICIES: Mapping[str, type] = {"threshold": Threshold, "k_of_n": KofN, "ewma": Ewma, "cusum": Cusum}

@@ -30,7 +30,14 @@ __all__ = ["Settings", "load_settings", "parse_settings", "settings_schema"]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 """Name of something outside, e.g. a file or a host. An empty one would stand for a folder, or for every host."""
-PolicyRecord = dict[str, str | int | float]
+
+
+def _checked_policy(record: dict[str, str | int | float]) -> dict[str, str | int | float]:
+    policy_from(record)  # a ConfigError is a ValueError: pydantic reports it with the key
+    return record
+
+
+PolicyRecord = Annotated[dict[str, str | int | float], AfterValidator(_checked_policy)]
 
 
 class _Table(BaseModel):
@@ -52,20 +59,15 @@ class ModelTable(_Table):
     dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = "auto"
     device: Name | None = Field(None, description="Where to run, e.g. cuda:0; default: the CPU.")
     revision: Name | None = Field(None, description="Commit, tag or branch of a hub model.")
-    template_kwargs: dict[str, Any] = Field(
+    template_kwargs: Annotated[dict[str, Any], AfterValidator(checked_kwargs)] = Field(
         {}, description="Variables of the chat template: {enable_thinking = false}."
     )
-
-    @field_validator("template_kwargs")
-    @classmethod
-    def _are_the_templates(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return checked_kwargs(value)
 
 
 class GuardTable(_Table):
     """`[guard]`: how answers are guarded."""
 
-    detector: str = Field(
+    detector: Annotated[str, AfterValidator(check_detector_name)] = Field(
         "probe", description="probe, rethink, rethink-score, or package.module:class of a detector of your own."
     )
     probe: Name | None = Field(None, description="Probe file; default: the one shipped for the model.")
@@ -93,16 +95,6 @@ class GuardTable(_Table):
         """The options of the guard by their names in `GuardConfig`; no policy where the detector's own is wanted."""
         own = ("release", "on_error", "prefill", "refusal")
         return {"policy": self.build_policy(), "schedule": self.build_schedule()} | {n: getattr(self, n) for n in own}
-
-    @field_validator("detector")
-    @classmethod
-    def _detector_can_be_named(cls, value: str) -> str:
-        return check_detector_name(value)
-
-    @field_validator("policy")
-    @classmethod
-    def _policy_exists(cls, value: PolicyRecord | None) -> PolicyRecord | None:
-        return value if value is None else _checked_policy(value)
 
     @model_validator(mode="after")
     def _schedule_exists(self) -> "GuardTable":
@@ -162,11 +154,6 @@ class OverridesTable(_Table):
     policies: dict[str, PolicyRecord] = Field({}, description="Policies that a client may choose by name.")
     release: list[ReleaseMode] = Field([], description="Release modes that a client may choose.")
     checks: bool = Field(False, description="Clients may ask for every score; that helps whoever probes the guard.")
-
-    @field_validator("policies")
-    @classmethod
-    def _policies_exist(cls, value: dict[str, PolicyRecord]) -> dict[str, PolicyRecord]:
-        return {name: _checked_policy(record) for name, record in value.items()}
 
     @field_validator("interval", "threshold")
     @classmethod
@@ -295,15 +282,13 @@ def settings_schema() -> dict[str, Any]:
 
 def _anchored(settings: Settings, folder: Path) -> Settings:
     """Take relative paths from the file's folder; a model's path only if it is there, else it is an id."""
-    model, guard, http = settings.model, settings.guard, settings.http
-    if model.path is not None and (folder / model.path).exists():
-        model = model.model_copy(update={"path": str(folder / model.path)})
-    if guard.probe is not None:
-        guard = guard.model_copy(update={"probe": str(folder / guard.probe)})
-    if http.api_key_file is not None:
-        http = http.model_copy(update={"api_key_file": str(folder / http.api_key_file)})
-    audit = settings.audit.model_copy(update={"path": str(folder / settings.audit.path)})
-    return settings.model_copy(update={"model": model, "guard": guard, "http": http, "audit": audit})
+    anchored = {}
+    for name, key in (("model", "path"), ("guard", "probe"), ("http", "api_key_file"), ("audit", "path")):
+        table = getattr(settings, name)
+        path = getattr(table, key)
+        if path is not None and (name != "model" or (folder / path).exists()):
+            anchored[name] = table.model_copy(update={key: str(folder / path)})
+    return settings.model_copy(update=anchored)
 
 
 def _complaints(error: ValidationError) -> list[str]:
@@ -321,8 +306,3 @@ def _complaint(key: str, error: Mapping[str, Any]) -> str:
         return f"there is no key {key!r}; see `anydepth config schema`"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{key} is {error['input']!r}: {message[:1].lower()}{message[1:]}" if key else message
-
-
-def _checked_policy(record: PolicyRecord) -> PolicyRecord:
-    policy_from(record)  # a ConfigError is a ValueError: pydantic reports it with the key
-    return record

@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from anydepth.audit.trail import Audit, AuditError
@@ -55,10 +55,6 @@ def scan_record(scan: ScanResult, prompt: Prompt, guard: GuardConfig, **facts: A
     }
 
 
-def _none(token_ids: tuple[int, ...]) -> bool:
-    return False
-
-
 @dataclass(slots=True)
 class Account:
     """Writes the audit records of one answer.
@@ -88,7 +84,7 @@ class Account:
     guard: GuardConfig
     end_token_ids: frozenset[int]
     messages: Any = None
-    calls: Callable[[tuple[int, ...]], bool] = _none
+    calls: Callable[[tuple[int, ...]], bool] = lambda token_ids: False
     begun: float = field(default_factory=time.time)
     checks: list[dict[str, Any]] = field(default_factory=list)
     left: list[dict[str, Any]] = field(default_factory=list)
@@ -130,7 +126,6 @@ class Account:
         covering = self.checks[-1]["depth"] if self.checks else None
         ends = int(event.token_ids[-1] in self.end_token_ids)
         covers = covering is not None and covering >= event.depth - ends
-        begin = self.depth
         window = {
             "start": self.depth,
             "stop": event.depth,
@@ -146,27 +141,18 @@ class Account:
             self.audit.write({**now, "release": self.guard.release, **window})
         except AuditError:
             self.left.remove(window)
-            self.depth = begin
+            self.depth = window["start"]
             raise
         if self.messages is not None:
             self.text.append(event.text)
 
     def _finish(self, answer: Answer) -> None:
-        times = [(window["stop"], window["released"], window["end_tokens"]) for window in self.left]
         windows = []
         for window in answer.windows:
-            left = next(((when, ends) for stop, when, ends in times if stop >= window.stop), (None, 0))
-            gone = window.state == "released"
-            windows.append(
-                {
-                    "start": window.start,
-                    "stop": window.stop,
-                    "end_tokens": left[1] if gone else 0,
-                    "checked_at": window.checked_at,
-                    "state": window.state,
-                    "released": left[0] if gone else None,
-                }
-            )
+            left = {"end_tokens": 0, "released": None}
+            if window.state == "released":
+                left = next((each for each in self.left if each["stop"] >= window.stop), left)
+            windows.append({**asdict(window), "end_tokens": left["end_tokens"], "released": left["released"]})
         self._close(
             "finished",
             finish_reason=answer.finish_reason,
@@ -209,13 +195,11 @@ class Account:
             "prefill_tokens": self.prompt.prefill,
             **facts,
             "checks": list(self.checks),
-            **self._texts(),
         }
+        if self.messages is not None:
+            record |= {"messages": self.messages, "text": "".join(self.text)}
         try:
             self.audit.write(record, late=outcome != "finished")
         except AuditError:  # a finished answer whose record is not stored is broken off, with another one
             self.closed = False
             raise
-
-    def _texts(self) -> Mapping[str, Any]:
-        return {} if self.messages is None else {"messages": self.messages, "text": "".join(self.text)}

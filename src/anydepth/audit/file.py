@@ -7,6 +7,7 @@ import re
 import stat
 import time
 from collections import deque
+from glob import escape
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ class JsonlFile:
             try:
                 _check(file.fileno())
                 _lock(file.fileno())
-                if _identity(os.fstat(file.fileno())) == _identity(_named(self._path)):
+                if _same(os.fstat(file.fileno()), _named(self._path)):
                     return file
             except BaseException:
                 file.close()
@@ -124,7 +125,7 @@ class JsonlFile:
     def _follow(self) -> None:
         """See to it that the open file is the one that `path` names, and is as it was left."""
         held, named = os.fstat(self._file.fileno()), _named(self._path)
-        if _identity(held) != _identity(named):
+        if not _same(held, named):
             reason = "missing" if named is None else "replaced"
             logger.error("the audit file was moved or deleted", extra={"path": str(self._path), "reason": reason})
             self._begin(reason)
@@ -189,13 +190,8 @@ def rotated(path: Path, number: int) -> Path:
 
 def older_files(path: Path) -> list[Path]:
     """The rotated files that there are, the newest first."""
-    endings = [each.name.removeprefix(f"{path.name}.") for each in path.parent.glob(f"{_literal(path.name)}.*")]
+    endings = [each.name.removeprefix(f"{path.name}.") for each in path.parent.glob(f"{escape(path.name)}.*")]
     return [rotated(path, number) for number in sorted(int(each) for each in endings if _NUMBER.fullmatch(each))]
-
-
-def _literal(name: str) -> str:
-    """A name as a pattern that only it matches."""
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _last_link(file: int, path: Path) -> Link:
@@ -247,5 +243,5 @@ def _named(path: Path) -> os.stat_result | None:
         return None
 
 
-def _identity(found: os.stat_result | None) -> tuple[int, int] | None:
-    return None if found is None else (found.st_dev, found.st_ino)
+def _same(held: os.stat_result, named: os.stat_result | None) -> bool:
+    return named is not None and os.path.samestat(held, named)

@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from anydepth.audit.chain import parse
+from anydepth.audit.chain import Link, parse
 from anydepth.audit.file import older_files
 from anydepth.audit.trail import AuditError
 
@@ -81,10 +81,7 @@ def _first_number(opened: BinaryIO) -> float:
     """
     line = opened.readline()
     opened.seek(0)
-    if not line.endswith(b"\n"):
-        return inf
-    number = (parse(line) or {}).get("seq", 0)
-    return number if isinstance(number, int) else 0
+    return Link.of(line).number if line.endswith(b"\n") else inf
 
 
 def _open(file: Path) -> BinaryIO | None:

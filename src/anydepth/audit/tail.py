@@ -52,7 +52,8 @@ def mend(file: int) -> list[dict[str, Any]]:
     tail = Tail.of(file)
     if tail.line and not tail.rest:
         if parse(tail.line) is not None:
-            _end_line(file)
+            if os.write(file, b"\n") != 1:
+                raise OSError("the last line's end could not be written")
         else:
             partial = tail.line.decode(errors="replace")
             torn.append({"kind": "torn", "time": time.time(), "bytes": len(tail.line), "partial": partial})
@@ -62,8 +63,3 @@ def mend(file: int) -> list[dict[str, Any]]:
     if os.fstat(file).st_size != end:
         os.ftruncate(file, end)
     return torn
-
-
-def _end_line(file: int) -> None:
-    if os.write(file, b"\n") != 1:
-        raise OSError("the last line's end could not be written")

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from anydepth.audit.chain import Record
 from anydepth.audit.file import FileInUse, JsonlFile
@@ -32,22 +32,6 @@ class AuditError(AnydepthError):
     """The audit trail cannot be written, and answers stop because of it."""
 
 
-class Sink(Protocol):
-    """A place for records: OSError if one is not stored whole, ValueError if it never can be."""
-
-    def write(self, record: Record) -> None:
-        """Store one record."""
-        ...
-
-    def probe(self) -> None:
-        """Try whether there is room for some records, without leaving anything; raises as `write` does."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the file."""
-        ...
-
-
 class Audit:
     """The audit trail of a server, and what becomes of answers while it cannot be written.
 
@@ -56,7 +40,7 @@ class Audit:
     waits for that thread, so that an event loop calls it in another one.
 
     Args:
-        sink: The place for records, or None for no audit.
+        sink: The file of records, or None for no audit.
         on_error: `closed` raises AuditError. `open` goes on and says so in the log; the record is kept in memory until
             it can be stored, unless `MOST_LATE` are kept already: then it is lost, and a `lost` record says so later.
         patience: Seconds that a record may take until it counts as not stored.
@@ -66,7 +50,7 @@ class Audit:
         on_failure: Called for each of them, from any thread.
     """
 
-    def __init__(self, sink: Sink | None, on_error: OnError = "closed", patience: float = PATIENCE) -> None:
+    def __init__(self, sink: JsonlFile | None, on_error: OnError = "closed", patience: float = PATIENCE) -> None:
         self._sink, self._on_error, self._patience = sink, on_error, patience
         self.failures = 0
         self.on_failure: Callable[[], None] = lambda: None
@@ -115,14 +99,14 @@ class Audit:
             else:
                 raise AuditError("the audit trail cannot be written; the answer was stopped") from error
 
-    def _store(self, sink: Sink, record: Record) -> None:
+    def _store(self, sink: JsonlFile, record: Record) -> None:
         if self._broken:
             sink.probe()  # a short record may fit where the next one will not
         self._store_late(sink)
         sink.write(record)
         self._broken = False
 
-    def _store_late(self, sink: Sink) -> None:
+    def _store_late(self, sink: JsonlFile) -> None:
         while self._late:
             try:
                 sink.write(self._late[0])
@@ -252,12 +236,8 @@ def open_audit(table: AuditTable) -> Audit:
         return Audit(None)
     try:
         sink = JsonlFile(Path(table.path), table.max_bytes, table.keep, sync=table.sync)
-    except FileInUse as error:
-        raise AuditError(
-            f"[audit] path {table.path}: {error.strerror}; give each server a path of its own, or stop the other one"
-        ) from error
     except OSError as error:
-        raise AuditError(
-            f"[audit] path {table.path}: {error.strerror or error}; give a place that can be written"
-        ) from error
+        in_use = isinstance(error, FileInUse)
+        remedy = "each server a path of its own, or stop the other one" if in_use else "a place that can be written"
+        raise AuditError(f"[audit] path {table.path}: {error.strerror or error}; give {remedy}") from error
     return Audit(sink, table.on_error)

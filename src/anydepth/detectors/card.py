@@ -98,24 +98,22 @@ def card_from(record: Mapping[str, Any]) -> ProbeCard:
     return card
 
 
-_REQUIRED = {"model": Mapping, "reads": list, "header_ids": list}
-_OPTIONAL = {"policy": Mapping, "calibration": Mapping, "versions": Mapping, "sources": list, "template_digest": str}
-
+_KINDS = {
+    **dict.fromkeys(("model", "policy", "calibration", "versions"), Mapping),
+    **dict.fromkeys(("reads", "header_ids", "sources"), list),
+    "template_digest": str,
+}
 _NULLABLE = {"policy", "template_digest"}
+_ITEMS = (("reads", "a read", str), ("header_ids", "a header id", int), ("sources", "a source", Mapping))
 
 
 def _check_kinds(values: Mapping[str, Any]) -> None:
-    for name, kind in _REQUIRED.items():
-        _check_kind(name, values[name], kind)
-    for name, kind in _OPTIONAL.items():
+    for name, kind in _KINDS.items():
         if name in values and (values[name] is not None or name not in _NULLABLE):
             _check_kind(name, values[name], kind)
-    for source in values.get("sources", ()):
-        _check_kind("a source", source, Mapping)
-    for read in values["reads"]:
-        _check_kind("a read", read, str)
-    for token in values["header_ids"]:
-        _check_kind("a header id", token, int)
+    for name, what, kind in _ITEMS:
+        for each in values.get(name, ()):
+            _check_kind(what, each, kind)
     for name in ("hidden_size", "num_layers"):
         _check_kind(f"model.{name}", values["model"].get(name), int)
 
@@ -147,19 +145,15 @@ def _differ(what: str, want: object, got: object, remedy: str = "fit a new one w
 
 
 def _model(want: ModelIdentity, got: ModelIdentity) -> str | None:
-    if want.fingerprint:
-        seen = (_named(want, want.fingerprint), _named(got, got.fingerprint or "unknown"))
-        remedy = f"load {want.name}, or fit a new one with `anydepth fit`"
-        return None if want.fingerprint == got.fingerprint else _differ("model", *seen, remedy)
-    return _differ("model", _shape(want), _shape(got), f"load {want.name}, or fit a new one with `anydepth fit`")
-
-
-def _named(model: ModelIdentity, fingerprint: str) -> str:
-    return f"{model.name} (weights {fingerprint})"
-
-
-def _shape(model: ModelIdentity) -> str:
-    return f"{model.model_type} with {model.num_layers} layers of width {model.hidden_size}"
+    if want.fingerprint and want.fingerprint == got.fingerprint:
+        return None
+    seen = (
+        f"{each.name} (weights {each.fingerprint or 'unknown'})"
+        if want.fingerprint
+        else f"{each.model_type} with {each.num_layers} layers of width {each.hidden_size}"
+        for each in (want, got)
+    )
+    return _differ("model", *seen, remedy=f"load {want.name}, or fit a new one with `anydepth fit`")
 
 
 def _site(site: Site, backend: Reader) -> str | None:

@@ -42,27 +42,16 @@ class Detector(Protocol):
 
 
 @runtime_checkable
-class StateDetector(Protocol):
+class StateDetector(Detector, Protocol):
     """A detector that says what it reads: its score at a depth is a function of the hidden states of its `reads` alone.
 
     Such a detector scores a finished answer in one packed pass, is read inside a client's prefill, and rides in vLLM.
-    Any class with these members is one; `LinearProbe` is the example.
+    Any class with these members is one; `LinearProbe` is the example, and `check_states` is a whole `check`.
     """
-
-    name: str
-    needs: frozenset[Capability]
 
     @property
     def reads(self) -> tuple[Read, ...]:
         """Which hidden states are read at a check, at least one."""
-        ...
-
-    def bind(self, backend: Reader) -> None:
-        """See `Detector.bind`."""
-        ...
-
-    def check(self, session: Session, points: Sequence[CheckPoint]) -> list[Score]:
-        """See `Detector.check`; `check_states` is a whole implementation."""
         ...
 
     def score_each(self, states: "np.ndarray") -> list[Score | Exception]:

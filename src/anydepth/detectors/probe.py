@@ -7,7 +7,6 @@ from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -17,7 +16,8 @@ from anydepth.atomic import write_whole
 from anydepth.backends.protocol import Capability, CheckPoint, Read, Reader, Session
 from anydepth.detectors.card import FORMAT_VERSION, WAIVABLE, ProbeCard, card_from, card_record, mismatches
 from anydepth.detectors.detector import check_states, require_capabilities
-from anydepth.errors import CheckError, ConfigError, ProbeError, ProbeMismatch
+from anydepth.errors import CheckError, ConfigError, ProbeError, ProbeMismatch, RecordError
+from anydepth.jsonl import as_object, read_value
 from anydepth.policy import Policy, policy_from
 from anydepth.reasons import reason
 from anydepth.types import Score
@@ -219,9 +219,7 @@ def _card(metadata: dict[str, str]) -> ProbeCard:
             "use a newer anydepth, or fit the probe again with `anydepth fit`"
         )
     try:
-        record: Any = json.loads(metadata["anydepth"])
-    except (KeyError, ValueError, RecursionError) as error:
+        record = as_object(read_value(metadata["anydepth"]))
+    except (KeyError, RecordError) as error:
         raise ProbeError(f"the metadata holds no card ({error!r}); the file is not a probe artefact") from error
-    if not isinstance(record, dict):
-        raise ProbeError("the metadata holds no card; the file is not a probe artefact")
     return card_from(record)

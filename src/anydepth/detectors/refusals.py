@@ -1,15 +1,14 @@
 """Tell a refusal from an answer by its opening, in any of the languages of `refusals.toml`."""
 
 import re
-import tomllib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from anydepth.errors import ConfigError
+from anydepth.files import packaged_toml
 
 _PLAIN = str.maketrans(
     {
@@ -84,22 +83,15 @@ class RefusalMatcher:
             ambiguous=_unique(languages, "ambiguous_openers"),
             compliance=_unique(languages, "compliance_openers"),
         )
-        start, anywhere, harmless = (
-            [
-                _Phrase(code, phrase, table.get("boundary", True), {**shared, **table.get("parts", {})})
-                for code, table in languages.items()
-                for phrase in table.get(key, ())
-            ]
-            for key in ("start", "anywhere", "harmless")
-        )
-        self._harmless = _compile(harmless)
-        self._start = _compile(start)
-        self._anywhere = _compile(anywhere)
+        self._harmless = _compile(languages, shared, "harmless")
+        self._start = _compile(languages, shared, "start")
+        self._anywhere = _compile(languages, shared, "anywhere")
 
     @classmethod
+    @cache
     def default(cls) -> "RefusalMatcher":
         """The matcher of the package's own list."""
-        return _default()
+        return cls(packaged_toml("refusals.toml"))
 
     def is_refusal(self, text: str) -> bool:
         """True if the opening of `text` refuses; False for an empty text."""
@@ -134,40 +126,31 @@ class RefusalMatcher:
         return self._harmless.sub("\u2026", _drop_quotations(opening))
 
 
-@dataclass(frozen=True, slots=True)
-class _Phrase:
-    language: str
-    text: str
-    boundary: bool
-    parts: Mapping[str, str | Sequence[str]]
-
-    def pattern(self) -> str:
-        """The phrase with its parts filled in, as a regular expression over normalised text."""
-        expanded = self.text
-        for _ in range(_NESTING):
-            expanded = _PART.sub(self._part, expanded)
-        expanded = _letters(expanded)
-        return rf"(?<!\w)(?:{expanded})(?!\w)" if self.boundary else f"(?:{expanded})"
-
-    def _part(self, named: re.Match[str]) -> str:
-        if named[1] not in self.parts:
-            raise ConfigError(f"refusals, language {self.language!r}: {named[0]} is none of the parts {[*self.parts]}")
-        part = self.parts[named[1]]
-        return part if isinstance(part, str) else f"(?:{'|'.join(part)})"
-
-
-def _compile(phrases: Iterable[_Phrase]) -> re.Pattern[str]:
+def _compile(languages: Mapping[str, Mapping[str, Any]], shared: Mapping[str, Any], key: str) -> re.Pattern[str]:
+    """All languages' phrases under `key`, their parts filled in, as one regular expression over normalised text."""
     patterns = []
-    for phrase in phrases:
-        pattern = phrase.pattern()
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(
-                f"refusals, language {phrase.language!r}: {phrase.text!r} is no pattern: {error}"
-            ) from error
-        patterns.append(pattern)
+    for language, table in languages.items():
+        parts = {**shared, **table.get("parts", {})}
+        for phrase in table.get(key, ()):
+            pattern = _letters(_filled(phrase, parts, language))
+            patterns.append(rf"(?<!\w)(?:{pattern})(?!\w)" if table.get("boundary", True) else f"(?:{pattern})")
+            try:
+                re.compile(patterns[-1])
+            except re.error as error:
+                raise ConfigError(f"refusals, language {language!r}: {phrase!r} is no pattern: {error}") from error
     return re.compile("|".join(patterns) or r"(?!)")
+
+
+def _filled(phrase: str, parts: Mapping[str, str | Sequence[str]], language: str) -> str:
+    def part(named: re.Match[str]) -> str:
+        if named[1] not in parts:
+            raise ConfigError(f"refusals, language {language!r}: {named[0]} is none of the parts {[*parts]}")
+        found = parts[named[1]]
+        return found if isinstance(found, str) else f"(?:{'|'.join(found)})"
+
+    for _ in range(_NESTING):
+        phrase = _PART.sub(part, phrase)
+    return phrase
 
 
 def _unique(languages: Mapping[str, Mapping[str, Sequence[str]]], key: str) -> tuple[str, ...]:
@@ -178,9 +161,3 @@ def _drop_quotations(opening: str) -> str:
     """Take out what is quoted (a story's dialogue), unless the whole text is one quotation."""
     rest = _QUOTED.sub('""', opening)
     return rest if any(char.isalnum() for char in rest) else opening.strip('"')
-
-
-@cache
-def _default() -> RefusalMatcher:
-    source = resources.files("anydepth") / "data" / "refusals.toml"
-    return RefusalMatcher(tomllib.loads(source.read_text(encoding="utf-8")))

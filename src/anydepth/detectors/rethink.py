@@ -96,7 +96,10 @@ class Rethink:
         """Score each point; CheckError if the backend's reply is not usable."""
         if not points:
             return []
-        scores = self._by_probability(session, points) if self.mode == "score" else self._by_text(session, points)
+        if self.mode == "score":
+            scores = self._by_probability(session, points)
+        else:
+            scores = [self.judge_text(text) for text in session.look_ahead(points, self.max_new_tokens, self.decided)]
         return require_usable(scores, points, self.name)
 
     def calibrate(self, refusal_logprobs: np.ndarray, compliance_logprobs: np.ndarray) -> "Rethink":
@@ -144,9 +147,6 @@ class Rethink:
     def decided(self, text: str) -> bool:
         """True if no more text can change the score."""
         return self.matcher.decided(text) is not None
-
-    def _by_text(self, session: Session, points: Sequence[CheckPoint]) -> list[Score]:
-        return [self.judge_text(text) for text in session.look_ahead(points, self.max_new_tokens, self.decided)]
 
     def _by_probability(self, session: Session, points: Sequence[CheckPoint]) -> list[Score]:
         if self.opener_ids is None:

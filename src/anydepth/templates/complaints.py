@@ -21,8 +21,8 @@ def of_template(renderer: Renderer) -> str:
     """Return why `renderer` cannot write a plain user message: the cause and the remedy."""
     error = _error(renderer, _PLAIN)
     said = f"the chat template fails on a plain conversation: {error}" if error else _LOST
-    if causes := blamed(renderer, lambda other: other.fitted().writes()):
-        return f"{said}; {drop(renderer, causes)}"
+    if remedy := blamed(renderer, lambda other: other.fitted().writes()):
+        return f"{said}; {remedy}"
     if renderer.writes(tools=[_TOOL]):
         return f"{said}; it writes no prompt without tools, {_OWN}"
     if missing := _missing(renderer):
@@ -48,22 +48,19 @@ def of_messages(
         ]
         if _error(renderer, quiet, tools) is None:
             return f"refuses the tool calls: {error}; change them (id, name and arguments as the template writes them)"
-    if causes := blamed(renderer, lambda other: _error(other, history, tools) is None):
-        return f"refuses the messages: {error}; {drop(renderer, causes)}"
+    if remedy := blamed(renderer, lambda other: _error(other, history, tools) is None):
+        return f"refuses the messages: {error}; {remedy}"
     roles = [message["role"] for message in history]
     return f"refuses messages of roles {roles}: {error}; change the messages (roles and their order)"
 
 
-def blamed(renderer: Renderer, works: Callable[[Renderer], bool]) -> list[str]:
-    """Return the names of the caller's variables without which the template `works`; empty if that is not why."""
+def blamed(renderer: Renderer, works: Callable[[Renderer], bool]) -> str:
+    """Return the remedy if without some of the caller's variables the template `works`; empty if that is not why."""
     names = list(renderer.kwargs)
-    alone = [name for name in names if works(_without(renderer, [name]))]
-    return alone or (names if names and works(_without(renderer, names)) else [])
-
-
-def drop(renderer: Renderer, names: Sequence[str]) -> str:
-    """Return the remedy where variables of the caller are the cause."""
-    given = ", ".join(f"{name}={renderer.kwargs[name]!r}" for name in names)
+    causes = [name for name in names if works(_without(renderer, [name]))]
+    if not causes and not (names and works(_without(renderer, names))):
+        return ""
+    given = ", ".join(f"{name}={renderer.kwargs[name]!r}" for name in causes or names)
     return f"the template_kwargs {given} are the cause, change or drop them"
 
 

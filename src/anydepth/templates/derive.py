@@ -170,10 +170,9 @@ def _prompt(found: Excerpts, end: str) -> str:
         directly = added.endswith(rest) and end.endswith(joint)
         if rest.strip() and found.given.endswith(rest) and (directly or _opens(found, rest)):
             return _as_later(found, rest)
-    if added and found.given.removesuffix(added).endswith(end):
-        return _as_later(found, added)
     if added:
-        return _as_later(found, added.removeprefix(end))
+        ended = found.given.removesuffix(added).endswith(end)
+        return _as_later(found, added if ended else added.removeprefix(end))
     questions_end = found.given if found.twice is None else shared_start(found.given, found.twice)
     return _as_later(found, found.given.removeprefix(_joint(end, questions_end)))
 

@@ -23,7 +23,7 @@ class Excerpts:
     Attributes:
         starts: Before the first question: alone, and after a system message if the template takes one.
         given: After a question that is to be answered; the prompt ends with it.
-        closed: After a question that is the last message, no answer being asked for.
+        added: What of `given` is there only because an answer is asked for.
         lead: Between a question and its answer, where the answer is the last message if that can be had.
         earlier_lead: Between a question and its answer, where the conversation goes on.
         between: Between an answer and the next question.
@@ -36,7 +36,7 @@ class Excerpts:
 
     starts: tuple[str, ...]
     given: str
-    closed: str
+    added: str
     lead: str
     earlier_lead: str | None
     between: str | None
@@ -46,11 +46,6 @@ class Excerpts:
     tail: str | None
     context: str
 
-    @property
-    def added(self) -> str:
-        """What `given` has and `closed` has not."""
-        return self.given.removeprefix(shared_start(self.given, self.closed))
-
 
 def excerpts(renderer: Renderer) -> Excerpts:
     """Return what the template writes around plain messages.
@@ -59,22 +54,24 @@ def excerpts(renderer: Renderer) -> Excerpts:
         TemplateError: It fails on them, loses their text, or writes the text of one of them a second time.
     """
     asked = _plain(renderer, [QUESTION])
-    closed = _tried(renderer, [QUESTION], generate=False) or asked
-    turn, asked_turn = (_tried(renderer, [QUESTION, ANSWER], generate=generate) for generate in (False, True))
-    going_on = _holding(_tried(renderer, [QUESTION, ANSWER, NEXT], generate=True), ANSWER, NEXT)
+    closed = renderer.tried([QUESTION], generate=False) or asked
+    given = _after(asked, QUESTION)
+    # Some templates refuse to go on after an answer, or a conversation that ends in one.
+    turn, asked_turn = (renderer.tried([QUESTION, ANSWER], generate=generate) for generate in (False, True))
+    going_on = _holding(renderer.tried([QUESTION, ANSWER, NEXT]), ANSWER, NEXT)
     all_three = _holding(going_on, QUESTION)  # some templates write the last messages only
     whole = turn or all_three or _plain(renderer, [QUESTION, ANSWER])
-    ruled = _tried(renderer, [_RULES, QUESTION], generate=True)
+    ruled = renderer.tried([_RULES, QUESTION])
     starts = [asked[: _find(asked, QUESTION)]]
     if ruled is not None and 0 <= ruled.find(_RULES["content"]) < ruled.find(QUESTION["content"]):
         starts.append(_between(ruled, _RULES, QUESTION))
-    twice = _tried(renderer, [QUESTION, NEXT], generate=False)
+    twice = renderer.tried([QUESTION, NEXT], generate=False)
     if twice is not None and not 0 <= twice.find(QUESTION["content"]) < twice.find(NEXT["content"]):
         twice = None
     found = Excerpts(
         starts=tuple(starts),
-        given=_after(asked, QUESTION),
-        closed=_after(closed, QUESTION),
+        given=given,
+        added=given.removeprefix(shared_start(given, _after(closed, QUESTION))),
         lead=_between(whole, QUESTION, ANSWER),
         earlier_lead=None if all_three is None else _between(all_three, QUESTION, ANSWER),
         between=None if going_on is None else _between(going_on, ANSWER, NEXT),
@@ -97,7 +94,7 @@ def thoughts_around(renderer: Renderer, thought: str) -> tuple[str, str] | None:
     for fields in (names, *((name,) for name in names)):
         answer = {**ANSWER, **dict.fromkeys(fields, thought)}
         for history in ([QUESTION, answer], [QUESTION, answer, NEXT]):
-            text = _tried(renderer, history, generate=len(history) == 3)
+            text = renderer.tried(history, generate=len(history) == 3)
             if text is not None and text.count(thought) == 1:
                 before, after = text.split(thought)
                 if QUESTION["content"] in before and ANSWER["content"] in after:
@@ -110,13 +107,6 @@ def _plain(renderer: Renderer, messages: Sequence[Any]) -> str:
         return renderer.text(messages)
     except Exception as error:  # whatever the template's author raises
         raise TemplateError(f"the chat template fails on a plain conversation: {error}") from error
-
-
-def _tried(renderer: Renderer, messages: Sequence[Any], *, generate: bool) -> str | None:
-    try:
-        return renderer.text(messages, generate=generate)
-    except Exception:  # some templates refuse to go on after an answer, or a conversation that ends in one
-        return None
 
 
 def _holding(text: str | None, *messages: Mapping[str, Any]) -> str | None:

@@ -37,19 +37,15 @@ class Kept:
         )
         if shape in self._seen:
             return self._seen[shape]
-        marked = [{**each, "content": _mark(at)} if _says(each) else each for at, each in enumerate(history)]
-        try:
-            written = self._renderer.text(marked, tools=tools)
-        except (
-            Exception
-        ):  # the template looks into the text (a tool's result as JSON): then the text itself is looked for
-            return next(
-                (at for at, each in enumerate(history) if _says(each) and each["content"].strip() not in text), None
-            )
-        lost = [at for at, each in enumerate(marked) if _says(each) and _mark(at) not in written]
+        marked = [
+            {**each, "content": f"anydepthmessage{at}text"} if _says(each) else each for at, each in enumerate(history)
+        ]
+        written = self._renderer.tried(marked, tools=tools)
+        if written is None:  # the template looks into the text (a tool's result as JSON): then that is looked for
+            return _first_lost(history, text)
         if len(self._seen) >= _REMEMBERED:
             self._seen.clear()
-        self._seen[shape] = lost[0] if lost else None
+        self._seen[shape] = _first_lost(marked, written)
         return self._seen[shape]
 
 
@@ -58,5 +54,5 @@ def _says(message: Mapping[str, Any]) -> bool:
     return isinstance(content, str) and bool(content.strip()) and not message.get("tool_calls")
 
 
-def _mark(index: int) -> str:
-    return f"anydepthmessage{index}text"
+def _first_lost(messages: Sequence[Mapping[str, Any]], text: str) -> int | None:
+    return next((at for at, each in enumerate(messages) if _says(each) and each["content"].strip() not in text), None)

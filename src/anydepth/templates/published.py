@@ -2,17 +2,15 @@
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from anydepth.errors import ConfigError
-from anydepth.files import read_toml
+from anydepth.files import packaged_toml, read_toml
 
 ENVIRONMENT = "ANYDEPTH_MODELS"
 """Environment variable with the path of a file of your own rows; they come before the shipped ones."""
@@ -119,7 +117,7 @@ def _facts() -> _Facts:
 
 @cache
 def _load(own_file: str | None) -> _Facts:
-    shipped = tomllib.loads((resources.files("anydepth") / "data" / "models.toml").read_text(encoding="utf-8"))
+    shipped = packaged_toml("models.toml")
     own = _read(Path(own_file)) if own_file else {}
     templates = shipped.get("templates", {}) | own.get("templates", {})
     origin = own_file or "models.toml"

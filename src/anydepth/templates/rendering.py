@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 _TRIAL = "anydepthtrial"
@@ -36,6 +37,15 @@ class Renderer:
             **self.kwargs,
         )
 
+    def tried(
+        self, messages: Sequence[Any], *, generate: bool = True, tools: Sequence[Any] | None = None
+    ) -> str | None:
+        """Render `messages`; None if the template refuses them, whatever its author raises."""
+        try:
+            return self.text(messages, generate=generate, tools=tools)
+        except Exception:
+            return None
+
     def ids(self, text: str) -> list[int]:
         """Tokenise rendered text; `bos` is what the template wrote, the tokenizer must not add a second one."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -54,10 +64,7 @@ class Renderer:
 
     def writes(self, *, tools: Sequence[Any] | None = None) -> bool:
         """Say whether the template writes the text of a plain user message."""
-        try:
-            return _TRIAL in self.text([{"role": "user", "content": _TRIAL}], tools=tools)
-        except Exception:  # whatever the template's author raises
-            return False
+        return _TRIAL in (self.tried([{"role": "user", "content": _TRIAL}], tools=tools) or "")
 
     def fitted(self) -> "Renderer":
         """Return the first way to give messages in which their text is written, or `self` if there is none.
@@ -65,8 +72,7 @@ class Renderer:
         Most templates take text, and None where there are no tools. Some loop over the tools, or over the parts of a
         content, without asking what they are.
         """
-        ways = [(False, False), (True, False), (False, True), (True, True)]
-        fits = (replace(self, listed=listed, parts=parts) for listed, parts in ways)
+        fits = (replace(self, listed=listed, parts=parts) for parts, listed in product((False, True), repeat=2))
         return next((each for each in fits if each.writes()), self)
 
 

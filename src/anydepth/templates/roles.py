@@ -41,7 +41,7 @@ def stem_of(prompt: str, leads: list[str], channel: Channel | None, question: st
         shared = [
             shared_start(prompt, lead[at:])
             for lead in leads
-            for at in _starts(lead)
+            for at in accumulate(map(len, pieces(lead)), initial=0)
             if written and lead[at:].startswith(written[0])
         ]
         end = len(max(shared, key=len, default="").rstrip()) or end
@@ -73,7 +73,3 @@ def _place_end(prompt: str, question: str) -> int:
     start, end = shared_start(prompt, question), shared_end(prompt, question)
     name = prompt[len(start) : len(prompt) - len(end)]
     return len(start) + len(name) if says_something(start + end) and says_something(name) else 0
-
-
-def _starts(text: str) -> list[int]:
-    return list(accumulate(map(len, pieces(text)), initial=0))[:-1]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import accumulate
 from typing import Any
 
@@ -159,7 +158,7 @@ class ChatTemplate:
             start = min(place, role)
             return place if start >= 0 and before[start : max(place, role) + 1] == ids[first : last + 1] else None
         for cut in range(len(ids), read_index, -1):
-            if _common_suffix(ids[:cut], before) >= cut - read_index:
+            if before[read_index - cut :] == ids[read_index:cut]:
                 return prompt.start - (cut - read_index)
         return self._role_spelled_in(before) if read_index == self._role else None
 
@@ -224,8 +223,8 @@ class ChatTemplate:
             layout = derive(self._renderer, known)
         except TemplateError as error:
             if row is None:
-                causes = complaints.blamed(self._renderer, lambda other: _derivable(other, known))
-                remedy = complaints.drop(self._renderer, causes) if causes else "write a row of models.toml"
+                remedy = complaints.blamed(self._renderer, lambda other: _derivable(other, known))
+                remedy = remedy or "write a row of models.toml"
                 raise TemplateError(f"{self.name}: {error}; {remedy} (docs/templates.md)") from error
             return from_strings(self._renderer, row.header, row.answer, None), row
         if row is not None and must_use:
@@ -299,11 +298,9 @@ class ChatTemplate:
         try:
             return history, self._renderer.text(history, tools=tools)
         except Exception as error:  # whatever the template's author raises: TemplateError, TypeError, KeyError ...
-            for other in other_arguments(history):
-                try:
-                    return other, self._renderer.text(other, tools=tools)
-                except Exception:  # the first error says what is wrong with the messages as they were given
-                    continue
+            for other in other_arguments(history):  # the first error is of the messages as they were given
+                if (text := self._renderer.tried(other, tools=tools)) is not None:
+                    return other, text
             reason = complaints.of_messages(self._renderer, history, tools, error)
             raise PromptError(f"the chat template of {self.name} {reason}") from error
 
@@ -327,8 +324,7 @@ def _digest(text: str, kwargs: Mapping[str, Any], row: PublishedModel | None) ->
     if kwargs:
         parts.append(json.dumps(kwargs, sort_keys=True, default=str))
     if row is not None:
-        facts = asdict(row)
-        parts.append(json.dumps({key: facts[key] for key in ("header", "answer", "read_token")}, sort_keys=True))
+        parts.append(json.dumps({key: getattr(row, key) for key in ("header", "answer", "read_token")}, sort_keys=True))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -337,11 +333,3 @@ def checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if taken := sorted(_OWN_ARGUMENTS & set(kwargs)):
         raise ConfigError(f"template_kwargs has {taken[0]!r}, which anydepth sets itself; leave it out")
     return dict(kwargs)
-
-
-def _common_suffix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many last items two sequences share."""
-    length = 0
-    while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
-        length += 1
-    return length
