@@ -39,6 +39,7 @@ class Passes:
 
     Attributes:
         model: The model, without what PEFT puts around it; an adapter is part of its layers.
+        adapter: Whether the model has a PEFT adapter.
         reads_base_weights: Whether hidden states are read through the weights below the adapter.
         reading_weights: The context in which hidden states are read: the adapter is off in it with `base_weights`.
         identity: Which model it is.
@@ -58,10 +59,10 @@ class Passes:
         template_kwargs: Mapping[str, Any] | None = None,
         base_weights: bool = False,
     ) -> None:
-        adapter = hasattr(model, "disable_adapter") and hasattr(model, "get_base_model")
-        if base_weights and not adapter:
+        self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "get_base_model")
+        if base_weights and not self.adapter:
             raise ConfigError("base_weights=True, but the model has no PEFT adapter; load one with adapter=")
-        self.model = model.get_base_model() if adapter else model
+        self.model = model.get_base_model() if self.adapter else model
         self.model.eval()
         self.tokenizer = tokenizer
         self.reads_base_weights = base_weights
