@@ -64,6 +64,21 @@ class Panel:
     measure: str = ""
     marks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def dots(self) -> list[Dot]:
+        """The dots of all series."""
+        return [dot for series in self.series for dot in series.dots]
+
+    @property
+    def places(self) -> list[Place]:
+        """Where the dots stand, in order."""
+        return in_order(dot.x for dot in self.dots)
+
+    @property
+    def numbers(self) -> list[float]:
+        """All values and the ends of their intervals."""
+        return [end for dot in self.dots for end in (dot.value, dot.low, dot.high) if end is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
@@ -71,7 +86,6 @@ class Drawing:
 
     Attributes:
         kind: How the chart is drawn, e.g. `line`.
-        title: Headline.
         panels: The pairs of axes, in order.
         x: What the horizontal axis is called.
         y: What the vertical axis is called, where its unit does not say it.
@@ -79,7 +93,6 @@ class Drawing:
     """
 
     kind: ChartKind
-    title: str
     panels: tuple[Panel, ...]
     x: str = ""
     y: str = ""
@@ -95,5 +108,4 @@ def value_axis(panel: Panel, longest: int = 48) -> str:
 
 def in_order(places: Iterable[Place]) -> list[Place]:
     """Each place once: numbers by size, then anything else as it came."""
-    once = list(dict.fromkeys(places))
-    return sorted(place for place in once if not isinstance(place, str)) + [p for p in once if isinstance(p, str)]
+    return sorted(dict.fromkeys(places), key=lambda place: (True, 0) if isinstance(place, str) else (False, place))

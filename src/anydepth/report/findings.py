@@ -1,10 +1,11 @@
 """Say what was found in a few lines, and where nothing was: read from the figures, nothing is known beforehand."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from anydepth.evals.figure import Figure, Summary
 from anydepth.report import words
+from anydepth.report.panels import differing
 from anydepth.report.runs import Run
 from anydepth.report.tables import Cell, cell
 
@@ -38,10 +39,9 @@ class _Said:
     """Figures of one run that are a key result."""
 
     what: str
-    figures: tuple[tuple[str, Figure], ...]
-    more: int = 0
-    placed: bool = False
-    """Each number says where it is, which differs from run to run."""
+    figures: Sequence[Figure]
+    cells: Mapping[str, Cell]
+    more: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,7 @@ class NoEffect:
     suite: str
     run: str
     what: str
-    value: str
-    interval: str
+    cell: Cell
     none: str
 
 
@@ -73,22 +72,25 @@ def without_effect(runs: Sequence[Run]) -> list[NoEffect]:
     difference can be negative, and it is 0 where nothing differs. Of a rate or a cost it cannot be said: there is no
     value that means no effect.
     """
-    found = []
-    for run in runs:
-        for summary in run.summaries.values():
-            for figure in summary.figures:
-                none = _no_effect(figure)
-                if none is not None:
-                    what = ", ".join((words.spaced(figure.name), *_facts(figure)))
-                    found.append(
-                        NoEffect(summary.title, run.label, what, words.value(figure), words.interval(figure), none)
-                    )
-    return found
+    return [
+        NoEffect(
+            summary.title,
+            run.label,
+            ", ".join((words.spaced(figure.name), *words.facts(figure, figure.group))),
+            cell(figure),
+            none,
+        )
+        for run in runs
+        for summary in run.summaries.values()
+        for figure in summary.figures
+        if (none := _no_effect(figure))
+    ]
 
 
-def empty_figures(summary: Summary) -> int:
+def empty_figures(runs: Sequence[Run], suite: str) -> int:
     """How many figures of a suite have no value."""
-    return sum(figure.value is None for figure in summary.figures)
+    found = [run.summaries[suite] for run in runs if suite in run.summaries]
+    return sum(figure.value is None for summary in found for figure in summary.figures)
 
 
 def _no_effect(figure: Figure) -> str | None:
@@ -101,24 +103,19 @@ def _no_effect(figure: Figure) -> str | None:
 
 
 def _statement(what: str, said: dict[str, _Said]) -> Statement:
-    labels = dict.fromkeys(label for each in said.values() for label, _ in each.figures)
-    known = [{label: (figure, each.placed) for label, figure in each.figures} for each in said.values()]
-    rows = [(label, tuple(_cell(*each[label]) if label in each else None for each in known)) for label in labels]
-    figures = [figure for each in known for figure, _ in each.values()]
+    labels = dict.fromkeys(label for each in said.values() for label in each.cells)
+    rows = [(label, tuple(each.cells.get(label) for each in said.values())) for label in labels]
+    figures = [figure for each in said.values() for figure in each.figures]
     counts = [figure.answers for figure in figures if figure.answers]
     judges = dict.fromkeys(figure.judge for figure in figures if figure.judge)
     return Statement(
-        what=words.begun(what),
+        what=what[:1].upper() + what[1:],
         runs=tuple(said),
         rows=tuple(rows),
         more=max(each.more for each in said.values()),
         answers=words.span(counts) if counts else "",
         judge=", ".join(judges),
     )
-
-
-def _cell(figure: Figure, placed: bool) -> Cell:
-    return replace(cell(figure), place=", ".join(_facts(figure)) if placed else "")
 
 
 def _said(summary: Summary) -> _Said | None:
@@ -137,10 +134,11 @@ def _said(summary: Summary) -> _Said | None:
 
 
 def _extremes(figures: list[Figure]) -> _Said:
-    """The lowest and the highest of a field."""
+    """The lowest and the highest of a field, each with its place, which differs from run to run."""
     ranked = sorted(figures, key=lambda figure: figure.value or 0.0)
-    ends = (("lowest", ranked[0]), ("highest", ranked[-1]))
-    return _Said(words.spaced(figures[0].name), ends, len(figures) - 2, placed=True)
+    ends = (ranked[0], ranked[-1])
+    cells = [replace(cell(each), place=", ".join(words.facts(each, each.group))) for each in ends]
+    return _Said(words.spaced(figures[0].name), ends, {"lowest": cells[0], "highest": cells[1]}, len(figures) - 2)
 
 
 def _narrowed(figures: list[Figure], x: str | None) -> tuple[list[Figure], str | None]:
@@ -162,25 +160,11 @@ def _cut(named: list[Figure], chosen: list[Figure], x: str | None, by: str | Non
     even where there is one only.
     """
     figures = chosen[:MOST]
-    shared = [key for key in figures[0].group if key not in (x, by) and _one(figures, key) and not _one(named, key)]
-    where = [words.about(key, figures[0].group[key]) for key in shared]
-    at = "" if x is None else words.about(x, figures[0].group[x])
-    if x is not None and not isinstance(figures[0].group[x], str):
-        what = f"{words.spaced(figures[0].name)} at {at}"
-    else:
-        what = words.spaced(figures[0].name) + (f", {at}" if at else "")
-    found = tuple((", ".join(_facts(figure, lambda key: _tells(key, x, by, figures))), figure) for figure in figures)
-    return _Said(", ".join((what, *where)), found, len(chosen) - len(figures))
-
-
-def _tells(key: str, x: str | None, by: str | None, figures: list[Figure]) -> bool:
-    return key != x and (key == by or not _one(figures, key))
-
-
-def _one(figures: list[Figure], key: str) -> bool:
-    """Whether the figures have the same under `key`."""
-    return len({figure.group.get(key) for figure in figures}) == 1
-
-
-def _facts(figure: Figure, wanted: Callable[[str], bool] = lambda _: True) -> tuple[str, ...]:
-    return tuple(words.about(key, value) for key, value in figure.group.items() if wanted(key))
+    first, telling, parted = figures[0], {by, *differing(figures)} - {x}, differing(named, x)
+    shared = [key for key in first.group if key in parted and key not in telling]
+    what, at = words.spaced(first.name), words.facts(first, [x] if x else ())
+    if x is not None and not isinstance(first.group[x], str):
+        what, at = f"{what} at {at[0]}", ()
+    labels = [", ".join(words.facts(each, (key for key in each.group if key in telling))) for each in figures]
+    cells = dict(zip(labels, map(cell, figures), strict=True))
+    return _Said(", ".join((what, *at, *words.facts(first, shared))), figures, cells, len(chosen) - len(figures))

@@ -57,11 +57,6 @@ def marker(look: int) -> str:
     return MARKERS[look % len(MARKERS)]
 
 
-def dashes(look: int) -> tuple[int, tuple[float, ...]]:
-    """The dashes of the series with this number."""
-    return DASHES[look % len(DASHES)]
-
-
 def unlike(look: int, others: Iterable[int]) -> bool:
     """Whether neither colour nor marker of this number is one of the others'."""
     return all(

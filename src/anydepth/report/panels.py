@@ -1,13 +1,13 @@
 """Take out of runs what a chart shows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from anydepth.evals.figure import Chart, Figure
 from anydepth.report.drawing import Dot, Drawing, Panel, Place, Series, in_order
 from anydepth.report.looks import Key, Looks
 from anydepth.report.runs import Run
-from anydepth.report.words import about, axis, axis_value, spaced
+from anydepth.report.words import axis, axis_value, facts, joined, spaced
 
 CROWDED = 6
 """More lines than this of several runs are drawn in one panel a run."""
@@ -62,7 +62,7 @@ def drawing(shared: Shared, looks: Looks) -> Drawing | None:
     x, y = axis(chart.x), axis(chart.by)
     if chart.kind == "roc":
         x, y = x or axis("fpr"), y or axis("tpr")
-    return Drawing(chart.kind, chart.title, tuple(panels), x, y, chart.log_x)
+    return Drawing(chart.kind, tuple(panels), x, y, chart.log_x)
 
 
 def _lines(shared: Shared, looks: Looks) -> list[Panel]:
@@ -70,7 +70,7 @@ def _lines(shared: Shared, looks: Looks) -> list[Panel]:
     if not shared.several or max((len(panel.series) for panel in panels), default=0) <= CROWDED:
         return panels
     return [
-        replace(panel, title=" · ".join(filter(None, (part.run.label, panel.title))))
+        replace(panel, title=joined(part.run.label, panel.title))
         for part in shared.parts
         for panel in _bars(Shared(part.chart, (part,)), looks)
     ]
@@ -86,20 +86,16 @@ def _bars(shared: Shared, looks: Looks) -> list[Panel]:
                 units.setdefault(figure.unit, []).append((part.run.label, figure))
     panels = []
     for unit, owned in units.items():
-        kept, keys = _told_apart(owned, x, by)
-        several = x is not None and len({figure.name for _, figure in kept}) > 1
         facets: dict[Key, list[tuple[str, Key, Figure]]] = {}
-        for run, figure in kept:
-            rest = _facts(figure, keys) + ((spaced(figure.name),) if several else ())
-            own = _facts(figure, (by,)) or (spaced(figure.name),) if by else rest
+        for run, rest, figure in _told_apart(owned, x, by):
+            own = facts(figure, (by,)) or (spaced(figure.name),) if by else rest
             facets.setdefault(rest if by else (), []).append((run, own, figure))
         for facet, found in facets.items():
             series = _series(shared, looks, found)
             names = list(dict.fromkeys(spaced(figure.name) for _, _, figure in found))
-            alone = (
-                (series[0].label,) if by and len(series) == 1 and shared.chart.kind == "bars" else ()
-            )  # no other sign
-            panels.append(Panel(" · ".join((*facet, *alone)), unit, series, names[0] if len(names) == 1 else ""))
+            alone = by and len(series) == 1 and shared.chart.kind == "bars"  # nothing else says whose bars these are
+            title = joined(*facet, series[0].label if alone else "")
+            panels.append(Panel(title, unit, series, names[0] if len(names) == 1 else ""))
     return panels
 
 
@@ -112,30 +108,27 @@ def _series(shared: Shared, looks: Looks, found: list[tuple[str, Key, Figure]]) 
         place = spaced(figure.name) if x is None else figure.group[x]
         dots.setdefault((key, run), []).append(_dot(place, figure))
     keys = list(dict.fromkeys(key for key, _ in dots))
-    named, runs = (
-        looks.of(by or "", filter(None, keys)),
-        looks.of("run", [(run,) for run in order] if () in keys else ()),
-    )
+    named = looks.of(by or "", filter(None, keys))
+    runs = looks.of("run", [(run,) for run in order] if () in keys else ())
     series = []
     for key, run in sorted(dots, key=lambda each: (keys.index(each[0]), order[each[1]])):
-        label = " · ".join((*key, *((run,) if shared.several else ()))) or shared.chart.title
+        label = joined(*key, run if shared.several else "") or shared.chart.title
         look = named[key] if key else runs[run,]
         series.append(Series(label, look, order[run] if shared.several else look, _sorted(dots[key, run])))
     return tuple(series)
 
 
-def _told_apart(owned: list[Owned], x: str | None, by: str | None) -> tuple[list[Owned], tuple[str, ...]]:
-    """The figures that a chart shows, and the keys, beside `x` and `by`, that it takes to tell them apart.
+def _told_apart(owned: list[Owned], x: str | None, by: str | None) -> list[tuple[str, Key, Figure]]:
+    """The figures that a chart shows, each with what, beside `x` and `by`, it takes to tell it from the others.
 
     Where a figure of the whole has the same place as those of its parts, the chart shows the whole; the table has all.
     """
     places: dict[tuple, list[Owned]] = {}
     for run, figure in owned:
-        places.setdefault((run, figure.name, figure.group.get(x or ""), figure.group.get(by or "")), []).append(
-            (run, figure)
-        )
+        place = (run, figure.name, figure.group.get(x or ""), figure.group.get(by or ""))
+        places.setdefault(place, []).append((run, figure))
     shared = [figure for found in places.values() if len(found) > 1 for _, figure in found]
-    keys = _differing(shared, x, by)
+    keys = differing(shared, x, by)
     kept, left = [], False
     for found in places.values():
         whole = [each for each in found if not any(key in each[1].group for key in keys)]
@@ -143,17 +136,17 @@ def _told_apart(owned: list[Owned], x: str | None, by: str | None) -> tuple[list
         left |= len(chosen) > 1
         kept += chosen
     order = {id(figure): number for number, (_, figure) in enumerate(owned)}
-    return sorted(kept, key=lambda each: order[id(each[1])]), keys if left else ()
+    several = x is not None and len({figure.name for _, figure in kept}) > 1
+    return [
+        (run, facts(figure, keys if left else ()) + ((spaced(figure.name),) if several else ()), figure)
+        for run, figure in sorted(kept, key=lambda each: order[id(each[1])])
+    ]
 
 
-def _differing(figures: list[Figure], *shown: str | None) -> tuple[str, ...]:
+def differing(figures: list[Figure], *shown: str | None) -> tuple[str, ...]:
     """Keys of the groups, beside those that are shown, in which the figures differ."""
     keys = dict.fromkeys(key for figure in figures for key in figure.group if key not in shown)
     return tuple(key for key in keys if len({figure.group.get(key) for figure in figures}) > 1)
-
-
-def _facts(figure: Figure, keys: Iterable[str]) -> Key:
-    return tuple(about(key, figure.group[key]) for key in keys if key in figure.group)
 
 
 def _dot(place: Place, figure: Figure) -> Dot:
@@ -173,15 +166,12 @@ def _heatmaps(shared: Shared, _: Looks) -> list[Panel]:
     panels = []
     for part in shared.parts:
         figures = [figure for figure in part.figures if x in figure.group and by in figure.group]
-        kept, keys = _told_apart([(part.run.label, figure) for figure in figures], x, by)
-        several = len({figure.name for figure in figures}) > 1
         found: dict[tuple[Key, str], dict[Place, list[Dot]]] = {}
-        for _run, figure in kept:
-            rest = _facts(figure, keys) + ((spaced(figure.name),) if several else ())
+        for _run, rest, figure in _told_apart([(part.run.label, figure) for figure in figures], x, by):
             rows = found.setdefault((rest, figure.unit), {})
             rows.setdefault(figure.group[by], []).append(_dot(figure.group[x], figure))
         for (rest, unit), rows in found.items():
-            title = " · ".join((*((part.run.label,) if shared.several else ()), *rest))
+            title = joined(part.run.label if shared.several else "", *rest)
             series = tuple(Series(axis_value(row), 0, 0, _sorted(rows[row])) for row in in_order(rows))
             panels.append(Panel(title, unit, series, spaced(figures[0].name)))
     return panels
@@ -198,17 +188,15 @@ def _points(shared: Shared, looks: Looks) -> list[Panel]:
     groups = [(part,) for part in shared.parts] if apart else [shared.parts]
     panels = []
     for group in groups:
-        named = shared.several and not apart
-        found, marks = [], {}
+        after = [part.run.label if shared.several and not apart else "" for part in group]
+        found = []
         for name in names:
             for number, part in enumerate(group):
-                points = part.chart.points.get(name, ())
-                dots = tuple(Dot(p[0], p[1]) if isinstance(p, Sequence) else Dot(p) for p in points)
-                look = numbers[name,]
-                label = f"{name} · {part.run.label}" if named else name
-                found.append(Series(label, look, number if named else look, dots))
-        for part in group:
-            after = f" · {part.run.label}" if named else ""
-            marks |= {name + after: mark for name, mark in part.chart.marks.items()}
+                dots = tuple(Dot(*p) if isinstance(p, Sequence) else Dot(p) for p in part.chart.points.get(name, ()))
+                dash = number if after[number] else numbers[name,]
+                found.append(Series(joined(name, after[number]), numbers[name,], dash, dots))
+        marks = {
+            joined(m, run): at for run, each in zip(after, group, strict=True) for m, at in each.chart.marks.items()
+        }
         panels.append(Panel(group[0].run.label if apart else "", "", tuple(s for s in found if s.dots), "", marks))
     return panels

@@ -1,7 +1,6 @@
 """What a run was made with, as its manifest says it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -16,39 +15,22 @@ _APART = ("data", "command", "suites")
 _ALWAYS = ("anydepth", "model", "probe", "options", "judge", "begun", "versions", "machine")
 
 
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """A run's manifest, to be read.
+def provenance(run: Run) -> dict[str, Any]:
+    """Everything that the manifest says, known to us or not.
 
-    Attributes:
-        run: Label of the run.
-        facts: What was used and its value.
-        data: Tables with rows and digest.
-        suites: Suites with seconds and end.
-        command: The line that makes the run again.
+    The label of the `run`, what was used and its value (`facts`), tables of `data` with rows and digest, `suites` with
+    seconds and end, and the `command` that makes the run again.
     """
-
-    run: str
-    facts: tuple[tuple[str, str], ...]
-    data: tuple[tuple[str, str, str], ...]
-    suites: tuple[tuple[str, str, str], ...]
-    command: str
-
-
-def provenance(run: Run) -> Provenance:
-    """Everything that the manifest says, known to us or not."""
-    facts = [fact for key in _ALWAYS for fact in _flat(key, run.manifest.get(key, MISSING))]
-    others = [key for key in run.manifest if key not in (*_ALWAYS, *_APART)]
-    facts += [fact for key in others for fact in _flat(key, run.manifest[key])]
-    return Provenance(
-        run.label,
-        tuple(facts),
-        tuple((name, _text(table.get("rows")), _text(table.get("sha256"))) for name, table in _rows(run, "data")),
-        tuple(
-            (name, _seconds(done.get("seconds")), _moment(done.get("finished"))) for name, done in _rows(run, "suites")
-        ),
-        _text(run.manifest.get("command")),
-    )
+    told = dict.fromkeys(_ALWAYS, MISSING) | dict(run.manifest)
+    facts = [fact for key, value in told.items() if key not in _APART for fact in _flat(key, value)]
+    data, suites = _rows(run, "data"), _rows(run, "suites")
+    return {
+        "run": run.label,
+        "facts": facts,
+        "data": [(name, _text(each.get("rows")), _text(each.get("sha256"))) for name, each in data],
+        "suites": [(name, _seconds(each.get("seconds")), _moment(each.get("finished"))) for name, each in suites],
+        "command": _text(run.manifest.get("command")),
+    }
 
 
 def headline(run: Run) -> tuple[tuple[str, str], ...]:
@@ -88,7 +70,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(f"{name} · {key}", inner)
     else:
-        yield name, MISSING if value == MISSING else _value(value)
+        yield name, _value(value)
 
 
 def _value(value: Any) -> str:

@@ -6,13 +6,12 @@ from typing import Any
 
 from anydepth import __version__
 from anydepth.errors import ConfigError
-from anydepth.evals.suite import SUITES
 from anydepth.extras import require
 from anydepth.report import findings, words
 from anydepth.report.looks import Looks
 from anydepth.report.palette import PAINTS
 from anydepth.report.provenance import headline, provenance
-from anydepth.report.runs import Run
+from anydepth.report.runs import Run, in_report_order
 from anydepth.report.section import Files, Section, section
 
 INDEX = "index.html"
@@ -25,7 +24,7 @@ OPEN_ROWS = 24
 
 _GENERATOR = '<meta name="generator" content="anydepth'
 _TEMPLATES = Path(__file__).parent / "templates"
-_FOLDERS = {"figures": ("svg", "png"), "tables": ("csv",)}
+_OWN = ("figures/*.svg", "figures/*.png", "tables/*.csv")
 
 
 def render(runs: Sequence[Run], *, title: str | None = None) -> Files:
@@ -37,7 +36,8 @@ def render(runs: Sequence[Run], *, title: str | None = None) -> Files:
     """
     files: Files = {}
     looks = Looks()
-    sections = [section(runs, suite, looks, files) for suite in _suites(runs)]
+    suites = in_report_order(name for run in runs for name in run.summaries)
+    sections = [section(runs, suite, looks, files) for suite in sorted(suites, key=lambda name: name == COST)]
     page = _environment().get_template("report.html.j2").render(_facts(runs, sections, title))
     return {INDEX: page.encode(), **files}
 
@@ -51,29 +51,19 @@ def write(files: Files, folder: Path) -> Path:
     index = folder / INDEX
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder for the report with -o")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_report(index):
+    ours = index.is_file() and _GENERATOR in index.read_text("utf-8", errors="replace")[:2000]
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
         raise ConfigError(f"{folder} holds other files than a report; give an empty folder or a new one with -o")
     try:
-        for name, endings in _FOLDERS.items():
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            for old in (path for ending in endings for path in (folder / name).glob(f"*.{ending}")):
+        for own in _OWN:
+            (folder / own).parent.mkdir(parents=True, exist_ok=True)
+            for old in list(folder.glob(own)):
                 old.unlink()
         for name, content in files.items():
             (folder / name).write_bytes(content)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error}); give another folder with -o") from error
     return index
-
-
-def _is_report(index: Path) -> bool:
-    return index.is_file() and _GENERATOR in index.read_text("utf-8", errors="replace")[:2000]
-
-
-def _suites(runs: Sequence[Run]) -> list[str]:
-    """All suites of the runs in the order of the report; the cost comes last."""
-    found = dict.fromkeys(name for run in runs for name in run.summaries)
-    order = [name for name in SUITES if name in found] + [name for name in found if name not in SUITES]
-    return sorted(order, key=lambda name: name == COST)
 
 
 def _facts(runs: Sequence[Run], sections: Sequence[Section], title: str | None) -> dict[str, Any]:
@@ -86,18 +76,13 @@ def _facts(runs: Sequence[Run], sections: Sequence[Section], title: str | None) 
         "top": [(top[0][0], [value for _, value in top]) for top in zip(*tops, strict=True)],
         "sections": sections,
         "key_results": [(each, found) for each in sections if (found := findings.statements(runs, each.suite))],
-        "limits": [each for each in sections if each.limits],
         "no_effect": findings.without_effect(runs),
-        "empty": [(each, count) for each in sections if (count := _empty(runs, each.suite))],
+        "empty": [(each, count) for each in sections if (count := findings.empty_figures(runs, each.suite))],
         "provenance": [provenance(run) for run in runs],
         "cost": COST,
         "open_rows": OPEN_ROWS,
         "nothing": words.NOTHING,
     }
-
-
-def _empty(runs: Sequence[Run], suite: str) -> int:
-    return sum(findings.empty_figures(run.summaries[suite]) for run in runs if suite in run.summaries)
 
 
 def _environment() -> Any:
@@ -109,10 +94,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    schemes = {
-        scheme: "".join(f"{each.name}:{getattr(each, scheme)};" for each in PAINTS) for scheme in ("light", "dark")
-    }
-    environment.globals["paints"] = schemes
+    environment.globals["paints"] = "".join(f"{each.name}:light-dark({each.light},{each.dark});" for each in PAINTS)
     environment.filters["counted"] = words.counted
     environment.filters["parts"] = words.in_parts
     return environment

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -62,7 +62,7 @@ def open_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
         raise ConfigError(f"the run {', '.join(twice)} is given twice; give each run once")
     runs = [_open(folder) for folder in folders]
     labels = _labels(runs)
-    return tuple(Run(run.folder, label, run.manifest, run.summaries) for run, label in zip(runs, labels, strict=True))
+    return tuple(replace(run, label=label) for run, label in zip(runs, labels, strict=True))
 
 
 def _open(folder: Path) -> Run:
@@ -76,9 +76,13 @@ def _open(folder: Path) -> Run:
     if not suites:
         raise ConfigError(f"{path} holds no suite yet; let `anydepth eval … -o {folder}` finish one first")
     found = {name: _summary(path, name, record) for name, record in suites.items()}
-    known = [name for name in SUITES if name in found]
-    order = known + [name for name in found if name not in SUITES]
-    return Run(folder, "", manifest, {name: found[name] for name in order})
+    return Run(folder, "", manifest, {name: found[name] for name in in_report_order(found)})
+
+
+def in_report_order(suites: Iterable[str]) -> list[str]:
+    """Each suite once: those that we know in the order of the report, then any other as it came."""
+    once = dict.fromkeys(suites)
+    return [name for name in SUITES if name in once] + [name for name in once if name not in SUITES]
 
 
 def _json(path: Path) -> dict[str, Any]:

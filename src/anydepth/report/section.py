@@ -33,7 +33,6 @@ class ChartView:
     Attributes:
         id: Anchor, and name of its files.
         title: Headline.
-        kind: How it is drawn.
         captions: What the reader should see; the first of each pair is the run, empty where all say the same.
         remarks: Answers, intervals and judges of what is shown.
         description: What the figure shows, for those who cannot see it.
@@ -46,7 +45,6 @@ class ChartView:
 
     id: str
     title: str
-    kind: str
     captions: tuple[tuple[str, str], ...]
     remarks: tuple[str, ...]
     description: str = ""
@@ -95,8 +93,7 @@ def section(runs: Sequence[Run], suite: str, looks: Looks, files: Files) -> Sect
     having = [run for run in runs if suite in run.summaries]
     summary = having[0].summaries[suite]
     parts = [Part(run, _NO_CHART, run.summaries[suite].figures) for run in having]
-    text = figures_csv(parts)
-    files[f"tables/{words.slug(suite)}.csv"] = text.encode()
+    download = _table(figures_csv(parts), words.slug(suite), files)
     charts = [
         _view(f"{words.slug(suite)}-{number}-{words.slug(shared.chart.title)}", shared, looks, files)
         for number, shared in enumerate(shared_charts(runs, suite), start=1)
@@ -107,7 +104,7 @@ def section(runs: Sequence[Run], suite: str, looks: Looks, files: Files) -> Sect
         paper=summary.paper,
         charts=tuple(charts),
         table=figure_table(parts),
-        download=_link(text),
+        download=download,
         notes=by_run([(run.label, run.summaries[suite].notes) for run in having]),
         limits=by_run([(run.label, run.summaries[suite].limits) for run in having]),
         missing=tuple(run.label for run in runs if run not in having),
@@ -118,23 +115,18 @@ def by_run(texts: Sequence[tuple[str, Sequence[str]]]) -> tuple[tuple[str, str],
     """Sentences with the run that says them; what all runs say, or the only one, is said once and of none."""
     said = dict.fromkeys(text for _, each in texts for text in each if text)
     speakers = {text: [label for label, each in texts if text in each] for text in said}
-    return tuple(
-        pair
-        for text, labels in speakers.items()
-        for pair in ([("", text)] if len(labels) == len(texts) else [(", ".join(labels), text)])
-    )
+    return tuple(("" if len(each) == len(texts) else ", ".join(each), text) for text, each in speakers.items())
 
 
 def _view(name: str, shared: Shared, looks: Looks, files: Files) -> ChartView:
     chart = shared.chart
     captions = by_run([(part.run.label, [part.chart.caption]) for part in shared.parts])
-    text = points_csv(shared) if chart.kind in _POINTS else figures_csv(shared.parts)
-    files[f"tables/{name}.csv"] = text.encode()
-    view = {"id": name, "title": chart.title, "kind": chart.kind, "captions": captions, "download": _link(text)}
+    download = _table(points_csv(shared) if chart.kind in _POINTS else figures_csv(shared.parts), name, files)
+    view = {"id": name, "title": chart.title, "captions": captions, "download": download}
     if chart.kind == "table":
         found = pivots(shared)
         table = figure_table(shared.parts) if found is None else None
-        return ChartView(**view, remarks=_remarks(shared, None), pivots=tuple(found or ()), table=table)
+        return ChartView(**view, remarks=tuple(_remarks(shared, None)), pivots=tuple(found or ()), table=table)
     drawn = drawing(shared, looks)
     if drawn is None:
         return ChartView(**view, remarks=("Nothing to draw: the run has none of these figures.",))
@@ -144,7 +136,7 @@ def _view(name: str, shared: Shared, looks: Looks, files: Files) -> ChartView:
     narrow = None if chart.kind == "heatmap" else _drawn(drawn, NARROW, name)
     return ChartView(
         **view,
-        remarks=_remarks(shared, drawn),
+        remarks=tuple(_remarks(shared, drawn)),
         description=_description(drawn),
         wide=(image(figure, name, "light"), image(figure, name, "dark")),
         narrow=(image(narrow, name, "light"), image(narrow, name, "dark")) if narrow else (),
@@ -160,15 +152,11 @@ def _drawn(drawn: Drawing, width: int, name: str):
         ) from error
 
 
-def _remarks(shared: Shared, drawn: Drawing | None) -> tuple[str, ...]:
-    return tuple(_each_remark(shared, drawn))
-
-
-def _each_remark(shared: Shared, drawn: Drawing | None) -> Iterator[str]:
+def _remarks(shared: Shared, drawn: Drawing | None) -> Iterator[str]:
     figures = [figure for part in shared.parts for figure in part.figures]
-    dots = [dot for panel in drawn.panels for series in panel.series for dot in series.dots] if drawn else figures
+    dots = [dot for panel in drawn.panels for dot in panel.dots] if drawn else figures
     counts = [each.answers for each in dots if each.answers]
-    if counts and shared.chart.kind not in _POINTS:
+    if counts:
         yield f"n = {words.span(counts)}"
     if any(figure.interval for figure in figures) and shared.chart.kind in ("line", "bars", "table"):
         yield "95 % intervals"
@@ -191,5 +179,7 @@ def _description(drawn: Drawing) -> str:
     return f"{' '.join(parts)}. Shown: {listed}. The numbers are in the table of this section."
 
 
-def _link(text: str) -> str:
+def _table(text: str, name: str, files: Files) -> str:
+    """Add a table to the files; return a link that holds it whole."""
+    files[f"tables/{name}.csv"] = text.encode()
     return "data:text/csv;base64," + base64.b64encode(text.encode()).decode()

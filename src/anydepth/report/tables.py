@@ -162,7 +162,8 @@ def _row(figures: dict[int, Figure], keys: Sequence[str], runs: int) -> Row:
 def cell(figure: Figure) -> Cell:
     """A figure as text."""
     answers = f"{figure.answers:,}" if figure.answers else words.NOTHING
-    return Cell(words.value(figure), words.interval(figure), answers, words.suffix(figure))
+    unit = "" if figure.value is None else words.SUFFIX.get(figure.unit, "")
+    return Cell(words.value(figure), words.interval(figure), answers, unit)
 
 
 def _joined(texts) -> str:
@@ -174,7 +175,7 @@ def _pivot(shared: Shared, name: str, unit: str, rows: dict[tuple[Place | None, 
     first = list(dict.fromkeys(by for by, _ in rows))
     labelled = []
     for by, run in sorted(rows, key=lambda row: first.index(row[0])):
-        label = " · ".join(filter(None, ("" if by is None else words.axis_value(by), run))) or words.spaced(name)
+        label = words.joined("" if by is None else words.axis_value(by), run) or words.spaced(name)
         found = rows[by, run]
         labelled.append((label, tuple(cell(found[place]) if place in found else None for place in columns)))
     corner = f"{words.spaced(name)} ({words.axis_unit(unit)}) by {words.axis(shared.chart.x)}"

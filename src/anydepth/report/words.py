@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from anydepth.evals.figure import Figure
 
@@ -11,10 +11,12 @@ NOTHING = "–"
 
 PERCENT = "\u00a0%"
 
-_SUFFIX = {"tokens": "\u00a0tokens", "seconds": "\u00a0s", "MiB": "\u00a0MiB", "ratio": "×"}
+SUFFIX = {"tokens": "\u00a0tokens", "seconds": "\u00a0s", "MiB": "\u00a0MiB", "ratio": "×"}
+"""What a sentence says behind the number of a figure."""
+
 _ACRONYMS = {"auroc": "AUROC", "roc": "ROC", "fpr": "FPR", "tpr": "TPR"}
 _AXES = {"depth": "depth (tokens)", "fpr": "false-positive rate", "tpr": "true-positive rate"}
-_AXIS_UNITS = {"share": "share of answers", "auroc": "AUROC", "ratio": "ratio", "count": "count"}
+_AXIS_UNITS = {"share": "share of answers", "auroc": "AUROC"}
 
 
 def spaced(name: str) -> str:
@@ -39,30 +41,30 @@ def amount(value: float | None, unit: str = "") -> str:
 
 def value(figure: Figure) -> str:
     """The number of a figure, with as many digits as its interval has."""
-    if figure.unit in ("share", "auroc") or figure.value is None:
-        return amount(figure.value, figure.unit)
-    return _signed(f"{figure.value:,.{_digits(figure)}f}")
+    return NOTHING if figure.value is None else _in_digits(figure, figure.value)
 
 
 def interval(figure: Figure) -> str:
     """The interval of a figure, in its unit; nothing where it has none, or where there was nothing to measure."""
     if figure.interval is None or figure.value is None:
         return NOTHING
-    if figure.unit in ("share", "auroc"):
-        low, high = (amount(end, figure.unit).removesuffix(PERCENT) for end in figure.interval)
-    else:
-        low, high = (_signed(f"{end:,.{_digits(figure)}f}") for end in figure.interval)
+    low, high = (_in_digits(figure, end).removesuffix(PERCENT) for end in figure.interval)
     return f"[{low}, {high}]"
-
-
-def suffix(figure: Figure) -> str:
-    """What a sentence says behind the number of a figure."""
-    return "" if figure.value is None else _SUFFIX.get(figure.unit, "")
 
 
 def about(key: str, value: str | int | float) -> str:
     """One fact of a group, e.g. `probe` of an arm and `layer 14` of a layer."""
     return value if isinstance(value, str) else f"{spaced(key)} {axis_value(value)}"
+
+
+def facts(figure: Figure, keys: Iterable[str]) -> tuple[str, ...]:
+    """The facts of a figure's group under these keys."""
+    return tuple(about(key, figure.group[key]) for key in keys if key in figure.group)
+
+
+def joined(*parts: str) -> str:
+    """A label of several parts; empty ones are left out."""
+    return " · ".join(filter(None, parts))
 
 
 def axis_value(value: str | int | float) -> str:
@@ -80,19 +82,12 @@ def axis_unit(unit: str) -> str:
     return _AXIS_UNITS.get(unit, unit)
 
 
-def begun(text: str) -> str:
-    """A text that begins with a capital."""
-    return text[:1].upper() + text[1:]
-
-
-def tied(text: str) -> str:
-    """A text whose numbers keep their per-cent sign on the line."""
-    return text.replace(" %", PERCENT)
-
-
 def in_parts(text: str) -> Iterator[tuple[str, bool]]:
-    """The pieces of a sentence, and whether each is a name as the code has it, which sentences put in backticks."""
-    for number, piece in enumerate(re.split(r"`([^`]+)`", tied(text))):
+    """The pieces of a sentence, and whether each is a name as the code has it, which sentences put in backticks.
+
+    Numbers keep their per-cent sign on the line.
+    """
+    for number, piece in enumerate(re.split(r"`([^`]+)`", text.replace(" %", PERCENT))):
         if piece:
             yield piece, number % 2 == 1
 
@@ -110,31 +105,26 @@ def span(counts: list[int]) -> str:
 
 def _percent(value: float) -> str:
     size = abs(value)
-    digits = 1
-    if 0 < size < 0.05 or 99.95 <= size < 100:  # neither nothing nor all may be said of what is only nearly so
-        digits = 2
-    return _signed(f"{value:.{digits}f}")
+    nearly = 0 < size < 0.05 or 99.95 <= size < 100  # neither nothing nor all may be said of what is only nearly so
+    return _signed(f"{value:.{2 if nearly else 1}f}")
 
 
-def _digits(figure: Figure) -> int:
-    """Digits behind the point of a number and both ends of its interval: three in all, none of whole numbers."""
-    assert figure.value is not None
-    numbers = (figure.value, *(figure.interval or ()))
+def _in_digits(figure: Figure, number: float) -> str:
+    """The number of a figure or an end of its interval: they have three digits in all, none behind a whole number."""
+    if figure.unit in ("share", "auroc"):
+        return amount(number, figure.unit)
+    numbers = [each for each in (figure.value, *(figure.interval or ())) if each is not None]
     size = max(map(abs, numbers))
-    if all(number == int(number) for number in numbers) or size >= 100:
-        return 0
-    return min(6, max(0, 2 - math.floor(math.log10(size))))
+    whole = size >= 100 or all(each == int(each) for each in numbers)
+    digits = 0 if whole else min(6, max(0, 2 - math.floor(math.log10(size))))
+    return _signed(f"{number:,.{digits}f}")
 
 
 def _three_digits(value: float) -> str:
     size = abs(value)
-    if value == int(value):
+    if size >= 100 or value == int(value):
         return f"{value:,.0f}"
-    if size >= 100:
-        return f"{value:,.0f}"
-    if size >= 0.001:
-        return f"{value:#.3g}"
-    return f"{value:.1e}"
+    return f"{value:#.3g}" if size >= 0.001 else f"{value:.1e}"
 
 
 def _signed(text: str) -> str:

@@ -17,7 +17,7 @@ def drawn(kind: ChartKind, *panels: Panel, width: int = WIDE, **options) -> list
     """Texts of the figure; a warning of the library fails the test."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = draw(Drawing(kind, "Title", panels, **options), width)
+        figure = draw(Drawing(kind, panels, **options), width)
         root = ElementTree.fromstring(svg_file(figure, "a"))
     return ["".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text")]
 
@@ -42,7 +42,7 @@ def test_lines_with_gaps_and_a_depth_of_zero(width: int) -> None:
 
 def test_whiskers_of_many_lines_stand_side_by_side() -> None:
     found = [series(str(n), [(0, 0.5, 0.4, 0.6), (400, 0.5, 0.4, 0.6)], n) for n in range(5)]
-    (axes,) = draw(Drawing("line", "L", (panel(*found),))).axes
+    (axes,) = draw(Drawing("line", (panel(*found),))).axes
     low, high = axes.get_xlim()
     assert low < 0 and high > 400
     at = [each.get_transform().transform(each.get_paths()[0].vertices)[0, 0] for each in axes.collections]
@@ -111,9 +111,9 @@ def test_bars_of_differences_and_of_panels(width: int) -> None:
 
 
 def test_a_heat_map_is_as_wide_as_its_columns() -> None:
-    few = draw(Drawing("heatmap", "H", (panel(series("5", [(0, 0.5), (9, None)]), unit="auroc"),)))
+    few = draw(Drawing("heatmap", (panel(series("5", [(0, 0.5), (9, None)]), unit="auroc"),)))
     many = panel(*(series(str(row), [(n, 0.5 + n / 200) for n in range(40)]) for row in (1, 2)), unit="auroc")
-    assert few.get_figwidth() < 4 < 20 < draw(Drawing("heatmap", "H", (many,))).get_figwidth()
+    assert few.get_figwidth() < 4 < 20 < draw(Drawing("heatmap", (many,))).get_figwidth()
     texts = drawn("heatmap", many, x="depth (tokens)", y="layer")
     assert {"0.50", "0.69", "layer", "39"} <= set(texts)
     assert "–" in drawn("heatmap", panel(series("5", [(0, 0.5), (9, None)]), unit="auroc"))
@@ -174,7 +174,7 @@ def test_a_users_own_settings_do_not_matter() -> None:
     import matplotlib
 
     found = panel(series("probe", [(0, 0.5), (9, 0.4)]))
-    plain = svg_file(draw(Drawing("line", "L", (found,))), "a")
+    plain = svg_file(draw(Drawing("line", (found,))), "a")
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.grid": False, "text.usetex": False}):
-        assert svg_file(draw(Drawing("line", "L", (found,))), "a") == plain
+        assert svg_file(draw(Drawing("line", (found,))), "a") == plain
         assert matplotlib.rcParams["font.size"] == 30

@@ -18,7 +18,7 @@ def line(label: str = "probe", title: str = "") -> Drawing:
         Series(name, look, look, tuple(Dot(depth, 0.9 / (1 + depth), 0.1, 0.95, 40) for depth in (0, 5, 25)))
         for look, name in enumerate((label, "base"))
     ]
-    return Drawing("line", "L", (Panel(title, "share", tuple(series), "halted"),), "depth (tokens)", log_x=True)
+    return Drawing("line", (Panel(title, "share", tuple(series), "halted"),), "depth (tokens)", log_x=True)
 
 
 def shown(drawing: Drawing, scheme: Literal["light", "dark"] = "light", width: int = WIDE) -> str:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anydepth.report import words
-from anydepth.report.charts.canvas import SIZE, WIDE, canvas, heading, numbers_of, shortened, value_scale
-from anydepth.report.drawing import Dot, Drawing, Panel, Series, in_order, value_axis
+from anydepth.report.charts.canvas import SIZE, WIDE, canvas, heading, shortened, value_scale
+from anydepth.report.drawing import Dot, Drawing, Panel, Series, value_axis
 from anydepth.report.palette import AXIS, MUTED, TEXT, colour
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _rows(panel: Panel, x: str, step: float) -> list[_Row]:
     """The lines from above, each at its height in pixels."""
     grouped = len(panel.series) > 1
     rows, at = [], 8.0
-    for place in in_order(dot.x for series in panel.series for dot in series.dots):
+    for place in panel.places:
         name = words.about(x.partition(" (")[0], place)
         if grouped:
             rows.append(_Row(at, name))
@@ -60,8 +60,7 @@ def _rows(panel: Panel, x: str, step: float) -> list[_Row]:
 
 
 def _panel(axes: "Axes", panel: Panel, rows: list[_Row], *, wide: bool) -> None:
-    numbers = numbers_of(panel)
-    value_scale(axes.xaxis, axes.set_xlim, panel.unit, [*numbers, 0.0])
+    value_scale(axes.xaxis, axes.set_xlim, panel.unit, [*panel.numbers, 0.0])
     if panel.unit == "auroc":
         axes.set_xlim(0, 1.02)
         axes.axvline(0.5, color=AXIS.light, linewidth=1, linestyle=(0, (2, 3)))

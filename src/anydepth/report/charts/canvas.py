@@ -1,13 +1,13 @@
 """What all figures share: sizes, fonts, axes and legends."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from anydepth.extras import require
 from anydepth.report import words
 from anydepth.report.drawing import Panel, Series
-from anydepth.report.palette import AXIS, GRID, MUTED, TEXT, colour, dashes, marker
+from anydepth.report.palette import AXIS, DASHES, GRID, MUTED, TEXT, colour, marker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,26 +41,33 @@ def canvas(width: float, height: float) -> "Figure":
     return Figure((width / 72, height / 72), dpi=72, layout="constrained")
 
 
-def grid(figure: "Figure", panels: Sequence[Panel], width: int) -> "Iterator[tuple[Axes, Panel]]":
-    """Axes for the panels: two in a row where there is room; their titles are written."""
+def grid(
+    panels: Sequence[Panel],
+    width: int,
+    height: float,
+    look: Mapping[str, Any] | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+) -> "tuple[Figure, list[tuple[Axes, Panel]]]":
+    """A figure with its legend, and axes for the panels, each `height` pixels high: two in a row where there is room.
+
+    The titles of the panels are written. `look` changes the signs of all series in the legend, `more` adds to them.
+    """
     columns = columns_of(panels, width)
     rows = -(-len(panels) // columns)
+    figure = canvas(width, height * rows)
+    _legend(figure, panels, width, look or {}, more or {})
     spots = figure.subplots(rows, columns, squeeze=False)
     for spot in spots.flat[len(panels) :]:
         spot.remove()
-    for spot, panel in zip(spots.flat, panels, strict=False):
+    found = list(zip(spots.flat, panels, strict=False))
+    for spot, panel in found:
         heading(spot, panel.title)
-        yield spot, panel
+    return figure, found
 
 
 def columns_of(panels: Sequence[Panel], width: int) -> int:
     """How many panels stand side by side."""
     return 2 if width >= WIDE and len(panels) > 1 else 1
-
-
-def height_of(panels: Sequence[Panel], width: int, each: float) -> float:
-    """Height of a grid of panels that are `each` pixels high."""
-    return each * -(-len(panels) // columns_of(panels, width))
 
 
 def heading(axes: "Axes", title: str) -> None:
@@ -69,25 +76,25 @@ def heading(axes: "Axes", title: str) -> None:
         axes.set_title(title, loc="left", fontsize=SIZE, fontweight="bold", color=TEXT.light)
 
 
-def legend(
+def _legend(
     figure: "Figure",
     panels: Sequence[Panel],
     width: int,
-    look: Mapping[str, Any] | None = None,
-    more: Mapping[str, Mapping[str, Any]] | None = None,
-) -> float:
-    """Write above the axes which colour, marker and dash is which series, and `more`; return how high that is."""
+    look: Mapping[str, Any],
+    more: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write above the axes which colour, marker and dash is which series, and `more`; the figure grows by as much."""
     from matplotlib.lines import Line2D
 
-    known = {series.label: {**sign(series), **(look or {})} for panel in panels for series in panel.series}
-    shown: dict[str, Mapping[str, Any]] = {**(known if len(known) > 1 else {}), **(more or {})}
+    known = {series.label: {**sign(series), **look} for panel in panels for series in panel.series}
+    shown: dict[str, Mapping[str, Any]] = {**(known if len(known) > 1 else {}), **more}
     if not shown:
-        return 0
+        return
     longest = max(map(len, shown))
     columns = max(1, min(len(shown), 4, int(width // (longest * LETTER + 62))))
     handles = [Line2D([], [], label=label, **each) for label, each in shown.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=columns)
-    return 22 * -(-len(shown) // columns) + 10
+    figure.set_figheight(figure.get_figheight() + (22 * -(-len(shown) // columns) + 10) / 72)
 
 
 def sign(series: Series) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def sign(series: Series) -> dict[str, Any]:
     return {
         "color": colour(series.look),
         "marker": marker(series.look),
-        "linestyle": dashes(series.dash),
+        "linestyle": DASHES[series.dash % len(DASHES)],
         "markersize": 6,
         "linewidth": 1.8,
     }
@@ -103,13 +110,11 @@ def sign(series: Series) -> dict[str, Any]:
 
 def value_scale(axis: Any, limits: Any, unit: str, numbers: Sequence[float]) -> None:
     """Scale and ticks of an axis of values: shares in per cent, AUROC from chance to 1, the others from 0."""
-    from matplotlib.ticker import FuncFormatter
-
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
     if unit == "share":
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{words.axis_value(round(100 * value, 6))} %"))
+        axis.set_major_formatter(lambda value, _: f"{words.axis_value(round(100 * value, 6))} %")
     else:
-        axis.set_major_formatter(FuncFormatter(lambda value, _: words.axis_value(value)))
+        axis.set_major_formatter(lambda value, _: words.axis_value(value))
     if unit == "auroc":
         limits(min(0.45, low - 0.03), 1.02)
     elif unit == "share" and low >= 0 and high >= PERCENT_FROM:
@@ -121,17 +126,6 @@ def value_scale(axis: Any, limits: Any, unit: str, numbers: Sequence[float]) -> 
         limits(low - (room if low < 0 else room / 3), high + room)
 
 
-def numbers_of(panel: Panel) -> list[float]:
-    """All values of a panel and the ends of their intervals."""
-    return [
-        number
-        for series in panel.series
-        for dot in series.dots
-        for number in (dot.value, dot.low, dot.high)
-        if number is not None
-    ]
-
-
 def shortened(label: str, longest: int) -> str:
     """A label that fits; the tables have it whole."""
     return label if len(label) <= longest else label[: longest - 1].rstrip() + "…"
@@ -139,13 +133,8 @@ def shortened(label: str, longest: int) -> str:
 
 _STYLE: dict[str, Any] = {
     "text.parse_math": False,
-    "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": SIZE,
-    "axes.labelsize": SIZE,
-    "xtick.labelsize": SIZE,
-    "ytick.labelsize": SIZE,
-    "legend.fontsize": SIZE,
     "legend.frameon": False,
     "legend.borderaxespad": 0.2,
     "legend.handlelength": 2.6,

@@ -4,17 +4,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from anydepth.report import words
-from anydepth.report.charts.canvas import (
-    LETTER,
-    SIZE,
-    canvas,
-    columns_of,
-    grid,
-    height_of,
-    legend,
-    sign,
-    value_scale,
-)
+from anydepth.report.charts.canvas import LETTER, SIZE, columns_of, grid, sign, value_scale
 from anydepth.report.drawing import Drawing, Panel, Series
 from anydepth.report.palette import AXIS, TEXT, colour, marker
 
@@ -31,7 +21,6 @@ def draw(drawing: Drawing, width: int) -> "Figure":
     curves = drawing.kind == "roc"
     if curves and len(drawing.panels) == 1:
         width = min(width, 480)  # a square is read best
-    figure = canvas(width, height_of(drawing.panels, width, 0.92 * min(width, 440)))
     room = width / columns_of(drawing.panels, width)
     rings = {
         name: _ring(number)
@@ -39,9 +28,9 @@ def draw(drawing: Drawing, width: int) -> "Figure":
         for number, name in enumerate(panel.marks)
         if not _named_in_place(panel, room)
     }
-    extra = legend(figure, drawing.panels, width, {"marker": ""} if curves else {"linestyle": ""}, rings)
-    figure.set_figheight(figure.get_figheight() + extra / 72)
-    for axes, panel in grid(figure, drawing.panels, width):
+    look = {"marker": ""} if curves else {"linestyle": ""}
+    figure, spots = grid(drawing.panels, width, 0.92 * min(width, 440), look, rings)
+    for axes, panel in spots:
         (_curves if curves else _dots)(axes, drawing, panel)
         _marks(axes, panel, room)
     return figure
@@ -55,7 +44,7 @@ def _curves(axes: "Axes", drawing: Drawing, panel: Panel) -> None:
     value_scale(axes.yaxis, axes.set_ylim, "share", [0, 1])
     value_scale(axes.xaxis, axes.set_xlim, "share", [0, 1])
     if drawing.log_x:
-        above = [dot.x for series in panel.series for dot in series.dots if not isinstance(dot.x, str) and dot.x > 0]
+        above = [dot.x for dot in panel.dots if not isinstance(dot.x, str) and dot.x > 0]
         axes.set_xscale("symlog", linthresh=min(above, default=0.01), linscale=0.3)
         axes.set_xlim(0, 1.05)
         ticks = [tick for tick in (0, 0.001, 0.01, 0.1, 1) if tick == 0 or tick >= 0.9 * min(above, default=1)]
@@ -94,7 +83,7 @@ def _named_in_place(panel: Panel, room: float) -> bool:
     """Whether the names of the marks fit beside them, clear of each other; else the legend has them."""
     if any(len(name) * LETTER >= 0.4 * room for name in panel.marks):
         return False
-    dots: list[tuple[Any, Any]] = [(dot.x, dot.value) for series in panel.series for dot in series.dots]
+    dots: list[tuple[Any, Any]] = [(dot.x, dot.value) for dot in panel.dots]
     spans = [max(ends) - min(ends) or 1.0 for ends in zip(*dots, *panel.marks.values(), strict=True)]
     return not any(
         abs(one[0] - other[0]) < 0.4 * spans[0] and abs(one[1] - other[1]) < 0.08 * spans[1]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from anydepth.report import words
 from anydepth.report.charts.canvas import LETTER, SIZE, canvas, heading
-from anydepth.report.drawing import Drawing, Panel, in_order
+from anydepth.report.drawing import Drawing, Panel
 from anydepth.report.palette import BLANK, MUTED
 
 if TYPE_CHECKING:
@@ -17,11 +17,14 @@ CELL = (46, 25)
 COLOURS = "cividis"
 """Reads the same to the colour-blind, and in grey."""
 
+ENDS = {"auroc": (0.5, 1.0), "share": (0.0, 1.0)}
+"""Which values the darkest and the lightest colour stand for, the same in every report, in units that allow it."""
+
 
 def draw(drawing: Drawing, _width: int) -> "Figure":
     """Draw one field of cells a panel; wider than the page if there are many columns, where it scrolls."""
     rows = [len(panel.series) for panel in drawing.panels]
-    columns = [len(_columns(panel)) for panel in drawing.panels]
+    columns = [len(panel.places) for panel in drawing.panels]
     side = 34 + LETTER * max(len(series.label) for panel in drawing.panels for series in panel.series)
     around = 52 + (26 if any(panel.title for panel in drawing.panels) else 0)
     wide = max(side + CELL[0] * max(columns), 8 * LETTER + LETTER * max(len(panel.title) for panel in drawing.panels))
@@ -33,17 +36,14 @@ def draw(drawing: Drawing, _width: int) -> "Figure":
     return figure
 
 
-def _columns(panel: Panel) -> list:
-    return in_order(dot.x for series in panel.series for dot in series.dots)
-
-
 def _panel(axes: "Axes", drawing: Drawing, panel: Panel) -> None:
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
-    columns = _columns(panel)
-    scale, paints = Normalize(*_range(panel), clip=True), colormaps[COLOURS]
+    columns = panel.places
+    values = [dot.value for dot in panel.dots if dot.value is not None] or [0.0, 1.0]
+    scale, paints = Normalize(*ENDS.get(panel.unit, (min(values), max(values))), clip=True), colormaps[COLOURS]
     for row, series in enumerate(panel.series):
         known = {dot.x: dot.value for dot in series.dots}
         for column, place in enumerate(columns):
@@ -74,16 +74,6 @@ def _panel(axes: "Axes", drawing: Drawing, panel: Panel) -> None:
 
 def _is_number(label: str) -> bool:
     return label.translate(str.maketrans("", "", ",.−")).isdigit()
-
-
-def _range(panel: Panel) -> tuple[float, float]:
-    """Which values the darkest and the lightest colour stand for: the same in every report, where the unit allows."""
-    if panel.unit == "auroc":
-        return 0.5, 1.0
-    if panel.unit == "share":
-        return 0.0, 1.0
-    values = [dot.value for series in panel.series for dot in series.dots if dot.value is not None]
-    return (min(values), max(values)) if values else (0.0, 1.0)
 
 
 def _short(value: float | None, unit: str) -> str:

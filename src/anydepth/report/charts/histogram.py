@@ -6,7 +6,7 @@ import numpy as np
 
 from anydepth.report import words
 from anydepth.report.charts.canvas import SIZE, WIDE, canvas, shortened, value_scale
-from anydepth.report.drawing import Drawing, Series
+from anydepth.report.drawing import Drawing
 from anydepth.report.palette import MUTED, TEXT, colour
 
 if TYPE_CHECKING:
@@ -23,16 +23,17 @@ ROW, LINE = 92, 15
 def draw(drawing: Drawing, width: int) -> "Figure":
     """Draw the share of answers in each bin; the rows share their axes, so that they can be compared."""
     panel, wide = drawing.panels[0], width >= WIDE
-    rows = [series for series in panel.series if series.dots]
-    edges = edges_of(np.array([float(dot.x) for series in rows for dot in series.dots]), log=drawing.log_x)
-    heights = [_heights(series, edges) for series in rows]
+    rows = [np.array([float(dot.x) for dot in series.dots]) for series in panel.series]
+    edges = edges_of(np.concatenate(rows), log=drawing.log_x)
+    heights = [np.histogram(values, edges)[0] / len(values) for values in rows]
     top = max(float(each.max()) for each in heights)
     figure = canvas(width, (ROW + (0 if wide else LINE)) * len(rows) + 46)
     spots = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, series, each in zip(spots, rows, heights, strict=True):
+    for axes, series, values, each in zip(spots, panel.series, rows, heights, strict=True):
         if drawing.log_x:
             axes.set_xscale("symlog", linthresh=1.0, linscale=0.4)
-        _row(axes, series, edges, each, wide=wide)
+        axes.stairs(each, edges, fill=True, color=colour(series.look), alpha=0.8, linewidth=0)
+        _label(axes, series.label, values, wide=wide)
         axes.set_ylim(0, top * 1.08)
         for name, (x, _) in panel.marks.items():
             axes.axvline(x, color=TEXT.light, linewidth=1.4, linestyle=(0, (4, 2)))
@@ -42,24 +43,17 @@ def draw(drawing: Drawing, width: int) -> "Figure":
     return figure
 
 
-def _row(axes: "Axes", series: Series, edges: np.ndarray, heights: np.ndarray, *, wide: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+def _label(axes: "Axes", name: str, values: np.ndarray, *, wide: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
 
-    values = [float(dot.x) for dot in series.dots]
     value_scale(axes.yaxis, axes.set_ylim, "share", [0.0, 1.0])
-    axes.stairs(heights, edges, fill=True, color=colour(series.look), alpha=0.8, linewidth=0)
     axes.yaxis.set_major_locator(MaxNLocator(3))
     if axes.get_xscale() == "linear":
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(value == int(value) for value in values)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.axis_value(value)))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=bool(np.all(values == np.round(values)))))
+    axes.xaxis.set_major_formatter(lambda value, _: words.axis_value(value))
     facts = f"n = {len(values):,}, median {words.amount(float(np.median(values)))}"
-    title = f"{series.label}  ({facts})" if wide else f"{shortened(series.label, 42)}\n{facts}"
+    title = f"{name}  ({facts})" if wide else f"{shortened(name, 42)}\n{facts}"
     axes.set_title(title, loc="left", fontsize=SIZE, color=TEXT.light, pad=4)
-
-
-def _heights(series: Series, edges: np.ndarray) -> np.ndarray:
-    counts, _ = np.histogram([float(dot.x) for dot in series.dots], edges)
-    return counts / max(1, counts.sum())
 
 
 def edges_of(values: np.ndarray, *, log: bool) -> np.ndarray:
@@ -69,8 +63,7 @@ def edges_of(values: np.ndarray, *, log: bool) -> np.ndarray:
         edges = np.expm1(np.linspace(np.log1p(low), np.log1p(max(high, low + 1)), BINS + 1))
         edges[0], edges[-1] = low, max(high, low + 1)  # rounding must not lose the smallest or the largest
         return edges
-    whole = bool(np.all(values == np.round(values)))
-    if whole:
+    if np.all(values == np.round(values)):
         high = max(high, low + 4)
         step = max(1, int(np.ceil((high - low + 1) / BINS)))
         return np.arange(low, high + step + 0.5, step) - 0.5
