@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anydepth.errors import ConfigError
-from anydepth.evals.attacks.attack_options import Knowing, Spending
+from anydepth.evals.attacks.attack_options import AdaptiveOptions, AttackOptions
 from anydepth.evals.suite import SUITES
 from anydepth.evals.suite_options import SETTINGS, check_settings
 
@@ -21,7 +21,7 @@ def test_every_suite_has_its_options() -> None:
 
 def test_every_option_that_a_suite_asks_for_is_known() -> None:
     asked = {name for file in SOURCES.rglob("*.py") for name in _READ.findall(file.read_text())}
-    asked |= {each.name for kind in (Spending, Knowing) for each in fields(kind)}
+    asked |= {each.name for kind in (AttackOptions, AdaptiveOptions) for each in fields(kind)}
     assert {"tokens", "layers", "ratios", "gcg_steps", "held-out"} <= asked
     assert asked <= {name for options in SETTINGS.values() for name in options}
 
