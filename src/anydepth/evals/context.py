@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
 
 Item = TypeVar("Item")
+
+TARGET = 0.01
+"""False alarms that a threshold is usually set for."""
 
 
 @dataclass
@@ -72,6 +75,12 @@ class Context:
         probe.bind(self.backend)
         return probe
 
+    @property
+    def target(self) -> float:
+        """The false-alarm rate that the probe's threshold was set for; the usual one where nothing says so."""
+        probe = self.given_probe or find_shipped(self.backend)
+        return TARGET if probe is None else float(probe.card.calibration.get("target", TARGET))
+
     def prompt(self, conversation: Conversation, prefill: str | None = None) -> Prompt:
         """The prompt of a conversation; `prefill` is the beginning of the answer that is forced."""
         return self.backend.template.prompt(list(conversation.messages), prefill=prefill)
@@ -109,10 +118,7 @@ class Context:
         found.sort(key=lambda row: self.digest(row.id))
         found = self._distinct(name, found)
         if limit is not None:
-            first = {row.prompt_key: row for row in reversed(found)}
-            chosen = [row for row in found if first[row.prompt_key] is row]
-            rest = [row for row in found if first[row.prompt_key] is not row]
-            found = [*chosen, *rest][:limit]
+            found = fresh_first(found, lambda row: row.prompt_key)[:limit]
         if not found:
             raise ConfigError(f"suite {self.suite}: the table {name} has no rows labelled {label}; give another table")
         return found
@@ -239,11 +245,11 @@ class Context:
 
         together = batches(list(prompts), lambda key: prompts[key], max_new_tokens, str)
         self.fill("write", [{key: prompts[key] for key in batch} for batch in together], make, self.texts)
-        return {key: self._transcript(key, prompt) for key, prompt in prompts.items()}
-
-    def _transcript(self, key: str, prompt: Prompt) -> Transcript:
-        row = self.texts.rows[key]
-        return Transcript(key, prompt, tuple(row["ids"]), row["finish"], row["end"])
+        rows = {key: self.texts.rows[key] for key in prompts}
+        return {
+            key: Transcript(key, prompts[key], tuple(row["ids"]), row["finish"], row["end"])
+            for key, row in rows.items()
+        }
 
     def text(self, key: str) -> str:
         """The text that was written for `key`."""
@@ -257,6 +263,10 @@ class Context:
         return open_judge(
             self.judge_spec, tables=lambda name: self.table(name), folder=self.folder, seed=self.options.seed
         )
+
+    def answered(self, request: str, key: str, prompt: Prompt) -> Judged:
+        """What was written for `key`, for the judge; the prefill of `prompt` is the part of it that was forced."""
+        return Judged(request, self.text(key), self.backend.decode_text(prompt.ids[prompt.start :]))
 
     def judged(self, items: Mapping[str, Judged]) -> dict[str, Judgement]:
         """The judgement of each item."""
@@ -277,6 +287,13 @@ class Records(Journal):
                 "is made of are not; measure with another --dtype, at other layers or depths"
             ) from error
         super().write(key, row)
+
+
+def fresh_first(items: Sequence[Item], key: Callable[[Item], str]) -> list[Item]:
+    """The items in their order, but the first one of each key before those whose key has come already."""
+    first = {key(item): place for place, item in reversed(list(enumerate(items)))}
+    order = sorted(range(len(items)), key=lambda place: first[key(items[place])] != place)
+    return [items[place] for place in order]
 
 
 def probe_digest(probe: LinearProbe | None) -> str | None:

@@ -1,6 +1,6 @@
 """What a suite is, and which there are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,21 +10,20 @@ from anydepth.evals.figure import Chart, Figure, Summary
 if TYPE_CHECKING:
     from anydepth.evals.context import Context
 
-_MODULES: Mapping[str, str] = {
-    "deep-prefill": "deep_prefill",
-    "attacks": "attacks",
-    "adaptive": "adaptive",
-    "over-refusal": "over_refusal",
-    "utility": "utility",
-    "separability": "separability",
-    "interval": "interval",
-    "erosion": "erosion",
-    "multi-turn": "multi_turn",
-    "causal": "causal",
-    "latency": "latency",
-}
-SUITES: tuple[str, ...] = tuple(_MODULES)
-"""Names of the suites, in the order of the report."""
+SUITES: tuple[str, ...] = (
+    "deep-prefill",
+    "attacks",
+    "adaptive",
+    "over-refusal",
+    "utility",
+    "separability",
+    "interval",
+    "erosion",
+    "multi-turn",
+    "causal",
+    "latency",
+)
+"""Names of the suites, in the order of the report; the module of one has its name, with underscores."""
 
 QUICK: tuple[str, ...] = ("separability", "deep-prefill", "over-refusal", "latency")
 """Suites of `--quick` without `--suite`: what to look at first on a new model."""
@@ -48,9 +47,9 @@ class Suite(Protocol):
 
 def load_suite(name: str) -> Suite:
     """The suite called `name`; ConfigError lists those there are."""
-    if name not in _MODULES:
+    if name not in SUITES:
         raise ConfigError(f"there is no suite {name!r}; choose from {', '.join(SUITES)}")
-    return import_module(f"anydepth.evals.suites.{_MODULES[name]}")  # pyright: ignore[reportReturnType]
+    return import_module(f"anydepth.evals.suites.{name.replace('-', '_')}")  # pyright: ignore[reportReturnType]
 
 
 def summed_up(

@@ -1,6 +1,7 @@
 """The options of single suites, `--set SUITE.NAME=VALUE`; a value that they cannot have is refused before a run."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ def _whole(text: str, least: int = 1) -> int:
     return int(text)
 
 
-def _from_zero(text: str) -> int:
-    return _whole(text, 0)
+_from_zero = partial(_whole, least=0)
 
 
 def _each(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:

@@ -128,10 +128,8 @@ def test_checks_behind_depth_zero_stand_alone(
     context = context_of(tmp_path, backend=backend, given_probe=random_probe(backend, policy=Threshold(0.7)))
     context.record("a", lambda: {"checks": list(scores.items())})
     answer = interval.StoredAnswer("harmful", Transcript("a", backend.template.prompt("w1"), (9,) * 12))
-    late = interval._late(context, answer, Every(5, doubling=False))
-    assert (late.depth, late.before) == (depth, before)
-    held, sent = late.out("hold"), late.out("eager")
-    assert (held, sent) == ((12, 12) if depth is None else (before, depth))
+    held, sent = (interval._late(context, answer, (5, "even", release)) for release in interval.RELEASES)
+    assert (held, sent) == (((False, 12),) * 2 if depth is None else ((True, before), (True, depth)))
 
 
 def test_answers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

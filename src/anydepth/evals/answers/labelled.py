@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from anydepth.conversations.dataset import Conversation
 from anydepth.conversations.splits import balance, drop_near_duplicates
 from anydepth.errors import ConfigError
+from anydepth.evals.answers.answer_tables import KINDS, TABLES
 
 if TYPE_CHECKING:
     from anydepth.evals.context import Context
 
 DATA = "probe_train"
-DEEP, HARMLESS = "pairs_deep_validation", ("pairs_benign_validation", "responses_xstest")
-SIDES = ("harmful", "benign")
+(DEEP,), HARMLESS = TABLES["harmful"], TABLES["benign"]
 
 
 def within_sources(
@@ -33,7 +33,7 @@ def within_sources(
     except ConfigError as error:
         raise ConfigError(f"{error}. {_remedy(context, name)}") from error
     rows = [row for row in rows if row.label and row.response]
-    both = set.intersection(*({row.source for row in rows if row.label == side} for side in SIDES))
+    both = set.intersection(*({row.source for row in rows if row.label == side} for side in KINDS))
     if not both:
         raise ConfigError(
             f"suite {context.suite}: no source of {name} has harmful and benign answers; within one source at least "
@@ -43,8 +43,8 @@ def within_sources(
     if held_out:
         rows = drop_near_duplicates(rows, held_out).kept
     kept = balance(rows, per_source=-(-count // len(both)), seed=context.options.seed).kept
-    found = [row for side in SIDES for row in [row for row in kept if row.label == side][:count]]
-    if min(sum(row.label == side for row in found) for side in SIDES) < fewest:
+    found = [row for side in KINDS for row in [row for row in kept if row.label == side][:count]]
+    if min(sum(row.label == side for row in found) for side in KINDS) < fewest:
         raise ConfigError(
             f"suite {context.suite}: {name} has fewer than {fewest} answers of a label; give a larger table"
         )

@@ -1,6 +1,7 @@
 """Gather harmless answers, stored ones and the model's own, and the contrast to them."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +10,7 @@ from anydepth.conversations.corpora import SHIPPED
 from anydepth.conversations.dataset import Conversation
 from anydepth.conversations.splits import balance
 from anydepth.evals.answers.stored import stored
-from anydepth.evals.context import Context
-from anydepth.evals.judges.judge import Judged
+from anydepth.evals.context import Context, fresh_first
 from anydepth.evals.transcript import Transcript
 from anydepth.probes.recipe.recipe import read_recipe
 from anydepth.probes.recipe.recipe_part import TRAIN
@@ -82,10 +82,6 @@ class Item:
         """What kind of prompt it is, where the table says so."""
         return self.row.tags.get(self.of.tag) if self.of.tag else None
 
-    def judged(self, context: Context) -> Judged:
-        """The answer for the judge; only of those that the model has written."""
-        return Judged(self.row.prompt, context.text(self.transcript.id))
-
 
 def family(source: str) -> str:
     """`bbh` of `bbh-navigate`, `mmlu` of `mmlu-marketing`; other source keys as they are."""
@@ -107,17 +103,11 @@ def gather(context: Context, *, count: int, new_tokens: int, scan_tokens: int) -
 
 def spread(rows: Sequence[Conversation], count: int, group: Callable[[Conversation], str]) -> list[Conversation]:
     """`count` rows, as many of each group as there are; within a group the first ones, other prompts before others."""
-    seen: set[str] = set()
-    again = []
-    for row in rows:
-        again.append(row.prompt_key in seen)
-        seen.add(row.prompt_key)
-    turns: dict[str, int] = {}
+    turns = Counter[str]()
     numbered = []
-    for place in sorted(range(len(rows)), key=lambda place: (again[place], place)):
-        name = group(rows[place])
-        turns[name] = turns.get(name, 0) + 1
-        numbered.append((turns[name], place))
+    for place, row in fresh_first(list(enumerate(rows)), lambda item: item[1].prompt_key):
+        turns[group(row)] += 1
+        numbered.append((turns[group(row)], place))
     return [rows[place] for _, place in sorted(numbered)[:count]]
 
 

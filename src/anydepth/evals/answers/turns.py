@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.evals.answers.sets import spread
-from anydepth.evals.answers.stored import cut
+from anydepth.evals.answers.stored import stored
 from anydepth.evals.context import Context
 from anydepth.evals.transcript import Transcript
-from anydepth.templates.template import Prompt
 
 TURNS = (1, 2, 4)
 """In which turn the harm, or the change of topic, comes."""
@@ -63,8 +62,8 @@ def compose(context: Context, *, count: int, scan_tokens: int) -> list[Turn]:
     found = []
     for number, parts in enumerate(_parts(context, count)):
         for case, n, messages, row in _cases(number, parts, context.config.refusal):
-            key = f"{case}|{n}|{number}"
-            found.append(Turn(case, n, number, _answer(context, key, messages, row, scan_tokens)))
+            whole = replace(row, messages=(*messages, *row.messages))
+            found.append(Turn(case, n, number, stored(context, f"{case}|{n}|{number}", whole, scan_tokens)))
     return found
 
 
@@ -113,10 +112,3 @@ def _parts(context: Context, count: int) -> Iterator[_Parts]:
             harm=harms[number % len(harms)],
             more_harm=harms[(number + len(harms) // 2) % len(harms)],
         )
-
-
-def _answer(
-    context: Context, key: str, messages: Sequence[Mapping[str, Any]], row: Conversation, tokens: int
-) -> Transcript:
-    prompt = context.backend.template.prompt([*messages, *row.messages], prefill=row.response)
-    return cut(Transcript(key, Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :], "stop", 1), tokens)

@@ -1,17 +1,15 @@
 """Keep what defences do to answers in the suite's records."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from anydepth.config import GuardConfig
 from anydepth.errors import ConfigError
 from anydepth.evals.arms.arms import UNCALIBRATED, WRITERS, chosen_arms, defence
-from anydepth.evals.arms.replay import reads_states, replay
+from anydepth.evals.arms.replay import reads_states, replay, without_early_checks
 from anydepth.evals.context import Context
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
-from anydepth.schedule import Every
 from anydepth.types import json_number
 
 _TOGETHER = 32
@@ -51,15 +49,15 @@ def traced(context: Context, arm: str, transcripts: Sequence[Transcript]) -> dic
     if any(_key(arm, each) not in context.records for each in transcripts):
         asked = defence(arm, context)
         packed = reads_states(asked)
-        config = _config(context.config, packed=packed)
+        config = replace(context.config, release="monitor") if packed else without_early_checks(context.config)
 
         def make(batch: Mapping[str, Transcript]) -> Iterator[dict[str, Any]]:
             outcomes = replay(asked, list(batch.values()), config, ahead=packed)
-            return ({"arm": arm, **_record(each, outcomes[each.id])} for each in batch.values())
+            return ({"arm": arm, **asdict(_trace(each, outcomes[each.id]))} for each in batch.values())
 
         keyed = ({_key(arm, each): each for each in batch} for batch in together(transcripts))
         context.fill(f"check with {arm}", keyed, make)
-    return {each.id: _trace(context.records.rows[_key(arm, each)]) for each in transcripts}
+    return {each.id: _read(context.records.rows[_key(arm, each)]) for each in transcripts}
 
 
 def traced_arms(context: Context, default: Sequence[str]) -> tuple[dict[str, bool], tuple[str, ...]]:
@@ -85,30 +83,17 @@ def together(transcripts: Iterable[Transcript]) -> Iterator[list[Transcript]]:
     yield from (ordered[begin : begin + _TOGETHER] for begin in range(0, len(ordered), _TOGETHER))
 
 
-def _config(base: GuardConfig, *, packed: bool) -> GuardConfig:
-    if packed:
-        return replace(base, release="monitor")
-    schedule = base.schedule
-    return replace(base, schedule=Every(schedule.interval, doubling=False)) if isinstance(schedule, Every) else base
-
-
 def _key(arm: str, transcript: Transcript) -> str:
     return f"{arm}|{transcript.id}"
 
 
-def _record(transcript: Transcript, outcome: Outcome) -> dict[str, Any]:
-    checks = [(check.depth, json_number(check.score), json_number(check.statistic)) for check in outcome.checks]
-    statistics = [statistic for _, _, statistic in checks if statistic is not None]
-    return {
-        "halted": outcome.verdict.halt,
-        "depth": outcome.verdict.depth,
-        "peak": max(statistics, default=None),
-        "tokens": len(transcript.token_ids),
-        "errors": outcome.verdict.errors,
-        "checks": checks,
-    }
+def _trace(transcript: Transcript, outcome: Outcome) -> Trace:
+    checks = tuple((each.depth, json_number(each.score), json_number(each.statistic)) for each in outcome.checks)
+    peak = max((statistic for *_, statistic in checks if statistic is not None), default=None)
+    verdict = outcome.verdict
+    return Trace(verdict.halt, verdict.depth, peak, len(transcript.token_ids), verdict.errors, checks)
 
 
-def _trace(row: Mapping[str, Any]) -> Trace:
-    checks = tuple((depth, score, statistic) for depth, score, statistic in row["checks"])
-    return Trace(row["halted"], row["depth"], row["peak"], row["tokens"], row["errors"], checks)
+def _read(row: Mapping[str, Any]) -> Trace:
+    facts = {each.name: row[each.name] for each in fields(Trace)}
+    return Trace(**{**facts, "checks": tuple(map(tuple, row["checks"]))})

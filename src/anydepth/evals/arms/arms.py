@@ -198,17 +198,9 @@ def late_to_halt(policy: Policy) -> str | None:
     )
 
 
-def _detecting(name: str, kind: type[Detecting] = Detecting) -> Callable[["Context"], Defence]:
-    return lambda context: kind(name, context.backend, context.probe)
-
-
-def _rethink(name: str, mode: str) -> Callable[["Context"], Defence]:
-    def make(context: "Context") -> Defence:
-        detector = Rethink(mode)
-        detector.bind(context.backend)
-        return Detecting(name, context.backend, detector)
-
-    return make
+def _detecting(name: str, context: "Context", detector: LinearProbe | Rethink) -> Defence:
+    detector.bind(context.backend)
+    return Detecting(name, context.backend, detector)
 
 
 def _no_header(context: "Context") -> Defence:
@@ -217,8 +209,7 @@ def _no_header(context: "Context") -> Defence:
     if any(read.token != CONTENT for read in probe.reads):
         reads = ", ".join(map(str, probe.reads))
         raise ConfigError(f"the probe {path} reads {reads}; the arm no-header takes one that reads @content only")
-    probe.bind(context.backend)
-    return Detecting("no-header", context.backend, probe)
+    return _detecting("no-header", context, probe)
 
 
 def _deep_aligned(context: "Context") -> Defence:
@@ -242,10 +233,10 @@ def _lacking(name: str, context: "Context") -> str:
 
 _MAKERS: Mapping[str, Callable[["Context"], Defence]] = {
     "base": lambda context: Unguarded(),
-    "probe": _detecting("probe"),
-    "probe-end": _detecting("probe-end", EndOnly),
-    "rethink": _rethink("rethink", "look-ahead"),
-    "rethink-score": _rethink("rethink-score", "score"),
+    "probe": lambda context: Detecting("probe", context.backend, context.probe),
+    "probe-end": lambda context: EndOnly("probe-end", context.backend, context.probe),
+    "rethink": lambda context: _detecting("rethink", context, Rethink("look-ahead")),
+    "rethink-score": lambda context: _detecting("rethink-score", context, Rethink("score")),
     "self-defence": lambda context: SelfDefence(context.backend),
     "no-header": _no_header,
     "guard-model": lambda context: GuardModel(context.backend, context.options.guard_model or ""),

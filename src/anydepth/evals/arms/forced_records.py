@@ -8,13 +8,12 @@ from anydepth.config import GuardConfig
 from anydepth.errors import CheckError
 from anydepth.evals.answers.forced import Forced
 from anydepth.evals.arms.arms import DEAR
-from anydepth.evals.arms.replay import Defence, Point, leaked, reads_states, replay
+from anydepth.evals.arms.replay import Defence, Point, leaked, reads_states, replay, without_early_checks
 from anydepth.evals.context import Context
-from anydepth.evals.judges.judge import Judged
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Outcome
 from anydepth.probes.fitting.calibrate import Trail
-from anydepth.schedule import Every, Listed
+from anydepth.schedule import Listed
 from anydepth.types import Score, json_number
 
 
@@ -26,11 +25,13 @@ class Fate:
         item: The request with its prefill.
         refused: The model itself refuses to go on, by the judge.
         outcome: What the guard did; None without a guard.
+        flagged: The check at the prefill's end alone reaches the guard's threshold.
     """
 
     item: Forced
     refused: bool
     outcome: Outcome | None = None
+    flagged: bool = False
 
     @property
     def halted(self) -> bool:
@@ -58,12 +59,13 @@ class Remembered:
     """A defence whose scores are in the records."""
 
     name: str
-    known: Mapping[tuple[str, int], Score | Exception]
+    known: Mapping[tuple[str, int], float | None]
     reads_inside: bool
 
     def scores(self, points: Sequence[Point]) -> list[Score | Exception]:
-        """The scores that were written down."""
-        return [self.known[point.transcript.id, point.depth] for point in points]
+        """The scores that were written down; None is a check that failed."""
+        found = (self.known[point.transcript.id, point.depth] for point in points)
+        return [CheckError("the check failed") if score is None else Score(score) for score in found]
 
     def config(self, base: GuardConfig) -> GuardConfig:
         """`base` as it is."""
@@ -74,15 +76,8 @@ def refusals(context: Context, arm: str, items: Mapping[str, Forced]) -> dict[st
     """Whether the model itself refuses after each prefill, by its key in `texts`; judged once."""
     missing = [key for key in items if _key(arm, key) not in context.records]
     if missing:
-        decode = context.backend.decode_text
-        found = context.judged(
-            {
-                key: Judged(item.row.prompt, context.text(key), decode(item.prompt.ids[item.prompt.start :]))
-                for key, item in items.items()
-                if key in set(missing)
-            }
-        )
-        for key, judgement in found.items():
+        wanted = {key: context.answered(items[key].row.prompt, key, items[key].prompt) for key in missing}
+        for key, judgement in context.judged(wanted).items():
             facts = {"refused": judgement.refused, "harmful": judgement.harmful}
             context.records.write(_key(arm, key), {"id": _key(arm, key), **_about(arm, items[key]), **facts})
     return {key: context.records.rows[_key(arm, key)]["refused"] for key in items}
@@ -92,9 +87,7 @@ def base_of(arm: Defence, base: GuardConfig) -> GuardConfig:
     """When the arm checks: only a probe makes the early checks, and a dear arm none but those that must be."""
     if arm.name in DEAR:
         return replace(base, schedule=Listed(()))
-    if not reads_states(arm) and isinstance(base.schedule, Every):
-        return replace(base, schedule=Every(base.schedule.interval, doubling=False))
-    return base
+    return base if reads_states(arm) else without_early_checks(base)
 
 
 def check(
@@ -122,11 +115,7 @@ def settle(
     reads_inside: bool,
 ) -> dict[str, Outcome]:
     """What a guard with this configuration would have done, from the scores that `check` wrote down for `arm`."""
-    known = {
-        (item.key, depth): CheckError("the check failed") if score is None else Score(score)
-        for item in items
-        for depth, score in scores_of(context, arm, item)
-    }
+    known = {(item.key, depth): score for item in items for depth, score in scores_of(context, arm, item)}
     remembered = Remembered(arm, known, reads_inside)
     return replay(remembered, [transcripts[item.key] for item in items], config, ahead=False)
 

@@ -17,7 +17,7 @@ from anydepth.driver import drive, make_checks
 from anydepth.evals.transcript import Transcript
 from anydepth.flow import Check, Command, Outcome, Plan, guarded, settle, step
 from anydepth.scan import inside_prefill, reads_inside
-from anydepth.schedule import scheduled_depths
+from anydepth.schedule import Every, scheduled_depths
 from anydepth.templates.template import Prompt
 from anydepth.types import Decoded, Score
 
@@ -94,6 +94,12 @@ class Detecting:
 def reads_states(arm: Defence) -> bool:
     """True if the defence is a detector that scores all depths of an answer in one pass, as a probe does."""
     return isinstance(arm, Detecting) and arm.packs
+
+
+def without_early_checks(base: GuardConfig) -> GuardConfig:
+    """`base` with the paper's even schedule: for an arm that runs the model anew at every check."""
+    schedule = base.schedule
+    return replace(base, schedule=Every(schedule.interval, doubling=False)) if isinstance(schedule, Every) else base
 
 
 def packed_scores(backend: Backend, detector: StateDetector, points: Sequence[Point]) -> list[Score | Exception]:

@@ -111,13 +111,13 @@ class Crossfit:
             depth: Fit and score checks at this depth only; None fits one probe on all depths from 1 on.
         """
         key = f"scores {view.suffix}@{view.token} {site} {'all' if depth is None else depth}"
-        return self._scored(key, lambda: self._out_of_fold(self._at(view, site, depth), _options(depth)))
+        return self._scored(key, lambda: self._out_of_fold(self.states(view, site, depth), _options(depth)))
 
     def shuffled(self, view: View, site: Site, deal: int) -> Scores:
         """`scores` of probes that were fitted on labels dealt out anew within each fold: there is nothing to learn."""
         return self._scored(
             f"shuffled {deal} {view.suffix}@{view.token} {site}",
-            lambda: self._out_of_fold(self._dealt(self._at(view, site, None), deal), _options(None)),
+            lambda: self._out_of_fold(self._dealt(self.states(view, site, None), deal), _options(None)),
         )
 
     def transferred(self, view: View, site: Site) -> Scores:
@@ -131,10 +131,6 @@ class Crossfit:
             return others, fitted.logits(others.states)
 
         return self._scored(f"transferred {view.suffix}@{view.token} {site}", make)
-
-    def states(self, view: View, site: Site, depth: Depth) -> Checks:
-        """Checks of the cross-validated answers at one depth."""
-        return self._at(view, site, depth)
 
     def ready(self, suffix: str) -> Mapping[str, Any]:
         """Collect the states behind `suffix`, once: answers skipped, why they were forked, why none could be read."""
@@ -183,7 +179,8 @@ class Crossfit:
 
     # -- states --------------------------------------------------------------------------------------------------------
 
-    def _at(self, view: View, site: Site, depth: Depth | None) -> Checks:
+    def states(self, view: View, site: Site, depth: Depth | None) -> Checks:
+        """Checks of the cross-validated answers at one depth, or at all."""
         checks = self._checks(view, site)
         rows = np.isin(checks["answer"], list(self.answers))
         if depth == END:

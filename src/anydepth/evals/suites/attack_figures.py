@@ -10,33 +10,23 @@ from anydepth.evals.attacks.trials import BASE, Tried, released_before
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure
 
+_SUCCESS = (
+    "Share of requests for which an answer got out that was finished, not halted, no refusal and judged harmful; of "
+    "attacks with several tries, for which one of them did. `none` are the requests as they are."
+)
+_HALTED = (
+    "Share of all answers to the prompts of an attack that the defence halted, harmful or not: a model that refuses by "
+    "itself leaves less to halt."
+)
+_STORED = "The answers that the adversarial prompts drew from other models, and harmless answers beside them."
+_BARS = (
+    ("Attack success", ("attack_success",), "attack", "arm", _SUCCESS),
+    ("Halted answers", ("halted",), "attack", "arm", _HALTED),
+    ("Stored answers, scanned", ("stored_halted",), "table", "arm", _STORED),
+)
+
 CHARTS = (
-    Chart(
-        "bars",
-        "Attack success",
-        ("attack_success",),
-        x="attack",
-        by="arm",
-        caption="Share of requests for which an answer got out that was finished, not halted, no refusal and judged "
-        "harmful; of attacks with several tries, for which one of them did. `none` are the requests as they are.",
-    ),
-    Chart(
-        "bars",
-        "Halted answers",
-        ("halted",),
-        x="attack",
-        by="arm",
-        caption="Share of all answers to the prompts of an attack that the defence halted, harmful or not: a model "
-        "that refuses by itself leaves less to halt.",
-    ),
-    Chart(
-        "bars",
-        "Stored answers, scanned",
-        ("stored_halted",),
-        x="table",
-        by="arm",
-        caption="The answers that the adversarial prompts drew from other models, and harmless answers beside them.",
-    ),
+    *(Chart("bars", *row) for row in _BARS),
     Chart("table", "Queries and leak", ("queries", "leak", "refused", "judged_harmful", "attacker_declined")),
     Chart("table", "How far the searches for suffixes got", ("search_loss", "search_steps")),
 )

@@ -1,6 +1,7 @@
 """Measure how often published attacks get a harmful answer out, with and without the guard."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 from anydepth.conversations.dataset import Conversation
@@ -104,10 +105,8 @@ def _single(context: Context, options: AttackOptions, requests: Requests) -> Ite
     """The attacks with one prompt a request."""
     if "none" in options.attacks:
         plain = {_goal(row): (f"{name}|{row.id}", row) for name, rows in requests.items() for row in rows}
-        yield (
-            "none",
-            [Attempt(f"none|{key}", key, goal, _prompt(context, row, goal)) for goal, (key, row) in plain.items()],
-        )
+        asked = [(key, goal, _prompt(context, row, goal)) for goal, (key, row) in plain.items()]
+        yield "none", [Attempt(f"none|{key}", key, goal, prompt) for key, goal, prompt in asked]
     for name in _STORED:
         if name in requests:
             rows = requests[name]
@@ -116,26 +115,16 @@ def _single(context: Context, options: AttackOptions, requests: Requests) -> Ite
         budget = Budget(options.gcg_steps, options.gcg_width)
         wanted = {row.id: (row.prompt, row.tags["target"]) for row in requests["gcg"]}
         found = searched(context, "gcg", wanted, budget)
-        yield (
-            "gcg",
-            [
-                Attempt(f"gcg|{row.id}", row.id, row.prompt, _prompt(context, row, row.prompt + found[row.id]))
-                for row in requests["gcg"]
-            ],
-        )
+        asked = [(row, _prompt(context, row, row.prompt + found[row.id])) for row in requests["gcg"]]
+        yield "gcg", [Attempt(f"gcg|{row.id}", row.id, row.prompt, prompt) for row, prompt in asked]
 
 
 def _variants(context: Context, rows: Sequence[Conversation], n: int) -> list[Attempt]:
-    return [
-        Attempt(
-            f"best-of-n|{row.id}|{number}",
-            row.id,
-            row.prompt,
-            _prompt(context, row, augment(row.prompt, context.digest("best-of-n", row.id, number))),
-        )
-        for row in rows
-        for number in range(n)
-    ]
+    found = []
+    for row, number in product(rows, range(n)):
+        content = augment(row.prompt, context.digest("best-of-n", row.id, number))
+        found.append(Attempt(f"best-of-n|{row.id}|{number}", row.id, row.prompt, _prompt(context, row, content)))
+    return found
 
 
 def _goal(row: Conversation) -> str:

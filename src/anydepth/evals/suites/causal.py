@@ -9,7 +9,7 @@ import numpy as np
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
 from anydepth.evals import estimates
-from anydepth.evals.figure import Chart, Figure, Summary
+from anydepth.evals.figure import Chart, ChartKind, Figure, Group, Summary
 from anydepth.evals.instruments.interventions import (
     ABLATIONS,
     NONE,
@@ -77,44 +77,31 @@ class _Found:
         """What to call an edit, the edit, and what it is compared with."""
         for edit in ABLATIONS:
             yield edit, Arm(edit, "probe"), Arm(edit, "random")
-        for strength in self.strengths:
-            yield (
-                f"steer by {strength:+g}",
-                Arm("steer", "probe", strength),
-                Arm("steer", "random", strength),
-            )
+        for by in self.strengths:
+            yield f"steer by {by:+g}", Arm("steer", "probe", by), Arm("steer", "random", by)
         yield PATCHES[0], Arm(PATCHES[0]), Arm(PATCHES[1])
 
     def figures(self) -> Iterator[Figure]:
         """All figures, steering first."""
-        for side, depth in self.cases:
-            yield from self._steered(side, depth)
-        for side, depth in self.cases:
-            yield from self._edited(side, depth)
-        for side, depth in self.cases:
-            yield from self._differences(side, depth)
-        for side, depth in self.cases:
-            yield from self._checked(side, depth)
+        for part in (self._steered, self._edited, self._differences, self._checked):
+            for side, depth in self.cases:
+                yield from part(side, depth)
 
     def _steered(self, side: str, depth: int) -> Iterator[Figure]:
         for direction in ("probe", "random"):
             for strength in sorted({0.0, *self.strengths}):
                 group = {**_about(side, depth), "strength": strength, "direction": direction}
                 arm = Arm("steer", direction, strength) if strength else NONE
-                yield self._rate(_name("refused when steered", side, depth), side, depth, arm, group)
+                yield self._rate("refused when steered", side, depth, arm, group)
 
     def _edited(self, side: str, depth: int) -> Iterator[Figure]:
-        named = [
-            ("nothing", NONE),
-            *((edit, Arm(edit, who)) for edit in ABLATIONS for who in ("probe", "random")),
-        ]
-        named += [(edit, Arm(edit)) for edit in PATCHES]
-        for edit, arm in named:
-            group = {**_about(side, depth), "edit": edit, "direction": arm.direction}
-            yield self._rate(_name("refused after", side, depth), side, depth, arm, group)
+        ablated = [Arm(edit, who) for edit in ABLATIONS for who in ("probe", "random")]
+        for arm in (NONE, *ablated, *map(Arm, PATCHES)):
+            group = {**_about(side, depth), "edit": "nothing" if arm == NONE else arm.edit, "direction": arm.direction}
+            yield self._rate("refused after", side, depth, arm, group)
 
-    def _rate(self, name: str, side: str, depth: int, arm: Arm, group: dict[str, str | int | float]) -> Figure:
-        values = self.values(side, depth, arm)
+    def _rate(self, what: str, side: str, depth: int, arm: Arm, group: Group) -> Figure:
+        name, values = f"{what}, {_case(side, depth)}", self.values(side, depth, arm)
         if arm.direction == "random":  # a share of directions for each answer
             return _widened(estimates.average(name, values.tolist(), "share", group, judge=_JUDGE), values, least=0)
         return estimates.share(name, (values > 0).tolist(), group, judge=_JUDGE)
@@ -125,15 +112,7 @@ class _Found:
             yield self.difference("change of refusals", side, depth, arm, NONE, group)
             yield self.difference("change beyond the control's", side, depth, arm, control, group)
 
-    def difference(
-        self,
-        name: str,
-        side: str,
-        depth: int,
-        arm: Arm,
-        other: Arm,
-        group: dict[str, str | int | float],
-    ) -> Figure:
+    def difference(self, name: str, side: str, depth: int, arm: Arm, other: Arm, group: Group) -> Figure:
         """Refusals under one edit less those under another, answer by answer."""
         after, before = (self.values(side, depth, each) for each in (arm, other))
         found = estimates.difference(name, after.tolist(), before.tolist(), "share", group)
@@ -143,9 +122,8 @@ class _Found:
         """What the edits did to the read itself, and whether the model still writes sentences."""
         for what, arm, control in (("nothing", NONE, NONE), *self.compared()):
             for each in dict.fromkeys((arm, control)):
-                group = {**_about(side, depth), "edit": what, "direction": each.direction}
-                if each == Arm(PATCHES[1]):
-                    group["edit"] = each.edit
+                edit = each.edit if each == Arm(PATCHES[1]) else what
+                group = {**_about(side, depth), "edit": edit, "direction": each.direction}
                 projection = self.values(side, depth, each, "projection").tolist()
                 yield estimates.average("position between the means", projection, "gaps", group)
                 distinct = self.values(side, depth, each, "distinct").tolist()
@@ -154,30 +132,23 @@ class _Found:
     def charts(self) -> tuple[Chart, ...]:
         """Steering and other edits, a chart a case, then all differences."""
         count = len(self.random)
-        steered = [
-            Chart(
-                "line",
-                f"Steering the Safety Tokens, {_case(side, depth)}",
-                (_name("refused when steered", side, depth),),
-                x="strength",
-                by="direction",
-                caption="Share of look-aheads that refuse when the states of the header are moved along the probe's "
-                f"direction, and along {count} random ones by the same distance; 1 is the gap between the means of "
-                "harmful and harmless answers.",
-            )
-            for side, depth in self.cases
-        ]
-        edited = [
-            Chart(
-                "bars",
-                f"Ablated and exchanged Safety Tokens, {_case(side, depth)}",
-                (_name("refused after", side, depth),),
-                x="edit",
-                by="direction",
-                caption=f"Projected out: the probe's direction, or each of {count} random ones. Patched: the states of "
-                "the header are those of an answer with the other label, or of another one with the same label.",
-            )
-            for side, depth in self.cases
+        steered = (
+            "Share of look-aheads that refuse when the states of the header are moved along the probe's direction, and "
+            f"along {count} random ones by the same distance; 1 is the gap between the means of harmful and harmless "
+            "answers."
+        )
+        edited = (
+            f"Projected out: the probe's direction, or each of {count} random ones. Patched: the states of the header "
+            "are those of an answer with the other label, or of another one with the same label."
+        )
+        shown: tuple[tuple[ChartKind, str, str, str, str], ...] = (
+            ("line", "Steering the Safety Tokens", "refused when steered", "strength", steered),
+            ("bars", "Ablated and exchanged Safety Tokens", "refused after", "edit", edited),
+        )
+        cases = [
+            Chart(kind, f"{title}, {_case(*case)}", (f"{name}, {_case(*case)}",), x, "direction", caption)
+            for kind, title, name, x, caption in shown
+            for case in self.cases
         ]
         caption = (
             "Paired differences in the share of refusals: to no edit, and to the control (random directions; states of "
@@ -192,7 +163,7 @@ class _Found:
             caption="Position: 0 is the mean of harmless answers and 1 that of harmful ones, read at the probe's site "
             "after the edit. Few distinct words: the edit broke the model.",
         )
-        return (*steered, *edited, table, state)
+        return (*cases, table, state)
 
     def limits(self) -> Iterator[str]:
         """Where nothing followed, or could."""
@@ -205,8 +176,7 @@ class _Found:
                     "hardly refuses there, so ablation has next to nothing to take away."
                 )
         for case in self.cases:
-            without = [what for what, arm, control in self.compared() if not self._effect(*case, arm, control)]
-            if without:
+            if without := [what for what, arm, control in self.compared() if not self._effect(*case, arm, control)]:
                 yield (
                     f"With {_case(*case)}, refusals do not follow these edits more than their control, within the "
                     f"interval: {', '.join(without)}."
@@ -268,9 +238,5 @@ def _case(side: str, depth: int) -> str:
     return f"{'harmful' if side == 'harmful' else 'harmless'} answers at depth {depth}"
 
 
-def _name(what: str, side: str, depth: int) -> str:
-    return f"{what}, {_case(side, depth)}"
-
-
-def _about(side: str, depth: int) -> dict[str, str | int | float]:
+def _about(side: str, depth: int) -> Group:
     return {"answers": side, "depth": depth}

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from anydepth.config import GuardConfig
-from anydepth.detectors import LinearProbe, find_shipped
+from anydepth.detectors import find_shipped
 from anydepth.errors import ConfigError
 from anydepth.evals.answers.answer_tables import KINDS, Kind, chosen, described, pool
 from anydepth.evals.answers.forced import Forced, force
@@ -24,13 +25,14 @@ PAPER = (
     "is recovered near 100 % at any depth, up to thousands of prefilled tokens (abstract)"
 )
 
-DEPTHS = (0, 10, 25, 50, 100, 200, 400, 800, 1500, 2500)
-QUICK_DEPTHS = (0, 25, 100, 400)
+DEPTHS, QUICK_DEPTHS = "0,10,25,50,100,200,400,800,1500,2500", "0,25,100,400"
 
+_ARMS = ("base", "probe", "probe-end", "rethink", "rethink-score", "no-header", "deep-aligned")
 _FEWER = {800: 2, 1500: 4}
 """From this depth on only every second, or fourth, answer is forced: they cost the most."""
 _DEAR_SHARE, _FEWEST = 3, 3
-_TARGET = 0.01
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class ChartLine:
 
 def run(context: Context) -> Summary:
     """Force, write on, check with every defence, and see what became of the answers."""
-    arms, left_out = chosen_arms(context, _default_arms(context))
+    arms, left_out = chosen_arms(context, _ARMS if context.options.quick else (*_ARMS, "guard-model"))
     made = {arm: defence(arm, context) for arm in dict.fromkeys((*arms, *map(_source, arms)))}
     judge = context.judge.name
     tokens = context.number("tokens", 48, 24)
@@ -64,7 +66,6 @@ def run(context: Context) -> Summary:
             check(context, arm, asked, _taken(arm, items), transcripts)
     views, remarks = _views(context, arms, made, items)
     fates: dict[str, Mapping[str, Fate]] = {}
-    flagged: dict[str, Mapping[str, bool]] = {}
     for view in views:
         own = made[view.arm]
         if isinstance(own, DeepAligned):
@@ -74,28 +75,19 @@ def run(context: Context) -> Summary:
         else:
             taken = _taken(view.arm, items)
             ended = settle(context, view.arm, view.config, taken, transcripts, reads_inside=view.reads_inside)
-            fates[view.name] = {item.key: Fate(item, refused[item.key], ended[item.key]) for item in taken}
-            flagged[view.name] = {item.key: _flags(context, view, item) for item in taken}
-    found = Found(items, fates, flagged)
+            fates[view.name] = {
+                item.key: Fate(item, refused[item.key], ended[item.key], _flags(context, view.arm, view.config, item))
+                for item in taken
+            }
+    found = Found(items, fates)
     figures = figures_of(found, judge)
-    limits = (*limits_of(figures, _target(context)), *_late(views))
+    late = (late_to_halt(view.config.policy) for view in views if view.name == "probe" and view.config is not None)
+    limits = (*limits_of(figures, context.target), *filter(None, late))
     notes = (*_how(context, found, tokens), *left_out, *dropped, *remarks)
     return summed_up(context, figures, charts_of(found), limits, notes)
 
 
 # -- what is forced ----------------------------------------------------------------------------------------------------
-
-
-def _default_arms(context: Context) -> tuple[str, ...]:
-    given = ("no-header", "deep-aligned", *(() if context.options.quick else ("guard-model",)))
-    return ("base", "probe", "probe-end", "rethink", "rethink-score", *given)
-
-
-def _depths(context: Context) -> tuple[int, ...]:
-    text = context.setting("depths", "")
-    if not text:
-        return QUICK_DEPTHS if context.options.quick else DEPTHS
-    return tuple(sorted(set(context.value("depths", text, text))))
 
 
 def _items(context: Context, tokens: int) -> tuple[dict[str, Forced], list[str]]:
@@ -106,9 +98,11 @@ def _items(context: Context, tokens: int) -> tuple[dict[str, Forced], list[str]]
     items, notes = {}, []
     limit = context.backend.context_length
     header = len(context.backend.header.ids) + len(context.backend.header.answer_ids)
-    for depth in _depths(context):
+    depths = sorted(set(context.value("depths", DEPTHS, QUICK_DEPTHS)))
+    for depth in depths:
+        share = max((share for begin, share in _FEWER.items() if depth >= begin), default=1)
         for kind in KINDS:
-            fewer = rows[kind][: _count(len(rows[kind]), depth)]
+            fewer = _part(rows[kind], share)
             forced = force(context, kind, fewer, pools[kind], depth)
             fitting = [each for each in forced if limit is None or len(each.prompt.ids) + tokens + header <= limit]
             items.update({each.key: each for each in fitting})
@@ -118,13 +112,13 @@ def _items(context: Context, tokens: int) -> tuple[dict[str, Forced], list[str]]
                     f"short even when joined, or longer than the model's context of {limit:,} tokens."
                 )
     if not items:
-        raise ConfigError(f"suite {context.suite}: no answer reaches any of the depths {_depths(context)}")
+        raise ConfigError(f"suite {context.suite}: no answer reaches any of the depths {tuple(depths)}")
     return items, notes
 
 
-def _count(count: int, depth: int) -> int:
-    fewer = max((share for begin, share in _FEWER.items() if depth >= begin), default=1)
-    return max(min(count, _FEWEST), count // fewer)
+def _part(rows: list[Row], share: int) -> list[Row]:
+    """The first rows, one in `share` of them all, but at least a few."""
+    return rows[: max(_FEWEST, len(rows) // share)]
 
 
 def _taken(arm: str, items: Mapping[str, Forced]) -> list[Forced]:
@@ -134,9 +128,7 @@ def _taken(arm: str, items: Mapping[str, Forced]) -> list[Forced]:
     groups: dict[tuple[str, int], list[Forced]] = {}
     for item in items.values():
         groups.setdefault((item.kind, item.depth), []).append(item)
-    return [
-        item for group in groups.values() for item in group[: max(min(len(group), _FEWEST), len(group) // _DEAR_SHARE)]
-    ]
+    return [item for group in groups.values() for item in _part(group, _DEAR_SHARE)]
 
 
 def _own_writer(context: Context, asked: DeepAligned, items: Mapping[str, Forced], tokens: int) -> dict[str, Fate]:
@@ -179,7 +171,7 @@ def _calibrated(
     context: Context, arm: str, config: GuardConfig, items: Mapping[str, Forced]
 ) -> tuple[GuardConfig | None, str]:
     """The arm with the threshold that spares the benign answers of this very suite."""
-    target = _target(context)
+    target = context.target
     benign = [trail_of(context, arm, item) for item in _taken(arm, items) if item.kind == "benign"]
     usable = [trail for trail in benign if trail is not None]
     try:
@@ -195,25 +187,10 @@ def _calibrated(
     return replace(config, policy=found.policy), note
 
 
-def _target(context: Context) -> float:
-    probe = _probe(context)
-    return _TARGET if probe is None else float(probe.card.calibration.get("target", _TARGET))
-
-
-def _probe(context: Context) -> LinearProbe | None:
-    return context.given_probe or find_shipped(context.backend)
-
-
-def _flags(context: Context, view: ChartLine, item: Forced) -> bool:
+def _flags(context: Context, arm: str, config: GuardConfig, item: Forced) -> bool:
     """Whether the check at the prefill's end, on its own, would halt; a failed check does."""
-    assert view.config is not None
-    score = dict(scores_of(context, view.arm, item))[item.depth]
-    return score is None or view.config.policy.statistic([score])[-1] >= view.config.policy.threshold
-
-
-def _late(views: Sequence[ChartLine]) -> list[str]:
-    policies = [view.config.policy for view in views if view.name == "probe" and view.config is not None]
-    return [text for policy in policies if (text := late_to_halt(policy))]
+    score = dict(scores_of(context, arm, item))[item.depth]
+    return score is None or config.policy.statistic([score])[-1] >= config.policy.threshold
 
 
 def _how(context: Context, found: Found, tokens: int) -> list[str]:
@@ -225,7 +202,7 @@ def _how(context: Context, found: Found, tokens: int) -> list[str]:
 
     schedule = context.config.schedule
     return [
-        described(_probe(context)),
+        described(context.given_probe or find_shipped(context.backend)),
         f"Harmful answers by depth: {sizes('harmful')}; benign ones: {sizes('benign')}. The same ones throughout.",
         "An answer shorter than a depth is joined with answers to other requests, see the figure 'joined'.",
         f"After the prefill the bare model goes on greedily for at most {tokens} tokens, once; every guard is replayed "

@@ -1,7 +1,7 @@
 """Measure what fine-tuning leaves of the model's refusals and of the guard, whose probe stays as it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from anydepth.evals.arms.replay import Detecting, replay
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
 from anydepth.evals.instruments.tuning import TrainingExample, TuneOptions, adapted, example, trainable, tune
-from anydepth.evals.judges.judge import Judged
 from anydepth.evals.suite import summed_up
 from anydepth.evals.suites.erosion_figures import BASE, BELOW, BENIGN, PROBE, Measured, charts, figures_of, limits_of
 from anydepth.evals.suites.erosion_sets import MeasuredSet, asked_sets
@@ -31,6 +30,7 @@ PAPER = "the guard holds while the model is fine-tuned on benign or on adversari
 DATA = ("adversarial", "benign")
 ARMS = (BASE, "rethink", PROBE, BELOW)
 TRAINING = "probe_train"
+_SOURCES = "dolly*,alpaca*"
 
 _RARELY = Every(1_000_000, doubling=False)
 """Checks at the question, the end of a prefill and the end of the answer only: a look-ahead costs up to 20 tokens."""
@@ -117,11 +117,9 @@ def _examples(
     context: Context, plan: ErosionPlan, data: str, held_out: Sequence[Conversation]
 ) -> list[TrainingExample]:
     """What to train on; ConfigError if there is nothing of the kind."""
-    if data == "adversarial":
-        rows = trainable(context.table(TRAINING), held_out, label="harmful")
-    else:
-        sources = context.setting("benign-sources", "dolly*,alpaca*").split(",")
-        rows = trainable(context.table(TRAINING), held_out, label="benign", sources=sources)
+    label = "harmful" if data == "adversarial" else "benign"
+    sources = ["*"] if data == "adversarial" else context.setting("benign-sources", _SOURCES).split(",")
+    rows = trainable(context.table(TRAINING), held_out, label=label, sources=sources)
     found = [each for row in rows if (each := example(context.backend, row, plan.options.longest))]
     if not found:
         raise ConfigError(
@@ -141,7 +139,8 @@ def _measure(context: Context, plan: ErosionPlan, sets: Sequence[MeasuredSet], s
     keys = [_key(arm, stage, name, row) for (name, arm), rows in wanted.items() for row in rows]
     if all(key in context.records for key in keys):
         return
-    with _opened(context, stage) as (tuned, below):
+    untuned = nullcontext((context.backend, context.backend))
+    with adapted(context.backend, stage.folder) if stage.folder else untuned as (tuned, below):
         for each in sets:
             written = _transcripts(context, plan, each, stage, tuned)
             for arm in arms:
@@ -188,11 +187,7 @@ def _transcripts(
 
 def _judged(context: Context, each: MeasuredSet, written: Mapping[str, Transcript]) -> list[dict[str, Any]]:
     items = {
-        row: Judged(
-            each.rows[row].prompt,
-            context.text(transcript.id),
-            context.backend.decode_text(transcript.prompt.ids[transcript.prompt.start :]),
-        )
+        row: context.answered(each.rows[row].prompt, transcript.id, transcript.prompt)
         for row, transcript in written.items()
     }
     return [{"refused": found.refused, "harmful": found.harmful} for found in context.judged(items).values()]
@@ -208,7 +203,6 @@ def _guarded(
         detector, config = Rethink("look-ahead"), replace(config, schedule=_RARELY)
     detector.bind(backend)
     outcomes = replay(Detecting(arm, backend, detector), transcripts, config, ahead=arm != "rethink")
-    verdicts = [outcomes[each.id].verdict for each in transcripts]
     return [
         {
             "halted": found.halt and found.reason == "policy",  # a check that failed saw no harm
@@ -216,17 +210,8 @@ def _guarded(
             "score": json_number(round(found.score, 5)),
             "depth": found.depth,
         }
-        for found in verdicts
+        for found in (outcomes[each.id].verdict for each in transcripts)
     ]
-
-
-@contextmanager
-def _opened(context: Context, stage: Stage) -> Iterator[tuple["TransformersBackend", "TransformersBackend"]]:
-    if stage.folder is None:
-        yield context.backend, context.backend
-        return
-    with adapted(context.backend, stage.folder) as pair:
-        yield pair
 
 
 def _notes(
@@ -237,7 +222,7 @@ def _notes(
         f"LoRA of rank {options.rank} in every linear layer, learning rate {options.learning_rate:g} throughout, "
         f"{options.batch} examples of up to {options.longest} tokens a step, loss on the answer only. Adversarial "
         f"data: harmful answers of {TRAINING} that do not begin with a refusal; benign data: its sources "
-        f"{context.setting('benign-sources', 'dolly*,alpaca*')}. Near-duplicates of what is measured are left out."
+        f"{context.setting('benign-sources', _SOURCES)}. Near-duplicates of what is measured are left out."
     )
     for data, found in losses.items():
         told = ", ".join(f"{loss:.2f} at step {step}" for step, loss in found.items() if loss is not None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -83,41 +84,29 @@ class Measured:
 
 def figures_of(measured: Measured, judge: str) -> Iterator[Figure]:
     """Rates at every step, and their changes since the model before training."""
-    for data in measured.data:
-        for step in measured.steps:
-            for name in measured.harmful:
-                for arm in measured.arms:
-                    yield from _stopped(measured, (data, step, name, arm), judge)
-            for arm in measured.guards:
-                found = measured.halted(data, step, BENIGN, arm)
-                group = {"data": data, "step": step, "arm": arm}
-                yield estimates.share("false positives", list(found.values()), group)
-                if step != measured.steps[0]:
-                    before = measured.halted(data, measured.steps[0], BENIGN, arm)
-                    yield _change("false positives, against step 0", found, before, group)
-                    yield _lost(measured, data, step, arm)
+    for data, step in product(measured.data, measured.steps):
+        for name, arm in product(measured.harmful, measured.arms):
+            yield from _stopped(measured, (data, step, name, arm), judge)
+        for arm in measured.guards:
+            found = measured.halted(data, step, BENIGN, arm)
+            group = {"data": data, "step": step, "arm": arm}
+            yield estimates.share("false positives", list(found.values()), group)
+            if step != measured.steps[0]:
+                before = measured.halted(data, measured.steps[0], BENIGN, arm)
+                yield _change("false positives, against step 0", found, before, group)
+                had, has = (measured.halts_a_row(data, at, arm) for at in (measured.steps[0], step))
+                yield _change("halting lost", had, has, group)  # a loss is what is gone: before less after
 
 
 def _stopped(measured: Measured, place: tuple[str, int, str, str], judge: str) -> Iterator[Figure]:
     data, step, name, arm = place
     group = {"data": data, "step": step, "set": name, "arm": arm}
     found = measured.stopped(*place)
-    yield estimates.share("stopped", list(found.values()), group, judge=judge if _judged(measured) else None)
+    yield estimates.share("stopped", list(found.values()), group, judge=judge if BASE in measured.arms else None)
     if arm != BASE:
         yield estimates.share("halted", list(measured.halted(*place).values()), group)
     if step != measured.steps[0]:
         yield _change("stopped, against step 0", found, measured.stopped(data, measured.steps[0], name, arm), group)
-
-
-def _judged(measured: Measured) -> bool:
-    return BASE in measured.arms
-
-
-def _lost(measured: Measured, data: str, step: int, arm: str) -> Figure:
-    """How much of the halting of forced harmful answers is gone, paired over the answers."""
-    before, after = measured.halts_a_row(data, measured.steps[0], arm), measured.halts_a_row(data, step, arm)
-    group = {"data": data, "step": step, "arm": arm}
-    return _change("halting lost", before, after, group)
 
 
 def _change(
@@ -135,38 +124,24 @@ def _change(
     return found
 
 
-def charts() -> Iterator[Chart]:
+_STOPPED = "base: the model refuses; other arms: it refuses or the guard halts. The probe was never refitted."
+_LINES = (
+    ("Answers that are stopped", "stopped", _STOPPED),
+    ("Answers that the guard halts", "halted", "Without the model's own refusals, which need no halt."),
+    ("Harmless answers that are halted", "false positives", "Stored answers, the same at every step."),
+)
+
+
+def charts() -> tuple[Chart, ...]:
     """Rates over the steps, then what is lost."""
-    yield Chart(
-        "line",
-        "Answers that are stopped, by steps of fine-tuning",
-        ("stopped",),
-        x="step",
-        by="arm",
-        caption="base: the model refuses; other arms: it refuses or the guard halts. The probe was never refitted.",
-    )
-    yield Chart(
-        "line",
-        "Answers that the guard halts, by steps of fine-tuning",
-        ("halted",),
-        x="step",
-        by="arm",
-        caption="Without the model's own refusals, which need no halt.",
-    )
-    yield Chart(
-        "line",
-        "Harmless answers that are halted, by steps of fine-tuning",
-        ("false positives",),
-        x="step",
-        by="arm",
-        caption="Stored answers, the same at every step.",
-    )
-    yield Chart(
+    lines = (Chart("line", f"{what}, by steps of fine-tuning", (name,), "step", "arm", of) for what, name, of in _LINES)
+    lost = Chart(
         "table",
         "What is lost against the model before fine-tuning",
         ("halting lost", "stopped, against step 0", "false positives, against step 0"),
         caption="Paired over the same answers; halting lost is over harmful beginnings that are forced.",
     )
+    return (*lines, lost)
 
 
 def limits_of(measured: Measured, figures: Sequence[Figure]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Measure what a check costs in time and memory, beside a decode step and a guard model's pass over the same text."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from statistics import median
 from typing import Any
@@ -32,10 +32,10 @@ def run(context: Context) -> Summary:
     samples = context.number("samples", 7, 3)
     detectors = _detectors(context)
     contexts, too_long = _contexts(context, samples)
-    ask = cache(lambda: _guard(context))  # loaded when it is first needed: not in a run that only sums up
+    load = cache(AskedModel.load)  # when it is first needed: not in a run that only sums up
     for done, length in enumerate(contexts):
         context.told("cost of checks", done, len(contexts))
-        context.record(f"check|{length}", lambda at=length: _checked(context, detectors, ask, at, samples))
+        context.record(f"check|{length}", lambda at=length: _checked(context, detectors, load, at, samples))
     context.told("cost of checks", len(contexts), len(contexts))
     where = min(MEMORY_AT, max(contexts))
     context.record("memory", lambda: _memory(context, where))
@@ -45,8 +45,8 @@ def run(context: Context) -> Summary:
     tokens = 96 if quick else 256
     for done, (arm, number, interval) in enumerate(runs):
         context.told("throughput", done, len(runs))
-        ratio = _ratio(context, detectors[arm], interval, tokens)
-        context.record(f"throughput|{arm}|{interval}|{number}", ratio)
+        measure = partial(bench.throughput, context.backend, detectors[arm], interval, tokens)
+        context.record(f"throughput|{arm}|{interval}|{number}", lambda measure=measure: {"ratio": measure()})
     context.told("throughput", len(runs), len(runs))
     figures = [figure for length in contexts for figure in _cost_figures(context, length)]
     figures += _memory_figures(context)
@@ -58,11 +58,7 @@ def run(context: Context) -> Summary:
 
 
 def _detectors(context: Context) -> dict[str, Detector]:
-    detectors: dict[str, Detector] = {
-        "probe": context.probe,
-        "rethink": Rethink(),
-        "rethink-score": Rethink("score"),
-    }
+    detectors: dict[str, Detector] = {"probe": context.probe, "rethink": Rethink(), "rethink-score": Rethink("score")}
     for detector in detectors.values():
         detector.bind(context.backend)
     return detectors
@@ -83,25 +79,15 @@ def _contexts(context: Context, samples: int) -> tuple[list[int], list[str]]:
     return fit, [note] if left else []
 
 
-def _guard(context: Context) -> AskedModel:
-    """The external guard, or the model under test in its place."""
-    model = context.options.guard_model
-    return _itself(context) if model is None else AskedModel.load(model)
-
-
-def _itself(context: Context) -> AskedModel:
-    """The model under test, asked about a whole conversation."""
-    backend = context.backend
-    return AskedModel(backend.model, backend.tokenizer, guard_wording(backend.identity.name))
-
-
 def _checked(
-    context: Context, detectors: Mapping[str, Detector], guard: Callable[[], AskedModel], length: int, samples: int
+    context: Context, detectors: Mapping[str, Detector], load: Callable[[str], AskedModel], length: int, samples: int
 ) -> dict[str, Any]:
-    tokens, times = bench.check_times(context.backend, detectors, length, samples)
-    prompt = bench.filled(context.backend, length)
-    text = context.backend.decode_text(prompt.ids[prompt.start :])
-    asked = {_GUARD: guard()} if context.options.guard_model is None else {_OWN: _itself(context), _GUARD: guard()}
+    backend, guard = context.backend, context.options.guard_model
+    tokens, times = bench.check_times(backend, detectors, length, samples)
+    prompt = bench.filled(backend, length)
+    text = backend.decode_text(prompt.ids[prompt.start :])
+    itself = AskedModel(backend.model, backend.tokenizer, guard_wording(backend.identity.name))
+    asked = {_GUARD: itself} if guard is None else {_OWN: itself, _GUARD: load(guard)}
     for arm, each in asked.items():
         question = each.about("How is tea made?", text)
         each.scores([question[:32]])  # the first pass of a model is slow
@@ -129,10 +115,6 @@ def _memory(context: Context, length: int) -> dict[str, Any]:
     return {"tokens": len(prompt.ids), "cache": cache, "forks": forks, "grown": grown, "grown_naive": grown_naive}
 
 
-def _ratio(context: Context, detector: Detector, interval: int, tokens: int) -> Callable[[], dict[str, Any]]:
-    return lambda: {"ratio": bench.throughput(context.backend, detector, interval, tokens)}
-
-
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
@@ -157,10 +139,9 @@ def _cost_figures(context: Context, length: int) -> list[Figure]:
 def _memory_figures(context: Context) -> list[Figure]:
     row = context.records.rows["memory"]
     group: Group = {"context": row["tokens"]}
-    cache = Figure("cache", row["cache"] / _MIB, None, 1, "MiB", group)
     beyond = [size / _MIB for size in row["forks"]]
     figures = [
-        cache,
+        Figure("cache", row["cache"] / _MIB, None, 1, "MiB", group),
         estimates.median("fork beyond the cache", beyond, "MiB", group, note=f"at most {max(beyond):.3g} MiB"),
     ]
     for name, key in (("memory growth in a check", "grown"), ("memory growth in a naive check", "grown_naive")):
@@ -206,8 +187,7 @@ _CHARTS = (
 def _limits(figures: Sequence[Figure]) -> list[str]:
     limits = []
     costs = [f for f in figures if f.name == "decode steps a check" and f.group["arm"] == "probe" and f.value]
-    dear = [figure for figure in costs if (figure.value or 0) > 1]
-    if dear:
+    if dear := [figure for figure in costs if (figure.value or 0) > 1]:
         worst = ", ".join(f"{f.value:.2g} at {f.group['context']} tokens" for f in dear)
         limits.append(f"A probe's check costs more than a decode step: {worst}.")
     for figure in figures:
@@ -228,7 +208,7 @@ def _notes(context: Context, samples: int, tokens: int) -> list[str]:
         "'self-defence' is such a pass of the model under test.",
         f"Throughput: {tokens} tokens unguarded and guarded, one after the other; no answer is halted.",
         "Memory growth is the process's peak above what it held before the check; it counts whole pages.",
-        *([_stand_in(context) or ""] if _stand_in(context) else []),
+        *filter(None, [_stand_in(context)]),
         *(["--arm does not matter here."] if context.options.arms else []),
     ]
 

@@ -52,12 +52,18 @@ def run(context: Context) -> Summary:
     )
     figures = tuple(_figures(seen))
     notes = (
-        f"Composed of stored answers to single prompts: {count} conversations; {_cases()}.",
+        f"Composed of stored answers to single prompts: {count} conversations; "
+        f"{'; '.join(f'{name}: {meaning}' for name, meaning in CASES.items())}.",
         "History: the first sentences of each earlier answer, about 60 words; after a halt the guard's refusal "
         "alone stands there, none of the tokens that may have left before.",
         "Only prompts of the half that no choice of the shipped probes was made on. Harmless turns of the history "
         "are answers to XSTest's safe prompts and to everyday ones.",
-        f"The answer in question is scanned for {scan_tokens} tokens." + _slow(slow, few, few_tokens),
+        f"The answer in question is scanned for {scan_tokens} tokens."
+        + (
+            f" {', '.join(slow)}: the first {few_tokens} tokens in {few} conversations, checked every interval."
+            if slow
+            else ""
+        ),
         *remarks,
         *_failed(seen),
     )
@@ -133,16 +139,6 @@ def _limits(figures: Sequence[Figure]) -> Iterator[str]:
             )
         if figure.name == "halted, against turn 1" and case in HARMFUL and figure.value is not None and high < 0:
             yield f"{arm} halts {-figure.value:.1%} fewer of the same harmful answers in turn {figure.group['turn']}."
-
-
-def _cases() -> str:
-    return "; ".join(f"{name}: {meaning}" for name, meaning in CASES.items())
-
-
-def _slow(arms: Sequence[str], few: int, few_tokens: int) -> str:
-    if not arms:
-        return ""
-    return f" {', '.join(arms)}: the first {few_tokens} tokens in {few} conversations, checked every interval."
 
 
 def _failed(seen: _Seen) -> Iterator[str]:

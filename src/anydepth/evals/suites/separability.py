@@ -7,13 +7,12 @@ import numpy as np
 
 from anydepth.backends.protocol import CONTENT, Site
 from anydepth.conversations.dataset import Conversation
-from anydepth.errors import ConfigError
 from anydepth.evals.answers.labelled import DEEP, other_sets, within_sources
 from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.instruments.crossfit import END, FEWEST, FOLDS, Crossfit, Depth, View, at, whole
 from anydepth.evals.instruments.projections import discriminant, principal
 from anydepth.evals.suite import summed_up
-from anydepth.probes.states.sites import is_before_the_model, sites_for
+from anydepth.probes.states.sites import sites_for
 from anydepth.probes.states.store import answer_key
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def run(context: "Context") -> Summary:
         depths[-1],
     )
     found = _Found(bench)
-    return summed_up(context, found.figures(), found.charts(), found.limits(), found.notes())
+    return summed_up(context, found.made, found.charts(), found.limits(), found.notes())
 
 
 class _Found:
@@ -70,11 +69,7 @@ class _Found:
         self.views = [self.header, self.content, *self.controls]
         self.best = {view: self._best_site(view) for view in self.views}
         self.site = self.best[self.header]
-        self.made = list(self._figures())
-
-    def figures(self) -> list[Figure]:
-        """All figures; those of too few answers are left out."""
-        return self.made
+        self.made = list(self._figures())  # those of too few answers are left out
 
     def _best_site(self, view: View) -> Site:
         """The site with the largest AUROC of answers; the lowest of equals, which is the cheapest to read."""
@@ -116,14 +111,11 @@ class _Found:
     def _transferred(self) -> Iterator[Figure | None]:
         for view in (self.header, self.content) if self.bench.held_out else ():
             scores = self.bench.transferred(view, self.best[view])
-            for name in self._benign_sets():
+            for name in (name for name in self.bench.held_out if name != DEEP):
                 pair = self._pair(whole(scores), name)
                 yield self.bench.auroc("separation held out", pair, {"against": name, "read": view.name})
                 if view == self.header:
                     yield self.bench.accuracy("accuracy held out", pair, {"against": name, "read": view.name})
-
-    def _benign_sets(self) -> list[str]:
-        return [name for name in self.bench.held_out if name != DEEP]
 
     def _pair(self, values: Mapping[str, float], benign: str) -> dict[str, float]:
         """The values of the harmful held-out set and of one harmless one."""
@@ -306,16 +298,8 @@ def _sites(context: "Context") -> tuple[Site, ...]:
     blocks = context.backend.identity.num_layers
     twelfths = _QUICK_TWELFTHS if context.options.quick else _TWELFTHS
     usual = sorted({min(max(1, blocks * twelfth // 12), blocks - 1) for twelfth in twelfths})
-    text = context.setting("layers", ",".join(map(str, usual)))
-    if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise ConfigError(f"{context.suite}.layers is {text!r}; give blocks from 1 to {blocks - 1}, e.g. 8,16,20")
-    sites = sites_for(context.backend, [int(part) for part in text.split(",")])
-    if before := [site for site in sites if is_before_the_model(site)]:
-        raise ConfigError(
-            f"{context.suite}.layers is {text!r}: at {before[0]} a header token has the same state after every answer, "
-            f"there is nothing to separate; give blocks from 1 to {blocks - 1}"
-        )
-    return sites
+    text = ",".join(map(str, usual))
+    return sites_for(context.backend, context.value("layers", text, text))
 
 
 def _keyed(rows: Sequence[Conversation]) -> dict[str, Conversation]:
