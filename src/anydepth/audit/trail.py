@@ -36,7 +36,7 @@ class Audit:
     """The audit trail of a server, and what becomes of answers while it cannot be written.
 
     `write` waits for the disk. Whatever writes for an answer is given to `run` or `settle` instead, which have it done
-    in one thread, in the order in which they are called. `run` waits for that thread, `patience` seconds at most, and is
+    in one thread, in the order in which they are called. `run` waits for that thread, `patience` seconds at most. It is
     called in the model's thread: while a disk hangs, all answers wait that long, once; then each fails at once.
 
     Args:
