@@ -20,6 +20,8 @@ CLEAR = Outcome("stop", Verdict(False, 0.1, 0), (), (), 3)
 class Account:
     """Notes what it is given; the record of the number `lost` cannot be stored."""
 
+    closed = False
+
     def __init__(self, lost: int | None = None, error: Exception | None = None) -> None:
         self.lost, self.error, self.given = lost, error or OSError("the disk is full"), []
 
@@ -145,3 +147,12 @@ def test_a_report_says_what_is_known() -> None:
     assert (record["released_tokens"], record["withheld_tokens"], record["leak_tokens"]) == (4, 4, 4)
     unknown = GuardReport(halted=False, would_halt=False)
     assert unknown.record()["checks"] is None and GuardReport.read(unknown.record()) == unknown
+
+
+def test_an_answer_that_was_given_up_meanwhile_is_no_fault_of_the_disk(caplog: pytest.LogCaptureFixture) -> None:
+    account = Account(lost=0)
+    account.closed = True
+    backend = ScriptedBackend(["hello"])
+    writer = AnswerWriter(backend.template.prompt("hi"), "REFUSED", backend.decode_text, account)
+    assert isinstance(writer.write(Release((104, 101))), OSError)
+    assert not caplog.records and not writer.take()
