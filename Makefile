@@ -1,6 +1,6 @@
 # make demo          see an attack halted on a small chat model (fetched once; offline afterwards)
 # make demo MODEL=org/name     the same on another model
-# make test          the tests in about ten minutes (not the slow ones; four families of models)
+# make test          the tests in under ten minutes (not the slow ones; four families of models)
 # make test-all      every test          make check    lint, types, import order, file lengths
 # make test-vllm     the tests on a real vLLM engine (CPU build, an environment of its own, 4 GB)
 # make test-newest   what a user gets today: a fresh environment without constraints.txt, and the contract suite on it
