@@ -51,7 +51,7 @@ class Vllm:
     """Answers what it was given: `answers` are (text, told, rest of the choice); keeps what it was asked."""
 
     def __init__(self, **settings: Any) -> None:
-        self.ledger, self.bodies, self.headers = Reports(), [], []
+        self.reports, self.bodies, self.headers = Reports(), [], []
         self.answers: list[tuple[str, dict[str, Any] | None, dict[str, Any]]] = [("hello there", CLEAR, {})]
         self.cut, self.left_out = 7, False
         self.respond: Callable[[str], Response] | None = None
@@ -68,7 +68,7 @@ class Vllm:
         )  # fmt: skip
         settings = {"guard": {"refusal": REFUSAL}, **settings}
         self.app.state.vllm_config = SimpleNamespace(additional_config={"anydepth": {"settings": settings}})
-        self.app.add_middleware(GuardFront, ledger=self.ledger)
+        self.app.add_middleware(GuardFront, reports=self.reports)
         self.client = TestClient(self.app, raise_server_exceptions=False)
 
     def post(self, body: dict[str, Any], path: str = CHAT, **headers: str) -> httpx.Response:
@@ -83,7 +83,7 @@ class Vllm:
         n = body.get("n", 1)
         for index, (_, told, _) in enumerate(self.answers):
             if told is not None:
-                self.ledger.note(name if chat else f"{name}-{index // n}", index % n, told)
+                self.reports.note(name if chat else f"{name}-{index // n}", index % n, told)
         if self.respond is not None:
             return self.respond(name)
         if not body.get("stream"):
@@ -558,10 +558,10 @@ def test_api_keys(monkeypatch):
 def test_reports_are_forgotten(vllm):
     vllm.post(ASK)
     vllm.post({**ASK, "stream": True})
-    assert not vllm.ledger.responses
-    vllm.ledger.note("chatcmpl-" + "0" * 32, 0, CLEAR)
-    vllm.ledger.note("resp_1", 0, CLEAR)
-    assert not vllm.ledger.responses
+    assert not vllm.reports.responses
+    vllm.reports.note("chatcmpl-" + "0" * 32, 0, CLEAR)
+    vllm.reports.note("resp_1", 0, CLEAR)
+    assert not vllm.reports.responses
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

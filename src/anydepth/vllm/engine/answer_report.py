@@ -7,10 +7,10 @@ from anydepth.guard_report import GuardReport
 from anydepth.vllm.engine.flow_feed import FlowFeed
 
 
-def answer_report(watch: FlowFeed, *, detector: str, checks: bool) -> dict[str, Any]:
+def answer_report(feed: FlowFeed, *, detector: str, checks: bool) -> dict[str, Any]:
     """The record of the `GuardReport` of an answer that has ended, and what only the engine knows of it."""
-    assert watch.outcome is not None
-    report = GuardReport.of(watch.finished, watch.account.guard, tell=checks)
-    record = replace(report, withheld_tokens=watch.withheld).record()
-    record |= {"detector": detector, "prefill": watch.plan.prefill, "generated": watch.outcome.generated}
-    return record if watch.error is None else record | {"error": watch.error}
+    assert feed.outcome is not None
+    report = GuardReport.of(feed.finished, feed.account.guard, tell=checks)
+    record = replace(report, withheld_tokens=feed.withheld).record()
+    record |= {"detector": detector, "prefill": feed.plan.prefill, "generated": feed.outcome.generated}
+    return record if feed.error is None else record | {"error": feed.error}

@@ -41,14 +41,14 @@ class GuardFront:
 
     Args:
         app: The application it stands before.
-        ledger: Where the engine's reports are found; default: one that listens to vLLM's engine in this process.
+        reports: Where the engine's reports are found; default: one that listens to vLLM's engine in this process.
     """
 
-    def __init__(self, app: ASGIApp, ledger: Reports | None = None) -> None:
+    def __init__(self, app: ASGIApp, reports: Reports | None = None) -> None:
         self._app, self._edge = app, None
-        self._ledger = Reports() if ledger is None else ledger
-        if ledger is None:
-            listen(self._ledger)
+        self._reports = Reports() if reports is None else reports
+        if reports is None:
+            listen(self._reports)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -66,7 +66,7 @@ class GuardFront:
                 options = engine_options(scope["app"].state.vllm_config.additional_config)
                 settings = options.settings
                 edge = Edge(
-                    _Router(self._app, self._ledger, settings),
+                    _Router(self._app, self._reports, settings),
                     settings,
                     metrics=Metrics(),
                     keys=api_keys(settings.http),
@@ -83,8 +83,8 @@ class GuardFront:
 class _Router:
     """Routes a request: chat and completions through the guard, all others to vLLM."""
 
-    def __init__(self, app: ASGIApp, ledger: Reports, settings: Settings) -> None:
-        self._app, self._ledger, self._settings = app, ledger, settings
+    def __init__(self, app: ASGIApp, reports: Reports, settings: Settings) -> None:
+        self._app, self._reports, self._settings = app, reports, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -111,12 +111,12 @@ class _Router:
             await refusal(error.status_code, error.detail, "body_too_large")(scope, receive, send)
             return
         raw = json.dumps(body, allow_nan=False).encode()
-        page = self._ledger.responses[asked.id] = {}
+        page = self._reports.responses[asked.id] = {}
         reply = _Reply(scope, send, asked, page)
         try:
             await self._app(_with_headers(scope, asked, len(raw)), _after(raw, receive), reply.send)
         finally:
-            del self._ledger.responses[asked.id]
+            del self._reports.responses[asked.id]
 
 
 def _after(raw: bytes, receive: Receive) -> Receive:

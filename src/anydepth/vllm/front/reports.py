@@ -35,7 +35,7 @@ class Reports:
             page[int(found[2] or 0), choice] = told
 
 
-def listen(ledger: Reports) -> None:
+def listen(reports: Reports) -> None:
     """Note reports as vLLM's front end takes them in: before any part of the answer's end is written."""
     processor: Any = OUTPUTS.check().OutputProcessor
     original = processor.process_outputs
@@ -46,7 +46,7 @@ def listen(ledger: Reports) -> None:
             told = (output.kv_transfer_params or {}).get(KEY) or parse_stop_reason(output.stop_reason)
             if told is not None and (state := self.request_states.get(output.request_id)) is not None:
                 asked = state.parent_req or state
-                ledger.note(asked.external_req_id, state.request_index, told)
+                reports.note(asked.external_req_id, state.request_index, told)
         return original(self, engine_core_outputs, *args, **kwargs)
 
     OUTPUTS.replace(processor, "process_outputs", process_outputs)
