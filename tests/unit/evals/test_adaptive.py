@@ -142,6 +142,8 @@ def test_stored_answers_alone_need_no_judge_of_harm(tmp_path: Path, data: Path) 
     attacks = {figure.group["attack"] for figure in summary.figures}
     assert attacks == {"none", "crossed", "set-up", "interleaved", "copied-header"}
     assert not (tmp_path / "run" / "texts" / "adaptive.jsonl").exists(), "nothing was written"
+    assert "3 stored harmful answers to 3 requests and 3 harmless ones to 3" in summary.notes[0]
+    assert not [note for note in summary.notes if note.startswith(("suffixes", "rank-assisted"))], "none was made"
     again = tables.context("adaptive", tmp_path / "again", data, settings=settings, arms=("probe",))
     assert measured(again) == summary
 

@@ -249,17 +249,19 @@ def _notes(given: _Given) -> Iterator[str]:
         "in turn, under its own request or the harmless one's; copied-header: the Safety Tokens before each paragraph "
         "of the answer. Each is made of harmless answers in the same way, and beside those the AUROC is taken"
     )
-    yield (
-        f"rank-assisted prefill: {options.prefix} tokens of a stored answer are forced; then, at each window of the "
-        f"guard's schedule, one of the {options.top} likeliest tokens is chosen: the likeliest (no attack), the least "
-        "likely one after which the model neither refuses nor stops, or the one after which the probe scores lowest at "
-        f"the window's end; {options.tokens} tokens in all, greedy but for the chosen ones"
-    )
-    yield (
-        f"suffixes: GCG with loss = target + {options.gcg_weight / 100} × softplus of the probe's logit, at "
-        f"depth 0 and behind the target; {options.gcg_prompts} requests × {options.gcg_steps} steps × "
-        f"{options.gcg_width} candidates, far below the published budgets"
-    )
+    if "prefill" in options.attacks:
+        yield (
+            f"rank-assisted prefill: {options.prefix} tokens of a stored answer are forced; then, at each window of "
+            f"the guard's schedule, one of the {options.top} likeliest tokens is chosen: the likeliest (no attack), "
+            "the least likely one after which the model neither refuses nor stops, or the one after which the probe "
+            f"scores lowest at the window's end; {options.tokens} tokens in all, greedy but for the chosen ones"
+        )
+    if "suffix" in options.attacks:
+        yield (
+            f"suffixes: GCG with loss = target + {options.gcg_weight / 100} × softplus of the probe's logit, at "
+            f"depth 0 and behind the target; {options.gcg_prompts} requests × {options.gcg_steps} steps × "
+            f"{options.gcg_width} candidates, far below the published budgets"
+        )
     yield (
         "verse is a stored answer in short lines, code its lines as string literals; the words stay. A base64 answer "
         "is longer than what is scanned of it, and no small model reads or writes base64 well: a judge finds little "
