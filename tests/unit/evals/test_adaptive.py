@@ -9,6 +9,7 @@ import pytest
 
 from anydepth.errors import ConfigError
 from anydepth.evals.arms.answer_records import Trace
+from anydepth.evals.attacks.attack_options import ADAPTIVE, AdaptiveOptions
 from anydepth.evals.attacks.disguises import Case, as_stored, spreads, styles, suffixed
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure
@@ -133,6 +134,17 @@ def test_rates_are_the_guards_own(tmp_path: Path, data: Path, halving: Any) -> N
         halts += [scan.verdict.halt for scan in scans]
     made.close()
     assert 0 < sum(halts) < len(halts)
+
+
+@pytest.mark.parametrize(
+    ("options", "stored"), [({"quick": False}, 60), ({}, 4), ({"quick": False, "limit": 7}, 7), ({"limit": 2}, 2)]
+)
+def test_the_sample_is_60_answers_unless_the_user_says_otherwise(
+    tmp_path: Path, data: Path, options: Any, stored: int
+) -> None:
+    made = tables.context("adaptive", tmp_path / "run", data, **options)
+    found = AdaptiveOptions.of(made)
+    assert (found.stored, found.attacks) == (stored, ADAPTIVE)
 
 
 def test_stored_answers_alone_need_no_judge_of_harm(tmp_path: Path, data: Path) -> None:
