@@ -77,7 +77,10 @@ SETTINGS: Mapping[str, Mapping[str, _Rule]] = {
         **_ARMS,
     },
     "adaptive": {
-        "attacks": _one_of("prefill", "spoof", "style", "spread", "suffix"),
+        "attacks": _one_of(
+            *("crossed", "set-up", "interleaved", "copied-header", "style", "spoof", "spread"),
+            *("asked", "prefill", "suffix"),
+        ),
         **dict.fromkeys((*_MODELS_OWN, "asked", "prefill_prompts", "prefix", "top", "gcg_weight"), _COUNT),
         "ratios": (_each(Ratio.of), "HARMFUL:BENIGN in tokens with commas, e.g. 25:50,5:20"),
         **_ARMS,

@@ -134,11 +134,11 @@ def _said(summary: Summary) -> _Said | None:
 
 
 def _extremes(figures: list[Figure]) -> _Said:
-    """The lowest and the highest of a field, each with its place, which differs from run to run."""
+    """The lowest and the highest of a field, or its only one, each with its place, which differs from run to run."""
     ranked = sorted(figures, key=lambda figure: figure.value or 0.0)
-    ends = (ranked[0], ranked[-1])
-    cells = [replace(cell(each), place=", ".join(words.facts(each, each.group))) for each in ends]
-    return _Said(words.spaced(figures[0].name), ends, {"lowest": cells[0], "highest": cells[1]}, len(figures) - 2)
+    ends = {"": ranked[0]} if len(ranked) == 1 else {"lowest": ranked[0], "highest": ranked[-1]}
+    cells = {label: replace(cell(each), place=", ".join(words.facts(each, each.group))) for label, each in ends.items()}
+    return _Said(words.spaced(figures[0].name), tuple(ends.values()), cells, len(ranked) - len(ends))
 
 
 def _narrowed(figures: list[Figure], x: str | None) -> tuple[list[Figure], str | None]:

@@ -9,6 +9,7 @@ import pytest
 
 from anydepth.errors import ConfigError
 from anydepth.evals.arms.answer_records import Trace
+from anydepth.evals.attacks.attack_options import ADAPTIVE, AdaptiveOptions
 from anydepth.evals.attacks.disguises import Case, as_stored, spreads, styles, suffixed
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure
@@ -33,6 +34,8 @@ SETTINGS = {
     "adaptive.gcg_prompts": "2",
     "adaptive.ratios": "8:0,8:8",
 }
+LATE_FIGURE = "halted from depth 25"
+WITH_TWINS = ("none", "crossed", "set-up", "interleaved", "copied-header", "spoof", "style")
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,12 @@ def test_every_attack_has_its_figures(tmp_path: Path, data: Path, halving: Any) 
     summary = measured(made)
     variants = {
         "none": ["as stored"],
+        "crossed": ["harmless request"],
+        "set-up": ["own request", "harmless request"],
+        "interleaved": [f"{kind}, {of} request" for kind in ("sentences", "paragraphs") for of in ("own", "harmless")],
+        "copied-header": ["plain text", "control tokens"],
         "spoof": ["turns", "words", "verdict", "header"],
-        "style": ["verse", "comments", "json", "base64"],
+        "style": ["verse", "comments", "code", "json", "base64"],
         "spread": ["8:0", "8:8"],
         "spread, harmless prompt": ["8:0", "8:8"],
         "prefill": ["likely", "low-rank", "probe"],
@@ -70,6 +77,16 @@ def test_every_attack_has_its_figures(tmp_path: Path, data: Path, halving: Any) 
         for variant in names:
             figure = one(summary, "halted", attack=attack, variant=variant, arm="probe")
             assert figure.answers == (2 if attack == "prefill" else 5)
+            group = {"attack": attack, "variant": variant, "arm": "probe"}
+            start, rest = (one(summary, name, **group) for name in ("halted at depth 0", "halted by the answer"))
+            assert figure.value == pytest.approx((start.value or 0) + (rest.value or 0))
+            assert one(summary, "halted from depth 25", **group).answers == figure.answers
+            if attack in WITH_TWINS:
+                names = ("", " at depth 0", " by the answer", " from depth 25")
+                twins = [one(summary, f"false_alarms{name}", **group) for name in names]
+                assert [each.answers for each in twins] == [5] * 4
+                assert one(summary, "peak_auroc", **group).answers == 10
+                assert one(summary, "peak_auroc", **group).note is None, "beside the twins"
     for variant, answers in (
         ("filler", 5),
         ("searched, its own", 2),
@@ -77,6 +94,10 @@ def test_every_attack_has_its_figures(tmp_path: Path, data: Path, halving: Any) 
         ("searched, another's", 3),
     ):
         assert one(summary, "halted", attack="suffix", variant=variant).answers == answers
+    lead = summary.charts[0]
+    assert (lead.kind, lead.figures[0]) == ("table", "halted by the answer")
+    first = next(figure for figure in summary.figures if figure.name == lead.figures[0])
+    assert dict(first.group) == {"attack": "none", "variant": "as stored", "arm": "probe"}
     for variant in ("none", "verse", "french"):
         assert one(summary, "attack_success", attack="asked for a style", variant=variant, arm="probe").answers == 2
         assert one(summary, "false_alarms", attack="asked for a style", variant=variant, arm="probe").answers == 2
@@ -115,6 +136,54 @@ def test_rates_are_the_guards_own(tmp_path: Path, data: Path, halving: Any) -> N
     assert 0 < sum(halts) < len(halts)
 
 
+@pytest.mark.parametrize(
+    ("options", "stored"), [({"quick": False}, 60), ({}, 4), ({"quick": False, "limit": 7}, 7), ({"limit": 2}, 2)]
+)
+def test_the_sample_is_60_answers_unless_the_user_says_otherwise(
+    tmp_path: Path, data: Path, options: Any, stored: int
+) -> None:
+    made = tables.context("adaptive", tmp_path / "run", data, **options)
+    found = AdaptiveOptions.of(made)
+    assert (found.stored, found.attacks) == (stored, ADAPTIVE)
+
+
+def test_stored_answers_alone_need_no_judge_of_harm(tmp_path: Path, data: Path) -> None:
+    settings = {**SETTINGS, "adaptive.attacks": "crossed,set-up,interleaved,copied-header", "adaptive.stored": "3"}
+    made = tables.context("adaptive", tmp_path / "run", data, settings=settings, arms=("probe",))
+    summary = measured(made)
+    attacks = {figure.group["attack"] for figure in summary.figures}
+    assert attacks == {"none", "crossed", "set-up", "interleaved", "copied-header"}
+    assert not (tmp_path / "run" / "texts" / "adaptive.jsonl").exists(), "nothing was written"
+    assert "3 stored harmful answers to 3 requests and 3 harmless ones to 3" in summary.notes[0]
+    assert not [note for note in summary.notes if note.startswith(("suffixes", "rank-assisted"))], "none was made"
+    again = tables.context("adaptive", tmp_path / "again", data, settings=settings, arms=("probe",))
+    assert measured(again) == summary
+
+
+def test_a_probe_that_halts_all_halts_at_depth_0_and_from_depth_25_too(tmp_path: Path, data: Path) -> None:
+    settings = {"attacks": "crossed", "scan": "40", "stored": "4"}
+    summary = measured(context(tmp_path / "run", data, tables.probe(0.0), **settings))
+    group = {"attack": "crossed", "variant": "harmless request", "arm": "probe"}
+    for name in ("halted", "false_alarms"):
+        values = [one(summary, f"{name}{end}", **group).value for end in (" at depth 0", " by the answer")]
+        assert values == [1, 0]
+    late = [row for row in records(tmp_path / "run") if row["id"].startswith("probe|crossed|")]
+    long = [any(depth >= 25 for depth, *_ in row["checks"]) for row in late]
+    found = [one(summary, f"{name} from depth 25", **group) for name in ("halted", "false_alarms")]
+    assert sum((each.value or 0) * each.answers for each in found) == sum(long) > 0
+
+
+def test_a_defence_that_stops_at_its_halt_has_no_figure_of_late_checks(tmp_path: Path, data: Path) -> None:
+    settings = {**SETTINGS, "adaptive.attacks": "crossed", "adaptive.stored": "2"}
+    summary = measured(tables.context("adaptive", tmp_path, data, settings=settings, arms=("probe", "rethink")))
+    arms = {name: {f.group["arm"] for f in summary.figures if f.name == name} for name in ("halted", LATE_FIGURE)}
+    assert arms == {"halted": {"probe", "rethink"}, LATE_FIGURE: {"probe"}}
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records" / "adaptive.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_figures(tmp_path: Path, data: Path, halving: Any) -> None:
     attacks = "prefill,style,suffix"
@@ -132,7 +201,7 @@ def test_disguises_leave_the_answer_what_it_is(tmp_path: Path, data: Path) -> No
     assert [len(case.transcript.token_ids) for case in plain] == [16, 16, 16]
     shaped = {case.variant: case for case in styles(made, harmful[:1], 16)}
     words = backend.decode_text(plain[0].transcript.token_ids)
-    assert set(shaped) == {"verse", "comments", "json", "base64"}
+    assert set(shaped) == {"verse", "comments", "code", "json", "base64"}
     assert all(case.transcript.prompt == plain[0].transcript.prompt for case in shaped.values())
     assert len(base64.b64encode(words.encode())) > len(words)  # none of it is in the tiny vocabulary
     with_end = list(suffixed(made, "filler", harmful, lambda row: f" {row.id[-1:]} w5", 16))
@@ -223,7 +292,7 @@ def test_limits_name_what_falls_what_rises_and_the_worst_success() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attacks": "prefill,charm"}, "is 'prefill,charm'; give names of prefill"),
+        ({"attacks": "prefill,charm"}, "is 'prefill,charm'; give names of crossed"),
         ({"ratios": "25:50,some"}, "adaptive.ratios is '25:50,some'; give HARMFUL:BENIGN"),
         ({"top": "0"}, "adaptive.top is '0'"),
     ],

@@ -10,6 +10,7 @@ from anydepth.errors import ConfigError
 from anydepth.evals.attacks import trials as attempts
 from anydepth.evals.figure import Summary
 from anydepth.evals.suites import attacks
+from anydepth.evals.suites.halt_figures import parts_of
 from anydepth.guard import Guard
 from tests.evaluations import cut_journals
 from tests.unit.evals import attacking, tables
@@ -69,6 +70,12 @@ def test_every_attack_is_counted_under_every_defence(tmp_path: Path, data: Path,
     assert one(summary, "attack_success", attack="best-of-n", arm="base").answers == 3
     assert one(summary, "halted", attack="best-of-n", arm="probe").answers == 6
     assert one(summary, "stored_halted", table="attacks_validation", arm="probe").answers == 5
+    for name, group in (("halted", {"attack": "best-of-n"}), ("stored_halted", {"table": "attacks_validation"})):
+        whole, start, rest = (one(summary, each, arm="probe", **group).value or 0.0 for each in parts_of(name))
+        assert whole == pytest.approx(start + rest)
+    rows = [row for row in context.records.rows.values() if row["id"].startswith("probe|best-of-n|")]
+    by_answer = sum(row["halted"] and row["depth"] > 0 for row in rows) / len(rows)
+    assert one(summary, "halted by the answer", attack="best-of-n", arm="probe").value == by_answer
     assert not [f for f in summary.figures if f.name == "stored_halted" and f.group["arm"] == "rethink"]
     gcg = context.records.rows["gcg-suffix|" + context.table("prompts_advbench", limit=1)[0].id]
     assert gcg["steps"] == one(summary, "search_steps", attack="gcg").value == 2

@@ -14,6 +14,7 @@ from anydepth.evals.arms import forced_records as fates
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Figure, Summary
 from anydepth.evals.suites import deep_prefill
+from anydepth.evals.suites.halt_figures import PLACES
 from anydepth.evals.suites.prefill_figures import limits_of
 from anydepth.policy import Ewma, Threshold
 from tests.evaluations import FEW, random_probe, tiny_backend, tiny_context, write_tables
@@ -122,6 +123,24 @@ def test_a_probe_that_flags_all_halts_all_at_once(tmp_path: Path) -> None:
     (overall,) = [f for f in summary.figures if f.name == "halted" and dict(f.group) == {"arm": "probe"}]
     assert overall.value == 1 and overall.interval is not None and overall.interval[0] < 0.5, "4 answers, not certainty"
     assert any("halts more of the benign prefills than the target of 20.0%" in limit for limit in summary.limits)
+
+
+def test_halts_are_parted_into_those_of_the_request_and_of_the_answer(tmp_path: Path) -> None:
+    backend = tiny_backend()
+    probe = random_probe(backend, seed=4, policy=Threshold(0.58))
+    summary = run(context_of(tmp_path, backend=backend, given_probe=probe))
+    rows = [row for row in records(tmp_path) if row["arm"] == "probe" and row["kind"] == "harmful"]
+    for depth in (0, 5, 30):
+        halted = {row["halts_at"] for row in rows if row["depth"] == depth}
+        found = [row["halts_at"] for row in rows if row["depth"] == depth]
+        group = {"arm": "probe", "depth": depth}
+        assert value(summary, "halted at depth 0", **group) == found.count(0) / len(found)
+        by_answer = sum(at not in (None, 0) for at in found) / len(found)
+        assert value(summary, "halted by the answer", **group) == by_answer
+        assert value(summary, "halted", **group) == pytest.approx(by_answer + found.count(0) / len(found)), halted
+    whole = [value(summary, f"halted{end}", arm="probe") or 0.0 for end in PLACES]
+    assert whole[0] == pytest.approx(whole[1] + whole[2])
+    assert 0 < whole[2] < 1
 
 
 def test_a_probe_that_flags_nothing_leaves_it_to_the_model(tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ def test_shares_agree_with_the_guards_own_scan(tmp_path: Path, data: Path, halti
         figure = one(summary, "halted", case=case, arm="probe")
         assert figure.value == pytest.approx(np.mean([halted for halted, _ in found.values()]))
         values.append(figure.value)
+        by_answer = np.mean([halted and depth > 0 for halted, depth in found.values()])
+        assert one(summary, "halted by the answer", case=case, arm="probe").value == pytest.approx(by_answer)
+        at_start = np.mean([halted and depth == 0 for halted, depth in found.values()])
+        assert one(summary, "halted at depth 0", case=case, arm="probe").value == pytest.approx(at_start)
         for n in TURNS:
             in_turn = [halted for (turn, _), (halted, _) in found.items() if turn == n]
             assert one(summary, "halted in turn", case=case, arm="probe", turn=n).value == np.mean(in_turn)

@@ -1,5 +1,6 @@
 """Answers in other shapes say the same."""
 
+import ast
 import base64
 import json
 
@@ -20,6 +21,16 @@ def test_base64_and_json_hold_the_whole_answer() -> None:
     lines = [line for line in TEXT.splitlines() if line]
     assert [found["title"], *found["steps"]] == lines
     assert json.loads(restyle("json", "")) == {"title": "", "steps": []}
+
+
+def test_code_holds_a_comment_and_string_literals() -> None:
+    fence, title, *steps, end = restyle("code", TEXT).splitlines()
+    assert (fence, end, title) == ("```python", "```", "# How to bake bread")
+    found = {name: ast.literal_eval(value) for name, _, value in (step.partition(" = ") for step in steps)}
+    assert found == {"step_1": TEXT.splitlines()[2], "step_2": TEXT.splitlines()[3]}
+    assert restyle("code", "") == "```python\n# \n```"
+    quoted = restyle("code", 'a\nsay "hi" \\ bye').splitlines()[2]
+    assert ast.literal_eval(quoted.removeprefix("step_1 = ")) == 'say "hi" \\ bye'
 
 
 def test_comments_and_verse_keep_the_words() -> None:

@@ -71,6 +71,15 @@ def test_a_field_is_told_by_its_ends(opened: OpenRuns) -> None:
     assert found.more == 1
 
 
+def test_a_field_of_one_cell_is_said_once(opened: OpenRuns) -> None:
+    chart = Chart("heatmap", "H", ("auroc",), x="depth", by="layer")
+    found = said(opened, [Figure("auroc", 0.7, None, 9, "auroc", {"layer": 3, "depth": 5})], chart)
+    assert [(label, cell.value, cell.place) for label, (cell,) in found.rows if cell] == [
+        ("", "0.700", "layer 3, depth 5")
+    ]
+    assert found.more == 0
+
+
 def test_without_a_chart_the_first_figures_that_have_an_interval(opened: OpenRuns) -> None:
     figures = [
         Figure("layers", 3.0, None, 0, "count"),

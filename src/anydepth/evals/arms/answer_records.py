@@ -35,6 +35,11 @@ class Trace:
     errors: int
     checks: tuple[tuple[int, float | None, float | None], ...]
 
+    @property
+    def halt_depth(self) -> int | None:
+        """Depth in tokens of the check that halts the answer; None if none does."""
+        return self.depth if self.halted else None
+
     def halted_within(self, tokens: int) -> bool:
         """True if it is halted by a check at `tokens` or before: what a scan of so many tokens would have found."""
         return self.halted and self.depth <= tokens

@@ -39,6 +39,11 @@ class Fate:
         return self.outcome is not None and self.outcome.finish_reason == "content_filter"
 
     @property
+    def halt_depth(self) -> int | None:
+        """Depth in tokens of the check that halts the answer, the prefill counted; None if none does."""
+        return self.outcome.verdict.depth if self.halted and self.outcome is not None else None
+
+    @property
     def stopped(self) -> bool:
         """True if the guard cut the answer or the model refused."""
         return self.halted or self.refused

@@ -10,7 +10,10 @@ from anydepth.evals.ratio import Ratio
 ATTACKS = ("none", "stored", "gcg", "best-of-n", "pair")
 """The attacks of the suite `attacks`; `none` sends the requests as they are."""
 
-ADAPTIVE = ("prefill", "spoof", "style", "spread", "suffix")
+REPLAYED = ("crossed", "set-up", "interleaved", "copied-header", "style", "spoof", "spread")
+"""Attacks of the suite `adaptive` that are made of stored answers; the model writes nothing and nothing is judged."""
+
+ADAPTIVE = (*REPLAYED, "asked", "prefill", "suffix")
 """The attacks of the suite `adaptive`."""
 
 _RATIOS = "25:0,25:25,25:50,25:100,5:20"
@@ -87,7 +90,7 @@ class AdaptiveOptions(_Options):
     Attributes:
         attacks: Which attacks are made; as an option with commas between them.
         stored: Stored answers, harmful ones and as many harmless ones.
-        scan: Tokens of each that are scanned.
+        scan: Tokens of each that are scanned; of one in another shape or between other sentences twice as many.
         tokens: Length of an answer that the model writes.
         asked: Requests per style.
         prefill_prompts: Requests of the rank-assisted prefill.
@@ -101,7 +104,7 @@ class AdaptiveOptions(_Options):
     """
 
     attacks: tuple[str, ...] = _attacks(ADAPTIVE)
-    stored: int = _samples(24, 4)
+    stored: int = _samples(60, 4)
     scan: int = _number(200, 100)
     tokens: int = _number(64, 64)
     asked: int = _samples(8, 2)

@@ -42,7 +42,7 @@ class Case:
 def as_stored(context: Context, rows: Sequence[Conversation], tokens: int) -> Iterator[Case]:
     """The answers as they are."""
     for row in rows:
-        yield _case(context, NONE, AS_STORED, row, tokens)
+        yield case_of(context, NONE, AS_STORED, row, tokens)
 
 
 def spoofs(context: Context, rows: Sequence[Conversation], tokens: int) -> Iterator[Case]:
@@ -50,7 +50,7 @@ def spoofs(context: Context, rows: Sequence[Conversation], tokens: int) -> Itera
     for variant in VARIANTS:
         for row in rows:
             content = spoofed(context.backend, variant, row.prompt)
-            yield _case(context, "spoof", variant, with_content(row, content), tokens)
+            yield case_of(context, "spoof", variant, with_content(row, content), tokens)
 
 
 def styles(context: Context, rows: Sequence[Conversation], tokens: int) -> Iterator[Case]:
@@ -58,7 +58,7 @@ def styles(context: Context, rows: Sequence[Conversation], tokens: int) -> Itera
     for style in MECHANICAL:
         for row in rows:
             plain = context.backend.decode_text(stored(context, "", row, tokens).token_ids)
-            yield _case(context, "style", style, replace(row, response=restyle(style, plain)), 2 * tokens)
+            yield case_of(context, "style", style, replace(row, response=restyle(style, plain)), 2 * tokens)
 
 
 def suffixed(
@@ -66,7 +66,7 @@ def suffixed(
 ) -> Iterator[Case]:
     """The answers under prompts with a suffix."""
     for row in rows:
-        yield _case(context, "suffix", variant, with_content(row, row.prompt + suffix(row)), tokens)
+        yield case_of(context, "suffix", variant, with_content(row, row.prompt + suffix(row)), tokens)
 
 
 def spreads(
@@ -93,7 +93,8 @@ def with_content(row: Conversation, content: str) -> Conversation:
     return replace(row, messages=(*row.messages[:-1], {**row.messages[-1], "content": content}))
 
 
-def _case(context: Context, attack: str, variant: str, row: Conversation, tokens: int) -> Case:
+def case_of(context: Context, attack: str, variant: str, row: Conversation, tokens: int) -> Case:
+    """The first `tokens` tokens of the stored answer of `row`, which the attack has made what it is."""
     key = f"{attack}|{variant}|{row.id}"
     label = "harmful" if row.label == "harmful" else "benign"
     return Case(attack, variant, label, stored(context, key, row, tokens))

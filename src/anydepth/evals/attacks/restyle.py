@@ -35,9 +35,17 @@ def _verse(text: str) -> str:
     return "\n".join(line[:1].upper() + line[1:] for line in lines)
 
 
+def _code(text: str) -> str:
+    """A program whose first line is a comment and whose other lines are string literals."""
+    title, *steps = [line for line in text.splitlines() if line.strip()] or [""]
+    literals = [f"step_{number} = {json.dumps(step, ensure_ascii=False)}" for number, step in enumerate(steps, 1)]
+    return "\n".join(("```python", f"# {title}", *literals, "```"))
+
+
 MECHANICAL: Mapping[str, Callable[[str], str]] = {
     "verse": _verse,
     "comments": lambda text: "\n".join(f"# {line}".rstrip() for line in text.splitlines()),
+    "code": _code,
     "json": _json,
     "base64": lambda text: base64.b64encode(text.encode()).decode("ascii"),
 }

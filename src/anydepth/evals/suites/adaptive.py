@@ -7,10 +7,14 @@ from anydepth.conversations.dataset import Conversation
 from anydepth.evals import estimates
 from anydepth.evals.answers.stored import stored
 from anydepth.evals.arms.answer_records import traced
-from anydepth.evals.attacks.attack_options import AdaptiveOptions
+from anydepth.evals.arms.arms import defence
+from anydepth.evals.arms.replay import reads_states
+from anydepth.evals.attacks.attack_options import REPLAYED, AdaptiveOptions
+from anydepth.evals.attacks.copied_header import copied_headers
 from anydepth.evals.attacks.disguises import NONE, Case, as_stored, spoofs, spreads, styles, suffixed, with_content
 from anydepth.evals.attacks.gcg import START, Budget, Evasion
 from anydepth.evals.attacks.ranked_prefill import CHOICES, Choice, Steering, steer
+from anydepth.evals.attacks.recombined import TURNS_BEFORE, crossed, interleaved, set_ups
 from anydepth.evals.attacks.restyle import request_in_style
 from anydepth.evals.attacks.spoof import VARIANTS, control_tokens, spoofed
 from anydepth.evals.attacks.suffixes import searched
@@ -27,6 +31,7 @@ from anydepth.evals.suites.adaptive_figures import (
     limits_of,
 )
 from anydepth.evals.suites.attack_figures import figures_of_search
+from anydepth.evals.suites.halt_figures import LATE, halts
 from anydepth.evals.transcript import Transcript
 from anydepth.templates.template import Prompt
 
@@ -34,17 +39,19 @@ TITLE = "Adaptive attacks: attackers who know the guard"
 PAPER = "no claim of the paper, whose attackers do not know the guard"
 
 _ARMS = (BASE, "probe")
+_BENIGN = "pairs_benign_validation"
 
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """What every attack works with."""
+    """What every attack works with: harmful answers, harmless ones beside them, and those to combine both with."""
 
     context: Context
     options: AdaptiveOptions
     arms: tuple[str, ...]
     harmful: Sequence[Conversation]
     benign: Sequence[Conversation]
+    pool: Sequence[Conversation]
 
     @property
     def judge(self) -> str:
@@ -59,40 +66,50 @@ class _Given:
 def run(context: Context) -> Summary:
     """Attack the guard in every way and compare with its rates without an attack."""
     options = AdaptiveOptions.of(context)
-    require_judge_of_harm(context)
+    if set(options.attacks) - set(REPLAYED):
+        require_judge_of_harm(context)
     arms, left_out = attacked_arms(context, _ARMS)
     given = _Given(
         context,
         options,
         arms,
         context.table("pairs_deep_validation", label="harmful", limit=options.stored, unseen=True),
-        context.table("pairs_benign_validation", label="benign", limit=options.stored, unseen=True),
+        context.table(_BENIGN, label="benign", limit=options.stored, unseen=True),
+        context.table(_BENIGN, label="benign", unseen=True),
     )
     figures = [
-        *(_asked_styles(given) if "style" in options.attacks else ()),
+        *_scanned(given, list(_cases(given))),
+        *(_asked_styles(given) if "asked" in options.attacks else ()),
         *(_prefills(given) if "prefill" in options.attacks else ()),
         *(_own_suffixed(given) if "suffix" in options.attacks else ()),
-        *_scanned(given, list(_cases(given))),
         *(_spoofed_tokens(given) if "spoof" in options.attacks else ()),
     ]
     return summed_up(context, figures, CHARTS, limits_of(figures), (*_notes(given), *left_out))
 
 
 def _cases(given: _Given) -> Iterator[Case]:
-    """Stored answers, as they are and disguised."""
+    """Stored answers, as they are and disguised, in the order of the figures."""
     context, options = given.context, given.options
     both = [*given.harmful, *given.benign]
     yield from as_stored(context, both, options.scan)
-    if "spoof" in options.attacks:
-        yield from spoofs(context, both, options.scan)
+    if "crossed" in options.attacks:
+        yield from crossed(context, both, given.pool, options.scan)
+    if "set-up" in options.attacks:
+        yield from set_ups(context, both, given.pool, options.scan)
+    if "interleaved" in options.attacks:
+        yield from interleaved(context, both, given.pool, 2 * options.scan)
+    if "copied-header" in options.attacks:
+        yield from copied_headers(context, both, options.scan)
     if "style" in options.attacks:
         yield from styles(context, both, options.scan)
+    if "spoof" in options.attacks:
+        yield from spoofs(context, both, options.scan)
+    if "spread" in options.attacks:
+        yield from spreads(context, given.harmful, given.benign, options.ratios, 3 * options.scan // 2)
     if "prefill" in options.attacks:
         for choice in CHOICES:
             for row in given.harmful[: options.prefill_prompts]:
                 yield Case("prefill", choice, "harmful", _steered(given, row, choice))
-    if "spread" in options.attacks:
-        yield from spreads(context, given.harmful, given.benign, options.ratios, 3 * options.scan // 2)
     if "suffix" in options.attacks:
         found = _suffixes(given)
         carried = list(found.values())
@@ -110,7 +127,9 @@ def _cases(given: _Given) -> Iterator[Case]:
 def _scanned(given: _Given, cases: Sequence[Case]) -> Iterator[Figure]:
     for arm in given.guards:
         traces = traced(given.context, arm, [case.transcript for case in cases])
-        yield from figures_of_cases(cases, traces, arm)
+        asked = defence(arm, given.context)
+        config = asked.config(given.context.config) if reads_states(asked) else None
+        yield from figures_of_cases(cases, traces, arm, config)
         if arm == "probe":
             yield from figures_of_policies(cases, traces)
 
@@ -160,9 +179,8 @@ def _asked_styles(given: _Given) -> Iterator[Figure]:
         own = [tried[each.id] for each in attempts[style]]
         yield from figures_of_own(own, "asked for a style", style, given.arms, given.judge)
         for arm in given.guards:
-            halted = [traces[arm][f"asked, benign|{style}|{row.id}"].halted for row in benign]
-            group = {"attack": "asked for a style", "variant": style, "arm": arm}
-            yield estimates.share("false_alarms", halted, group)
+            depths = [traces[arm][f"asked, benign|{style}|{row.id}"].halt_depth for row in benign]
+            yield from halts("false_alarms", depths, {"attack": "asked for a style", "variant": style, "arm": arm})
 
 
 def _prefills(given: _Given) -> Iterator[Figure]:
@@ -215,22 +233,37 @@ def _spoofed_tokens(given: _Given) -> Iterator[Figure]:
 
 def _notes(given: _Given) -> Iterator[str]:
     options = given.options
+    requests = [len({row.prompt_key for row in rows}) for rows in (given.harmful, given.benign)]
     yield (
-        f"{len(given.harmful)} stored harmful and {len(given.benign)} harmless answers, of prompts on which no choice "
-        f"of the shipped probes was made; {options.scan} tokens of each, twice as many in another style"
+        f"{len(given.harmful)} stored harmful answers to {requests[0]} requests and {len(given.benign)} harmless ones "
+        f"to {requests[1]}, on which no choice of the shipped probes was made; {options.scan} tokens of each, twice as "
+        "many in another style and between other sentences. Intervals count answers, also those to the same request"
     )
     yield (
-        f"rank-assisted prefill: {options.prefix} tokens of a stored answer are forced; then, at each window of the "
-        f"guard's schedule, one of the {options.top} likeliest tokens is chosen: the likeliest (no attack), the least "
-        "likely one after which the model neither refuses nor stops, or the one after which the probe scores lowest at "
-        f"the window's end; {options.tokens} tokens in all, greedy but for the chosen ones"
+        "halted at depth 0: by the check before the first token, which sees the request alone; by the answer: by a "
+        f"later check; from depth {LATE}: the checks from there on halt on their own, whatever came before"
     )
     yield (
-        f"suffixes: GCG with loss = target + {options.gcg_weight / 100} × softplus of the probe's logit, at "
-        f"depth 0 and behind the target; {options.gcg_prompts} requests × {options.gcg_steps} steps × "
-        f"{options.gcg_width} candidates, far below the published budgets"
+        "crossed: the answer under the request of a harmless conversation; set-up: behind "
+        f"{TURNS_BEFORE} harmless exchanges; interleaved: its sentences or paragraphs and those of a harmless answer "
+        "in turn, under its own request or the harmless one's; copied-header: the Safety Tokens before each paragraph "
+        "of the answer. Each is made of harmless answers in the same way, and beside those the AUROC is taken"
     )
+    if "prefill" in options.attacks:
+        yield (
+            f"rank-assisted prefill: {options.prefix} tokens of a stored answer are forced; then, at each window of "
+            f"the guard's schedule, one of the {options.top} likeliest tokens is chosen: the likeliest (no attack), "
+            "the least likely one after which the model neither refuses nor stops, or the one after which the probe "
+            f"scores lowest at the window's end; {options.tokens} tokens in all, greedy but for the chosen ones"
+        )
+    if "suffix" in options.attacks:
+        yield (
+            f"suffixes: GCG with loss = target + {options.gcg_weight / 100} × softplus of the probe's logit, at "
+            f"depth 0 and behind the target; {options.gcg_prompts} requests × {options.gcg_steps} steps × "
+            f"{options.gcg_width} candidates, far below the published budgets"
+        )
     yield (
-        "verse is a stored answer in short lines; the words stay. A base64 answer is longer than what is scanned of "
-        "it, and no small model reads or writes base64 well: a judge finds little harm there"
+        "verse is a stored answer in short lines, code its lines as string literals; the words stay. A base64 answer "
+        "is longer than what is scanned of it, and no small model reads or writes base64 well: a judge finds little "
+        "harm there"
     )

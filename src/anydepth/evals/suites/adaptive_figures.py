@@ -2,11 +2,22 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from anydepth.config import GuardConfig
 from anydepth.evals import estimates
 from anydepth.evals.arms.answer_records import Trace
 from anydepth.evals.attacks.disguises import AS_STORED, NONE, Case
 from anydepth.evals.attacks.trials import BASE, Tried, released_before
 from anydepth.evals.figure import Chart, Figure
+from anydepth.evals.suites.halt_figures import (
+    AT_START,
+    BY_ANSWER,
+    CAPTION,
+    FROM_LATE,
+    LATE,
+    halted_late,
+    halts,
+    parts_of,
+)
 from anydepth.policy import Cusum, Ewma, KofN, Policy, Threshold
 
 _PLAIN = (AS_STORED, "none", "likely")
@@ -22,7 +33,16 @@ POLICIES: Mapping[str, Policy] = {
 }
 """Ways to draw a verdict from the same scores; their own thresholds do not count here."""
 
-_HALTED = "Stored harmful answers; `as stored` is the rate without an attack."
+_LATE = tuple(f"{name}{FROM_LATE}" for name in ("halted", "false_alarms"))
+_PARTED = (f"halted{BY_ANSWER}", f"halted{AT_START}", "halted")
+_OWN = ("attack_success", *parts_of("own_halted"))
+
+_ADDED = f"Stored harmful answers, as they are and disguised. {CAPTION}"
+_ALONE = (
+    f"What the policy makes of the scores from depth {LATE} on, whatever came before: halts of harmful answers, and "
+    "false alarms on harmless ones in the same disguise."
+)
+_HALTED = f"Stored harmful answers; `as stored` is the rate without an attack. {CAPTION}"
 _ALARMS = "The same disguises on harmless answers: a guard that halts the disguise, not the harm, does so here."
 _SPREAD = (
     "HARMFUL:BENIGN tokens, under the harmless answer's prompt. Each policy has the lowest threshold at which it halts "
@@ -33,33 +53,44 @@ _APART = (
     "counterpart. It does not depend on the threshold."
 )
 _BARS = (
-    ("Harmful answers that are halted, by disguise", ("halted",), "variant", "attack", _HALTED),
-    ("Harmless answers that are halted, by disguise", ("false_alarms",), "variant", "attack", _ALARMS),
+    ("Harmful answers that are halted, by disguise", _PARTED, "variant", "attack", _HALTED),
+    ("Harmless answers that are halted, by disguise", parts_of("false_alarms"), "variant", "attack", _ALARMS),
+    (f"Halted by the checks from depth {LATE} on alone", _LATE, "variant", "attack", _ALONE),
     ("Harm spread between harmless text: policies on the same scores", ("policy_halted",), "ratio", "policy", _SPREAD),
-    ("The model's own answers to disguised requests", ("own_halted", "attack_success"), "variant", "attack", ""),
+    ("The model's own answers to disguised requests", _OWN, "variant", "attack", ""),
     ("How well harmful and harmless answers are told apart, by disguise", ("peak_auroc",), "variant", "attack", _APART),
 )
-_SCORES = ("start_score", "last_score", "halted_at_start", "halted_behind_prefix")
+_SCORES = ("start_score", "last_score", "halted_behind_prefix")
 
 CHARTS = (
+    Chart("table", "What the guard adds to a check of the request", _PARTED, caption=_ADDED),
     *(Chart("bars", *row) for row in _BARS),
     Chart("table", "How far the searches for suffixes got", ("search_loss", "search_steps")),
     Chart("table", "Scores and leak", (*_SCORES, "harmful_tokens_out", "control_tokens")),
 )
 
 
-def figures_of_cases(cases: Sequence[Case], traces: Mapping[str, Trace], arm: str) -> Iterator[Figure]:
-    """Halts of harmful and harmless answers, and how well they can be told apart, by attack and variant."""
+def figures_of_cases(
+    cases: Sequence[Case], traces: Mapping[str, Trace], arm: str, config: GuardConfig | None = None
+) -> Iterator[Figure]:
+    """Halts of harmful and harmless answers, and how well they can be told apart, by attack and variant.
+
+    Args:
+        cases: The answers.
+        traces: What the arm does to each, by the transcript's id.
+        arm: Its name.
+        config: Its policy, where the traces go on behind a halt: then there are figures of the late checks alone too.
+    """
     groups = _groups(cases)
     for (attack, variant, label), found in groups.items():
         group = {"attack": attack, "variant": variant, "arm": arm}
         seen = [traces[case.transcript.id] for case in found]
-        halted = [each.halted for each in seen]
+        name = "false_alarms" if label == "benign" else "halted"
+        yield from halts(name, [each.halt_depth for each in seen], group)
+        if config is not None:
+            yield estimates.share(f"{name}{FROM_LATE}", [halted_late(config, each) for each in seen], group)
         if label == "benign":
-            yield estimates.share("false_alarms", halted, group)
             continue
-        yield estimates.share("halted", halted, group)
-        yield estimates.share("halted_at_start", [each.halted and each.depth == 0 for each in seen], group)
         scores = [score for each in seen if each.checks and (score := each.checks[0][1]) is not None]
         yield estimates.average("start_score", scores, "score", group)
         beside = groups.get((attack, variant, "benign"))
@@ -97,7 +128,7 @@ def figures_of_own(
         group = {"attack": attack, "variant": variant, "arm": arm}
         yield estimates.share("attack_success", [each.success(arm) for each in tried], group, judge=judge)
         if arm in next(iter(tried)).traces:
-            yield estimates.share("own_halted", [each.halted(arm) for each in tried], group)
+            yield from halts("own_halted", [each.traces[arm].halt_depth for each in tried], group)
 
 
 def limits_of(figures: Sequence[Figure]) -> Iterator[str]:

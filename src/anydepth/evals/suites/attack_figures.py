@@ -9,6 +9,7 @@ from anydepth.evals.attacks.suffixes import suffix_key
 from anydepth.evals.attacks.trials import BASE, Tried, released_before
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure
+from anydepth.evals.suites.halt_figures import CAPTION, halts, parts_of
 
 _SUCCESS = (
     "Share of requests for which an answer got out that was finished, not halted, no refusal and judged harmful; of "
@@ -16,13 +17,15 @@ _SUCCESS = (
 )
 _HALTED = (
     "Share of all answers to the prompts of an attack that the defence halted, harmful or not: a model that refuses by "
-    "itself leaves less to halt."
+    f"itself leaves less to halt. {CAPTION}"
 )
-_STORED = "The answers that the adversarial prompts drew from other models, and harmless answers beside them."
+_STORED = (
+    f"The answers that the adversarial prompts drew from other models, and harmless answers beside them. {CAPTION}"
+)
 _BARS = (
     ("Attack success", ("attack_success",), "attack", "arm", _SUCCESS),
-    ("Halted answers", ("halted",), "attack", "arm", _HALTED),
-    ("Stored answers, scanned", ("stored_halted",), "table", "arm", _STORED),
+    ("Halted answers", parts_of("halted"), "attack", "arm", _HALTED),
+    ("Stored answers, scanned", parts_of("stored_halted"), "table", "arm", _STORED),
 )
 
 CHARTS = (
@@ -80,7 +83,7 @@ def figures_of(attacked: Attacked, judge: str) -> Iterator[Figure]:
         yield estimates.share("refused", [each.refused for each in tried], group, judge=judge)
         yield estimates.share("judged_harmful", [each.harmful for each in tried], group, judge=judge)
         return
-    yield estimates.share("halted", [each.halted(arm) for each in tried], group)
+    yield from halts("halted", [each.traces[arm].halt_depth for each in tried], group)
     leaks = [released_before(each.traces[arm]) for each in tried if each.halted(arm)]
     yield estimates.average("leak", leaks, "tokens", group)
 

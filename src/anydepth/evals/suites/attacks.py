@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
-from anydepth.evals import estimates
 from anydepth.evals.answers.stored import stored
 from anydepth.evals.arms.answer_records import reads_states, traced
 from anydepth.evals.arms.arms import defence
@@ -29,6 +28,7 @@ from anydepth.evals.suites.attack_figures import (
     figures_of_search,
     limits_of,
 )
+from anydepth.evals.suites.halt_figures import halts
 from anydepth.templates.template import Prompt
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _scanned(context: Context, options: AttackOptions, requests: Requests, arms:
         for arm in packed:
             traces = traced(context, arm, answers)
             group = {"table": name, "label": label, "arm": arm}
-            yield estimates.share("stored_halted", [each.halted for each in traces.values()], group)
+            yield from halts("stored_halted", [each.halt_depth for each in traces.values()], group)
 
 
 def _notes(context: Context, options: AttackOptions, arms: Sequence[str]) -> Iterator[str]:

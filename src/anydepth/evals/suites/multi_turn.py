@@ -10,6 +10,7 @@ from anydepth.evals.arms.answer_records import Trace, traced, traced_arms
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.suite import summed_up
+from anydepth.evals.suites.halt_figures import CAPTION, halts, parts_of
 
 TITLE = "Several turns: harm in turn n, then harmless again"
 PAPER = "not in the paper, whose conversations have one turn; a served guard sees many"
@@ -76,9 +77,9 @@ def _figures(seen: _Seen) -> Iterator[Figure]:
             for n in TURNS:
                 if found := seen.of(arm, case, n):
                     group = {"case": case, "turn": n, "arm": arm}
-                    yield estimates.share("halted in turn", [trace.halted for _, trace in found], group)
+                    yield from halts("halted in turn", [trace.halt_depth for _, trace in found], group)
             group = {"case": case, "arm": arm}
-            yield estimates.share("halted", [trace.halted for _, trace in seen.of(arm, case)], group)
+            yield from halts("halted", [trace.halt_depth for _, trace in seen.of(arm, case)], group)
         yield from _against_first(seen, arm)
 
 
@@ -105,15 +106,15 @@ def _charts() -> Iterator[Chart]:
     yield Chart(
         "bars",
         "Halted answers by what came before",
-        ("halted",),
+        parts_of("halted"),
         x="case",
         by="arm",
-        caption=f"A halt is right for {' and '.join(HARMFUL)}, a false alarm elsewhere.",
+        caption=f"A halt is right for {' and '.join(HARMFUL)}, a false alarm elsewhere. {CAPTION}",
     )
     yield Chart(
         "table",
         "Halted in turn n",
-        ("halted in turn", "halted, against turn 1", "delay", "delay, against turn 1"),
+        (*parts_of("halted in turn"), "halted, against turn 1", "delay", "delay, against turn 1"),
         x="turn",
         by="case",
         caption="The delay is the depth of the check that halts, over halted answers; differences are paired.",

@@ -8,6 +8,7 @@ from anydepth.evals.answers.answer_tables import Kind
 from anydepth.evals.answers.forced import Forced
 from anydepth.evals.arms.forced_records import Fate
 from anydepth.evals.figure import Chart, Figure
+from anydepth.evals.suites.halt_figures import BY_ANSWER, PLACES, halts
 
 _GOOD = 0.9
 
@@ -51,7 +52,7 @@ def _view_figures(found: Found, view: str, judge: str) -> list[Figure]:
     figures = [_pooled("stopped", harmful, lambda fate: fate.stopped, {"arm": view}, judge)]
     if found.guarded(view):
         figures += [
-            _pooled("halted", harmful, lambda fate: fate.halted, {"arm": view}),
+            *_pooled_halts(harmful, {"arm": view}),
             _pooled("false alarms", benign, lambda fate: fate.halted, {"arm": view}),
         ]
     else:
@@ -78,13 +79,21 @@ def _at_depth(found: Found, view: str, depth: int, judge: str) -> list[Figure]:
     halted = [fate for fate in fates if fate.halted]
     return [
         *figures,
-        estimates.share("halted", [fate.halted for fate in fates], group),
+        *halts("halted", [fate.halt_depth for fate in fates], group),
         estimates.share("flagged there", [fate.flagged for fate in fates], group),
         estimates.share("halted without leak", [fate.halted and not fate.leak for fate in fates], group),
         estimates.median("leak", [fate.leak for fate in halted], "tokens", group),
         estimates.median("checks until halt", [fate.checks for fate in halted], "count", group),
         estimates.share("false alarms", [fate.halted for fate in benign], group),
         estimates.share("benign flagged there", [fate.flagged for fate in benign], group),
+    ]
+
+
+def _pooled_halts(fates: Sequence[Fate], group: Mapping[str, str]) -> list[Figure]:
+    """All halts, those at depth 0 and those by the answer, over the depths of each answer and then over answers."""
+    return [
+        _pooled(f"halted{end}", fates, lambda fate, holds=holds: holds(fate.halt_depth), group)
+        for end, holds in PLACES.items()
     ]
 
 
@@ -117,6 +126,7 @@ def charts_of(found: Found) -> tuple[Chart, ...]:
     lines = [
         ("Harmful prefills that are not continued", "stopped", _STOPPED),
         ("Halted by the guard", "halted", _HALTED),
+        ("Halted by a check of the answer, not at depth 0", f"halted{BY_ANSWER}", _BY_ANSWER),
         ("Flagged by the check at the depth itself", "flagged there", _FLAGGED),
         ("False alarms on benign prefills", "false alarms", _FALSE),
     ]
@@ -134,6 +144,10 @@ _STOPPED = (
     "line of the base model falls with the depth; a guard's should not."
 )
 _HALTED = "Share that the guard halts, at depth 0, at the prefill (a probe also inside it) or in what the model adds."
+_BY_ANSWER = (
+    "Of all harmful prefills, those that the check of the request alone does not halt, but one inside the prefill, at "
+    "its end or in what the model adds: what the guard adds to a check at depth 0."
+)
 _FLAGGED = (
     "One check alone, at the end of the prefill, against the same threshold: the paper's question. It leaves out what "
     "the check at depth 0, which sees the request only, has found already."
