@@ -2,6 +2,7 @@
 
 from anydepth.backends.protocol import (
     CONTENT,
+    WHOLE,
     Backend,
     Capability,
     CheckPoint,
@@ -15,6 +16,7 @@ from anydepth.backends.protocol import (
 
 __all__ = [
     "CONTENT",
+    "WHOLE",
     "Backend",
     "Capability",
     "CheckPoint",

@@ -6,7 +6,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from anydepth.errors import CapabilityError, ConfigError, UnsupportedModel
-from anydepth.templates.header import CONTENT
+from anydepth.templates.header import CONTENT as CONTENT
+from anydepth.templates.header import WHOLE as WHOLE
+from anydepth.templates.header import check_token, is_mean, parse_token, token_text
 from anydepth.types import Decoded
 
 if TYPE_CHECKING:
@@ -61,37 +63,63 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One hidden state that a probe reads at a check.
+    """One hidden state that a probe reads at a check, or the mean of several.
+
+    A mean is taken over the states, at the site, of answer tokens before the check: a client's prefill counts as
+    answer, the prompt and an end of turn do not. It depends on the text and the depth, not on when checks were made.
+    It is summed in float32. At depth 0 it is the zero vector.
 
     Attributes:
         site: The module whose output is read.
-        token: The token that is read: an index in the header, or `CONTENT`. Both come out of one forward pass.
+        token: What is read: an index in the header, `CONTENT`, or a mean: `-n` with n >= 2 for the last n tokens of
+            the answer (all of them, if there are fewer), `WHOLE` for the whole answer. All come out of one forward
+            pass.
     """
 
     site: Site
     token: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.token, bool) or not isinstance(self.token, int) or self.token < CONTENT:
-            raise ConfigError(
-                f"token is {self.token!r}; give an index in the header, or {CONTENT} for the one before it"
-            )
+        check_token(self.token)
 
     def __str__(self) -> str:
-        return f"{self.site}@{'content' if self.token == CONTENT else self.token}"
+        return f"{self.site}@{token_text(self.token)}"
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether this is a mean over answer tokens; else it is the state of one token."""
+        return is_mean(self.token)
 
     @classmethod
     def parse(cls, text: str) -> "Read":
-        """Read `"15.input_layernorm@3"` or `"15.input_layernorm@content"`, as `str(read)` writes; else ConfigError."""
+        """Read what `str(read)` writes, else ConfigError.
+
+        The forms are `15.input_layernorm@3`, `...@content`, `...@mean25` and, for the whole answer, `...@mean`.
+        """
         site, _, token = text.partition("@")
-        if token != "content" and not token.isdecimal():
-            raise ConfigError(f"read is {text!r}; write it as SITE@TOKEN, e.g. 15.input_layernorm@3 or ...@content")
-        return cls(Site.parse(site), CONTENT if token == "content" else int(token))
+        try:
+            return cls(Site.parse(site), parse_token(token))
+        except ConfigError as error:
+            raise ConfigError(f"read is {text!r}; write it as SITE@TOKEN, e.g. 15.input_layernorm@3: {error}") from None
 
 
 def sites_of(reads: Iterable[Read]) -> tuple[Site, ...]:
     """The sites of these reads, each once, in their order."""
     return tuple(dict.fromkeys(read.site for read in reads))
+
+
+def last_header_token(reads: Iterable[Read]) -> int:
+    """The index of the last header token among `reads`: no later one has to be run; `CONTENT` if there is none."""
+    return max((read.token for read in reads if not read.is_mean), default=CONTENT)
+
+
+def require_no_means(reads: Iterable[Read], who: str) -> None:
+    """CapabilityError if one of `reads` is a mean: `who` reads the states of single tokens only."""
+    if means := [str(read) for read in reads if read.is_mean]:
+        raise CapabilityError(
+            f"{who} reads the states of single tokens; the probe reads {', '.join(means)}, a mean over answer tokens: "
+            "give a probe that reads the header or @content"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +193,9 @@ class Session(Protocol):
 
         At depth 0 the header is the generation prompt itself; else it is appended to a fork of the cache. The answer is
         not disturbed: what is decoded afterwards is the same with and without the reading.
+
+        A mean is that of the answer's last tokens up to the point's depth, at depth 0 the zero vector. The session
+        keeps the states of a site from the first call with a mean there; what was decoded before is run once more.
         """
         ...
 
@@ -238,12 +269,13 @@ class Reader(Protocol):
         Args:
             answers: The answers; of about the same length, since the shorter ones are padded.
             sites: Where to read; the pass ends at the highest.
-            tokens: Which tokens: indices in the header, and `CONTENT` for the token before it.
-            suffix: Tokens to append instead of the header, for control experiments.
+            tokens: Which tokens, as `Read.token`: indices in the header, `CONTENT` for the token before it, and `-n` or
+                `WHOLE` for the mean over the answer's last n tokens, or over all, up to each depth.
+            suffix: Tokens to append instead of the header, for control experiments; means do not depend on it.
 
         Returns:
             Per answer and site one float32 array `[len(depths), len(tokens), hidden_size]`. At depth 0 the header is
-            the generation prompt itself, unless `suffix` is given.
+            the generation prompt itself, unless `suffix` is given, and a mean is the zero vector.
 
         Raises:
             UnsupportedModel: The architecture cannot take the packed mask; use `replay` there.

@@ -15,6 +15,48 @@ _BYTE = re.compile(r"^<0x([0-7][0-9A-F])>$")
 CONTENT = -1
 """Among header tokens: the last token before the header, that is the last one of the text so far."""
 
+WHOLE = -(2**31 - 1)
+"""Among header tokens: the mean over all tokens of the answer before the check."""
+
+
+def is_mean(token: int) -> bool:
+    """Whether `token` of a read stands for a mean over answer tokens: `-n` with n >= 2, or `WHOLE`."""
+    return token < CONTENT
+
+
+def check_token(token: int) -> None:
+    """Raise ConfigError unless `token` can be read: a header index from 0, `CONTENT`, or a mean down to `WHOLE`."""
+    if isinstance(token, bool) or not isinstance(token, int) or token < WHOLE:
+        raise ConfigError(
+            f"token is {token!r}; give an index in the header, {CONTENT} for the one before it, or -n for the mean of "
+            f"the last n answer tokens, {WHOLE} for that of all"
+        )
+
+
+def token_text(token: int) -> str:
+    """Return the text form of a read's token: `3`, `content`, `mean25`, or `mean` for the whole answer."""
+    if token == CONTENT:
+        return "content"
+    if token == WHOLE:
+        return "mean"
+    return f"mean{-token}" if is_mean(token) else str(token)
+
+
+def parse_token(text: str) -> int:
+    """Return the token that `token_text` writes as `text`; ConfigError if it is not of such a form."""
+    named = {"content": CONTENT, "mean": WHOLE}
+    if text in named:
+        return named[text]
+    length = text.removeprefix("mean")
+    if length.isdecimal() and length != text and 2 <= int(length) < -WHOLE:
+        return -int(length)
+    if text.isdecimal():
+        return int(text)
+    raise ConfigError(
+        f"token is {text!r}; write an index in the header, e.g. 3, content for the token before the header, mean25 for "
+        "the mean of the last 25 answer tokens (2 or more), or mean for that of the whole answer"
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
