@@ -197,6 +197,16 @@ def test_what_is_said_of_an_answer_comes_from_its_data_and_not_from_the_store(st
     }
 
 
+def test_what_a_part_says_of_training_becomes_columns(store: StateStore) -> None:
+    read = [Read(Site(3), 2)]
+    one, other = sorted(set(states_of(store, read)["answer"].tolist()))[:2]
+    rules = {one: replace(used("w"), first_depth=4, weight=0.5), other: used("w")}
+    found = states_of(store, read, rules)
+    of_one = found["answer"] == one
+    assert set(found["first_depth"][of_one].tolist()) == {4} and set(found["weight"][of_one].tolist()) == {0.5}
+    assert set(found["first_depth"][~of_one].tolist()) == {0} and set(found["weight"][~of_one].tolist()) == {1.0}
+
+
 def test_an_answer_is_used_as_its_recipe_reads_it(store: StateStore) -> None:
     key = str(states_of(store, [Read(Site(3), 2)])["answer"][0])
     assert len(states_of(store, [Read(Site(3), 2)], {key: used("w", reading="other")})) == 0

@@ -387,6 +387,20 @@ def test_a_part_whose_depths_change_is_read_anew(backend: TransformersBackend, t
     assert found.trials[0].fitted.checks == 60 * 2, "at depth 8 and at the end; depth 0 is not fitted on"
 
 
+def test_a_part_says_from_which_depth_it_is_trained_on_and_how_much_it_weighs(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    parts = [{**RECIPE["part"][0], "first_depth": 16, "weight": 2.5}, RECIPE["part"][1]]
+    recipe = recipe_of(fit={"layers": 2, "first_depth": 0}, part=parts)
+    filled = fill(backend, gathered_for(recipe, TRAINING, HELD_OUT), recipe, tmp_path, progress=silent)
+    assert {(each.facts.split, each.first_depth, each.weight) for each in filled.used.values()} == {
+        (TRAIN, 16, 2.5),
+        ("v", 0, 1.0),
+    }
+    found = train(backend, filled, recipe, progress=silent)
+    assert found.trials[0].fitted.checks == 60 * 3, "at 16, at 25 and at the end; depths 0 and 4 are not fitted on"
+
+
 def only(label: Label, rows: Sequence[Conversation]) -> list[Conversation]:
     return [row for row in rows if row.label == label]
 

@@ -133,24 +133,35 @@ def sweep(
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """An answer that a recipe uses: what its data says of it, and how it is to be read."""
+    """An answer that a recipe uses.
+
+    Attributes:
+        facts: What its data says of it.
+        reading: How it is to be read, see `CollectPlan.reading`.
+        first_depth: Its checks at smaller depths, in tokens, are not trained on.
+        weight: Relative weight of its checks in training.
+    """
 
     facts: AnswerFacts
     reading: str
+    first_depth: int = 0
+    weight: float = 1.0
 
 
 def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used] | None = None) -> Checks:
     """The checks of a store, or of the answers in `used` (by answer key), with what is said of these now.
 
-    Label, source and split of `used` answers are never those that the store was written with.
+    Label, source and split of `used` answers are never those that the store was written with. The other fields of `Used`
+    become columns of the same name.
     """
     readings = None if used is None else {key: each.reading for key, each in used.items()}
     checks = store.read([(read.site, read.token) for read in reads], views=("own",), readings=readings)
     if used is None:
         return checks
     keys, places = np.unique(checks["answer"], return_inverse=True)
-    said = [used[str(key)].facts for key in keys]
-    now = {name: np.array([getattr(facts, name) for facts in said], dtype=np.str_)[places] for name in FACTS}
+    said = [used[str(key)] for key in keys]
+    now = {name: np.array([getattr(each.facts, name) for each in said], dtype=np.str_)[places] for name in FACTS}
+    now |= {name: np.array([getattr(each, name) for each in said])[places] for name in ("first_depth", "weight")}
     return replace(checks, columns={**checks.columns, **now})
 
 

@@ -45,15 +45,16 @@ class Filled:
     @property
     def used(self) -> dict[str, Used]:
         """Answer key -> what the data says of it now, and how it was read; of an answer in several parts, the first."""
-        readings: dict[str, str] = {}
+        first: dict[str, Used] = {}
         said: list[tuple[str, AnswerFacts]] = []
         for each in self.gathered:
-            reading = reading_of(each.part.schedule, each.part.longest)
+            part = each.part
+            reading = reading_of(part.schedule, part.longest)
             for row in each.conversations:
-                key = answer_key(row.messages, row.response)
-                readings.setdefault(key, reading)
-                said.append((key, AnswerFacts.of(row, each.part.split)))
-        return {key: Used(facts, readings[key]) for key, facts in facts_by_answer(said).items()}
+                key, facts = answer_key(row.messages, row.response), AnswerFacts.of(row, part.split)
+                first.setdefault(key, Used(facts, reading, part.first_depth, part.weight))
+                said.append((key, facts))
+        return {key: replace(first[key], facts=facts) for key, facts in facts_by_answer(said).items()}
 
     @property
     def seen(self) -> dict[str, set[str]]:

@@ -283,7 +283,7 @@ def _gathered(part: RecipePart, sets: Mapping[str, list[Conversation]], notes: l
     if part.augment == "wrap":
         rows = wrap(rows)
     elif part.augment == "swap":
-        rows = swap(rows, [row for name in part.under for row in sets[name]])
+        rows = swap(rows, [row for name in part.under for row in sets[name]], turns=part.turns)
     return Gathered(part, rows, "; ".join(notes))
 
 

@@ -1,5 +1,6 @@
 """Say which conversations one part of a recipe is, and how they are read."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,7 +40,12 @@ _RULES: Mapping[str, _Rule] = {
         lambda value: value is None or (isinstance(value, tuple) and all(_whole(each, 0) for each in value)),
         "a list of whole numbers",
     ),
-    "seed": (lambda value: _whole(value, 0), "a whole number of at least 0"),
+    **dict.fromkeys(("seed", "first_depth"), (lambda value: _whole(value, 0), "a whole number of at least 0")),
+    "turns": (lambda value: _whole(value, 1), "a whole number of at least 1"),
+    "weight": (
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf,
+        "a number above 0",
+    ),
     "augment": (lambda value: value in (None, "wrap", "swap"), "wrap or swap"),
 }
 
@@ -65,8 +71,13 @@ class RecipePart:
         labelled: The label of conversations that have none.
         written: The target model writes the answers: its own to benign prompts; harmful ones it continues from the
             first tokens of the stored answer, or from the words that the answer is to begin with (tag `target`).
+        first_depth: Checks at smaller depths, in tokens, are not trained on: at depth 0 a swapped answer's request says
+            nothing of the answer.
+        weight: Relative weight of the part's checks in training, beside the others of their label.
         augment: `wrap` puts the prompts into frames of jailbreak prompts, `swap` puts the answers under other prompts.
         under: For `swap`: names of the parts whose prompts to use.
+        turns: For `swap`: number of user turns. From 2 on, earlier harmless exchanges of `under` stand before the
+            prompt, each a prompt and the first words of its answer.
         seed: Which conversations `limit` keeps.
     """
 
@@ -84,8 +95,11 @@ class RecipePart:
     drop_refusals: bool = False
     labelled: Literal["harmful", "benign"] | None = None
     written: bool = False
+    first_depth: int = 0
+    weight: float = 1.0
     augment: Literal["wrap", "swap"] | None = None
     under: tuple[str, ...] = ()
+    turns: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -97,6 +111,8 @@ class RecipePart:
             raise ConfigError(f"part {self.name!r}: give either `data` or `like`, the name of another part")
         if (self.augment == "swap") != bool(self.under):
             raise ConfigError(f"part {self.name!r}: `under` names the parts whose prompts `swap` uses; give both")
+        if self.turns > 1 and self.augment != "swap":
+            raise ConfigError(f'part {self.name!r}: turns is {self.turns}; give it with augment = "swap" only')
 
     @property
     def schedule(self) -> Schedule:
