@@ -13,12 +13,13 @@ from anydepth.policy import Policy, policy_from, policy_record
 from anydepth.probes.fitting.fit import FitOptions, Fitted, fit
 from anydepth.probes.fitting.measure import separation
 from anydepth.probes.recipe.pairs import Pair
-from anydepth.probes.recipe.recipe import TRAIN
+from anydepth.probes.recipe.recipe_part import GRACE, TRAIN
 from anydepth.probes.states.facts import FACTS, AnswerFacts
 from anydepth.probes.states.sites import is_before_the_model
 from anydepth.probes.states.store import Checks, Manifest, StateStore
 
 _SWEPT = ("layers", "tokens", "strength", "balance", "first_depth", "clean", "bags", "method")
+_RULES = ("first_depth", "weight", "grace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +141,21 @@ class Used:
         reading: How it is to be read, see `CollectPlan.reading`.
         first_depth: Its checks at smaller depths, in tokens, are not trained on.
         weight: Relative weight of its checks in training.
+        grace: Tokens of a harmful stretch that are not trained on, from its beginning on.
     """
 
     facts: AnswerFacts
     reading: str
     first_depth: int = 0
     weight: float = 1.0
+    grace: int = GRACE
 
 
 def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used] | None = None) -> Checks:
     """The checks of a store, or of the answers in `used` (by answer key), with what is said of these now.
 
-    Label, source and split of `used` answers are never those that the store was written with. The other fields of `Used`
-    become columns of the same name.
+    Label, source and split of `used` answers are never those that the store was written with. What else `Used`
+    says of training becomes columns of the same name.
     """
     readings = None if used is None else {key: each.reading for key, each in used.items()}
     checks = store.read([(read.site, read.token) for read in reads], views=("own",), readings=readings)
@@ -161,7 +164,7 @@ def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used]
     keys, places = np.unique(checks["answer"], return_inverse=True)
     said = [used[str(key)] for key in keys]
     now = {name: np.array([getattr(each.facts, name) for each in said], dtype=np.str_)[places] for name in FACTS}
-    now |= {name: np.array([getattr(each, name) for each in said])[places] for name in ("first_depth", "weight")}
+    now |= {name: np.array([getattr(each, name) for each in said])[places] for name in _RULES}
     return replace(checks, columns={**checks.columns, **now})
 
 

@@ -52,7 +52,7 @@ class Filled:
             reading = reading_of(part.schedule, part.longest)
             for row in each.conversations:
                 key, facts = answer_key(row.messages, row.response), AnswerFacts.of(row, part.split)
-                first.setdefault(key, Used(facts, reading, part.first_depth, part.weight))
+                first.setdefault(key, Used(facts, reading, part.first_depth, part.weight, part.grace))
                 said.append((key, facts))
         return {key: replace(first[key], facts=facts) for key, facts in facts_by_answer(said).items()}
 
