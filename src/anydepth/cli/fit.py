@@ -151,6 +151,8 @@ def _command(model: str, options: Mapping[str, Any]) -> str:
 
 def _tell_what_is_verified(choices: Choices, gathered: Sequence[Gathered]) -> None:
     """Say beforehand that the threshold's target will be met and not shown, if there are too few answers for that."""
+    if choices.contract == "guarantee":
+        return  # too few are refused
     rows = [row for each in gathered if each.part.split in choices.benign for row in each.conversations]
     count, needed = sum(row.label == "benign" for row in rows), answers_needed(choices.target)
     if count < needed:

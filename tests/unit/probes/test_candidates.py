@@ -13,6 +13,7 @@ from anydepth.errors import ConfigError, StoreError
 from anydepth.policy import Ewma, Threshold
 from anydepth.probes.fitting.candidates import Candidate, Comparison, Used, candidates, states_of, sweep
 from anydepth.probes.fitting.fit import FitOptions
+from anydepth.probes.fitting.measure import halted_share
 from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.states.facts import AnswerFacts
 from anydepth.probes.states.store import CheckRow, Checks, Manifest, StateStore
@@ -157,6 +158,27 @@ def test_the_policy_that_separates_best_is_taken_the_first_of_equals(store: Stat
     alone = [sweep(store, wanted, replace(judge, policies=(policy,)))[0].merit for policy in policies]
     assert trial.merit == max(alone)
     assert trial.policy == (Ewma(alpha=0.3) if alone[2] > alone[0] else Threshold())
+
+
+def test_the_choice_can_be_made_by_what_is_halted(store: StateStore) -> None:
+    wanted = candidates(MANIFEST, {"tokens": ["read", "last"]})
+    judge = replace(JUDGE, by="halted", benign=("v",), target=0.1)
+    trials = sweep(store, wanted, judge)
+    assert [trial.rank for trial in trials] == sorted((trial.rank for trial in trials), reverse=True)
+    checks = states_of(store, trials[0].candidate.reads)
+    held_out = checks.where(checks["split"] == "v")
+    logits = trials[0].fitted.logits(held_out.states)
+    share = halted_share(held_out, logits, PAIR, trials[0].policy, benign=("v",), target=0.1)
+    assert trials[0].merit == share == trials[0].halted[PAIR.name] and share > 0.8 > trials[-1].merit
+    assert trials[0].record()["halted"] == {PAIR.name: share}
+    plain = sweep(store, wanted, JUDGE)
+    assert all(trial.halted == {} for trial in plain)
+
+
+def test_of_equal_shares_the_one_that_separates_better_is_chosen(store: StateStore) -> None:
+    one, other = sweep(store, candidates(MANIFEST, {"layers": [2, 3]}), JUDGE)
+    assert one.rank[1] > other.rank[1]
+    assert replace(one, merit=0.5).rank > replace(other, merit=0.5).rank < replace(other, merit=0.6).rank
 
 
 def test_no_policy_is_refused(store: StateStore) -> None:

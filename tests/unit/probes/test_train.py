@@ -234,6 +234,13 @@ def test_an_adapters_states_do_not_mix_with_the_models(watched: Watched, tmp_pat
         ({"choose": {"pairs": [PAIR], "policies": []}}, "[choose] policies is empty"),
         ({"choose": {"pairs": [PAIR], "policies": [{"name": "ewna"}]}}, "policy is 'ewna'; choose one of"),
         ({"choose": {"pairs": [PAIR], "polices": []}}, "[choose] has 'polices'; it takes pairs, policies"),
+        ({"choose": {"pairs": [PAIR], "by": "f1"}}, "[choose] by is 'f1'; choose auroc or halted"),
+        (
+            {"calibrate": {"benign": "v", "contract": "oath"}},
+            "[calibrate] contract is 'oath'; choose rate or guarantee",
+        ),
+        ({"calibrate": {"benign": "v", "confidence": 1}}, "[calibrate] confidence is 1; it must lie between 0 and 1"),
+        ({"calibrate": {"benign": "v", "target": 0.1, "contract": "guarantee"}}, "needs 29 benign answers"),
         ({"calibrate": {}}, "recipe test has no [calibrate] benign"),
         ({"calibrate": {"benign": ["v"], "target": 2}}, "[calibrate] target is 2; it must lie between 0 and 1"),
         ({"calibrate": {"benign": "u"}}, "there is no held-out set 'u'"),
@@ -305,6 +312,30 @@ def test_choice_and_report_share_no_prompt(done: tuple[Filled, Trained]) -> None
     assert trained.probe.card.calibration["halted"] == sum(
         peak(policy, each.scores) >= policy.threshold for each in calibrated
     )
+
+
+def test_the_card_says_what_is_halted_on_the_other_half(done: tuple[Filled, Trained]) -> None:
+    _, trained = done
+    figure, found = trained.figures["calibration"], trained.probe.card.calibration
+    assert figure["contract"] == found["contract"] == "rate" and not found["guarantee"]
+    assert figure["other_half"] == found["other_half"]
+    assert {name: figure["other_half"][name] for name in ("answers", "halted")} == {
+        name: trained.figures["false_positives"]["v"][name] for name in ("answers", "halted")
+    }
+    assert found["note"] == figure["note"]
+
+
+def test_a_guarantee_and_a_choice_by_what_is_halted(backend: TransformersBackend, done: tuple[Filled, Trained]) -> None:
+    filled, _ = done
+    choose = {**RECIPE["choose"], "by": "halted"}
+    calibrate = {"benign": "v", "target": 0.3, "contract": "guarantee", "confidence": 0.9}
+    trained = train(backend, filled, recipe_of(choose=choose, calibrate=calibrate), progress=silent)
+    assert trained.trials[0].merit == trained.trials[0].halted["held out"] > 0.5
+    card = trained.probe.card.calibration
+    in_second = half([row.prompt_key for row in HELD_OUT if row.label == "benign"], 1)
+    assert card["contract"] == "guarantee" and card["guarantee"] and card["confidence"] == 0.9
+    assert card["answers"] == in_second.sum() and card["upper_bound"] <= 0.3
+    assert card["other_half"]["answers"] == (~in_second).sum() == trained.figures["false_positives"]["v"]["answers"]
 
 
 def test_copies_of_a_prompt_are_in_its_half() -> None:

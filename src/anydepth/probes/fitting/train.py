@@ -12,10 +12,11 @@ import numpy as np
 from anydepth.backends.protocol import CONTENT, Backend, Site
 from anydepth.conversations.splits import Text
 from anydepth.detectors import LinearProbe, ProbeCard
-from anydepth.policy import policy_record
+from anydepth.policy import Policy, policy_record
 from anydepth.probes.fitting.calibrate import Calibration
 from anydepth.probes.fitting.candidates import Comparison, Trial, Used, candidates, listed, states_of, sweep
-from anydepth.probes.fitting.measure import crossed, table, thresholds
+from anydepth.probes.fitting.false_alarms import directions, halted_elsewhere, other_half
+from anydepth.probes.fitting.measure import table, thresholds
 from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
 from anydepth.probes.recipe.pairs import half
@@ -142,7 +143,8 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
 
     The threshold of the artefact is set on the benign answers of both halves; what it halts of the harmful answers,
     none of which it was set on, is measured on the other half. False-positive rates are reported for thresholds set on
-    one half and measured on the other, in both directions: no figure of the report was tuned on its own answers.
+    one half and measured on the other, in both directions: no figure of the report was tuned on its own answers. With
+    the contract `guarantee` the threshold is set on the half that nothing was chosen on, and measured on the other.
 
     Raises:
         ConfigError: The recipe has no pairs to choose by, or names something that does not exist.
@@ -150,32 +152,51 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
     """
     store, used = filled.store, filled.used
     choices = Choices.of(recipe)  # of a recipe that may measure what the one that filled the store did not
-    comparison = Comparison(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
+    comparison = Comparison(
+        choices.pairs,
+        choices.policies,
+        lambda checks: _in_half(checks, CHOSEN),
+        by=choices.by,
+        benign=choices.benign,
+        target=choices.target,
+    )
 
     wanted = candidates(store.manifest, recipe.fit)
     trials = sweep(store, wanted, comparison, used=used, progress=lambda done, total: progress("fit", done, total, 0))
     best = trials[0]
     checks = states_of(store, best.candidate.reads, used)
     held_out = checks.where(checks["split"] != TRAIN)
-    calibration = thresholds(
-        held_out,
-        best.fitted.logits(held_out.states),
-        best.policy,
-        choices.benign,
-        target=choices.target,
-        data=f"held-out benign answers: {', '.join(choices.benign)}",
-    )
-    reported = held_out.where(_in_half(held_out, REPORTED))
-    figures = table(reported, best.fitted, choices.measured, calibration.policy)
     halves = [held_out.where(_in_half(held_out, which)) for which in (CHOSEN, REPORTED)]
-    figures["false_positives"] = crossed(halves, best.fitted, choices.measured, calibration, choices.benign)
-    probe = assemble(backend, filled, best, calibration)
+    reported = halves[REPORTED]
+    sure = choices.contract == "guarantee"  # which does not hold for answers that the probe was chosen on
+    calibration = _calibrated(reported if sure else held_out, best, choices)
+    figures = table(reported, best.fitted, choices.measured, calibration.policy)
+    apart = directions(halves, best.fitted, calibration, choices.benign)
+    names = dict.fromkeys(name for pair in choices.measured for name in pair.benign)
+    figures["false_positives"] = {name: halted_elsewhere(apart, (name,)).record() for name in names}
+    figures["calibration"] = other_half(apart, choices.benign, calibration)
+    probe = assemble(backend, filled, best, calibration.policy, {**calibration.record(), **figures["calibration"]})
     left_out = {each.part.name: each.left_out for each in filled.gathered if each.left_out}
     return Trained(probe, tuple(trials), figures, left_out, filled.seen)
 
 
-def assemble(backend: Backend, filled: Filled, trial: Trial, calibration: Calibration) -> LinearProbe:
-    """The artefact of a trial with its card."""
+def _calibrated(checks: Checks, trial: Trial, choices: Choices) -> Calibration:
+    return thresholds(
+        checks,
+        trial.fitted.logits(checks.states),
+        trial.policy,
+        choices.benign,
+        target=choices.target,
+        confidence=choices.confidence,
+        guarantee=choices.contract == "guarantee",
+        data=f"held-out benign answers: {', '.join(choices.benign)}",
+    )
+
+
+def assemble(
+    backend: Backend, filled: Filled, trial: Trial, policy: Policy, calibration: Mapping[str, Any]
+) -> LinearProbe:
+    """The artefact of a trial with its card: its calibrated policy, and the record of the calibration."""
     manifest = filled.store.manifest
     card = ProbeCard(
         model=backend.identity,
@@ -183,8 +204,8 @@ def assemble(backend: Backend, filled: Filled, trial: Trial, calibration: Calibr
         reads=trial.candidate.reads,
         template_digest=manifest.template_digest,
         dtype=manifest.dtype,
-        policy=policy_record(calibration.policy),
-        calibration={**calibration.record(), "schedule": str(Every())},
+        policy=policy_record(policy),
+        calibration={**calibration, "schedule": str(Every())},
         sources=training_sources(filled.gathered),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=package_versions("anydepth", "numpy", "scikit-learn", "torch", "transformers"),
