@@ -12,7 +12,7 @@ import pytest
 from anydepth import Guard, LinearProbe
 from anydepth.backends.protocol import CONTENT, Read, Site
 from anydepth.backends.transformers import TransformersBackend
-from anydepth.conversations.augment import wrap
+from anydepth.conversations.augment import swap, wrap
 from anydepth.conversations.dataset import Conversation, Label
 from anydepth.conversations.splits import Text
 from anydepth.errors import ConfigError, StoreError
@@ -244,6 +244,7 @@ def test_an_adapters_states_do_not_mix_with_the_models(watched: Watched, tmp_pat
         ({"calibrate": {}}, "recipe test has no [calibrate] benign"),
         ({"calibrate": {"benign": ["v"], "target": 2}}, "[calibrate] target is 2; it must lie between 0 and 1"),
         ({"calibrate": {"benign": "u"}}, "there is no held-out set 'u'"),
+        ({"measure": {"leave_out": "yes"}}, "[measure] leave_out is 'yes'; choose true or false"),
         ({"measure": {"pairs": [{**PAIR, "harmful": "u"}]}}, "there is no held-out set 'u'"),
     ],
 )
@@ -336,6 +337,52 @@ def test_a_guarantee_and_a_choice_by_what_is_halted(backend: TransformersBackend
     assert card["contract"] == "guarantee" and card["guarantee"] and card["confidence"] == 0.9
     assert card["answers"] == in_second.sum() and card["upper_bound"] <= 0.3
     assert card["other_half"]["answers"] == (~in_second).sum() == trained.figures["false_positives"]["v"]["answers"]
+
+
+def test_every_pair_is_reported_with_its_control(done: tuple[Filled, Trained]) -> None:
+    _, trained = done
+    found = trained.figures["pairs"]["held out"]
+    assert found["auroc"]["value"] == pytest.approx(trained.figures["separation"]["held out"]["auroc"])
+    rate = {name: trained.figures["halted"]["v"][name] for name in ("answers", "halted", "rate", "interval")}
+    assert found["halted"] == rate
+    assert found["control"]["auroc"]["value"] < 0.8 < found["auroc"]["value"], "the prompts of the test are random"
+    assert trained.figures["crossed"] == []
+    groups = trained.figures["groups"]["source"]
+    assert {(each["set"], each["label"], each["source"]) for each in groups} == {
+        ("v", label, f"s{number}") for label in ("harmful", "benign") for number in range(3)
+    }
+    assert sum(each["halted"]["answers"] for each in groups if each["label"] == "harmful") == rate["answers"]
+    card = figures_of(trained)
+    assert next(iter(card)) == "Answers under their own requests" and "By category" not in card
+    assert card["Answers under their own requests"][0]["pair"] == "held out"
+
+
+def test_crossed_pairs_come_first_and_sources_are_left_out(backend: TransformersBackend, tmp_path: Path) -> None:
+    moved = {"name": "x", "data": "x.jsonl", "split": "x", "augment": "swap", "under": "v"}
+    crossed = {"name": "moved", "harmful": "x", "benign": "v", "first_depth": 4}
+    recipe = recipe_of(
+        fit={"layers": 2, "strength": 0.1}, part=[*RECIPE["part"], moved],
+        measure={"pairs": [PAIR, crossed], "leave_out": True},
+    )  # fmt: skip
+    under = [replace(row, tags={"category": "c"}) for row in swap([talk(n) for n in range(301, 341, 2)], HELD_OUT[::2])]
+    filled = fill(backend, gathered_for(recipe, TRAINING, HELD_OUT, under), recipe, tmp_path, progress=silent)
+    trained = train(backend, filled, recipe, progress=silent)
+    assert trained.figures["crossed"] == ["moved"] and list(trained.figures["pairs"]) == ["held out", "moved"]
+    assert trained.figures["pairs"]["moved"]["first_depth"] == 4
+    card = figures_of(trained)
+    assert list(card)[:2] == ["Answers under requests that say nothing of them", "Answers under their own requests"]
+    assert [row["pair"] for row in card["From depth 25 on"]] == ["moved", "held out"]
+    (category,) = card["By category"]
+    assert (category["set"], category["category"]) == ("x", "c")
+    left = trained.figures["leave_out"]
+    assert list(left) == ["s0", "s1", "s2"] and all(each["against"] == "its own" for each in left.values())
+    assert {row["source"]: row["AUROC"]["value"] for row in card["Sources that a refit never saw"]} == {
+        name: each["auroc"] for name, each in left.items()
+    }
+    folder = write_folder(tmp_path / "probe", trained.probe, card, limits_of(trained), "anydepth fit")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    table = text.split("### Answers under requests that say nothing of them", 1)[1]
+    assert "| pair | AUROC | AUROC of the request alone | added | halted |" in table and "| moved |" in table
 
 
 def test_copies_of_a_prompt_are_in_its_half() -> None:
@@ -504,6 +551,12 @@ def test_limits_come_from_what_was_measured(done: tuple[Filled, Trained]) -> Non
         "halted": {"v": {"rate": 0.5}, "w": {"rate": 0.99}},
         "false_positives": {"v": {"rate": 0.3}, "w": {"rate": 0.05}},
     }
+    blind = {"added": {"auroc": {"value": 0.01, "interval": [-0.02, 0.03]}}}
+    said = limits_of(replace(trained, figures={**worse, "pairs": {**trained.figures["pairs"], "q": blind}}))
+    assert [each for each in said if "request alone" in each] == [
+        "On “q” the probe is not shown to tell more than the request alone does: the interval of what it adds to the "
+        "AUROC reaches 0 or less."
+    ]
     text = "\n".join(limits_of(replace(trained, figures=worse)))
     assert "harmful set “v” 50 % is not halted" in text and "30 % of “v” is halted, above the target" in text
     assert "“w”" not in text

@@ -19,7 +19,7 @@ from anydepth.probes.states.sites import is_before_the_model
 from anydepth.probes.states.store import Checks, Manifest, StateStore
 
 _SWEPT = ("layers", "tokens", "strength", "balance", "first_depth", "clean", "bags", "method")
-_RULES = ("first_depth", "weight", "grace")
+_BESIDE = ("first_depth", "weight", "grace", "category")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,7 @@ class Used:
         first_depth: Its checks at smaller depths, in tokens, are not trained on.
         weight: Relative weight of its checks in training.
         grace: Tokens of a harmful stretch that are not trained on, from its beginning on.
+        category: What the data says the answer is about; empty if it says nothing.
     """
 
     facts: AnswerFacts
@@ -158,13 +159,14 @@ class Used:
     first_depth: int = 0
     weight: float = 1.0
     grace: int = GRACE
+    category: str = ""
 
 
 def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used] | None = None) -> Checks:
     """The checks of a store, or of the answers in `used` (by answer key), with what is said of these now.
 
     Label, source and split of `used` answers are never those that the store was written with. What else `Used`
-    says of training becomes columns of the same name.
+    says of them becomes columns of the same name.
     """
     readings = None if used is None else {key: each.reading for key, each in used.items()}
     checks = store.read([(read.site, read.token) for read in reads], views=("own",), readings=readings)
@@ -173,7 +175,7 @@ def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used]
     keys, places = np.unique(checks["answer"], return_inverse=True)
     said = [used[str(key)] for key in keys]
     now = {name: np.array([getattr(each.facts, name) for each in said], dtype=np.str_)[places] for name in FACTS}
-    now |= {name: np.array([getattr(each, name) for each in said])[places] for name in _RULES}
+    now |= {name: np.array([getattr(each, name) for each in said])[places] for name in _BESIDE}
     return replace(checks, columns={**checks.columns, **now})
 
 

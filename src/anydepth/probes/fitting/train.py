@@ -15,8 +15,9 @@ from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.policy import Policy, policy_record
 from anydepth.probes.fitting.calibrate import Calibration
 from anydepth.probes.fitting.candidates import Comparison, Trial, Used, candidates, listed, states_of, sweep
-from anydepth.probes.fitting.false_alarms import directions, halted_elsewhere, other_half
-from anydepth.probes.fitting.measure import table, thresholds
+from anydepth.probes.fitting.held_out_figures import held_out_figures
+from anydepth.probes.fitting.leave_out import without_each_source
+from anydepth.probes.fitting.measure import thresholds
 from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
 from anydepth.probes.recipe.pairs import half
@@ -53,7 +54,8 @@ class Filled:
             reading = reading_of(part.schedule, part.longest)
             for row in each.conversations:
                 key, facts = answer_key(row.messages, row.response), AnswerFacts.of(row, part.split)
-                first.setdefault(key, Used(facts, reading, part.first_depth, part.weight, part.grace))
+                beside = (part.first_depth, part.weight, part.grace, row.tags.get("category", ""))
+                first.setdefault(key, Used(facts, reading, *beside))
                 said.append((key, facts))
         return {key: replace(first[key], facts=facts) for key, facts in facts_by_answer(said).items()}
 
@@ -162,7 +164,7 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
     )
 
     wanted = candidates(store.manifest, recipe.fit)
-    trials = sweep(store, wanted, comparison, used=used, progress=lambda done, total: progress("fit", done, total, 0))
+    trials = sweep(store, wanted, comparison, used=used, progress=partial(_told, progress, "fit"))
     best = trials[0]
     checks = states_of(store, best.candidate.reads, used)
     held_out = checks.where(checks["split"] != TRAIN)
@@ -170,14 +172,18 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
     reported = halves[REPORTED]
     sure = choices.contract == "guarantee"  # which does not hold for answers that the probe was chosen on
     calibration = _calibrated(reported if sure else held_out, best, choices)
-    figures = table(reported, best.fitted, choices.measured, calibration.policy)
-    apart = directions(halves, best.fitted, calibration, choices.benign)
-    names = dict.fromkeys(name for pair in choices.measured for name in pair.benign)
-    figures["false_positives"] = {name: halted_elsewhere(apart, (name,)).record() for name in names}
-    figures["calibration"] = other_half(apart, choices.benign, calibration)
+    figures = held_out_figures(halves, best.fitted, calibration, choices)
+    if choices.leave_out:
+        told = partial(_told, progress, "leave out")
+        training = checks.where(checks["split"] == TRAIN)
+        figures["leave_out"] = without_each_source(training, reported, best, progress=told)
     probe = assemble(backend, filled, best, calibration.policy, {**calibration.record(), **figures["calibration"]})
     left_out = {each.part.name: each.left_out for each in filled.gathered if each.left_out}
     return Trained(probe, tuple(trials), figures, left_out, filled.seen)
+
+
+def _told(progress: Progress, what: str, done: int, total: int) -> None:
+    progress(what, done, total, 0)
 
 
 def _calibrated(checks: Checks, trial: Trial, choices: Choices) -> Calibration:

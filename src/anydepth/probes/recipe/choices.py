@@ -19,7 +19,7 @@ CHOSEN, REPORTED = 0, 1
 _KEYS = {
     "choose": ("pairs", "policies", "by"),
     "calibrate": ("benign", "target", "contract", "confidence"),
-    "measure": ("pairs",),
+    "measure": ("pairs", "leave_out"),
 }
 _BY = ("auroc", "halted")
 _CONTRACTS = ("rate", "guarantee")
@@ -40,6 +40,8 @@ class Choices:
         contract: What the threshold promises: `rate`, the target on the answers that it is set on, or `guarantee`, the
             target on others, with `confidence`.
         confidence: Confidence of the bounds and of the guarantee.
+        leave_out: Refit the chosen candidate without one training source after the other, for the report.
+        crossed: Names of the measured pairs with swapped or spliced answers, whose requests say nothing of them.
     """
 
     pairs: tuple[Pair, ...]
@@ -50,6 +52,8 @@ class Choices:
     by: str = "auroc"
     contract: str = "rate"
     confidence: float = 0.95
+    leave_out: bool = False
+    crossed: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Choices":
@@ -76,7 +80,10 @@ class Choices:
         confidence = check_share("[calibrate] confidence", recipe.calibrate.get("confidence", 0.95))
         by = _one_of("[choose] by", recipe.choose.get("by", "auroc"), _BY, recipe)
         contract = _one_of("[calibrate] contract", recipe.calibrate.get("contract", "rate"), _CONTRACTS, recipe)
-        return cls(pairs, policies, benign, target, measured, by, contract, confidence)
+        leave_out = _one_of("[measure] leave_out", recipe.measure.get("leave_out", False), (True, False), recipe)
+        moved = {part.split for part in recipe.parts if part.augment in ("swap", "splice")}
+        crossed = tuple(pair.name for pair in measured if not moved.isdisjoint((*pair.harmful, *pair.benign)))
+        return cls(pairs, policies, benign, target, measured, by, contract, confidence, leave_out, crossed)
 
     def check(self, recipe: Recipe, gathered: Sequence[Gathered]) -> None:
         """Refuse conversations that no probe can be fitted, chosen, calibrated or measured on.
@@ -132,7 +139,8 @@ class Choices:
         yield from ((self.benign, "benign", part) for part in both)
 
 
-def _one_of(name: str, value: Any, known: Sequence[str], recipe: Recipe) -> str:
-    if value not in known:
-        raise ConfigError(f"recipe {recipe.source}: {name} is {value!r}; choose {' or '.join(known)}")
+def _one_of(name: str, value: Any, known: Sequence[Any], recipe: Recipe) -> Any:
+    if not any(value is each or (isinstance(value, str) and value == each) for each in known):
+        named = " or ".join(str(each).lower() if isinstance(each, bool) else each for each in known)
+        raise ConfigError(f"recipe {recipe.source}: {name} is {value!r}; choose {named}")
     return value
