@@ -43,6 +43,9 @@ def evidence_rows(found: Mapping[str, Any]) -> Rows:
     if found.get("interval"):
         yield f"{confidence} interval", percent_range(found["interval"])
     yield f"{confidence} bound", _percent(found.get("upper_bound"))
+    if other := found.get("other_half"):
+        seen = f"{percent(other['rate'])} {percent_range(other['interval'])}"
+        yield "on other prompts", f"{seen} ({other['halted']} of {other['answers']} benign answers)"
     yield "in words", found.get("note")
     yield "copies", f"{found['copies']} records, left out" if found.get("copies") else None
     yield "schedule", found.get("schedule")

@@ -115,6 +115,9 @@ def test_own_data_become_a_probe_that_guards(run: Run, model: Path, tmp_path: Pa
     assert figures["figures"]["separation"]["own held-out answers"]["auroc"] > 0.8
     assert len(figures["trials"]) > 4
     assert "own held-out answers" in result.stdout and "AUROC" in result.stdout
+    assert (
+        "request alone" in result.stdout and "harmful halted" in result.stdout and "on other prompts" in result.stdout
+    )
     assert "to verify a false-positive rate of 10 %, 29 are needed" in words(result.stderr)
     assert "candidates tried; probe and model card in" in words(result.stderr)
     guard = Guard.from_backend(load_backend(model), probe)

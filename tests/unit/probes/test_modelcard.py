@@ -14,7 +14,7 @@ from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import ProbeError
 from anydepth.intervals import Rate
 from anydepth.policy import Ewma, Threshold
-from anydepth.probes.artefact.modelcard import artefact_in, refresh, write_folder
+from anydepth.probes.artefact.modelcard import artefact_in, readme, refresh, write_folder
 from anydepth.probes.fitting.calibrate import Trail, calibrate, recalibrated
 from anydepth.probes.fitting.operating import from_prefill, operating_point
 
@@ -149,6 +149,15 @@ def test_the_calibration_is_told_with_its_interval_and_its_sources(tmp_path: Pat
     assert "| set 0 | 2 %" in text
     assert "| 51-100 | 200 | 0 | 200 | 0 |" in text
     assert "was not calibrated" in section(written(tmp_path, probe()), "Calibration")
+
+
+def test_the_rate_on_the_other_half_is_told() -> None:
+    found = {**calibration(Threshold()).record(), "other_half": Rate.of(1, 200).record()}
+    made = LinearProbe(
+        np.arange(4.0), 0.5, replace(CARD, policy={"name": "threshold", "threshold": 0.9}, calibration=found)
+    )
+    text = section(readme(made, {}, [], ""), "Calibration")
+    assert "| on prompts that the threshold was not set on | 0.5 % [0.0127, 2.75] %, 1 of 200 |" in text
 
 
 def test_an_older_card_is_told_as_far_as_it_goes(tmp_path: Path) -> None:
