@@ -19,7 +19,7 @@ import numpy as np
 
 from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, ModelIdentity, Read, Session, Site
 from anydepth.errors import CapabilityError, ConfigError, PromptError, UnsupportedModel
-from anydepth.templates.header import is_mean
+from anydepth.templates.header import is_mean, mean_divisor
 from anydepth.templates.template import ChatTemplate, Header, Prompt
 from anydepth.types import Decoded, Score
 
@@ -184,7 +184,7 @@ class ScriptedBackend:
         width = self.identity.hidden_size
         if is_mean(token):
             last = [self.state(row, each) for each in range(max(depth + token, 0) + 1, depth + 1)]
-            return np.asarray(np.mean(last or [[0.0] * width], axis=0), dtype=np.float32)
+            return np.asarray(np.sum(last or [[0.0] * width], axis=0) / mean_divisor(token, depth), dtype=np.float32)
         return np.asarray(_look_up(self.states, row, depth, [0.0] * width), dtype=np.float32)
 
     def first_token_ids(self, texts: Sequence[str]) -> list[int]:

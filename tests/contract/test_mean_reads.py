@@ -50,7 +50,7 @@ def wanted(
             continue
         states = read(backend.model, (each.site,), {"input_ids": ids, "use_cache": False})[each.site][0]
         last = states[max(len(question), len(question) + depth + each.token) :].float()
-        found.append(last.mean(0).numpy() if len(last) else np.zeros(states.shape[1], np.float32))
+        found.append((last.sum(0) / (max(depth, 1) if each.token == WHOLE else -each.token)).numpy())
     return np.stack(found)
 
 

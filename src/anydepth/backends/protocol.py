@@ -72,8 +72,8 @@ class Read:
     Attributes:
         site: The module whose output is read.
         token: What is read: an index in the header, `CONTENT`, or a mean: `-n` with n >= 2 for the last n tokens of
-            the answer (all of them, if there are fewer), `WHOLE` for the whole answer. All come out of one forward
-            pass.
+            the answer, `WHOLE` for the whole answer. All come out of one forward pass. Where the answer has fewer than
+            n tokens, those missing count as zero: a short answer is little evidence.
     """
 
     site: Site

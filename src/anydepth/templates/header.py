@@ -24,6 +24,15 @@ def is_mean(token: int) -> bool:
     return token < CONTENT
 
 
+def mean_divisor(token: int, depth: int) -> int:
+    """What the sum of states is divided by for the mean `token` at `depth`, in tokens; at least 1.
+
+    It is n for the mean over the last n tokens, also where the answer has fewer: what is missing counts as zero, so
+    that a short answer weighs little. For `WHOLE` it is the depth.
+    """
+    return max(depth, 1) if token == WHOLE else -token
+
+
 def check_token(token: int) -> None:
     """Raise ConfigError unless `token` can be read: a header index from 0, `CONTENT`, or a mean down to `WHOLE`."""
     if isinstance(token, bool) or not isinstance(token, int) or token < WHOLE:

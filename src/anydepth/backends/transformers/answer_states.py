@@ -10,6 +10,7 @@ import torch
 
 from anydepth.backends.protocol import Site
 from anydepth.errors import UnsupportedModel
+from anydepth.templates.header import mean_divisor
 
 
 class AnswerStates:
@@ -106,7 +107,7 @@ class AnswerSpan:
             parts.append(tail[place, max(begin, fresh, at) - at :])
         assert sum(map(len, parts)) == end - begin, "a state of the answer was not kept"
         sums = torch.stack([part.sum(0, dtype=torch.float32) for part in parts])
-        return sums.sum(0) / max(end - begin, 1)
+        return sums.sum(0) / mean_divisor(token, end - self.starts[place])
 
 
 def mean_states(states: torch.Tensor, token: int, depths: Sequence[int]) -> torch.Tensor:
@@ -119,7 +120,7 @@ def mean_states(states: torch.Tensor, token: int, depths: Sequence[int]) -> torc
     found = sums.new_zeros(len(depths), states.shape[-1])
     for place, depth in enumerate(depths):
         if 0 < depth <= -token:
-            found[place] = sums[depth - 1] / depth
+            found[place] = sums[depth - 1] / mean_divisor(token, depth)
         elif depth:  # summed anew: a difference of two long sums would lose digits
             found[place] = states[depth + token : depth].sum(0, dtype=torch.float32) / -token
     return found
