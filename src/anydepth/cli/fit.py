@@ -21,7 +21,7 @@ from anydepth.cli.shared_options import DataDir, Loading, grouped
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
 from anydepth.files import public_name
-from anydepth.intervals import answers_needed, check_share, percent
+from anydepth.intervals import answers_needed, check_share, percent, percent_range
 from anydepth.locks import hold
 from anydepth.probes.artefact.fit_record import forget, write_fit_record
 from anydepth.probes.artefact.modelcard import ARTEFACT, write_folder
@@ -221,25 +221,30 @@ def _pairs_table(figures: Mapping[str, Any]) -> RenderableType:
     """Each pair with what depth 0 alone says and what the probe adds, the crossed ones first."""
     pairs, crossed = figures["pairs"], figures["crossed"]
     order = [*crossed, *(name for name in pairs if name not in crossed)]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in order:
         found = pairs[name]
-        control, added = found["control"], found["added"]
-        rows.append((name, _number(found["auroc"]), f"{control['auroc']['value']:.3f}", _number(added["auroc"])))
-        shares = (percent(found["halted"]["rate"]), percent(control["halted"]["rate"]))
-        rows.append(("  harmful halted", *shares, percent(added["halted"]["value"])))
-    title = "AUROC, and harmful answers halted, against the request alone (the check at depth 0)"
+        halted = [each["halted"] for each in (found, found["control"], found["added"])]
+        rates = [percent(each["rate"] if "rate" in each else each["value"]) for each in halted]
+        values = [each["auroc"] for each in (found, found["control"], found["added"])]
+        rows += [
+            (name, "", "", ""),
+            ("  AUROC", *(f"{each['value']:.3f}" for each in values)),
+            ("  95 % interval", *(_range(each["interval"]) for each in values)),
+            ("  harmful halted", *rates),
+            ("  95 % interval", *(percent_range(each["interval"]) for each in halted)),
+        ]
+    title = "with the control: the request alone, which is all that depth 0 sees"
     columns = ["pair", "probe", "request alone", "added"]
     return text_table(columns, rows, title=title, title_justify="left")
 
 
-def _number(found: Mapping[str, Any]) -> str:
-    """A figure with its interval: `0.913 (0.880–0.941)`."""
-    low, high = found["interval"]
-    return f"{found['value']:.3f} ({low:.3f}–{high:.3f})"
+def _range(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"[{low:.3f}, {high:.3f}]"
 
 
 def _left_out(found: Mapping[str, Any]) -> tuple[str, str]:
     if found["auroc"] is None:
         return "–", found["why"]
-    return _number({"value": found["auroc"], "interval": found["interval"]}), found["against"]
+    return f"{found['auroc']:.3f} {_range(found['interval'])}", found["against"]

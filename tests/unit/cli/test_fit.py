@@ -1,5 +1,6 @@
 """`anydepth fit`: from labelled conversations to a folder with a probe that guards, and what it refuses at once."""
 
+import io
 import json
 import random
 from pathlib import Path
@@ -7,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from anydepth import Guard, LinearProbe
 from anydepth.backends.protocol import ModelIdentity, Read, Site
 from anydepth.backends.transformers import load as load_backend
 from anydepth.cli import load
+from anydepth.cli.fit import _pairs_table
 from anydepth.conversations.splits import Text
 from anydepth.detectors import ProbeCard
+from anydepth.intervals import Rate
 from anydepth.locks import hold
 from anydepth.probes.artefact.fit_record import answers_seen
 from anydepth.probes.states.store import StateStore
@@ -273,3 +277,22 @@ def test_a_recipe_without_a_choice_is_refused_before_anything_is_read(
     result = run("fit", model, *recipe, "-o", tmp_path / "probe")
     assert result.exit_code == 2 and "has no [choose] pairs" in words(result.stderr)
     assert not (tmp_path / "probe").exists()
+
+
+def test_pairs_are_shown_with_their_control_the_crossed_ones_first() -> None:
+    def figure(auroc: float, halted: int) -> dict[str, Any]:
+        return {"auroc": {"value": auroc, "interval": [auroc - 0.1, auroc]}, "halted": Rate.of(halted, 40).record()}
+
+    added = {"auroc": {"value": 0.4, "interval": [0.3, 0.5]}, "halted": {"value": 0.5, "interval": [0.25, 0.75]}}
+    pair = {**figure(0.9, 30), "control": figure(0.5, 10), "added": added}
+    figures = {"pairs": {"own held-out answers": pair, "moved answers": pair}, "crossed": ["moved answers"]}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(_pairs_table(figures))
+    lines = [line.strip("│ ") for line in console.export_text().splitlines()]
+    cells = [[cell.strip() for cell in line.split("│")] for line in lines]
+    names = [row[0] for row in cells]
+    assert names.index("moved answers") < names.index("own held-out answers")
+    assert ["AUROC", "0.900", "0.500", "0.400"] in cells
+    assert ["95 % interval", "[0.800, 0.900]", "[0.400, 0.500]", "[0.300, 0.500]"] in cells
+    assert ["harmful halted", "75 %", "25 %", "50 %"] in cells
+    assert cells[names.index("harmful halted") + 1][-1] == "[25, 75] %"
