@@ -30,14 +30,16 @@ class Pair:
     def of(cls, record: Mapping[str, Any]) -> "Pair":
         """Read `{name, harmful, benign}`, with `first_depth` or without; a single split may be given as text."""
         try:
-            sides = [(side,) if isinstance(side := record[key], str) else tuple(side) for key in ("harmful", "benign")]
+            harmful, benign = (
+                (side,) if isinstance(side := record[key], str) else tuple(side) for key in ("harmful", "benign")
+            )
             first = record.get("first_depth", 0)
             if isinstance(first, bool) or not isinstance(first, int) or first < 0:
                 raise ConfigError(
                     f"comparison {record['name']!r} has the first_depth {first!r}; give a whole number of tokens of at "
                     "least 0, e.g. 25"
                 )
-            return cls(record["name"], *sides, first)
+            return cls(record["name"], harmful, benign, first)
         except KeyError as error:
             raise ConfigError(f"a comparison has no {error}; give name, harmful and benign") from error
         except TypeError as error:
