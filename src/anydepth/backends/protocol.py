@@ -108,6 +108,20 @@ def sites_of(reads: Iterable[Read]) -> tuple[Site, ...]:
     return tuple(dict.fromkeys(read.site for read in reads))
 
 
+def last_header_token(reads: Iterable[Read]) -> int:
+    """The index of the last header token among `reads`: no later one has to be run; `CONTENT` if there is none."""
+    return max((read.token for read in reads if not read.is_mean), default=CONTENT)
+
+
+def require_no_means(reads: Iterable[Read], who: str) -> None:
+    """CapabilityError if one of `reads` is a mean: `who` reads the states of single tokens only."""
+    if means := [str(read) for read in reads if read.is_mean]:
+        raise CapabilityError(
+            f"{who} reads the states of single tokens; the probe reads {', '.join(means)}, a mean over answer tokens: "
+            "give a probe that reads the header or @content"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """Which model this is, so that a probe can refuse another one.

@@ -43,6 +43,11 @@ class Branch:
             out[place] = each
 
     @property
+    def length(self) -> int:
+        """How many columns the text has: padding, cached tokens and tail."""
+        return self.mask.shape[1] + self.tail.shape[1]
+
+    @property
     def whole_mask(self) -> torch.Tensor:
         """The mask over cached tokens and tail, `[b, cached + t]`."""
         return torch.cat([self.mask, torch.ones_like(self.tail)], 1)

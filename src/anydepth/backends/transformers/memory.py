@@ -19,7 +19,7 @@ def fork_bytes(session: TransformersSession, reads: tuple[Read, ...]) -> tuple[i
     before = _storages(session.cache)
     branch = session.fork_at(0)
     assert branch.cache is not None
-    session.passes.read_header(branch, reads)
+    session.passes.run_header(branch, reads)
     after = _storages(branch.cache)
     return sum(before.values()), sum(size for place, size in after.items() if place not in before)
 

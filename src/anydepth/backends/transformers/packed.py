@@ -14,12 +14,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
 
 from anydepth.backends.protocol import CONTENT, FinishedAnswer, Site
+from anydepth.backends.transformers.answer_states import mean_states
 from anydepth.backends.transformers.blocks import text_config
 from anydepth.backends.transformers.fork import fork
 from anydepth.backends.transformers.growing import GrowingLayer
 from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.read import read, to_numpy
 from anydepth.errors import PromptError, UnsupportedModel
+from anydepth.templates.header import is_mean
 
 _TOKENS_A_PASS = 1024
 """Header tokens of one text in one forward at most: bounds the mask's memory, which grows with this times the context.
@@ -60,7 +62,7 @@ def read_batch(
     for answer in answers:
         _check(answer, passes.context_length, len(passes.header.ids))
     own = suffix is None
-    header = tuple(passes.header.ids if suffix is None else suffix)[: max(tokens) + 1]
+    header = tuple(passes.header.ids if suffix is None else suffix)[: max((*tokens, CONTENT)) + 1]
     texts = [
         torch.tensor((*answer.prompt.ids[: answer.prompt.start], *answer.answer_ids[: answer.deepest]))
         for answer in answers
@@ -74,14 +76,16 @@ def read_batch(
         for answer in answers
     ]
     size = max(1, _TOKENS_A_PASS // max(1, len(header)))
+    of_header = [token >= 0 for token in tokens]
+    picked = [token for token in tokens if token >= 0]
     for begin in range(0, max(len(answer.depths) for answer in answers), size) if header else ():
         ends = [[each.prompt.start + depth for depth in each.depths[begin : begin + size]] for each in answers]
         padded = pad_sequence([torch.tensor(row, dtype=torch.long) for row in ends], batch_first=True)
         states = read(passes.model, sites, _copies(passes, fork(cache), padded, header, text.shape[1]))
         for site, found in states.items():
             for row, values in enumerate(to_numpy(found).reshape(*padded.shape, len(header), -1)):
-                # what is put in for CONTENT is not of the header; the text's own pass gives it below
-                out[row][site][begin : begin + size] = values[: len(ends[row])][:, list(tokens)]
+                # the text's own pass gives the other tokens, below
+                out[row][site][begin : begin + size, of_header] = values[: len(ends[row])][:, picked]
     for row, answer in enumerate(answers):
         _from_text(passes, answer, tokens, own, {site: states[row] for site, states in at_text.items()}, out[row])
     return out
@@ -149,12 +153,16 @@ def _from_text(
     at_text: dict[Site, torch.Tensor],
     out: dict[Site, np.ndarray],
 ) -> None:
-    """Take from the text's own pass the content tokens and, at depth 0, the header, which the prompt ends with."""
+    """Take from the text's own pass what is no header token and, at depth 0, the header, which the prompt ends with."""
     prompt = answer.prompt
+    for index, token in enumerate(tokens):
+        if is_mean(token):
+            for site, states in at_text.items():
+                out[site][:, index] = to_numpy(mean_states(states[prompt.start :], token, answer.depths))
     for place, depth in enumerate(answer.depths):
         for index, token in enumerate(tokens):
-            if token != CONTENT and (depth or not own):
-                continue  # read in a copy of the header
+            if is_mean(token) or (token != CONTENT and (depth or not own)):
+                continue  # read above, or in a copy of the header
             position = passes.template.position(prompt, token, depth) if own else prompt.start + depth + token
             if position is not None:
                 for site, states in at_text.items():

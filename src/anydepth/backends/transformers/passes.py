@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from anydepth.backends.protocol import Capability, ModelIdentity, Read, Site, sites_of
+from anydepth.backends.protocol import Capability, ModelIdentity, Read, Site, last_header_token, sites_of
+from anydepth.backends.transformers.answer_states import AnswerSpan
 from anydepth.backends.transformers.blocks import text_config
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.caches import new_cache
@@ -146,15 +147,34 @@ class Passes:
         """States of the tail of every row, `[b, t, hidden_size]` per site; the pass ends at the last site."""
         return self.read_tokens(branch.tail, self._cache_of(branch), branch.whole_mask, sites)
 
-    def read_header(self, branch: Branch, reads: Sequence[Read]) -> np.ndarray:
-        """Run the header behind every row and make all `reads` of it: float32 `[b, len(reads), hidden_size]`.
+    def run_header(self, branch: Branch, reads: Sequence[Read]) -> dict[Site, torch.Tensor]:
+        """States of the tail and, behind it, of the header as far as `reads` need it: `[b, t + h, hidden_size]`.
 
-        The branch has at least one token in its tail if one of the reads is of the last token before the header.
+        Empty where there is nothing to run: all reads are means, and the tail has no token.
+        """
+        whole = branch.append(self.header.ids[: last_header_token(reads) + 1])
+        return self.read_branch(whole, sites_of(reads)) if whole.tail.shape[1] else {}
+
+    def read_header(self, branch: Branch, reads: Sequence[Read], answers: AnswerSpan) -> np.ndarray:
+        """Run the header behind every row and make all `reads`: float32 `[b, len(reads), hidden_size]`.
+
+        Args:
+            branch: The rows; at least one token is in their tail if a read is of the last token before the header.
+            reads: What to read.
+            answers: Where the answers stand in the branch, for the reads that are means.
         """
         begin = branch.tail.shape[1]
-        ids = self.header.ids[: max(read.token for read in reads) + 1]
-        states = self.read_branch(branch.append(ids), sites_of(reads))
-        return np.stack([to_numpy(states[read.site][:, begin + read.token]) for read in reads], 1)
+        states = self.run_header(branch, reads)
+        found = []
+        for each in reads:
+            at_site = states.get(each.site)
+            if each.is_mean:
+                tail = None if at_site is None else at_site[:, :begin]
+                found.append(answers.means(each.site, each.token, tail, branch.length))
+            else:
+                assert at_site is not None  # the header, or the token before it, was run
+                found.append(at_site[:, begin + each.token])
+        return np.stack([to_numpy(each) for each in found], 1)
 
     def read_tokens(
         self, ids: torch.Tensor, cache: Any, mask: torch.Tensor, sites: tuple[Site, ...]

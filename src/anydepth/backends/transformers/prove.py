@@ -13,6 +13,7 @@ import torch
 
 from anydepth.backends.protocol import Capability, FinishedAnswer, Read, sites_of
 from anydepth.backends.transformers import packed
+from anydepth.backends.transformers.answer_states import AnswerSpan
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.passes import GREEDY, Passes
 from anydepth.backends.transformers.replay_session import ReplaySession
@@ -55,6 +56,8 @@ def _prove(session: TransformersSession, needs: frozenset[Capability], reads: tu
             ends = passes.end_tokens({})
             answer = tuple([token for token in prompt.ids if token not in ends][:ANSWER_TOKENS])
             session = ReplaySession(passes, [prompt], [answer])
+            if reads:
+                _use(session, needs, reads)  # from here on it keeps the states that means are taken of
             session.decode(len(answer))
     with _trial(passes, f"a check at depth {len(answer)}"):
         first, again = (_use(session, needs, reads) for _ in range(2))
@@ -63,7 +66,7 @@ def _prove(session: TransformersSession, needs: frozenset[Capability], reads: tu
         return
     with _trial(passes, "a pass over the whole text"):
         text = Branch.fresh((*prompt.ids, *answer), passes.model.device)
-        whole = passes.read_header(text, reads)[0]
+        whole = passes.read_header(text, reads, AnswerSpan((len(prompt.ids),)))[0]
     _same(passes, first, whole, "a check reads another state than the text has: a fork and a pass over the whole text")
     if packed.refusal(passes) is None:
         passes.packing_refused = _packing_fault(passes, prompt, answer, reads, np.stack([at_start, first]))

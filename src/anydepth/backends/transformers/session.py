@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import StopStringCriteria
 
 from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Site, sites_of
+from anydepth.backends.transformers.answer_states import AnswerSpan, AnswerStates
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.endings import Endings
 from anydepth.backends.transformers.fork import can_rewind, fork, select_rows
@@ -38,6 +39,9 @@ class TransformersSession:
     cache, exactly as an unguarded call does. The token is kept (`_ahead`) until the flow decodes it, so that the checks
     of depth 0 and of the prefill come before it at no pass of their own.
 
+    Once a mean over answer tokens has been read, the states of the answers at its site are kept as the cache fills
+    (`AnswerStates` says how much memory that takes): a later mean costs no pass more.
+
     Attributes:
         passes: The model, and the passes that are run on it.
         cache: The KV cache that the answers are decoded on; None once the session is closed.
@@ -58,10 +62,12 @@ class TransformersSession:
         self._ids = _left_pad(texts, passes.pad_id).to(self._model.device)
         self._mask = _left_pad([torch.ones_like(text) for text in texts], 0).to(self._model.device)
         self._prompt_length, self._budget = self._ids.shape[1], budget
+        self._starts = [self._prompt_length - prompt.prefill for prompt in prompts]  # columns, one a row
         self.cache: Any = passes.new_cache(self._prompt_length + budget, options)
         self._cached = 0
         self._base_cache: Any = None
         self._base_cached = 0
+        self._kept: AnswerStates | None = None
         self._ahead = False
         self._ended: list[bool] = [False] * len(prompts)
         self._start_states: dict[tuple[Read, ...], np.ndarray] = {}
@@ -86,7 +92,7 @@ class TransformersSession:
             n = min(n - self._ahead, self._prompt_length + self._budget - self._ids.shape[1])
             self._ahead = False
             if n and not any(self._ended):
-                self._generate(n)
+                self._advance(n)
         full = self._ids.shape[1] >= self._prompt_length + self._budget
         fresh = self._ids[:, begin:].tolist()
         return [self._hand_out(row, fresh[row], full) for row in range(self.rows)]
@@ -108,7 +114,7 @@ class TransformersSession:
 
     def close(self) -> None:
         """Free the cache; the session cannot be used afterwards."""
-        self.cache = self._base_cache = None
+        self.cache = self._base_cache = self._kept = None
         self._start_states.clear()
 
     @property
@@ -130,10 +136,19 @@ class TransformersSession:
         """Fill the cache and sample the first token, once; the states of the prompt at `sites` if this did it."""
         if self._cached:
             return {}
-        with captured(self._model, sites, stop=False) as seen:
-            self._generate(1)
+        seen = self._advance(1, sites)
         self._ahead = True
         return {site: torch.cat(parts, 1) for site, parts in seen.items()}
+
+    def _advance(self, n: int, sites: tuple[Site, ...] = ()) -> dict[Site, list[torch.Tensor]]:
+        """Decode `n` tokens; the states at `sites` of what is fed, one tensor a pass. Those of answers are kept."""
+        kept = None if self.passes.reads_base_weights else self._kept_up_to(self._cached)
+        wanted = tuple(dict.fromkeys((*sites, *(kept.sites if kept else ()))))
+        with captured(self._model, wanted, stop=False) as seen:
+            self._generate(n)
+        if kept is not None:
+            kept.add(seen, self._cached)
+        return {site: seen[site] for site in sites}
 
     def _generate(self, n: int) -> None:
         inputs = self.passes.inputs
@@ -167,16 +182,21 @@ class TransformersSession:
     def hidden_states(self, points: Sequence[CheckPoint], reads: Sequence[Read]) -> np.ndarray:
         """Make all `reads` for each point in one forward pass; see `Session.hidden_states`."""
         found: list[Any] = [None] * len(points)
+        means = sites_of(read for read in reads if read.is_mean)
         with self.passes.lock:
+            self._keep(means)
             for place, point in enumerate(points):
                 if not point.depth:
                     found[place] = self._states_at_start(tuple(reads))[point.row]
             if later := _later(points):
                 self._prefill(())
                 source = self._reading_cache(sites_of(reads))
+                if means:
+                    self._catch_up()
                 unfed = int(any(read.token == CONTENT for read in reads))
                 for branch in self._branches(later, source, at_least=unfed):
-                    branch.spread(self.passes.read_header(branch, reads), found)
+                    rows = [points[place].row for place in branch.places]
+                    branch.spread(self.passes.read_header(branch, reads, self._span(rows)), found)
         return np.stack(found)
 
     def look_ahead(
@@ -241,9 +261,41 @@ class TransformersSession:
             self._base_cache = self.passes.new_cache(self._prompt_length + self._budget, {})
         if self._base_cached < self._cached:
             ids, mask = self._ids[:, self._base_cached : self._cached], self._mask[:, : self._cached]
-            self.passes.read_tokens(ids, self._base_cache, mask, sites)
+            kept = self._kept_up_to(self._base_cached)
+            wanted = tuple(dict.fromkeys((*sites, *(kept.sites if kept else ()))))
+            states = self.passes.read_tokens(ids, self._base_cache, mask, wanted)
+            if kept is not None:
+                kept.add({site: [each] for site, each in states.items()}, self._cached)
             self._base_cached = self._cached
         return self._base_cache
+
+    # -- means over answer tokens --------------------------------------------------------------------------------------
+
+    def _keep(self, sites: tuple[Site, ...]) -> None:
+        """From here on, keep the states of the answers at `sites` too."""
+        there = self._kept.sites if self._kept is not None else ()
+        if not set(sites) <= set(there):
+            self._kept = AnswerStates(dict.fromkeys((*there, *sites)), min(self._starts))
+
+    def _kept_up_to(self, column: int) -> AnswerStates | None:
+        """What is kept, if it goes up to `column`, so that what is fed next can be added."""
+        return self._kept if self._kept is not None and self._kept.end == column else None
+
+    def _catch_up(self) -> None:
+        """Run the text once more, in a pass of its own, if a mean is first read when the cache was filled already."""
+        assert self._kept is not None
+        if self._kept.end < self._cached:
+            sites = self._kept.sites
+            ids, mask = self._ids[:, : self._cached], self._mask[:, : self._cached]
+            states = self.passes.read_tokens(ids, self.passes.new_cache(self._cached, {}), mask, sites)
+            self._kept = AnswerStates(sites, min(self._starts))
+            self._kept.add({site: [each] for site, each in states.items()}, self._cached)
+
+    def _span(self, rows: Sequence[int]) -> AnswerSpan:
+        """Where the answers of these rows begin, and what is kept of them."""
+        return AnswerSpan(tuple(self._starts[row] for row in rows), tuple(rows), self._kept)
+
+    # -- depth 0 -------------------------------------------------------------------------------------------------------
 
     def _branch_at_start(self, row: int) -> Branch:
         """Fork one row where its answer begins: rewind the cache if it can be, else start from the prompt again."""
@@ -261,9 +313,13 @@ class TransformersSession:
         if reads not in self._start_states:
             # Through the base weights the prompt is read in a pass of its own: the adapter is on while the cache is
             # filled.
-            seen = self._prefill(() if self.passes.reads_base_weights else sites_of(reads))
-            found = [self._state_at_start(row, seen, reads) for row in range(self.rows)]
-            self._start_states[reads] = np.stack(found)
+            single = tuple(read for read in reads if not read.is_mean)
+            found = np.zeros((self.rows, len(reads), self.passes.identity.hidden_size), np.float32)  # means of no token
+            if single:
+                seen = self._prefill(() if self.passes.reads_base_weights else sites_of(single))
+                states = [self._state_at_start(row, seen, single) for row in range(self.rows)]
+                found[:, [not read.is_mean for read in reads]] = np.stack(states)
+            self._start_states[reads] = found
         return self._start_states[reads]
 
     def _state_at_start(self, row: int, seen: dict[Site, torch.Tensor], reads: tuple[Read, ...]) -> np.ndarray:
@@ -273,7 +329,7 @@ class TransformersSession:
         if not seen or None in places:
             branch = Branch.fresh(prompt.ids[: prompt.start], self._ids.device)
             if None in places:  # the template's generation prompt lacks the read token
-                return self.passes.read_header(branch, reads)[0]
+                return self.passes.read_header(branch, reads, AnswerSpan((branch.length,)))[0]
             # other sites were read as the cache filled
             seen, row, offset = self.passes.read_branch(branch, sites_of(reads)), 0, 0
         return np.stack(
