@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md says how to run these tests")
 
 from anydepth import LinearProbe
 from anydepth.backends.protocol import CONTENT, WHOLE, FinishedAnswer, Read, Site
+from anydepth.backends.transformers.backend import TransformersBackend
+from anydepth.detectors.finished import score_finished
 from anydepth.errors import PromptError
 from anydepth.templates.template import Prompt
 from anydepth.vllm.report_field import parse_stop_reason
@@ -30,6 +33,24 @@ def prefill(size, seed=1):
 @pytest.fixture(scope="module")
 def probe(probe_file):
     return LinearProbe.load(probe_file)
+
+
+def test_scores_are_those_of_the_packed_pass(engines, reference, probe, tiny_folder):
+    """Live in vLLM, greedy and sampled, with and without a prefill; and afterwards in Transformers, at once."""
+    engine = engines(settings=None)
+    asked = [(engine.ids(each), prefill(11 * (n % 2), n)) for n, each in enumerate(PROMPTS[:6])]
+    names = [
+        engine.add(ids + start, guard=monitor(interval=8), max_tokens=30, ignore_eos=True, temperature=n % 3, seed=n)
+        for n, (ids, start) in enumerate(asked)
+    ]
+    told = engine.run()
+    packed = TransformersBackend(reference.model, AutoTokenizer.from_pretrained(tiny_folder))
+    for name, (ids, start) in zip(names, asked, strict=True):
+        checks = checks_of(told[name])
+        finished = FinishedAnswer(Prompt(tuple(ids)), (*start, *told[name].token_ids), tuple(checks))
+        (scores,) = score_finished(packed, probe, [finished])
+        assert list(checks.values()) == pytest.approx([score.value for score in scores], abs=1e-3)
+        assert np.ptp(list(checks.values())) > 1e-3
 
 
 def test_a_cached_prefix_hides_no_token_of_a_prefill(engines, reference, probe):

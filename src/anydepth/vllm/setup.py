@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import Read, Site, sites_of
+from anydepth.backends.protocol import Read, Site, last_header_token, sites_of
 from anydepth.config import GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import (
     Detector,
@@ -152,7 +152,7 @@ class Setup:
         header = self.model.header
         if not self.reads:
             return header.ids + header.answer_ids
-        return header.ids[: max(0, *(read.token for read in self.reads)) + 1]
+        return header.ids[: max(0, last_header_token(self.reads)) + 1]
 
     @cached_property
     def room(self) -> int:
