@@ -6,7 +6,7 @@ import numpy as np
 
 
 class RangeMeans:
-    """Means of states over ranges of tokens; of all the states, only sums at the ends of the ranges are kept.
+    """Means of states over ranges of tokens; of all the states, only sums at the ends of ranges and steps are kept.
 
     Args:
         ranges: Begin and end (exclusive) of each range: positions in the request, begin below end. May be empty.
@@ -28,10 +28,10 @@ class RangeMeans:
         new = states[self.next - first :] if first <= self.next else states[:0]
         if not len(new):
             return
-        totals = self._total + np.cumsum(new, axis=0, dtype=np.float64)
-        for stop in self._stops:
-            if self.next < stop <= self.next + len(new):
-                self._sums[stop] = totals[stop - self.next - 1].copy()
+        ends = [stop - self.next for stop in self._stops if self.next < stop < self.next + len(new)] + [len(new)]
+        pieces = np.add.reduceat(new, [0, *ends[:-1]], axis=0, dtype=np.float64)
+        totals = self._total + np.cumsum(pieces, axis=0)
+        self._sums |= {self.next + end: total.copy() for end, total in zip(ends, totals, strict=True)}
         self._total, self.next = totals[-1].copy(), self.next + len(new)
 
     def means(self) -> list[np.ndarray]:
