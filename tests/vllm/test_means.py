@@ -146,17 +146,6 @@ def test_a_worker_that_loses_a_token_halts_the_answer(engines, monkeypatch):
     assert report["reason"] == "error" and report["error"] == "CheckError" and len(answer.token_ids) == 2
 
 
-def test_auxiliary_hidden_states_give_means(engines, reference, tmp_path):
-    reads = ("2.input_layernorm@2", "2.input_layernorm@mean5", "3.output@mean", "1.output@mean3")
-    file = planted_probe(tmp_path / "probe.safetensors", reference, reads)
-    engine = engines(settings={"guard": {"probe": str(file)}}, extra={"read_out": "aux"})
-    told = engine.answers(PROMPTS[:4], guard=monitor(interval=6), max_tokens=20, ignore_eos=True)
-    for answer, messages in zip(told, PROMPTS, strict=False):
-        checks = checks_of(answer)
-        wanted = reference.scores(LinearProbe.load(file), engine.ids(messages), answer.token_ids, list(checks))
-        assert checks == pytest.approx(wanted, abs=1e-3)
-
-
 @pytest.fixture(scope="module")
 def backend(tiny_folder):
     made = VllmBackend(

@@ -29,9 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def plain_probe(reference, tmp_path_factory):
-    """A probe of one read, at the paper's site: every way can read it."""
+    """A probe of sites that every way can read, means among its reads."""
     path = tmp_path_factory.mktemp("plain") / "probe.safetensors"
-    return planted_probe(path, reference, ("2.input_layernorm@2", "3.output@3", "3.output@content"))
+    reads = ("2.input_layernorm@2", "3.output@3", "3.output@content", "3.output@mean6", "1.input_layernorm@mean")
+    return planted_probe(path, reference, reads)
 
 
 @pytest.mark.parametrize(
