@@ -19,6 +19,7 @@ import numpy as np
 
 from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, ModelIdentity, Read, Session, Site
 from anydepth.errors import CapabilityError, ConfigError, PromptError, UnsupportedModel
+from anydepth.templates.header import is_mean
 from anydepth.templates.template import ChatTemplate, Header, Prompt
 from anydepth.types import Decoded, Score
 
@@ -172,15 +173,18 @@ class ScriptedBackend:
         tokens: Sequence[int],
         suffix: Sequence[int] | None = None,
     ) -> Sequence[Mapping[Site, np.ndarray]]:
-        """The scripted states, the same for every token and site; UnsupportedModel unless `packed`."""
+        """The scripted states, the same at every site and single token; UnsupportedModel unless `packed`."""
         if not self.packed:
             raise UnsupportedModel("the script does not take the packed mask")
-        states = [np.stack([self.state(row, depth) for depth in each.depths]) for row, each in enumerate(answers)]
-        return [{site: np.repeat(found[:, None], len(tokens), axis=1) for site in sites} for found in states]
+        states = [[[self.state(row, d, t) for t in tokens] for d in each.depths] for row, each in enumerate(answers)]
+        return [{site: np.array(found, np.float32) for site in sites} for found in states]
 
-    def state(self, row: int, depth: int) -> np.ndarray:
-        """The scripted hidden state, float32 `[width]`."""
+    def state(self, row: int, depth: int, token: int = 0) -> np.ndarray:
+        """The scripted hidden state of `Read.token`, float32 `[width]`; an answer's n-th token has that of depth n."""
         width = self.identity.hidden_size
+        if is_mean(token):
+            last = [self.state(row, each) for each in range(max(depth + token, 0) + 1, depth + 1)]
+            return np.mean(last or [[0.0] * width], axis=0, dtype=np.float32)
         return np.asarray(_look_up(self.states, row, depth, [0.0] * width), dtype=np.float32)
 
     def first_token_ids(self, texts: Sequence[str]) -> list[int]:
@@ -263,10 +267,10 @@ class ScriptedSession:
         self.checked += points
 
     def hidden_states(self, points: Sequence[CheckPoint], reads: Sequence[Read]) -> np.ndarray:
-        """The scripted states, the same for every read, float32 `[len(points), len(reads), width]`."""
+        """The scripted states, the same for every read but means, float32 `[len(points), len(reads), width]`."""
         self.visit(points)
-        states = np.stack([self._backend.state(point.row, point.depth) for point in points])
-        return np.repeat(states[:, None], len(reads), axis=1)
+        states = [[self._backend.state(point.row, point.depth, read.token) for read in reads] for point in points]
+        return np.array(states, np.float32)
 
     def look_ahead(
         self, points: Sequence[CheckPoint], max_new_tokens: int, decided: Callable[[str], bool]

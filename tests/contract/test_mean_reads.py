@@ -201,6 +201,15 @@ def test_a_dropped_row_does_not_change_the_means_of_the_others(rows):
     compare(backend, prompts, answers, {(2, len(answers[2])): states[0]}, reads)
 
 
+def test_means_are_the_same_on_a_static_cache():
+    backend = backend_of("Llama")
+    prompts, reads = [prompt_of(backend, words=3, prefill=None), prompt_of(backend)], mean_reads(backend)
+    session = backend.open(prompts, max_new_tokens=MAX_NEW_TOKENS, cache_implementation="static", **GREEDY)
+    answers, found = walk(session, prompts, reads, (1, 7, 7, 7))
+    assert type(session.cache).__name__ == "StaticCache" and len(found) > 8
+    compare(backend, prompts, answers, found, reads)
+
+
 def test_an_end_of_turn_is_no_part_of_the_mean():
     backend = backend_of("Llama")
     prompt, reads = prompt_of(backend, prefill=None), mean_reads(backend)

@@ -2,8 +2,16 @@
 
 import pytest
 
-from anydepth.backends.protocol import CONTENT, WHOLE, FinishedAnswer, Read, Site
-from anydepth.errors import ConfigError
+from anydepth.backends.protocol import (
+    CONTENT,
+    WHOLE,
+    FinishedAnswer,
+    Read,
+    Site,
+    last_header_token,
+    require_no_means,
+)
+from anydepth.errors import CapabilityError, ConfigError
 from anydepth.templates.template import Prompt
 
 
@@ -81,6 +89,18 @@ def test_a_read_of_no_site_is_refused() -> None:
 def test_a_token_that_there_cannot_be_is_refused(token: object) -> None:
     with pytest.raises(ConfigError, match=r"token is .*; give an index in the header, -1 for"):
         Read(Site(3), token)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_header_is_run_to_the_last_token_that_is_read() -> None:
+    means = [Read(Site(3), -25), Read(Site(4), WHOLE)]
+    assert last_header_token([*means, Read(Site(3), 2), Read(Site(5), 1)]) == 2
+    assert last_header_token(means) == last_header_token([*means, Read(Site(3), CONTENT)]) == CONTENT
+
+
+def test_who_cannot_read_means_refuses_them_by_name() -> None:
+    require_no_means([Read(Site(3), 0), Read(Site(3), CONTENT)], "a search")
+    with pytest.raises(CapabilityError, match=r"a search reads .* the probe reads 3\.input_layernorm@mean25, a mean"):
+        require_no_means([Read(Site(3), 0), Read(Site(3), -25)], "a search")
 
 
 def test_reads_can_be_compared_and_counted() -> None:

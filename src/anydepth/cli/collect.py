@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from anydepth.backends.protocol import Reader, Site
+from anydepth.backends.protocol import CONTENT, Reader, Site
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.output import Bars, err, plural, warn
@@ -26,6 +26,7 @@ from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.ray import Workers, collect_with_ray, load_backend
 from anydepth.probes.states.sites import sites_for
 from anydepth.schedule import Every, Listed, Schedule
+from anydepth.templates.header import parse_token
 
 _what = partial(typer.Option, rich_help_panel="What is read")
 _how = partial(typer.Option, rich_help_panel="How it runs")
@@ -60,7 +61,8 @@ def collect(
         _what(
             "--tokens",
             metavar="N,N",
-            help="Header tokens to read, -1 for the last token of the answer. All of them: `all`.",
+            help="Header tokens to read; -1 for the last token of the answer, `mean25` for the mean of its last 25, "
+            "`mean` for that of the whole answer. All header tokens and -1: `all`.",
         ),
     ] = "all",
     interval: Annotated[
@@ -115,7 +117,7 @@ def collect(
     blocks = None if layers is None else numbers("--layers", layers)
     plan = CollectPlan(  # what is wrong in itself is refused before a model is loaded
         _sites(sites) if sites is not None else (Site(0),),
-        None if tokens == "all" else tuple(sorted(set(numbers("--tokens", tokens, least=-1)))),
+        None if tokens == "all" else _tokens(tokens),
         _schedule(interval, depths),
         longest,
         suffix,
@@ -147,6 +149,14 @@ def collect(
 def _sites(text: str) -> tuple[Site, ...]:
     named = {Site.parse(part.strip()) for part in text.split(",")}
     return tuple(sorted(named, key=lambda site: (site.block, site.module)))
+
+
+def _tokens(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        return tuple(sorted({CONTENT if part == "-1" else parse_token(part) for part in parts}))
+    except ConfigError as error:
+        raise ConfigError(f"--tokens is {text!r}: {error}") from None
 
 
 def _schedule(interval: int | None, depths: str | None) -> Schedule:

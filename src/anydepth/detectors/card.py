@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from anydepth.backends.protocol import ModelIdentity, Read, Reader, Site
+from anydepth.backends.protocol import ModelIdentity, Read, Reader, Site, last_header_token
 from anydepth.errors import AnydepthError, ProbeError, UnsupportedModel
 from anydepth.policy import policy_from
 
-FORMAT_VERSION = 2
-"""Version of the artefact's layout that this package writes, and the only one that it reads."""
+FORMAT_VERSIONS = ("2", "3")
+"""Versions of the artefact's layout that this package reads. In 3 a probe may read means over answer tokens."""
 
 WAIVABLE = frozenset({"model", "template"})
 """Differences that a researcher may waive: fine-tuned weights, or a template with another default system prompt."""
@@ -62,7 +62,12 @@ class ProbeCard:
     @property
     def last_token(self) -> int:
         """The last header token that is read, -1 if none is."""
-        return max(read.token for read in self.reads)
+        return last_header_token(self.reads)
+
+    @property
+    def format_version(self) -> str:
+        """The oldest version of the layout that can hold this card: anydepth releases before means refuse 3."""
+        return "3" if any(read.is_mean for read in self.reads) else "2"
 
     @property
     def probe_ids(self) -> tuple[int, ...]:

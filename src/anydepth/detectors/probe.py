@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from anydepth.atomic import write_whole
 from anydepth.backends.protocol import Capability, CheckPoint, Read, Reader, Session
-from anydepth.detectors.card import FORMAT_VERSION, WAIVABLE, ProbeCard, card_from, card_record, mismatches
+from anydepth.detectors.card import FORMAT_VERSIONS, WAIVABLE, ProbeCard, card_from, card_record, mismatches
 from anydepth.detectors.detector import check_states, require_capabilities
 from anydepth.errors import CheckError, ConfigError, ProbeError, ProbeMismatch, RecordError
 from anydepth.jsonl import as_object, read_value
@@ -153,7 +153,7 @@ class LinearProbe:
             raise ProbeError(f"the probe's card cannot be stored as JSON: {error}") from error
         # safetensors writes memory as it lies: a transposed array would come back in another order, without an error
         tensors = {"weight": np.array(self.weight, order="C"), "bias": np.array([self.bias], dtype=np.float32)}
-        return safetensors.numpy.save(tensors, {"format_version": str(FORMAT_VERSION), "anydepth": card})
+        return safetensors.numpy.save(tensors, {"format_version": self.card.format_version, "anydepth": card})
 
 
 def find_shipped(backend: Reader, directory: Traversable | None = None) -> LinearProbe | None:
@@ -213,9 +213,9 @@ def _tensor(tensors: dict[str, np.ndarray], name: str, dimensions: int) -> np.nd
 
 def _card(metadata: dict[str, str]) -> ProbeCard:
     version = metadata.get("format_version")
-    if version != str(FORMAT_VERSION):
+    if version not in FORMAT_VERSIONS:
         raise ProbeError(
-            f"the format version is {version!r}, this version of anydepth reads {str(FORMAT_VERSION)!r}; "
+            f"the format version is {version!r}, this version of anydepth reads {' and '.join(FORMAT_VERSIONS)}; "
             "use a newer anydepth, or fit the probe again with `anydepth fit`"
         )
     try:

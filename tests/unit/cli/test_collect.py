@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from anydepth.backends.protocol import CONTENT, Site
+from anydepth.backends.protocol import CONTENT, WHOLE, Site
 from anydepth.cli import collect as command
 from anydepth.cli import load
 from anydepth.cli.options import ModelOptions
@@ -78,11 +78,25 @@ def test_what_is_read_can_be_said(run: Run, backend: ScriptedBackend, data: Path
     assert manifest.sites == (Site(3), Site(9, "output")) and manifest.tokens == (CONTENT, 1)
     checks = StateStore(out).read([(Site(3), 1)])
     assert set(checks["depth"].tolist()) == {0, 2, 3, 4, 5}
+
     result = run("collect", "m", "--data", data, "-o", out, *options, "--view", "shadow")
     assert "6 answers" in result.stderr and set(StateStore(out).read([(Site(3), 1)])["view"].tolist()) == {
         "own",
         "shadow",
     }
+
+
+def test_means_are_collected_where_they_are_asked_for(
+    run: Run, backend: ScriptedBackend, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    result = run("collect", "m", "--data", data, "-o", out, "--layers", "3", "--tokens", "1, content, mean2, mean")
+    assert result.exit_code == 0, result.stderr
+    assert StateStore(out).manifest.tokens == (WHOLE, -2, CONTENT, 1)
+    checks = StateStore(out).read([(Site(3), -2), (Site(3), WHOLE)])
+    for depth, states in zip(checks["depth"], checks.states[:, :, 0], strict=True):
+        # the n-th token has the state n
+        assert states.tolist() == [max(depth - 0.5, 1) if depth else 0, (depth + 1) / 2 if depth else 0]
 
 
 def test_layers_interval_and_control(run: Run, backend: ScriptedBackend, data: Path, tmp_path: Path) -> None:
@@ -133,7 +147,8 @@ def test_forks_are_said(run: Run, monkeypatch: pytest.MonkeyPatch, data: Path, t
         (("--layers", "-3"), "-3 is below 0"),
         (("--layers", "3", "--sites", "3.output"), "give one of them"),
         (("--sites", "3"), "write it as BLOCK.MODULE"),
-        (("--tokens", "-2"), "-2 is below -1"),
+        (("--tokens", "-2"), "--tokens is '-2': token is '-2'; write an index in the header"),
+        (("--tokens", "3,mean1"), "--tokens is '3,mean1': token is 'mean1'"),
         (("--interval", "5", "--depths", "3"), "give one of them"),
         (("--interval", "0"), "interval is 0"),
         (("--part", "2/2"), "--part is '2/2'; write 0/4"),

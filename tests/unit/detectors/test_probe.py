@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from anydepth.backends.protocol import Capability, CheckPoint, ModelIdentity, Read, Site
+from anydepth.backends.protocol import CONTENT, WHOLE, Capability, CheckPoint, ModelIdentity, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
 from anydepth.errors import CapabilityError, CheckError, ConfigError, ProbeError, ProbeMismatch
 from anydepth.policy import Ewma
@@ -84,6 +84,36 @@ def test_reads_are_summed(card: ProbeCard, points: list[CheckPoint]) -> None:
     assert [score.value for score in probe.check(session, points)] == pytest.approx(want, rel=1e-5)
     assert session.reads == card.reads
     assert card.probe_ids == (7, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("reads", "version", "ids"),
+    [
+        ((Read(Site(3), 2),), "2", (7, 8, 9)),
+        ((Read(Site(3), -25), Read(Site(3), 1)), "3", (7, 8)),
+        ((Read(Site(3), WHOLE), Read(Site(1, "mlp"), -2)), "3", ()),
+        ((Read(Site(3), CONTENT), Read(Site(3), -8)), "3", ()),
+    ],
+)
+def test_a_probe_of_means_is_kept_in_a_layout_that_older_releases_refuse(
+    tmp_path: Path, card: ProbeCard, reads: tuple[Read, ...], version: str, ids: tuple[int, ...]
+) -> None:
+    card = dataclasses.replace(card, reads=reads)
+    weight = np.arange(len(reads) * WIDTH, dtype=np.float32).reshape(len(reads), WIDTH)
+    LinearProbe(weight, 0.5, card).save(tmp_path / "p.safetensors")
+    loaded = LinearProbe.load(tmp_path / "p.safetensors")
+    assert loaded.reads == reads and np.array_equal(loaded.weight, weight) and loaded.card == card
+    assert loaded.card.probe_ids == ids, "no header token is run for means"
+    with safetensors.safe_open(tmp_path / "p.safetensors", framework="numpy") as file:
+        assert file.metadata()["format_version"] == version
+
+
+def test_a_probe_of_means_only_fits_a_model_with_another_header(backend: ScriptedBackend, card: ProbeCard) -> None:
+    backend.header = SimpleNamespace(ids=(1, 2), read_index=0, probe_ids=(1,))
+    weight = np.zeros((1, WIDTH), np.float32)
+    LinearProbe(weight, 0.0, dataclasses.replace(card, reads=(Read(Site(3), -25),))).bind(backend)
+    with pytest.raises(ProbeMismatch, match="header up to the read token"):
+        LinearProbe(weight, 0.0, card).bind(backend)
 
 
 def test_states_of_another_shape_raise(probe: LinearProbe, points: list[CheckPoint]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anydepth.backends.protocol import CONTENT, ModelIdentity, Read, Site
+from anydepth.backends.protocol import CONTENT, WHOLE, ModelIdentity, Read, Site
 from anydepth.errors import ConfigError, StoreError
 from anydepth.policy import Ewma, Threshold
-from anydepth.probes.fitting.candidates import Candidate, Comparison, Used, candidates, states_of, sweep
+from anydepth.probes.fitting.candidates import Candidate, Comparison, Used, candidates, means_named, states_of, sweep
 from anydepth.probes.fitting.fit import FitOptions
 from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.states.facts import AnswerFacts
@@ -84,6 +84,30 @@ def test_a_token_named_twice_is_read_once() -> None:
     assert reads(candidates(same, {"layers": [3], "tokens": [["read", "last"]]})) == [["3.input_layernorm@3"]]
 
 
+def test_means_have_names_too() -> None:
+    manifest = replace(MANIFEST, tokens=(CONTENT, 2, -2, -25, WHOLE))
+    settings = {"layers": 3, "tokens": ["mean", ["read", "mean25"], ["mean2", "mean", "mean2"]]}
+    assert reads(candidates(manifest, settings)) == [
+        ["3.input_layernorm@mean"],
+        ["3.input_layernorm@2", "3.input_layernorm@mean25"],
+        ["3.input_layernorm@mean2", "3.input_layernorm@mean"],
+    ]
+    assert means_named(settings) == (-2, -25, WHOLE)
+    assert means_named({}) == means_named({"tokens": ["read", ["last", 2]]}) == ()
+    assert means_named({"tokens": "mean25"}) == (-25,)
+
+
+def test_layers_may_be_sites_and_a_block_then_means_the_others() -> None:
+    manifest = replace(MANIFEST, sites=(Site(2), Site(3), Site(3, "mlp"), Site(5, "mlp")))
+    assert reads(candidates(manifest, {"layers": ["3.mlp", 3, [2, "5.mlp"], 0.4, 5]})) == [
+        ["3.mlp@2"],
+        ["3.input_layernorm@2"],
+        ["2.input_layernorm@2", "5.mlp@2"],
+        ["5.mlp@2"],
+    ]
+    assert reads(candidates(manifest, {"layers": 3})) == [["3.input_layernorm@2", "3.mlp@2"]]
+
+
 def test_layers_are_blocks_shares_or_lists_to_concatenate() -> None:
     assert reads(candidates(MANIFEST, {"layers": [0.6, [2, 0.4]]})) == [
         ["5.input_layernorm@2"],
@@ -107,8 +131,12 @@ def test_lists_are_swept_and_every_combination_is_tried_once() -> None:
         ({"strenght": 1}, "[fit] has 'strenght'; it takes layers, tokens, strength"),
         ({"layers": 4}, "layer 4 was not collected; there are 2.input_layernorm, 3.input_layernorm"),
         ({"layers": 1.5}, "layer 1.5 was not collected"),
-        ({"tokens": 0}, "token 0 was not collected; there are [-1, 2, 3]"),
+        ({"tokens": 0}, "token 0 was not collected; there are content, 2, 3"),
         ({"tokens": "first"}, "token 'first' was not collected"),
+        ({"tokens": "mean25"}, "token 'mean25' was not collected; there are content, 2, 3"),
+        ({"tokens": ["read", "mean1"]}, "[fit] tokens: token is 'mean1'; write an index in the header"),
+        ({"layers": "3.mlp"}, "layer '3.mlp' was not collected; there are 2.input_layernorm"),
+        ({"layers": ["mlp"]}, "site is 'mlp'; write it as BLOCK.MODULE"),
         ({"strength": []}, "[fit] has an empty list"),
         ({"layers": []}, "[fit] has an empty list"),
         ({"strength": [0.1, -1]}, "[fit] strength = -1: strength is -1; it must be above 0"),
@@ -209,4 +237,6 @@ def test_a_state_that_no_answer_changes_is_no_candidate() -> None:
     assert candidates(manifest, {"layers": 0, "tokens": "content"}), (
         "the answer's own last token is another one each time"
     )
+    means = replace(manifest, tokens=(2, -25))
+    assert candidates(means, {"layers": 0, "tokens": "mean25"}), "and so is what it wrote"
     assert candidates(manifest, {"layers": [[0, 3]]})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anydepth.backends.protocol import CONTENT, Site
+from anydepth.backends.protocol import CONTENT, WHOLE, Site
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError, UnsupportedModel
@@ -19,7 +19,7 @@ from anydepth.probes.states.facts import AnswerFacts
 from anydepth.probes.states.manifest import dtype_of, manifest_for
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.sites import default_layers, sites_for
-from anydepth.probes.states.store import Checks, StateStore
+from anydepth.probes.states.store import Checks, StateStore, column_name
 from anydepth.schedule import Adaptive, Every, Listed
 from anydepth.testing import ScriptedBackend
 from tests import tiny
@@ -265,10 +265,36 @@ def test_a_plan_that_cannot_be_is_refused(facts: dict, says: str) -> None:
         CollectPlan(**{"sites": (SITE,), **facts})
 
 
+def test_means_are_columns_of_their_own_packed_and_by_forks(tmp_path: Path) -> None:
+    plan = replace(PLAN, tokens=(0, CONTENT, -3, WHOLE))
+    talks = [talk(1, "0123456789ab"), talk(2, ""), talk(3, "ab")]
+    for name, packed in (("packed", True), ("forks", False)):
+        report, store = run(tmp_path / name, talks, plan, backend_of(packed=packed))
+        assert StateStore(tmp_path / name).manifest.tokens == (0, CONTENT, -3, WHOLE)
+        found = store.read([(SITE, token) for token in plan.tokens or ()])
+        assert len(found) == report.checks == 7 + 1 + 3
+        for depth, states in zip(found["depth"], found.states[:, :, 0], strict=True):
+            last = list(range(1, depth + 1)) or [0]  # the n-th token has the state n
+            assert states.tolist() == pytest.approx([depth, depth, np.mean(last[-3:]), np.mean(last)])
+    names = [column_name(Site(18), token) for token in plan.tokens or ()]
+    assert names == [f"state_18_input_layernorm_{name}" for name in ("header0", "content", "mean3", "mean")], (
+        "each read has a column of its own"
+    )
+
+
+def test_means_alone_run_no_header(tmp_path: Path) -> None:
+    talks = [talk(1, "0123")]
+    with_header, _ = run(tmp_path / "a", talks, replace(PLAN, tokens=(0, -3)))
+    without, _ = run(tmp_path / "b", talks, replace(PLAN, tokens=(-3, WHOLE)))
+    assert with_header.tokens - without.tokens == without.checks > 0
+
+
 def test_a_manifest_refuses_tokens_sites_and_controls_that_are_not_there() -> None:
     backend = backend_of()
-    with pytest.raises(ConfigError, match="token 2 is not among the 2 of the header; choose -1 to 1"):
+    with pytest.raises(ConfigError, match="token 2 is not among the 2 of the header; choose -1 to 1, or a mean"):
         manifest_for(backend, CollectPlan((SITE,), (2,)), dtype="float32")
+    with pytest.raises(ConfigError, match="token is -2147483648; give an index in the header"):
+        manifest_for(backend, CollectPlan((SITE,), (WHOLE - 1,)), dtype="float32")
     with pytest.raises(UnsupportedModel, match="the script has 4 blocks"):
         manifest_for(backend, CollectPlan((Site(9),)), dtype="float32")
     with pytest.raises(ConfigError, match="suffix is 'comma'"):
@@ -283,6 +309,9 @@ def test_the_default_layers_are_in_the_upper_middle() -> None:
     backend = backend_of()
     assert sites_for(backend) == (Site(2), Site(3))
     assert sites_for(backend, [3, 1, 3]) == (Site(1), Site(3))
+    assert sites_for(backend, [3, "1.mlp", "3.input_layernorm", 1]) == (Site(1), Site(1, "mlp"), Site(3))
+    with pytest.raises(ConfigError, match=r"site is 'mlp'; write it as BLOCK\.MODULE"):
+        sites_for(backend, ["mlp"])
     with pytest.raises(UnsupportedModel):
         sites_for(backend, [4])
 

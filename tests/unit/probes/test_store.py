@@ -67,7 +67,7 @@ def test_the_manifest_comes_back(filled: StateStore) -> None:
 
 
 def test_a_state_that_was_not_collected_is_refused_with_what_there_is(filled: StateStore) -> None:
-    with pytest.raises(StoreError, match=r"no states of token 1 at 2\.input_layernorm; it holds .* \[-1, 0, 3\]"):
+    with pytest.raises(StoreError, match=r"no states of token 1 at 2\.input_layernorm; it holds .* content, 0, 3 at"):
         filled.read([(SITES[0], 1)])
     with pytest.raises(StoreError, match=r"at 2\.input_layernorm, 3\.output"):
         filled.read([(Site(1), 0)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from anydepth import Guard, LinearProbe
-from anydepth.backends.protocol import CONTENT, Read, Site
+from anydepth.backends.protocol import CONTENT, WHOLE, Read, Site
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.conversations.augment import wrap
 from anydepth.conversations.dataset import Conversation, Label
@@ -100,6 +100,28 @@ def test_every_part_is_read_at_its_depths(done: tuple[Filled, Trained]) -> None:
         **{keys[row.id]: TRAIN for row in TRAINING},
         **{keys[row.id]: "v" for row in HELD_OUT},
     }
+
+
+def test_a_probe_of_means_comes_out_of_a_recipe_that_names_them(backend: TransformersBackend, tmp_path: Path) -> None:
+    fit = {"layers": ["3.mlp", 2], "tokens": ["mean5", ["read", "mean"]], "strength": 0.1}
+    recipe = recipe_of(fit=fit)
+    filled = fill(backend, gathered_for(recipe, TRAINING, HELD_OUT), recipe, tmp_path, progress=silent)
+    manifest = filled.store.manifest
+    assert manifest.sites == (Site(2), Site(3, "mlp"))
+    assert manifest.tokens == (CONTENT, *range(len(manifest.header_ids)), -5, WHOLE)
+    trained = train(backend, filled, recipe, progress=silent)
+    index = manifest.read_index
+    assert {trial.candidate.reads for trial in trained.trials} == {
+        (Read(Site(2), -5),),
+        (Read(Site(2), index), Read(Site(2), WHOLE)),
+        (Read(Site(3, "mlp"), -5),),
+        (Read(Site(3, "mlp"), index), Read(Site(3, "mlp"), WHOLE)),
+    }
+    path = tmp_path / "p.safetensors"
+    trained.probe.save(path)
+    loaded = LinearProbe.load(path)
+    loaded.bind(backend)
+    assert loaded.reads == trained.trials[0].candidate.reads and any(read.is_mean for read in loaded.reads)
 
 
 class Watched(TransformersBackend):

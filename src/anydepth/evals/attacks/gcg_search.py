@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch.nn.functional import cross_entropy, one_hot, softplus
 
-from anydepth.backends.protocol import CONTENT, sites_of
+from anydepth.backends.protocol import last_header_token, require_no_means, sites_of
 from anydepth.backends.transformers.backend import TransformersBackend
 from anydepth.backends.transformers.fork import fork, select_rows
 from anydepth.backends.transformers.randomness import seeded
@@ -28,10 +28,11 @@ class Search:
         self._backend, self._budget, self._evasion, self._told = backend, budget, evasion, told
         self._model, self._tokenizer = backend.model, backend.tokenizer
         self._reads = evasion.probe.reads if evasion else ()
+        require_no_means(self._reads, "a search for a suffix that evades the probe")
         self._embedding = self._model.get_input_embeddings()
         self._table = cast("torch.Tensor", self._embedding.weight)  # of each token, `[vocab_size, hidden_size]`
         self._forbidden = self._untypable()
-        self._header = backend.header.ids[: max((read.token for read in self._reads), default=CONTENT) + 1]
+        self._header = backend.header.ids[: last_header_token(self._reads) + 1]
         self._at_start = self._offsets()
 
     def find(self, request: str, target: str, seed: int) -> Suffix:

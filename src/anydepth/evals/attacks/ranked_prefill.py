@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from anydepth.backends.protocol import CONTENT, sites_of
+from anydepth.backends.protocol import CONTENT, last_header_token, require_no_means, sites_of
 from anydepth.detectors import LinearProbe
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
@@ -52,7 +52,12 @@ def steer(
 
     The windows are those of the guard, whose schedule this attacker knows. Candidates after which the model ends its
     turn or refuses within the window are left out as long as there are others.
+
+    Raises:
+        CapabilityError: The probe is to choose, and reads a mean over answer tokens.
     """
+    if choice == "probe":
+        require_no_means(probe.reads, "a rank-assisted prefill")
     with backend.lock:
         return _Steered(backend, prompt, steering, probe).write(choice, schedule)
 
@@ -119,7 +124,7 @@ class _Steered:
     def _scores(self, rows: Any, cache: Any) -> list[float]:
         """The probe's score at the end of each row; an unusable one counts as the highest."""
         reads = self._probe.reads
-        header = self._backend.header.ids[: max(read.token for read in reads) + 1]
+        header = self._backend.header.ids[: last_header_token(reads) + 1]
         asked = self._torch.tensor([header] * len(rows), dtype=rows.dtype, device=rows.device)
         tail = self._torch.cat([rows[:, -1:], asked], 1)
         mask = self._torch.ones(len(rows), self._fed + rows.shape[1] + len(header), dtype=rows.dtype)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anydepth.backends.protocol import CONTENT, Read, Site
+from anydepth.backends.protocol import Read, Site
 from anydepth.conversations.dataset import Conversation
 from anydepth.detectors import LinearProbe, Rethink
 from anydepth.errors import ConfigError
@@ -73,7 +73,7 @@ def largest_read(probe: LinearProbe) -> tuple[Read, np.ndarray, float]:
         ConfigError: The probe reads no header token.
     """
     squares = (probe.weight.astype(np.float64) ** 2).sum(1)
-    places = [place for place, read in enumerate(probe.reads) if read.token != CONTENT]
+    places = [place for place, read in enumerate(probe.reads) if read.token >= 0]
     if not places:
         raise ConfigError(
             f"the probe reads {', '.join(map(str, probe.reads))}: none of the Safety Tokens, so there is nothing to "

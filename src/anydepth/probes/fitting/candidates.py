@@ -17,6 +17,7 @@ from anydepth.probes.recipe.recipe import TRAIN
 from anydepth.probes.states.facts import FACTS, AnswerFacts
 from anydepth.probes.states.sites import is_before_the_model
 from anydepth.probes.states.store import Checks, Manifest, StateStore
+from anydepth.templates.header import parse_token, token_text
 
 _SWEPT = ("layers", "tokens", "strength", "balance", "first_depth", "clean", "bags", "method")
 
@@ -68,8 +69,9 @@ class Trial:
 def candidates(manifest: Manifest, settings: Mapping[str, Any], *, seed: int = 0) -> list[Candidate]:
     """The candidates that a recipe's `[fit]` names, for the states of a store.
 
-    `layers` are blocks, lists of them to concatenate, or shares of the depth below 1; `tokens` are `read` (the
-    template's read token), `last` (the last of the header), `content` or indices, and lists of them to concatenate.
+    `layers` are blocks, sites as text (`15.mlp`), shares of the depth below 1, or lists of them to concatenate;
+    `tokens` are `read` (the template's read token), `last` (the last of the header), `content`, indices, `mean25` (the
+    mean of the answer's last 25 tokens), `mean` (of the whole answer so far), and lists of them to concatenate.
     Other keys are fields of `FitOptions`; a list is swept.
 
     Raises:
@@ -78,13 +80,15 @@ def candidates(manifest: Manifest, settings: Mapping[str, Any], *, seed: int = 0
     unknown = sorted(set(settings) - set(_SWEPT))
     if unknown:
         raise ConfigError(f"[fit] has {unknown[0]!r}; it takes {', '.join(_SWEPT)}")
-    layers = [_layers(manifest, each) for each in listed(settings.get("layers", [s.block for s in manifest.sites]))]
+    named = _sites_named(settings)
+    asked = listed(settings.get("layers", [s.block for s in manifest.sites]))
+    layers = [_layers(manifest, each, named) for each in asked]
     tokens = [_tokens(manifest, each) for each in listed(settings.get("tokens", "read"))]
     names = [name for name in _SWEPT[2:] if name in settings]
     found = []
     for chosen, at in product(layers, tokens):
         reads = tuple(Read(site, token) for site in chosen for token in at)
-        if all(is_before_the_model(read.site) and read.token != CONTENT for read in reads):
+        if all(is_before_the_model(read.site) and read.token >= 0 for read in reads):
             raise ConfigError(
                 f"[fit] layers has {chosen[0].block}: at {reads[0]} the state is the same after every answer, no probe "
                 "can be fitted on it; give blocks from 1 on"
@@ -206,14 +210,45 @@ def listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _layers(manifest: Manifest, value: Any) -> list[Site]:
-    """The sites of one entry of `layers`; a share of the depth means the collected block nearest to it."""
+def _sites_named(settings: Mapping[str, Any]) -> tuple[Site, ...]:
+    """The sites that `[fit] layers` names as text, e.g. `15.mlp`; ConfigError if one is not of that form."""
+    flat = [layer for each in listed(settings.get("layers", [])) for layer in listed(each)]
+    return tuple(Site.parse(layer) for layer in flat if isinstance(layer, str))
+
+
+def means_named(settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """The means that `[fit] tokens` names, the shortest first: they are collected for no recipe that names none."""
+    flat = [token for each in listed(settings.get("tokens", [])) for token in listed(each)]
+    return tuple(sorted({_mean(token) for token in flat if _says_mean(token)}, reverse=True))
+
+
+def _says_mean(token: object) -> bool:
+    return isinstance(token, str) and token.startswith("mean")
+
+
+def _mean(token: str) -> int:
+    try:
+        return parse_token(token)
+    except ConfigError as error:
+        raise ConfigError(f"[fit] tokens: {error}") from None
+
+
+def _layers(manifest: Manifest, value: Any, named: Sequence[Site]) -> list[Site]:
+    """The sites of one entry of `layers`; a share of the depth means the collected block nearest to it.
+
+    A block means its sites but for those that are `named` as text elsewhere.
+    """
     found = []
+    unnamed = [site for site in manifest.sites if site not in named] or manifest.sites
     for layer in listed(value):
         if isinstance(layer, float) and 0 < layer < 1:
-            found.append(min(manifest.sites, key=lambda site: abs(site.block - layer * manifest.model.num_layers)))
+            found.append(min(unnamed, key=lambda site: abs(site.block - layer * manifest.model.num_layers)))
             continue
-        sites = [site for site in manifest.sites if site.block == layer]
+        if isinstance(layer, str):
+            sites = [site for site in manifest.sites if site == Site.parse(layer)]
+        else:
+            sites = [site for site in unnamed if site.block == layer]
+            sites = sites or [site for site in manifest.sites if site.block == layer]
         if not sites:
             raise ConfigError(f"layer {layer!r} was not collected; there are {', '.join(map(str, manifest.sites))}")
         found += sites
@@ -222,8 +257,9 @@ def _layers(manifest: Manifest, value: Any) -> list[Site]:
 
 def _tokens(manifest: Manifest, value: Any) -> list[int]:
     names: dict[Any, int] = {"read": manifest.read_index, "last": len(manifest.header_ids) - 1, "content": CONTENT}
-    found = [cast(int, names.get(token, token)) for token in listed(value)]
-    for token in found:
+    found = [cast(int, _mean(each) if _says_mean(each) else names.get(each, each)) for each in listed(value)]
+    for token, each in zip(found, listed(value), strict=True):
         if token not in manifest.tokens:
-            raise ConfigError(f"token {token!r} was not collected; there are {list(manifest.tokens)}")
+            there = ", ".join(map(token_text, manifest.tokens))
+            raise ConfigError(f"token {each!r} was not collected; there are {there}")
     return list(dict.fromkeys(found))

@@ -14,7 +14,16 @@ from anydepth.conversations.splits import Text
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.policy import policy_record
 from anydepth.probes.fitting.calibrate import Calibration
-from anydepth.probes.fitting.candidates import Comparison, Trial, Used, candidates, listed, states_of, sweep
+from anydepth.probes.fitting.candidates import (
+    Comparison,
+    Trial,
+    Used,
+    candidates,
+    listed,
+    means_named,
+    states_of,
+    sweep,
+)
 from anydepth.probes.fitting.measure import crossed, table, thresholds
 from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
@@ -112,7 +121,7 @@ def fill(
         StoreError: `work` holds the states of another model.
     """
     sites = _sites(backend, recipe)
-    plan = CollectPlan(sites, tokens=(CONTENT, *range(len(backend.header.ids))))
+    plan = CollectPlan(sites, tokens=(CONTENT, *range(len(backend.header.ids)), *means_named(recipe.fit)))
     manifest = manifest_for(backend, plan, adapter=adapter)
     Choices.of(recipe).check(recipe, gathered)  # refuses now what would fail after hours of reading
     candidates(manifest, recipe.fit)

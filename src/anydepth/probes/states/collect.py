@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import CheckPoint, FinishedAnswer, Read, Reader, Site, require_sessions
+from anydepth.backends.protocol import CONTENT, CheckPoint, FinishedAnswer, Read, Reader, Site, require_sessions
 from anydepth.conversations.dataset import Conversation
 from anydepth.digests import short_digest
 from anydepth.errors import PromptError, UnsupportedModel
@@ -187,7 +187,7 @@ def collect_group(
     for batch in [list(prepared)] if backend.batches_itself else _batches(prepared):
         for (row, finished), found in zip(batch, _read(backend, batch, store.manifest, report), strict=True):
             report.tokens += finished.prompt.start + finished.deepest
-            report.tokens += len(finished.depths) * (max(store.manifest.tokens) + 1)
+            report.tokens += len(finished.depths) * (max((*store.manifest.tokens, CONTENT)) + 1)
             if not all(np.isfinite(values).all() for values in found.values()):
                 report.skipped.append(
                     (row.id, f"its states are not finite in {store.manifest.dtype}; use another dtype")

@@ -12,6 +12,7 @@ from anydepth.errors import ConfigError
 from anydepth.probes.states.control_suffix import suffix_ids
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import Manifest
+from anydepth.templates.header import check_token
 
 
 def manifest_for(
@@ -27,9 +28,11 @@ def manifest_for(
     ids = header.ids if plan.suffix == "header" else suffix_ids(backend, plan.suffix)
     tokens = plan.tokens if plan.tokens is not None else (CONTENT, *range(len(ids)))
     for token in tokens:
-        if not CONTENT <= token < len(ids):
+        check_token(token)
+        if token >= len(ids):
             raise ConfigError(
-                f"token {token} is not among the {len(ids)} of the {plan.suffix}; choose -1 to {len(ids) - 1}"
+                f"token {token} is not among the {len(ids)} of the {plan.suffix}; choose -1 to {len(ids) - 1}, or a "
+                "mean"
             )
     for site in plan.sites:
         backend.check_site(site)

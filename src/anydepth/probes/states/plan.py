@@ -13,7 +13,8 @@ class CollectPlan:
 
     Attributes:
         sites: Where to read; the forward pass ends at the highest.
-        tokens: Header tokens to read, -1 for the last token before the header; None is all of them and that one.
+        tokens: What to read, as `Read.token`: header tokens, -1 for the last token before the header, and means over
+            answer tokens; None is all header tokens and -1.
         schedule: At which depths; it must not look at scores.
         longest: Tokens of an answer to read at most; None is all of it.
         suffix: What to append: `header`, or one of the controls `newline`, `random`, `user`.

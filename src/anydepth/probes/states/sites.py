@@ -13,16 +13,20 @@ def default_layers(blocks: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(blocks * twelfth // 12 for twelfth in TWELFTHS))
 
 
-def sites_for(backend: Reader, layers: Sequence[int] | None = None) -> tuple[Site, ...]:
-    """Where to read at `layers`, by default `default_layers`: the module that probes of this model read by default.
+def sites_for(backend: Reader, layers: Sequence[int | str] | None = None) -> tuple[Site, ...]:
+    """Where to read at `layers`, by default `default_layers`, in the order of the blocks.
+
+    A number is a block, at the module that probes of this model read by default; text is a site, e.g. `15.self_attn`.
 
     Raises:
-        UnsupportedModel: There is no such block.
+        UnsupportedModel: There is no such block or module.
+        ConfigError: A text is not of the form BLOCK.MODULE.
     """
     describe = getattr(backend, "describe", None)
     module = Site.parse(describe()["default_site"]).module if describe else Site(0).module
-    chosen = sorted(set(layers)) if layers is not None else default_layers(backend.identity.num_layers)
-    sites = tuple(Site(layer, module) for layer in chosen)
+    chosen = layers if layers is not None else default_layers(backend.identity.num_layers)
+    named = {Site.parse(layer) if isinstance(layer, str) else Site(layer, module) for layer in chosen}
+    sites = tuple(sorted(named, key=lambda site: (site.block, site.module)))
     for site in sites:
         backend.check_site(site)
     return sites

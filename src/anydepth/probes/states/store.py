@@ -16,6 +16,7 @@ from anydepth.digests import short_digest
 from anydepth.errors import StoreError
 from anydepth.extras import require
 from anydepth.probes.states.facts import FACTS, AnswerFacts
+from anydepth.templates.header import token_text
 
 FORMAT_VERSION = 2
 """Layout of the store; of 1, nothing said at which depths an answer was asked to be read."""
@@ -41,7 +42,8 @@ class Manifest:
         header_tokens: Printable form of each.
         read_index: The template's read token, the last one for a control.
         sites: The sites that were read.
-        tokens: Which tokens were read: indices in the header, -1 for the last token before it.
+        tokens: Which tokens were read, as `Read.token`: indices in the header, -1 for the last token before it, and
+            means over answer tokens.
         dtype: Type that the model ran in; the states are stored as float32 whatever it is.
         versions: Versions of the packages that collected.
         adapter: The PEFT adapter that the model ran with, if any; its fingerprint is that of the model below it.
@@ -241,9 +243,10 @@ class StateStore:
         reads = list(reads)
         for site, token in reads:
             if site not in self.manifest.sites or token not in self.manifest.tokens:
+                there = ", ".join(map(token_text, self.manifest.tokens))
                 raise StoreError(
-                    f"{self.path} has no states of token {token} at {site}; it holds the tokens "
-                    f"{list(self.manifest.tokens)} at {', '.join(map(str, self.manifest.sites))}. Collect them again"
+                    f"{self.path} has no states of token {token_text(token)} at {site}; it holds the tokens {there} at "
+                    f"{', '.join(map(str, self.manifest.sites))}. Collect them again"
                 )
         pa, dataset = require("pyarrow", extra="fit"), require("pyarrow.dataset", extra="fit")
         shards = [str(shard) for shard in self.shards()]
@@ -285,8 +288,8 @@ class StateStore:
 
 
 def column_name(site: Site, token: int) -> str:
-    """Column of a read: `state_18_input_layernorm_header3`, `state_18_input_layernorm_content`."""
-    return f"state_{site.block}_{site.module}_" + ("content" if token < 0 else f"header{token}")
+    """Column of a read: `state_18_input_layernorm_header3`, or `..._content`, `..._mean25`, `..._mean`."""
+    return f"state_{site.block}_{site.module}_" + (token_text(token) if token < 0 else f"header{token}")
 
 
 def answer_key(messages: Sequence[Mapping[str, Any]], response: str) -> str:
