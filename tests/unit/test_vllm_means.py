@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from anydepth.backends.protocol import WHOLE, Read, Site
+from anydepth.backends.protocol import CONTENT, WHOLE, Read, Site
 from anydepth.errors import CheckError, UnsupportedModel
 from anydepth.vllm.additional_config import EngineOptions
 from anydepth.vllm.engine.answer_tokens import AnswerTokens
@@ -139,6 +139,9 @@ def test_a_detector_of_means_alone_runs_one_token_of_the_header():
     setup, layers, reader, _ = made((Read(FIRST, -3),), linear=True)
     setup.model.header = SimpleNamespace(ids=(7, 8, 9), answer_ids=())
     assert setup.header_ids == (7,) and setup.header_sites == () and setup.nothing == 0.0
+    content, *_ = made((Read(FIRST, CONTENT), Read(FIRST, -3)), linear=True)
+    content.model.header = setup.model.header
+    assert content.header_ids == (7,) and content.header_sites == () and content.sites == (FIRST,)
     reader.expect(Orders(spans={"a": Span(30, 0, 2)}), {"a": 4})
     assert reader.take(None).findings().spans["a"][1].shape == (2, 1) and layers.asked[FIRST].tolist() == [4, 5]
 

@@ -147,7 +147,7 @@ class Setup:
     def header_ids(self) -> tuple[int, ...]:
         """What is appended for a check: the Safety Tokens up to the last one that is read, whole for text or logits.
 
-        One at least, though a detector of means alone reads none: a check needs a token to be scheduled.
+        One at least, though a detector of means or content alone reads none: a check needs a token to be scheduled.
         """
         header = self.model.header
         if not self.reads:
