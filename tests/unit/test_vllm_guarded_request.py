@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from anydepth import Every, Threshold
@@ -14,7 +15,7 @@ from anydepth.vllm.engine.flow_feed import FlowFeed
 from anydepth.vllm.engine.guarded_request import GuardedRequest, RequestStage
 from anydepth.vllm.engine.pending_check import PendingCheck
 
-SETUP = SimpleNamespace(score=lambda values: Score(sum(values.values())))
+SETUP = SimpleNamespace(score=lambda values: Score(sum(values.values())), means=(), nothing=0.0)
 
 
 def guarded(*, prefill=0):
@@ -70,3 +71,41 @@ def test_a_check_in_the_request_itself():
     request.pending = [PendingCheck(4, request.request, [(14, 0)])]
     request.conclude("own", SETUP)  # the worker said nothing
     assert request.stage is RequestStage.OVER and request.feed.halted and request.feed.released == []
+
+
+def test_the_means_of_a_check_are_those_of_the_answer_before_it():
+    setup = SimpleNamespace(score=SETUP.score, means=((1, 2), (0, 2**31 - 1)), nothing=0.0)
+    request = guarded(prefill=9)
+    request.pending = [PendingCheck(depth, SimpleNamespace(request_id="one"), []) for depth in (9, 4, 1, 0)]
+    request.tokens.add(10, np.array([[n, n / 100] for n in range(9)]) / 100)
+    request.conclude("one", setup)
+    found = {each["depth"]: each["score"] for each in request.feed.account.checks}
+    assert found == pytest.approx({0: 0, 1: 0, 4: 0.025 + 0.00015, 9: 0.075 + 0.0004})
+
+
+@pytest.mark.parametrize("missing", ["all", "the last"])
+def test_a_mean_over_a_token_that_was_not_read_is_a_failed_check(missing):
+    setup = SimpleNamespace(score=SETUP.score, means=((0, 2),), nothing=0.0)
+    request = guarded()
+    request.feed.begin({})
+    request.pending = [PendingCheck(0, request.request, [])]
+    request.conclude("own", setup)
+    request.feed.push([20, 21, 22, 23])
+    request.tokens.add(10, np.zeros((0 if missing == "all" else 3, 1)))
+    request.pending = [PendingCheck(4, request.request, [])]
+    request.conclude("own", setup)
+    assert request.stage is RequestStage.OVER and request.feed.halted and request.feed.error == "CheckError"
+
+
+def test_the_answer_is_read_in_the_request_that_runs_all_of_it():
+    request = guarded(prefill=9)
+    request.request.num_tokens = 19
+    assert request.token_reader == "own" and request.unread_tokens == range(10, 19)
+    request.pending = [check(9, "one", 0.1), check(4, "two", 0.1), check(0, "one", 0.1)]
+    assert request.token_reader == "own"
+    request.held = True
+    request.tokens.add(10, np.zeros((3, 1)))
+    assert request.token_reader == "one" and request.unread_tokens == range(13, 19)
+    request.conclude("one", SETUP)
+    request.conclude("two", SETUP)
+    assert request.token_reader == "own"

@@ -9,7 +9,7 @@ import pytest
 
 from anydepth.audit.trail import AuditError
 from anydepth.audit.verify import verify_audit
-from anydepth.backends.protocol import CONTENT, Read, Site
+from anydepth.backends.protocol import CONTENT, WHOLE, Read, Site
 from anydepth.errors import CheckError, ConfigError
 from anydepth.settings import Settings, parse_settings
 from anydepth.templates.template import ChatTemplate, Prompt
@@ -18,6 +18,7 @@ from anydepth.types import Score
 from anydepth.vllm.additional_config import EngineOptions, engine_options
 from anydepth.vllm.checkpoint_identity import identify
 from anydepth.vllm.engine.admission import Admission
+from anydepth.vllm.engine.answer_tokens import AnswerTokens
 from anydepth.vllm.engine.held_output import HeldOutput
 from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.engine.positions import end_places, locate, start_places
@@ -25,6 +26,8 @@ from anydepth.vllm.launch import ENVIRONMENT, fill_in, serve_arguments
 from anydepth.vllm.launch import engine_options as launch_options
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.versions import SUPPORTED, check_version
+
+NO_TOKENS = AnswerTokens(0)
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +61,25 @@ def test_where_the_reads_of_a_check_stand(template):
     assert start_places(template, prompt, reads) == [(size - 1, 0), (size - 3, 1), (size - 2, 2)]
     assert start_places(template, Prompt((65, 66)), reads) is None
     assert end_places(10, reads) == [(11, 0), (9, 1), (10, 2)]
+    mixed = (Read(Site(1), -25), *reads, Read(Site(2), WHOLE))
+    assert start_places(template, prompt, mixed) == [(size - 1, 1), (size - 3, 2), (size - 2, 3)]
+    assert end_places(10, mixed) == [(11, 1), (9, 2), (10, 3)]
+    assert start_places(template, Prompt((65, 66)), mixed[::4]) == end_places(10, mixed[::4]) == []
 
 
 def test_a_check_collects_over_several_steps():
     setup = linear_setup()
     check = PendingCheck(0, SimpleNamespace(request_id="a"), [(9, 0), (4, 1), (8, 2)])
-    assert isinstance(check.score(setup), CheckError)
+    assert isinstance(check.score(setup, NO_TOKENS), CheckError)
     check.take({("a", 4, 1): 1.0, ("another", 8, 2): 7.0, ("a", 5, 0): 7.0})
-    assert check.unread == [(9, 0), (8, 2)] and isinstance(check.score(setup), CheckError)
+    assert check.unread == [(9, 0), (8, 2)] and isinstance(check.score(setup, NO_TOKENS), CheckError)
     check.take({("a", 9, 0): 1.0, ("a", 8, 2): -2.0})
-    assert not check.unread and check.score(setup).value == 0.5
+    assert not check.unread and check.score(setup, NO_TOKENS).value == 0.5
     for extreme in (1e6, -1e6):
         check.values[0] = extreme
-        assert check.score(setup).value == (extreme > 0)
+        assert check.score(setup, NO_TOKENS).value == (extreme > 0)
     check.values[0] = float("nan")
-    assert isinstance(check.score(setup), CheckError)
+    assert isinstance(check.score(setup, NO_TOKENS), CheckError)
 
 
 def linear_setup():
@@ -108,9 +115,9 @@ def test_a_detector_that_is_not_linear_is_given_its_states():
     setup.__dict__["detector"] = Own()
     assert setup.weight is None
     check = PendingCheck(0, None, [(4, 0), (5, 1)], {1: states[1], 0: states[0]})
-    assert check.score(setup) == Score(0.25) and np.array_equal(seen[0], states[None])
+    assert check.score(setup, NO_TOKENS) == Score(0.25) and np.array_equal(seen[0], states[None])
     setup.__dict__["detector"].score_each = lambda found: 1 / 0
-    assert isinstance(check.score(setup), ZeroDivisionError)
+    assert isinstance(check.score(setup, NO_TOKENS), ZeroDivisionError)
 
 
 class Logprobs(tuple):
@@ -207,7 +214,7 @@ def test_the_defaults_are_a_guard():
 
 
 def test_the_pure_parts_import_no_vllm_and_no_torch():
-    engine = "flow_feed guarded_request admission pending_check positions held_output"
+    engine = "flow_feed guarded_request admission pending_check positions held_output answer_tokens range_means"
     names = ["report_field", "additional_config", "launch", "versions", "served_model", "setup", "worker.readout"]
     names += [f"engine.{name}" for name in engine.split()]
     code = "import sys\n" + "\n".join(f"import anydepth.vllm.{name}" for name in names)

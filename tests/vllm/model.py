@@ -13,8 +13,11 @@ from anydepth.templates.template import ChatTemplate
 from anydepth.vllm.checkpoint_identity import identify
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
-READS = ("2.input_layernorm@2", "1.output@content", "3.post_attention_layernorm@3", "2.input_layernorm@0")
-"""Several blocks, modules and tokens, the last one before the header among them."""
+READS = (
+    "2.input_layernorm@2", "1.output@content", "3.post_attention_layernorm@3", "2.input_layernorm@0",
+    "2.input_layernorm@mean", "1.self_attn@mean5", "3.mlp@mean2",
+)  # fmt: skip
+"""Several blocks, modules and tokens, the last one before the header among them, and means over the answer."""
 
 WIDTH = 64
 PROMPTS = [[{"role": "user", "content": f"w{n} w{n + 7} w{3 * n}"}] for n in range(1, 33)]
@@ -67,7 +70,13 @@ class Reference:
             self.model(torch.tensor([text + header]))
         for each in hooks:
             each.remove()
-        return np.stack([seen[read.site][len(text) + read.token].numpy() for read in reads])
+        return np.stack([self._state(seen[read.site], read, len(text), depth) for read in reads])
+
+    def _state(self, states: torch.Tensor, read: Read, end: int, depth: int) -> np.ndarray:
+        """One read of a pass over a text of `end` tokens, the last `depth` of them the answer, and the header."""
+        if not read.is_mean:
+            return states[end + read.token].numpy()
+        return states[end - min(depth, -read.token) : end].mean(0).numpy() if depth else np.zeros(WIDTH, np.float32)
 
     def _module(self, site: Site) -> torch.nn.Module:
         block = self.model.model.layers[site.block]

@@ -6,11 +6,11 @@ from anydepth.backends.protocol import Capability, Read
 from anydepth.detectors import check_states, require_capabilities
 from anydepth.types import Score
 
-READS = ("2.input_layernorm@2", "1.output@content")
+READS = ("2.input_layernorm@2", "1.output@content", "2.input_layernorm@mean4", "1.mlp@mean")
 
 
 class Norms:
-    """Scores a check by the lengths of two states."""
+    """Scores a check by the lengths of its states."""
 
     name = "norms"
     needs = frozenset({Capability.HIDDEN_STATES})

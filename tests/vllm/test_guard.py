@@ -240,7 +240,7 @@ def test_an_answer_that_ends_at_once_is_checked_again_where_its_check_failed(eng
     """Depth 0 is read in the prompt; its reading fails, and the end of turn, which has no depth, asks for it again."""
     engine = engines(settings=None)
     whole, failures = PendingCheck.score, [CheckError("no state")]
-    monkeypatch.setattr(PendingCheck, "score", lambda check, setup: failures.pop() if failures else whole(check, setup))
+    monkeypatch.setattr(PendingCheck, "score", lambda check, *args: failures.pop() if failures else whole(check, *args))
     end = {next(iter(engine.scheduler.setup.model.end_token_ids)): 100.0}
     answer = engine.answer(PROMPTS[0], guard=monitor(), max_tokens=5, logit_bias=end)
     checks = answer.report["timeline"]

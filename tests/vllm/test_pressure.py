@@ -98,12 +98,12 @@ def test_one_place_is_enough_for_requests_that_need_check_requests(engines):
 def test_a_state_that_is_not_finite_halts(engines, monkeypatch):
     engine = engines(max_num_seqs=1, max_model_len=256)
     state = engine.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.anydepth
-    weight = state._weight.clone()
-    state._weight[:] = float("nan")
+    weight = state.reader.weight.clone()
+    state.reader.weight[:] = float("nan")
     answer = engine.answer(PROMPTS[0], guard={"threshold": 1.0})
     report = parse_stop_reason(answer.stop_reason)
     assert report["reason"] == "error" and report["error"] == "CheckError" and not answer.token_ids
-    state._weight[:] = weight
+    state.reader.weight[:] = weight
     assert not engine.answer(PROMPTS[0], guard={"threshold": 1.0}).halted
     monkeypatch.setattr(state, "finish", lambda *args: None)  # a worker that says nothing
     assert parse_stop_reason(engine.answer(PROMPTS[0], guard={"threshold": 1.0}).stop_reason)["reason"] == "error"

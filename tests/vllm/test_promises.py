@@ -65,8 +65,8 @@ class Vllm:
     def failing_checks(self) -> Iterator[None]:
         whole = PendingCheck.score
 
-        def broken(self: PendingCheck, setup: Any) -> Any:
-            return whole(self, setup) if self.depth == 0 else CheckError("no state")
+        def broken(self: PendingCheck, setup: Any, tokens: Any) -> Any:
+            return whole(self, setup, tokens) if self.depth == 0 else CheckError("no state")
 
         with patched(PendingCheck, "score", broken):
             yield

@@ -29,9 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def plain_probe(reference, tmp_path_factory):
-    """A probe of one read, at the paper's site: every way can read it."""
+    """A probe of sites that every way can read, means among its reads."""
     path = tmp_path_factory.mktemp("plain") / "probe.safetensors"
-    return planted_probe(path, reference, ("2.input_layernorm@2", "3.output@3", "3.output@content"))
+    reads = ("2.input_layernorm@2", "3.output@3", "3.output@content", "3.output@mean6", "1.input_layernorm@mean")
+    return planted_probe(path, reference, reads)
 
 
 @pytest.mark.parametrize(
@@ -211,14 +212,8 @@ def test_the_command_line_reads_with_vllm_what_it_reads_with_transformers(tiny_f
         if command == "scan":
             arguments = [str(tmp_path / "in.jsonl"), "--probe", str(plain_probe)]
         else:
-            arguments = [
-                "--data",
-                str(tmp_path / "in.jsonl"),
-                "--sites",
-                "2.input_layernorm,3.output",
-                "--interval",
-                "5",
-            ]
+            sites = ["--sites", "2.input_layernorm,3.output,1.mlp", "--tokens=-1,0,2,mean4,mean"]
+            arguments = ["--data", str(tmp_path / "in.jsonl"), *sites, "--interval", "5"]
         command_line = [sys.executable, "-m", "anydepth", command, str(tiny_folder), *arguments, "-o", str(out), *more]
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src"}
         done = subprocess.run(command_line, env=environment, capture_output=True, text=True, timeout=300, check=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import Read, Site
+from anydepth.backends.protocol import Read, Site, last_header_token, sites_of
 from anydepth.config import GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import (
     Detector,
@@ -87,8 +87,23 @@ class Setup:
         """The weight of a linear detector, float32 `[reads, hidden_size]`; None if the states themselves are needed."""
         return self.detector.weight if self.reads and isinstance(self.detector, LinearDetector) else None
 
+    @cached_property
+    def means(self) -> tuple[tuple[int, int], ...]:
+        """The reads that are means: index among `reads`, and how many tokens of the answer they reach back at most."""
+        return tuple((index, -read.token) for index, read in enumerate(self.reads) if read.is_mean)
+
+    @cached_property
+    def span_reads(self) -> tuple[int, ...]:
+        """What is read at each token of an answer, as in a `Key`: the means; each site where states are collected."""
+        return tuple(range(len(self.site_of))) if self.options.collects else tuple(index for index, _ in self.means)
+
+    @property
+    def nothing(self) -> Any:
+        """What a mean is at depth 0: 0.0 for a linear detector, else zeros, float32 `[hidden_size]`."""
+        return 0.0 if self.weight is not None else np.zeros(self.model.identity.hidden_size, np.float32)
+
     def score(self, values: Mapping[int, Any]) -> Score | Exception:
-        """Score one check from what was read: for each read, what `Findings` says of it."""
+        """Score one check from what was read: for each read, what `Findings` says of it, or its mean."""
         if OPENERS in values:
             return Score(min(values[OPENERS], 1.0))
         if self.weight is None:
@@ -96,7 +111,7 @@ class Setup:
             states = np.stack([values[read] for read in range(len(self.reads))])
             return self.detector.score_each(states[None])[0]
         assert isinstance(self.detector, LinearDetector)
-        logit = sum(values.values()) + self.detector.bias
+        logit = float(sum(values.values())) + self.detector.bias
         if not isfinite(logit):
             return CheckError("the hidden state is not finite")
         return Score(1 / (1 + exp(-logit)) if logit >= 0 else exp(logit) / (1 + exp(logit)))
@@ -124,15 +139,20 @@ class Setup:
         return self.options.sites if self.options.collects else tuple(read.site for read in self.reads)
 
     @cached_property
+    def header_sites(self) -> tuple[Site, ...]:
+        """Where the header's tokens are read: they need not run any further."""
+        return self.options.sites if self.options.collects else sites_of(r for r in self.reads if r.token >= 0)
+
+    @cached_property
     def header_ids(self) -> tuple[int, ...]:
-        """What is appended for a check: the Safety Tokens up to the last one that is read, whole for text or logits."""
+        """What is appended for a check: the Safety Tokens up to the last one that is read, whole for text or logits.
+
+        One at least, though a detector of means or content alone reads none: a check needs a token to be scheduled.
+        """
         header = self.model.header
         if not self.reads:
             return header.ids + header.answer_ids
-        ids = header.ids[: max(read.token for read in self.reads) + 1]
-        if not ids:
-            raise ConfigError("the detector reads no Safety Token; in vLLM a check needs at least one")
-        return ids
+        return header.ids[: max(0, last_header_token(self.reads)) + 1]
 
     @cached_property
     def room(self) -> int:

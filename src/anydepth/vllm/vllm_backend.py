@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,41 @@ from anydepth.backends.protocol import Capability, FinishedAnswer, Read, Site
 from anydepth.errors import CheckError, PromptError, UnsupportedModel
 from anydepth.extras import require
 from anydepth.settings import Settings
+from anydepth.templates.header import is_mean
 from anydepth.vllm.launch import engine_options
 from anydepth.vllm.report_field import KEY
 from anydepth.vllm.served_model import ServedModel
+
+
+@dataclass(slots=True)
+class _Ask:
+    """One request to the engine: what it is to read, and where that belongs.
+
+    Attributes:
+        row: Index of the answer.
+        ids: Token ids of the request.
+        positions: Where single states are read.
+        ranges: Ranges of positions, begin and end, that means are taken over.
+        cells: For each position, then each range: index of the depth and of the token.
+    """
+
+    row: int
+    ids: tuple[int, ...]
+    positions: list[int] = field(default_factory=list)
+    ranges: list[list[int]] = field(default_factory=list)
+    cells: list[tuple[int, int]] = field(default_factory=list)
+
+    def extra(self, file: str) -> dict[str, Any]:
+        """What `StateScheduler` is asked for."""
+        return {"read": self.positions, "means": self.ranges, "file": file}
 
 
 class VllmBackend(ServedModel):
     """Implements `anydepth.backends.protocol.Reader` over a vLLM engine of its own.
 
     Each depth of each answer is one request of one token, text up to the depth and header; the prefix cache lets the
-    requests of one answer share the text, and vLLM batches those of all answers.
+    requests of one answer share the text, and vLLM batches those of all answers. Means over answer tokens, at all
+    depths, come out of the request of the deepest.
 
     Args:
         model: Hub id or folder.
@@ -90,44 +116,79 @@ class VllmBackend(ServedModel):
             self.check_site(site)
         self._batches += 1
         params = require("vllm", extra="vllm").SamplingParams
-        prompts: list[dict[str, Any]] = []
-        sampling: list[Any] = []
-        plans: list[tuple[int, int, str]] = []
-        for row, answer in enumerate(answers):
-            for index, (ids, positions) in enumerate(self._requests(answer, tokens, suffix)):
-                plans.append((row, index, name := f"{self._batches}-{len(plans)}"))
-                prompts.append({"prompt_token_ids": list(ids)})
-                asked = {KEY: {"read": positions, "file": name}}
-                sampling.append(params(temperature=0.0, max_tokens=1, detokenize=False, extra_args=asked))
-        self._llm.generate(prompts, sampling, use_tqdm=False)
-        width = self.identity.hidden_size
-        out = [{site: np.empty((len(a.depths), len(tokens), width), np.float32) for site in sites} for a in answers]
-        for row, index, name in plans:
-            found = self._take(name)
-            for site in sites:
-                out[row][site][index] = found[:, self.sites.index(site)]
-        return out
+        asks = [ask for row, answer in enumerate(answers) for ask in self._asks(row, answer, tokens, suffix)]
+        prompts: list[Any] = [{"prompt_token_ids": list(ask.ids)} for ask in asks]
+        names = [f"{self._batches}-{index}" for index in range(len(asks))]
+        sampling = [
+            params(temperature=0.0, max_tokens=1, detokenize=False, extra_args={KEY: ask.extra(name)})
+            for ask, name in zip(asks, names, strict=True)
+        ]
+        if asks:
+            self._llm.generate(prompts, sampling, use_tqdm=False)
+        width, places = self.identity.hidden_size, [self.sites.index(site) for site in sites]
+        out = [np.zeros((len(sites), len(a.depths), len(tokens), width), np.float32) for a in answers]
+        for ask, name in zip(asks, names, strict=True):
+            found = self._take(name)[:, places]
+            for (index, column), states in zip(ask.cells, found, strict=True):
+                out[ask.row][:, index, column] = states
+        return [dict(zip(sites, states, strict=True)) for states in out]
 
-    def _requests(
-        self, answer: FinishedAnswer, tokens: Sequence[int], suffix: Sequence[int] | None
-    ) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-        """For each depth the token ids of the request, and the positions where `tokens` stand in it."""
-        start = answer.prompt.ids[: answer.prompt.start]
-        header = tuple(self.header.ids if suffix is None else suffix)[: max(tokens) + 1]
+    def _asks(
+        self, row: int, answer: FinishedAnswer, tokens: Sequence[int], suffix: Sequence[int] | None
+    ) -> Iterator["_Ask"]:
+        """The requests that read one answer: one a depth for single states, and the means in that of the deepest.
+
+        That one comes first: the answer's tokens are computed in it, and the others share its cached prefix.
+        """
+        single = [column for column, token in enumerate(tokens) if not is_mean(token)]
+        means = [column for column, token in enumerate(tokens) if is_mean(token)] if answer.deepest else []
         for depth in answer.depths:
-            if not 0 <= depth <= len(answer.answer_ids):
-                raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
-            text = start + answer.answer_ids[:depth]
-            if len(text) + len(header) > self.context_length:
-                raise PromptError(
-                    f"prompt and answer have {len(text)} tokens, which with a check of {len(header)} and one more do "
-                    f"not fit the engine's context of {self.context_length + 1}; shorten them, or raise max_model_len"
-                )
-            positions = []
-            for token in tokens:
+            self._check_depth(answer, depth, self._header(tokens, suffix))
+        order = sorted(range(len(answer.depths)), key=lambda index: -answer.depths[index])
+        for index in order if single else order[: bool(means)]:
+            ask = self._ask(row, answer, index, tokens, suffix)
+            if means and index == order[0]:
+                ask.ranges, cells = self._ranges(answer, tokens, means)
+                ask.cells += cells
+            yield ask
+
+    def _ask(
+        self, row: int, answer: FinishedAnswer, index: int, tokens: Sequence[int], suffix: Sequence[int] | None
+    ) -> "_Ask":
+        """The request for the single states at one depth."""
+        start, depth = answer.prompt.start, answer.depths[index]
+        text = answer.prompt.ids[:start] + answer.answer_ids[:depth]
+        ask = _Ask(row, text + self._header(tokens, suffix))
+        for column, token in enumerate(tokens):
+            if not is_mean(token):
                 own = self.template.position(answer.prompt, token, depth) if suffix is None else None
-                positions.append(len(text) + token if own is None else own)
-            yield text + header, positions
+                ask.positions.append(len(text) + token if own is None else own)
+                ask.cells.append((index, column))
+        return ask
+
+    def _ranges(
+        self, answer: FinishedAnswer, tokens: Sequence[int], columns: Sequence[int]
+    ) -> tuple[list[list[int]], list[tuple[int, int]]]:
+        """The ranges of positions that the means at all depths but 0 are taken over, and their cells."""
+        start = answer.prompt.start
+        cells = [(index, column) for index, depth in enumerate(answer.depths) if depth for column in columns]
+        ends = [(answer.depths[index], -tokens[column]) for index, column in cells]
+        return [[start + max(0, depth - length), start + depth] for depth, length in ends], cells
+
+    def _header(self, tokens: Sequence[int], suffix: Sequence[int] | None) -> tuple[int, ...]:
+        """What follows the text: the header or `suffix`, up to the last token of it that is read."""
+        return tuple(self.header.ids if suffix is None else suffix)[: max(-1, *tokens) + 1]
+
+    def _check_depth(self, answer: FinishedAnswer, depth: int, header: Sequence[int]) -> None:
+        """Raise PromptError for a depth outside the answer, or beyond the engine's context."""
+        if not 0 <= depth <= len(answer.answer_ids):
+            raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
+        length = answer.prompt.start + depth
+        if length + len(header) > self.context_length:
+            raise PromptError(
+                f"prompt and answer have {length} tokens, which with a check of {len(header)} and one more do "
+                f"not fit the engine's context of {self.context_length + 1}; shorten them, or raise max_model_len"
+            )
 
     def _take(self, name: str) -> np.ndarray:
         path = Path(self._folder.name) / f"{name}.npy"

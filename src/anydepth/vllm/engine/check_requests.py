@@ -29,14 +29,15 @@ def make_checks(setup: Setup, guarded: GuardedRequest) -> list[PendingCheck]:
         return [_text_check(setup, detector, guarded, depth) for depth in depths]
     if due:
         return [_state_check(setup, own, own.all_token_ids, due)]
-    checks = [_state_check(setup, own, prompt.ids[: prompt.start + depth], depth) for depth in guarded.inside]
-    if prompt.prefill:
+    checks = []
+    if prompt.prefill:  # first: the answer's tokens are read in it, and the others share its cached prefix
         checks.append(_state_check(setup, own, prompt.ids, prompt.prefill))
+    checks += [_state_check(setup, own, prompt.ids[: prompt.start + depth], depth) for depth in guarded.inside]
     places = start_places(setup.model.template, prompt, setup.reads)
     if places is None:
         checks.append(_state_check(setup, own, prompt.ids[: prompt.start], 0))
     else:
-        last = checks[-1].request if prompt.prefill else _check_request(setup, own, prompt.ids)
+        last = checks[0].request if prompt.prefill else _check_request(setup, own, prompt.ids)
         checks.append(PendingCheck(0, last, places))
     return checks
 
@@ -54,7 +55,7 @@ def _text_check(setup: Setup, detector: TextDetector, guarded: GuardedRequest, d
     else:
         ids = [*guarded.prompt.ids[: guarded.prompt.start], *setup.model.template.answer_ids(guarded.prompt)]
     if detector.mode == "look-ahead":
-        return PendingCheck(depth, _check_request(setup, guarded.request, ids, detector.max_new_tokens), ())
+        return PendingCheck(depth, _check_request(setup, guarded.request, ids, detector.max_new_tokens), None)
     return PendingCheck(depth, _check_request(setup, guarded.request, ids), [(len(ids) - 1, OPENERS)])
 
 

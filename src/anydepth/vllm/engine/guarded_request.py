@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from anydepth.errors import CheckError
 from anydepth.templates.template import Prompt
+from anydepth.vllm.engine.answer_tokens import AnswerTokens
 from anydepth.vllm.engine.flow_feed import FlowFeed
 from anydepth.vllm.engine.held_output import HeldOutput
 from anydepth.vllm.engine.pending_check import PendingCheck
@@ -36,6 +36,7 @@ class GuardedRequest:
         held: True while the request is in none of vLLM's queues, until its check requests have answered.
         ending: Status and stop reason that vLLM ended the answer with; kept back until the last check is made.
         output: What has not left yet.
+        tokens: What was found at the tokens of the answer, for the reads that are means.
     """
 
     request: Any
@@ -47,6 +48,10 @@ class GuardedRequest:
     held: bool = False
     ending: tuple[Any, Any] | None = None
     output: HeldOutput = field(default_factory=HeldOutput)
+    tokens: AnswerTokens = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = AnswerTokens(self.prompt.start)
 
     @property
     def stage(self) -> RequestStage:
@@ -72,8 +77,20 @@ class GuardedRequest:
         """The check requests that are under way, by id; each may make several checks."""
         return {each.request.request_id: each.request for each in self.pending if each.request is not self.request}
 
+    @property
+    def unread_tokens(self) -> range:
+        """Positions of the answer's tokens, as far as there are any, that have not been read."""
+        return range(self.tokens.next, self.request.num_tokens)
+
+    @property
+    def token_reader(self) -> str:
+        """Id of the request in which the answer's tokens are read: its own, or while it is held the deepest check's."""
+        if self.held and self.pending:
+            return max(self.pending, key=lambda check: check.depth).request.request_id
+        return self.request.request_id
+
     def conclude(self, request_id: str, setup: Setup, *, failed: bool = False) -> None:
-        """Score the checks made in one of vLLM's requests; once none is under way, bring all to the flow.
+        """Note that one of vLLM's requests is over; once none is under way, score the checks for the flow.
 
         Args:
             request_id: Id of the answer's own request or of a check request.
@@ -82,10 +99,9 @@ class GuardedRequest:
         """
         for check in self.pending:
             if check.request.request_id == request_id:
-                unfinished = CheckError("the check request was not finished") if failed else None
-                check.result = unfinished or check.score(setup)
-        results = {check.depth: check.result for check in self.pending if check.result is not None}
-        if len(results) == len(self.pending):
+                check.over, check.failed = True, failed
+        if all(check.over for check in self.pending):
+            results = {check.depth: check.score(setup, self.tokens) for check in self.pending}
             self.pending = []
             if not self.feed.begun:
                 self.feed.begin({depth: each for depth, each in results.items() if 0 < depth < self.prompt.prefill})

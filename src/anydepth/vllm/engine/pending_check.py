@@ -1,14 +1,15 @@
 """Collect the values of one check while the engine's steps bring them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from anydepth.errors import CheckError
 from anydepth.types import Score
+from anydepth.vllm.engine.answer_tokens import AnswerTokens
 from anydepth.vllm.engine.positions import Place
 from anydepth.vllm.setup import Setup
-from anydepth.vllm.wire import Findings
+from anydepth.vllm.wire import Key
 
 
 @dataclass(slots=True, eq=False)
@@ -18,33 +19,50 @@ class PendingCheck:
     Attributes:
         depth: Depth of the check, in tokens.
         request: vLLM's request that is read: the answer's own, or one that was made for the check.
-        places: Where to read; empty for a look-ahead, which is judged by the text that `request` generates.
+        places: Where to read single states; None for a look-ahead, which is judged by the text that `request`
+            generates.
         values: Index of a read -> what the worker found there (`Findings`), as far as it has come.
-        result: The score, or the failure of the check; None while it is being made.
+        over: True once vLLM is done with the request, as far as the check needs it.
+        failed: True if vLLM did not finish it.
     """
 
     depth: int
     request: Any
-    places: Sequence[Place]
+    places: Sequence[Place] | None
     values: dict[int, Any] = field(default_factory=dict)
-    result: Score | Exception | None = None
+    over: bool = False
+    failed: bool = False
 
     @property
     def unread(self) -> list[Place]:
         """The places that have not been read yet."""
-        return [(position, read) for position, read in self.places if read not in self.values]
+        return [(position, read) for position, read in self.places or () if read not in self.values]
 
-    def take(self, findings: Findings) -> None:
+    def take(self, found: Mapping[Key, Any]) -> None:
         """Keep what a step has found at the check's places."""
-        for place in self.places:
-            if (key := (self.request.request_id, *place)) in findings:
-                self.values[place[1]] = findings[key]
+        for place in self.places or ():
+            if (key := (self.request.request_id, *place)) in found:
+                self.values[place[1]] = found[key]
 
-    def score(self, setup: Setup) -> Score | Exception:
-        """The score of the values; an error stands for a place that was not read, or a detector that failed."""
+    def score(self, setup: Setup, tokens: AnswerTokens) -> Score | Exception:
+        """The score of the values and of the means over the answer's `tokens`.
+
+        An error stands for a place or token that was not read, a request that was not finished, or a detector that
+        failed.
+        """
+        if self.failed:
+            return CheckError("the check request was not finished")
         if self.unread:
             return CheckError(f"nothing was read at position {min(self.unread)[0]}")
         try:
-            return setup.score(self.values) if self.places else setup.score_text(self.request.output_token_ids)
+            if self.places is None:
+                return setup.score_text(self.request.output_token_ids)
+            return setup.score(self.values | self._means(setup, tokens))
         except Exception as error:  # a detector of somebody else's: its failure is a failed check
             return error
+
+    def _means(self, setup: Setup, tokens: AnswerTokens) -> dict[int, Any]:
+        """Index of each read that is a mean -> its value at this depth."""
+        if not self.depth:
+            return {read: setup.nothing for read, _ in setup.means}
+        return {read: tokens.mean(column, self.depth, length) for column, (read, length) in enumerate(setup.means)}

@@ -30,12 +30,21 @@ def locate(template: ChatTemplate, ids: Sequence[int], read_index: int) -> Promp
 
 
 def start_places(template: ChatTemplate, prompt: Prompt, reads: Sequence[Read]) -> list[Place] | None:
-    """Where the reads of depth 0 stand in the prompt itself; None if its generation prompt lacks one of them."""
-    found = ((template.position(prompt, read.token), index) for index, read in enumerate(reads))
+    """Where the reads of depth 0 stand in the prompt itself; None if its generation prompt lacks one of them.
+
+    Means have no place of their own: they are made of the answer's tokens.
+    """
+    single = _single(reads)
+    found = ((template.position(prompt, read.token), index) for index, read in single)
     places = [(position, index) for position, index in found if position is not None and position >= 0]
-    return places if len(places) == len(reads) else None
+    return places if len(places) == len(single) else None
 
 
 def end_places(length: int, reads: Sequence[Read]) -> list[Place]:
-    """Where the reads stand if the header follows `length` tokens."""
-    return [(length + read.token, index) for index, read in enumerate(reads)]
+    """Where the reads stand if the header follows `length` tokens; means have no place of their own."""
+    return [(length + read.token, index) for index, read in _single(reads)]
+
+
+def _single(reads: Sequence[Read]) -> list[tuple[int, Read]]:
+    """The reads of a single state, with their indices."""
+    return [(index, read) for index, read in enumerate(reads) if not read.is_mean]

@@ -144,6 +144,12 @@ class GuardedScheduler(ReadingScheduler):
         pending = [] if guarded is None else guarded.pending
         return [place for check in pending if check.request.request_id == request_id for place in check.unread]
 
+    def _unread_tokens(self, request_id: str) -> range:
+        guarded = self._guarded.get(request_id) or self._check_requests.get(request_id)
+        if guarded is None or not self.setup.means or guarded.token_reader != request_id:
+            return range(0)
+        return guarded.unread_tokens
+
     # -- after a step --------------------------------------------------------------------------------------------------
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, Any]:
@@ -164,9 +170,12 @@ class GuardedScheduler(ReadingScheduler):
         }
 
     def _take(self, findings: Findings) -> None:
+        for name, found in findings.spans.items():
+            if reader := self._guarded.get(name) or self._check_requests.get(name):
+                reader.tokens.add(*found)
         for guarded in self._guarded.values():
             for check in guarded.pending:
-                check.take(findings)
+                check.take(findings.states)
                 # What rode is over with this step; depth 0 may be read in several, until the prompt is computed.
                 if check.request is guarded.request and (guarded.request.num_output_tokens or not check.unread):
                     guarded.conclude(guarded.request.request_id, self.setup)

@@ -1,5 +1,6 @@
 """Schedule the requests of `VllmBackend`, and write the states that they ask for into a folder for its process."""
 
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,35 @@ import numpy as np
 
 from anydepth.errors import ConfigError
 from anydepth.vllm.engine.positions import Place
+from anydepth.vllm.engine.range_means import RangeMeans
 from anydepth.vllm.engine.reading_scheduler import ReadingScheduler
 from anydepth.vllm.report_field import KEY
 from anydepth.vllm.wire import Findings
 
 
+@dataclass(slots=True)
+class Wanted:
+    """What one request asks for, as far as it has come.
+
+    Attributes:
+        file: Name of the file to write, without its ending.
+        positions: Where single states are read.
+        means: The means over ranges of tokens.
+        found: Position and index of the site -> the state there, float32 `[hidden_size]`.
+    """
+
+    file: str
+    positions: list[int]
+    means: RangeMeans
+    found: dict[Place, np.ndarray] = field(default_factory=dict)
+
+
 class StateScheduler(ReadingScheduler):
     """The `scheduler_cls` of an engine that collects states. It guards nothing.
 
-    A request asks with `extra_args["anydepth"] = {"read": [position, ...], "file": name}` for the file `NAME.npy`, a
-    float32 array `[positions, sites, hidden_size]`.
+    A request asks for the file `NAME.npy` with `extra_args["anydepth"] = {"read": [position, ...], "means": [[begin,
+    end], ...], "file": name}`. It is a float32 array `[positions + means, sites, hidden_size]`: the states at the
+    positions, then the mean state of each range of positions.
     """
 
     collects = True
@@ -28,26 +48,39 @@ class StateScheduler(ReadingScheduler):
             raise ConfigError("additional_config collects states and names no spool folder; use VllmBackend")
         self._folder = Path(self.setup.options.spool)
         self._sites = range(len(self.setup.site_of))
-        self._wanted: dict[str, tuple[str, list[int], dict[Place, np.ndarray]]] = {}
+        self._wanted: dict[str, Wanted] = {}
 
     def add_request(self, request: Any) -> None:
         """Note what the request asks for."""
         asked = (request.sampling_params.extra_args or {}).get(KEY) or {}
-        if asked.get("read"):
-            self._wanted[request.request_id] = (Path(asked["file"]).name, list(asked["read"]), {})
+        if asked.get("read") or asked.get("means"):
+            self._wanted[request.request_id] = Wanted(
+                Path(asked["file"]).name, list(asked.get("read", ())), RangeMeans(asked.get("means", ()))
+            )
         super().add_request(request)
 
     def _unread(self, request_id: str) -> list[Place]:
-        _, positions, found = self._wanted.get(request_id, ("", [], {}))
-        return [place for place in product(positions, self._sites) if place not in found]
+        if (wanted := self._wanted.get(request_id)) is None:
+            return []
+        return [place for place in product(wanted.positions, self._sites) if place not in wanted.found]
+
+    def _unread_tokens(self, request_id: str) -> range:
+        wanted = self._wanted.get(request_id)
+        return range(0) if wanted is None else range(wanted.means.next, wanted.means.end)
 
     def _take(self, findings: Findings) -> None:
         """Keep what a step has found; write the file of each request that is complete."""
-        for (request_id, position, site), state in findings.items():
+        for (request_id, position, site), state in findings.states.items():
             if request_id in self._wanted:
-                self._wanted[request_id][2][position, site] = state
-        for request_id in {request_id for request_id, *_ in findings} & set(self._wanted):
-            if not self._unread(request_id):
-                file, positions, found = self._wanted.pop(request_id)
-                states = [[found[position, site] for site in self._sites] for position in positions]
-                np.save(self._folder / f"{file}.npy", np.array(states, dtype=np.float32))
+                self._wanted[request_id].found[position, site] = state
+        for request_id, found in findings.spans.items():
+            if request_id in self._wanted:
+                self._wanted[request_id].means.add(*found)
+        touched = {request_id for request_id, *_ in findings.states} | set(findings.spans)
+        for request_id in touched & set(self._wanted):
+            if not self._unread(request_id) and not self._unread_tokens(request_id):
+                self._write(self._wanted.pop(request_id))
+
+    def _write(self, wanted: Wanted) -> None:
+        states = [np.array([wanted.found[position, site] for site in self._sites]) for position in wanted.positions]
+        np.save(self._folder / f"{wanted.file}.npy", np.array([*states, *wanted.means.means()], dtype=np.float32))

@@ -87,7 +87,10 @@ class HookReadOut(ReadOut):
 
     def take(self, aux: Sequence[Any] | None) -> dict[Site, Any]:
         """See `ReadOut.take`."""
-        states, self._states, self._rows = self._states, {}, {}
+        states, self._states, rows, self._rows = self._states, {}, self._rows, {}
+        for site in rows:
+            if site not in states:
+                raise UnsupportedModel(f"site {site} cannot be read: vLLM does not call this module; read another site")
         return states
 
 

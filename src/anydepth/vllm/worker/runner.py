@@ -2,9 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +13,7 @@ from anydepth.vllm.setup import Setup
 from anydepth.vllm.wire import ATTRIBUTE, OPENERS, Findings, Key, Orders
 from anydepth.vllm.worker.header_rows import HeaderRows
 from anydepth.vllm.worker.readout import ReadOut, choose, find_blocks
-
-if TYPE_CHECKING:
-    from anydepth.backends.protocol import Site
+from anydepth.vllm.worker.step_reader import StepReader, StepValues
 
 logger = logging.getLogger("vllm.anydepth")
 
@@ -39,12 +36,12 @@ class GuardedRunner:
         layers = self.model_config.hf_config.get_text_config(decoder=True).num_hidden_layers
         choice = state.setup.options.read_out
         compiled = not self.model_config.enforce_eager
-        state.read_out = choose(self.get_model(), layers, state.setup.sites, choice=choice, compiled=compiled)
-        self.use_aux_hidden_state_outputs = state.read_out.name == "auxiliary hidden states"
+        read_out = choose(self.get_model(), layers, state.setup.sites, choice=choice, compiled=compiled)
+        state.read_out, state.reader = read_out, StepReader(state.setup, read_out, self.device)
+        self.use_aux_hidden_state_outputs = read_out.name == "auxiliary hidden states"
         if self.device.type == "cpu" and not compiled:
-            state.header_rows = HeaderRows(find_blocks(self.get_model(), layers), state.setup.sites)
+            state.header_rows = HeaderRows(find_blocks(self.get_model(), layers), state.setup.header_sites)
             logger.info("anydepth runs the header's tokens to block %d of %d", state.header_rows.first, layers)
-        state.load_weight(self.device)
 
     def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Note which states are to be read, then run the model."""
@@ -58,7 +55,7 @@ class GuardedRunner:
         )
         begins = np.cumsum(num_scheduled_tokens) - num_scheduled_tokens
         rows = {request: int(begins[index]) for request, index in self.input_batch.req_id_to_index.items()}
-        self.anydepth.expect(rows, self.device)
+        self.anydepth.expect(rows)
         drafts = scheduler_output.scheduled_spec_decode_tokens
         if drafts:
             lengths = [len(drafts.get(request, ())) for request in self.input_batch.req_ids]
@@ -71,55 +68,49 @@ class GuardedRunner:
     def sample_tokens(self: Any, grammar_output: Any) -> Any:
         """Sample as if there were no header, and put what was read beside the tokens."""
         state = self.execute_model_state
-        findings = None
+        found = None
         if state is not None:
-            findings = self.anydepth.finish(state.aux_hidden_states, state.logits, self.input_batch.req_id_to_index)
+            found = self.anydepth.finish(state.aux_hidden_states, state.logits, self.input_batch.req_id_to_index)
             if state.scheduler_output.scheduled_spec_decode_tokens:
                 plain = replace(state.scheduler_output, scheduled_spec_decode_tokens={})
                 self.execute_model_state = state._replace(scheduler_output=plain)
         output = super().sample_tokens(grammar_output)  # pyright: ignore[reportAttributeAccessIssue]
-        if findings is not None:
-            setattr(output, ATTRIBUTE, findings)
+        if found is not None:  # only now: the sampler has waited for the device already
+            setattr(output, ATTRIBUTE, self.anydepth.findings(*found))
         return output
 
 
+Found = tuple[StepValues | None, list[Key], Any]
+"""What a step has read, on the device: hidden states; keys and probabilities, `[keys]`, of the openers."""
+
+
 class RunnerState:
-    """The guard's part of a runner: the probe's weight, the way to the states, the orders of the present step."""
+    """The guard's part of a runner: the way to the states, the orders of the present step."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.read_out: ReadOut | None = None
+        self.reader: StepReader | None = None
         self.header_rows: HeaderRows | None = None
         self.seconds, self.checks = 0.0, 0
-        self._orders: Orders = {}
-        self._weight: Any = None
-        self._keys: dict[Site, list[Key]] = {}
+        self._orders = Orders()
         self._openers: list[int] = []
         detector = None if setup.options.collects else setup.detector
         if isinstance(detector, TextDetector):
             self._openers = list(detector.opener_ids or ())
 
-    def load_weight(self, device: Any) -> None:
-        """Bring a linear detector's weight to the device, in float64: sums over many widths keep their digits."""
-        if not self.setup.options.collects and self.setup.weight is not None:
-            self._weight = torch.from_numpy(self.setup.weight.astype(np.float64)).to(device)
-
     def begin(self, orders: Orders | None) -> None:
         """Take the orders of a step; what is left of an earlier one is dropped."""
-        self._orders, self._keys = orders or {}, {}
+        self._orders = orders or Orders()
         if self.header_rows is not None:
             self.header_rows.end()
 
-    def expect(self, rows: dict[str, int], device: Any) -> None:
+    def expect(self, rows: dict[str, int]) -> None:
         """Say which rows of the batch the orders mean; `rows` has the first row of each request."""
-        if not self._orders or self.read_out is None:
+        if not self._orders or self.reader is None:
             return
         begun = time.perf_counter()
-        for key in self._orders:
-            if key[2] != OPENERS:
-                self._keys.setdefault(self.setup.site_of[key[2]], []).append(key)
-        wanted = {site: [rows[key[0]] + self._orders[key] for key in keys] for site, keys in self._keys.items()}
-        self.read_out.expect({site: torch.tensor(each, device=device) for site, each in wanted.items()})
+        self.reader.expect(self._orders, rows)
         self.seconds += time.perf_counter() - begun
 
     def leave_out(self, begins: np.ndarray, ends: np.ndarray) -> None:
@@ -131,29 +122,29 @@ class RunnerState:
             keep[begin:end] = False
         self.header_rows.begin(torch.from_numpy(np.flatnonzero(keep)), len(keep))
 
-    def finish(self, aux: Any, logits: Any, index: dict[str, int]) -> Findings | None:
-        """What was read; None if nothing was ordered."""
-        orders, self._orders = self._orders, {}
+    def finish(self, aux: Any, logits: Any, index: dict[str, int]) -> Found | None:
+        """What was read, not waited for, since the sampler may change the logits; None if nothing was ordered."""
+        orders, self._orders = self._orders, Orders()
         if self.header_rows is not None:
             self.header_rows.end()
         if not orders:
             return None
         begun = time.perf_counter()
-        findings: Findings = {}
+        openers = None
         with torch.inference_mode():
-            if self._keys and self.read_out is not None:
-                found = self.read_out.take(aux)
-                for site, keys in self._keys.items():
-                    findings |= zip(keys, self._values(found[site], keys), strict=True)
-            if openers := [key for key in orders if key[2] == OPENERS]:
-                chosen = logits[[index[request] for request, *_ in openers]].float().log_softmax(-1)
-                findings |= zip(openers, chosen[:, self._openers].exp().sum(-1).tolist(), strict=True)
+            values = None if self.reader is None else self.reader.take(aux)
+            if asked := [key for key in orders.states if key[2] == OPENERS]:
+                chosen = logits[[index[request] for request, *_ in asked]].float().log_softmax(-1)
+                openers = chosen[:, self._openers].exp().sum(-1)
         self.seconds += time.perf_counter() - begun
-        self.checks += len(orders)
-        return findings
+        self.checks += len(orders.states) + len(self.setup.span_reads) * sum(e.size for e in orders.spans.values())
+        return values, asked, openers
 
-    def _values(self, states: Any, keys: list[Key]) -> Iterable[Any]:
-        """What each state, a row of `[keys, hidden_size]`, gives: its part of the logit, or itself."""
-        if self._weight is None:
-            return states.float().cpu().numpy()
-        return (states.double() * self._weight[[read for *_, read in keys]]).sum(-1).tolist()
+    def findings(self, values: StepValues | None, asked: list[Key], openers: Any) -> Findings:
+        """What `finish` has read, brought to the host."""
+        begun = time.perf_counter()
+        findings = Findings() if values is None else values.findings()
+        if asked:
+            findings.states |= zip(asked, openers.tolist(), strict=True)
+        self.seconds += time.perf_counter() - begun
+        return findings
