@@ -8,6 +8,7 @@ import pytest
 from anydepth import Every, Threshold
 from anydepth.audit.answer import Account
 from anydepth.audit.trail import Audit
+from anydepth.backends.protocol import WHOLE
 from anydepth.config import GuardConfig
 from anydepth.templates.template import Prompt
 from anydepth.types import Score
@@ -74,7 +75,7 @@ def test_a_check_in_the_request_itself():
 
 
 def test_the_means_of_a_check_are_those_of_the_answer_before_it():
-    setup = SimpleNamespace(score=SETUP.score, means=((1, 2), (0, 2**31 - 1)), nothing=0.0)
+    setup = SimpleNamespace(score=SETUP.score, means=((1, -2), (0, WHOLE)), nothing=0.0)
     request = guarded(prefill=9)
     request.pending = [PendingCheck(depth, SimpleNamespace(request_id="one"), []) for depth in (9, 4, 1, 0)]
     request.tokens.add(10, np.array([[n, n / 100] for n in range(9)]) / 100)
@@ -85,7 +86,7 @@ def test_the_means_of_a_check_are_those_of_the_answer_before_it():
 
 @pytest.mark.parametrize("missing", ["all", "the last"])
 def test_a_mean_over_a_token_that_was_not_read_is_a_failed_check(missing):
-    setup = SimpleNamespace(score=SETUP.score, means=((0, 2),), nothing=0.0)
+    setup = SimpleNamespace(score=SETUP.score, means=((0, -2),), nothing=0.0)
     request = guarded()
     request.feed.begin({})
     request.pending = [PendingCheck(0, request.request, [])]

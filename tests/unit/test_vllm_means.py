@@ -16,7 +16,6 @@ from anydepth.vllm.wire import Orders, Span
 from anydepth.vllm.worker.readout import HookReadOut, ReadOut
 from anydepth.vllm.worker.step_reader import StepReader
 
-ALL = 2**31 - 1
 FIRST, SECOND = Site(1), Site(2, "self_attn")
 READS = (Read(FIRST, 2), Read(FIRST, -3), Read(SECOND, WHOLE), Read(FIRST, WHOLE), Read(SECOND, 0))
 
@@ -26,10 +25,10 @@ def test_a_mean_is_over_the_last_tokens_before_the_depth():
     found = np.array([[1.0, 10.0], [2.0, 20.0], [6.0, 60.0], [8.0, 80.0]])
     tokens.add(100, found)
     assert tokens.next == 104
-    assert [tokens.mean(0, depth, 2) for depth in (1, 2, 3, 4)] == [1.0, 1.5, 4.0, 7.0]
-    assert [tokens.mean(1, depth, ALL) for depth in (1, 2, 3, 4)] == pytest.approx([10, 15, 30, 42.5])
+    assert [tokens.mean(0, depth, -2) for depth in (1, 2, 3, 4)] == [0.5, 1.5, 4.0, 7.0]
+    assert [tokens.mean(1, depth, WHOLE) for depth in (1, 2, 3, 4)] == pytest.approx([10, 15, 30, 42.5])
     with pytest.raises(CheckError, match="position 104"):
-        tokens.mean(0, 5, 2)
+        tokens.mean(0, 5, -2)
 
 
 def test_a_token_is_kept_once_and_nothing_behind_a_gap():
@@ -46,7 +45,7 @@ def test_means_of_states_are_summed_in_float64():
     tokens = AnswerTokens(0)
     states = np.array([[[2.0**25, 1.0]], [[1.0, 2.0]], [[1.0, 3.0]], [[2.0**25, 4.0]]], np.float32)
     tokens.add(0, states)
-    mean = tokens.mean(0, 4, ALL)
+    mean = tokens.mean(0, 4, WHOLE)
     assert mean.dtype == np.float32 and mean.tolist() == [np.float32((2**26 + 2) / 4), 2.5]
 
 
@@ -102,7 +101,7 @@ def orders():
 
 def test_the_rows_of_a_step_become_parts_of_the_logit():
     setup, layers, reader, states = made(READS, linear=True)
-    assert setup.means == ((1, 3), (2, ALL), (3, ALL)) and setup.span_reads == (1, 2, 3)
+    assert setup.means == ((1, -3), (2, WHOLE), (3, WHOLE)) and setup.span_reads == (1, 2, 3)
     reader.expect(*orders())
     found = reader.take(None).findings()
     assert layers.asked[FIRST].tolist() == [3, 0, 5, 6, 7, 8] and layers.asked[SECOND].tolist() == [1, 0, 5, 6, 7, 8]

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from anydepth import LinearProbe
-from anydepth.backends.protocol import Read, Site
+from anydepth.backends.protocol import WHOLE, Read, Site
 from anydepth.detectors import ProbeCard
 from anydepth.templates.template import ChatTemplate
 from anydepth.vllm.checkpoint_identity import identify
@@ -76,7 +76,8 @@ class Reference:
         """One read of a pass over a text of `end` tokens, the last `depth` of them the answer, and the header."""
         if not read.is_mean:
             return states[end + read.token].numpy()
-        return states[end - min(depth, -read.token) : end].mean(0).numpy() if depth else np.zeros(WIDTH, np.float32)
+        count = max(depth, 1) if read.token == WHOLE else -read.token
+        return (states[end - min(depth, -read.token) : end].sum(0) / count).numpy()
 
     def _module(self, site: Site) -> torch.nn.Module:
         block = self.model.model.layers[site.block]

@@ -89,8 +89,8 @@ class Setup:
 
     @cached_property
     def means(self) -> tuple[tuple[int, int], ...]:
-        """The reads that are means: index among `reads`, and how many tokens of the answer they reach back at most."""
-        return tuple((index, -read.token) for index, read in enumerate(self.reads) if read.is_mean)
+        """The reads that are means: index among `reads`, and the mean, as `Read.token` has it."""
+        return tuple((index, read.token) for index, read in enumerate(self.reads) if read.is_mean)
 
     @cached_property
     def span_reads(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from anydepth.backends.protocol import Capability, FinishedAnswer, Read, Site
 from anydepth.errors import CheckError, PromptError, UnsupportedModel
 from anydepth.extras import require
 from anydepth.settings import Settings
-from anydepth.templates.header import is_mean
+from anydepth.templates.header import is_mean, mean_divisor
 from anydepth.vllm.launch import engine_options
 from anydepth.vllm.report_field import KEY
 from anydepth.vllm.served_model import ServedModel
@@ -130,7 +130,7 @@ class VllmBackend(ServedModel):
         for ask, name in zip(asks, names, strict=True):
             found = self._take(name)[:, places]
             for (index, column), states in zip(ask.cells, found, strict=True):
-                out[ask.row][:, index, column] = states
+                out[ask.row][:, index, column] = states * _share(tokens[column], answers[ask.row].depths[index])
         return [dict(zip(sites, states, strict=True)) for states in out]
 
     def _asks(
@@ -197,3 +197,8 @@ class VllmBackend(ServedModel):
         found = np.load(path)
         path.unlink()
         return found
+
+
+def _share(token: int, depth: int) -> float:
+    """By what the mean over the tokens that an answer has is multiplied, so that those it lacks count as zero."""
+    return min(depth, -token) / mean_divisor(token, depth) if is_mean(token) else 1.0

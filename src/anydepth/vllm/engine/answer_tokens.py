@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from anydepth.errors import CheckError
+from anydepth.templates.header import mean_divisor
 
 
 @dataclass(slots=True, eq=False)
@@ -34,13 +35,13 @@ class AnswerTokens:
         if first <= self.next:
             self.found.extend(found[self.next - first :])
 
-    def mean(self, column: int, depth: int, length: int) -> np.ndarray:
-        """The mean of one mean read over the last `length` tokens before `depth`, or over all if there are fewer.
+    def mean(self, column: int, depth: int, token: int) -> np.ndarray:
+        """The mean of one mean read over the last tokens before `depth`; those that the answer lacks count as zero.
 
         Args:
             column: Which of the mean reads, from 0.
             depth: Depth of the check, in tokens, at least 1.
-            length: Number of tokens, at least 1.
+            token: The mean, as `Read.token` has it.
 
         Returns:
             A scalar or `[hidden_size]`, of the type that was found; summed in float64.
@@ -50,5 +51,5 @@ class AnswerTokens:
         """
         if len(self.found) < depth:
             raise CheckError(f"nothing was read at position {self.next}")
-        window = np.stack([each[column] for each in self.found[max(0, depth - length) : depth]])
-        return window.mean(0, dtype=np.float64).astype(window.dtype)
+        window = np.stack([each[column] for each in self.found[max(0, depth + token) : depth]])
+        return (window.sum(0, dtype=np.float64) / mean_divisor(token, depth)).astype(window.dtype)

@@ -65,4 +65,4 @@ class PendingCheck:
         """Index of each read that is a mean -> its value at this depth."""
         if not self.depth:
             return {read: setup.nothing for read, _ in setup.means}
-        return {read: tokens.mean(column, self.depth, length) for column, (read, length) in enumerate(setup.means)}
+        return {read: tokens.mean(column, self.depth, token) for column, (read, token) in enumerate(setup.means)}
