@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from anydepth.backends.protocol import Backend
@@ -151,6 +151,8 @@ def _command(model: str, options: Mapping[str, Any]) -> str:
 
 def _tell_what_is_verified(choices: Choices, gathered: Sequence[Gathered]) -> None:
     """Say beforehand that the threshold's target will be met and not shown, if there are too few answers for that."""
+    if choices.contract == "guarantee":
+        return  # too few are refused
     rows = [row for each in gathered if each.part.split in choices.benign for row in each.conversations]
     count, needed = sum(row.label == "benign" for row in rows), answers_needed(choices.target)
     if count < needed:
@@ -198,16 +200,46 @@ def _show(probe: LinearProbe, trained: Trained, output: Path) -> None:
     card, out = probe.card, Console(highlight=False)
     facts = [("reads", ", ".join(map(str, card.reads))), ("policy", policy_text(card.policy))]
     out.print(fact_table([*facts, *evidence_rows(card.calibration)]))
+    out.print(_pairs_table(trained.figures))
     rows: list[tuple[str, str, str]] = []
-    for name, found in trained.figures["separation"].items():
-        low, high = found["interval"]
-        rows.append((name, f"{found['auroc']:.3f}", f"{low:.3f} to {high:.3f}"))
     for kind, what in (("halted", "halted"), ("false_positives", "halted, harmless")):
         for name, found in trained.figures[kind].items():
             low, high = map(percent, found["interval"])
             rows.append((f"{name} ({what})", percent(found["rate"]), f"{low} to {high}"))
     title = "on held-out answers that no choice was made on"
-    out.print(text_table(["comparison", "AUROC", "95 % interval"], rows, title=title, title_justify="left"))
+    out.print(text_table(["set", "share", "95 % interval"], rows, title=title, title_justify="left"))
+    if left := trained.figures.get("leave_out"):
+        lines = [(name, *_left_out(found)) for name, found in left.items()]
+        title = "sources that a refit never saw"
+        out.print(text_table(["source", "AUROC", "against"], lines, title=title, title_justify="left"))
     err.print(
         Text(f"{plural(len(trained.trials), 'candidate')} tried; probe and model card in {output}"), soft_wrap=True
     )
+
+
+def _pairs_table(figures: Mapping[str, Any]) -> RenderableType:
+    """Each pair with what depth 0 alone says and what the probe adds, the crossed ones first."""
+    pairs, crossed = figures["pairs"], figures["crossed"]
+    order = [*crossed, *(name for name in pairs if name not in crossed)]
+    rows = []
+    for name in order:
+        found = pairs[name]
+        control, added = found["control"], found["added"]
+        rows.append((name, _number(found["auroc"]), f"{control['auroc']['value']:.3f}", _number(added["auroc"])))
+        shares = (percent(found["halted"]["rate"]), percent(control["halted"]["rate"]))
+        rows.append(("  harmful halted", *shares, percent(added["halted"]["value"])))
+    title = "AUROC, and harmful answers halted, against the request alone (the check at depth 0)"
+    columns = ["pair", "probe", "request alone", "added"]
+    return text_table(columns, rows, title=title, title_justify="left")
+
+
+def _number(found: Mapping[str, Any]) -> str:
+    """A figure with its interval: `0.913 (0.880–0.941)`."""
+    low, high = found["interval"]
+    return f"{found['value']:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _left_out(found: Mapping[str, Any]) -> tuple[str, str]:
+    if found["auroc"] is None:
+        return "–", found["why"]
+    return _number({"value": found["auroc"], "interval": found["interval"]}), found["against"]

@@ -1,17 +1,20 @@
 """Make training conversations in which the prompt gives nothing away, so that the answer must be judged.
 
 An adversarial prompt misleads a probe that was trained where prompts and answers agree. `wrap` puts requests of both
-classes into the frames of jailbreak prompts; `swap` puts harmful answers under harmless prompts. Every choice is made
-by a digest, not by a position: the same conversation always becomes the same one.
+classes into the frames of jailbreak prompts; `swap` puts answers under prompts that are not theirs: harmful ones under
+harmless prompts, harmless ones under harmful prompts. Every choice is made by a digest, not by a position: the same
+conversation always becomes the same one.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from typing import Any
 
-from anydepth.conversations.dataset import Conversation
+from anydepth.conversations.dataset import Conversation, digest, normalise
 from anydepth.digests import digest_number
 from anydepth.errors import ConfigError
 from anydepth.files import packaged_toml
@@ -21,6 +24,10 @@ _WORDS = (
     "oppositely formatting instead please reply similarly now letter title begin step two list polite summary index"
 )
 _SYMBOLS = r"\+ !! ]( ** }} {( ;) == -- :: </ <- \" ?( @{ $\ ++ ~~ ([ == !-- ## \( // [( )=> *) +Sure Step ### {\""
+_EARLIER = 40
+"""Words of an earlier answer that stand before a prompt."""
+
+_WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +64,62 @@ def wrap(conversations: Sequence[Conversation]) -> list[Conversation]:
     ]
 
 
-def swap(answers: Sequence[Conversation], prompts: Sequence[Conversation]) -> list[Conversation]:
-    """Each of `answers` under the prompt of one of `prompts`; label and source are the answer's.
+def swap(answers: Sequence[Conversation], prompts: Sequence[Conversation], *, turns: int = 1) -> list[Conversation]:
+    """Each of `answers` under the prompt of one of `prompts`, never its own; label and source are the answer's.
+
+    Args:
+        answers: Conversations whose answers are used, of either label.
+        prompts: Conversations whose prompts are used and, for `turns` of 2 or more, their harmless answers.
+        turns: Number of user turns: before the prompt stand `turns - 1` exchanges, each the prompt of a harmless answer
+            and the first 40 words of that answer.
 
     Raises:
-        ConfigError: There is no prompt to swap in.
+        ConfigError: There is no prompt to swap in for an answer, or too few harmless answers for the earlier turns.
     """
     if not prompts:
         raise ConfigError("there are no prompts to put the answers under; select some harmless conversations")
-    chosen = ((each, prompts[digest_number(f"swap/{each.id}") % len(prompts)]) for each in answers)
-    return [_with_messages(each, prompt.messages, "swap") for each, prompt in chosen]
+    exchanges = [row for row in prompts if row.label == "benign" and row.response] if turns > 1 else []
+    return [_swapped(each, prompts, exchanges, turns) for each in answers]
+
+
+def _swapped(
+    answer: Conversation, prompts: Sequence[Conversation], exchanges: Sequence[Conversation], turns: int
+) -> Conversation:
+    own = same_prompt(answer)
+    prompt = next(others(prompts, f"swap/{answer.id}", own), None)
+    if prompt is None:
+        raise ConfigError(
+            f"answer {answer.id!r}: every prompt that it could be put under is its own; select other prompts as well"
+        )
+    taken, messages = own | same_prompt(prompt), []
+    for turn in range(1, turns):
+        earlier = next(others(exchanges, f"swap/{answer.id}/{turn}", taken), None)
+        if earlier is None:
+            raise ConfigError(
+                f"answer {answer.id!r}: {turns} turns need {turns - 1} harmless answers to other prompts, there are "
+                f"{turn - 1}; select more harmless conversations with their answers, or fewer turns"
+            )
+        taken |= same_prompt(earlier)
+        messages += [earlier.messages[-1], {"role": "assistant", "content": first_words(earlier.response, _EARLIER)}]
+    lead = next((n for n, each in enumerate(prompt.messages) if each.get("role") != "system"), 0)
+    return _with_messages(answer, (*prompt.messages[:lead], *messages, *prompt.messages[lead:]), "swap")
+
+
+def same_prompt(conversation: Conversation) -> set[str]:
+    """Keys of the prompt as it stands and of the one that it was made of: what shares one has the same request."""
+    return {conversation.prompt_key, digest(normalise(conversation.prompt))}
+
+
+def others(rows: Sequence[Conversation], name: str, own: set[str]) -> Iterator[Conversation]:
+    """Those of `rows` that share no key with `own` (`same_prompt`), from the one on that the digest of `name` picks."""
+    begin = digest_number(name) % len(rows) if rows else 0
+    return (row for row in (*rows[begin:], *rows[:begin]) if own.isdisjoint(same_prompt(row)))
+
+
+def first_words(text: str, count: int) -> str:
+    """The first `count` words of `text`, with the space between them as it stands."""
+    ends = [found.end() for found in islice(_WORD.finditer(text), count)]
+    return text[: ends[-1]] if ends else ""
 
 
 def _framed(conversation: Conversation, frame: Frame) -> tuple[Mapping[str, Any], ...]:

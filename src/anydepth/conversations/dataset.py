@@ -40,6 +40,8 @@ class Conversation:
         source: Key of the set that it is from, e.g. `aisafetylab`.
         licence: SPDX-like name, or `unknown`.
         tags: The other columns, as text: category, language, generator, goal, reference answer ...
+        stretch: The characters `[begin, end)` of the response that the label is about, where the text around them is
+            harmless whatever the label; None where it is the whole response.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Conversation:
     source: str = ""
     licence: str = UNKNOWN
     tags: Mapping[str, str] = field(default_factory=dict)
+    stretch: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1].get("role") != "user":
@@ -57,6 +60,11 @@ class Conversation:
             raise RecordError(f"conversation {self.id!r} ends with a message whose content is not text")
         if self.label not in _LABEL_VALUES:
             raise RecordError(f"conversation {self.id!r} has the label {self.label!r}; use harmful, benign or None")
+        if self.stretch is not None and not 0 <= self.stretch[0] < self.stretch[1] <= len(self.response):
+            raise RecordError(
+                f"conversation {self.id!r} has the stretch {self.stretch} in a response of {len(self.response)} "
+                "characters; give begin and end of a part of it"
+            )
 
     @property
     def prompt(self) -> str:

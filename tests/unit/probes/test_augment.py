@@ -1,8 +1,10 @@
 """Frames and swapped prompts: made by content, and kept together by the prompt's key."""
 
+from dataclasses import replace
+
 import pytest
 
-from anydepth.conversations.augment import frames, swap, wrap
+from anydepth.conversations.augment import first_words, frames, swap, wrap
 from anydepth.conversations.dataset import Conversation
 from anydepth.conversations.splits import split_by_prompt
 from anydepth.errors import ConfigError
@@ -76,3 +78,56 @@ def test_variants_stay_on_the_originals_side_of_a_split() -> None:
     split = split_by_prompt(everything, 0.3)
     sides = [{each.id.partition("+")[0] for each in side} for side in (split.train, split.held_out)]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+def test_an_answer_is_never_put_under_its_own_prompt() -> None:
+    rows = conversations(12)
+    for before, after in zip(rows, swap(rows, rows), strict=True):
+        assert after.prompt != before.prompt
+    again = [replace(row, id=f"{row.id} again", response="w9") for row in rows]
+    for before, after in zip(again, swap(again, rows[:6]), strict=True):
+        assert after.prompt != before.prompt
+    with pytest.raises(ConfigError, match="answer 'c1': every prompt that it could be put under is its own"):
+        swap([conversation(1)], [conversation(1), wrap([conversation(1)])[0]])
+
+
+def test_harmless_answers_go_under_harmful_prompts() -> None:
+    answers, prompts = [conversation(n) for n in (2, 4, 6)], [conversation(n) for n in (1, 3)]
+    for before, after in zip(answers, swap(answers, prompts), strict=True):
+        assert (after.response, after.label, after.source) == (before.response, "benign", before.source)
+        assert after.prompt in {each.prompt for each in prompts} and after.prompt_key == before.prompt_key
+
+
+def test_earlier_exchanges_are_harmless_and_cut() -> None:
+    rows = [conversation(n, 60) for n in range(1, 20)]
+    answers = [conversation(n) for n in range(21, 40)]
+    harmless = {each.prompt: each.response.split() for each in rows if each.label == "benign"}
+    found = swap(answers, rows, turns=3)
+    for before, after in zip(answers, found, strict=True):
+        assert [each["role"] for each in after.messages] == ["user", "assistant", "user", "assistant", "user"]
+        assert (after.label, after.response, after.prompt_key) == (before.label, before.response, before.prompt_key)
+        asked = [each["content"] for each in after.messages[::2]]
+        assert len({*asked, before.prompt}) == 4, "no request occurs twice, and the answer's own does not occur"
+        for user, assistant in zip(after.messages[:3:2], after.messages[1::2], strict=True):
+            assert assistant["content"].split() == harmless[user["content"]][:40]
+    assert [each.messages[-1] for each in found] == [each.messages[-1] for each in swap(answers, rows)]
+    assert swap(answers[::-1], rows, turns=3)[::-1] == found
+
+
+def test_earlier_exchanges_stand_behind_a_system_message() -> None:
+    turns = ({"role": "system", "content": "be brief"}, {"role": "user", "content": "w7 w7"})
+    hosts = [Conversation("m", turns, "w4", "harmful"), conversation(2), conversation(4)]
+    found = [swap([conversation(n)], hosts, turns=2)[0] for n in range(101, 141, 2)]
+    under = [each for each in found if each.prompt == "w7 w7"]
+    assert under and all(
+        [turn["role"] for turn in each.messages] == ["system", "user", "assistant", "user"] for each in under
+    )
+
+
+def test_too_few_harmless_answers_for_the_turns_are_said() -> None:
+    with pytest.raises(ConfigError, match="answer 'c2': 3 turns need 2 harmless answers to other prompts, there are 0"):
+        swap([conversation(2)], [conversation(1), conversation(3)], turns=3)
+
+
+def test_the_first_words_keep_their_space() -> None:
+    assert first_words("  a\n\nb  c", 2) == "  a\n\nb" and first_words("a", 5) == "a" and first_words(" ", 2) == ""

@@ -18,6 +18,7 @@ from anydepth.flow import Check, Decode, Outcome, Plan, guarded
 from anydepth.intervals import Interval, answers_needed, auroc, clopper_pearson, upper_bound
 from anydepth.policy import Cusum, Ewma, KofN, Policy, Threshold, policy_record
 from anydepth.probes.fitting.calibrate import Trail, calibrate, first_halt, peak, recalibrated, threshold_note
+from anydepth.probes.fitting.contract import allowed_halts, guaranteed_halts
 from anydepth.probes.fitting.operating import from_prefill, operating_point
 from anydepth.schedule import Listed
 from anydepth.types import Decoded, Score
@@ -436,3 +437,18 @@ def test_an_answer_that_is_given_twice_is_refused() -> None:
 def test_a_threshold_at_an_end_of_the_range_is_said(policy: Policy, says: str | None) -> None:
     note = threshold_note(policy)
     assert note is None if says is None else says in str(note)
+
+
+@pytest.mark.parametrize(("answers", "allowed"), [(598, 0), (1000, 1), (5000, 16), (20000, 83)])
+def test_thresholds_are_tested_from_the_strictest_down(answers: int, allowed: int) -> None:
+    """Learn then Test stops before the first p-value above 1 - confidence; it is the exact upper bound's own rule."""
+    assert guaranteed_halts(0.005, answers, 0.95) == allowed
+    assert upper_bound(allowed, answers) <= 0.005 < upper_bound(allowed + 1, answers)
+    stats = pytest.importorskip("scipy.stats")
+    assert stats.binom.cdf(allowed, answers, 0.005) <= 0.05 < stats.binom.cdf(allowed + 1, answers, 0.005)
+
+
+def test_the_strictest_threshold_may_fail_the_test() -> None:
+    with pytest.raises(ConfigError, match=r"cannot be guaranteed with 95 % confidence from 597 .* give at least 598"):
+        guaranteed_halts(0.005, 597, 0.95)
+    assert [allowed_halts(0.1, count) for count in (9, 10, 29, 30)] == [0, 1, 2, 3]

@@ -13,6 +13,7 @@ from anydepth.errors import ConfigError, StoreError
 from anydepth.policy import Ewma, Threshold
 from anydepth.probes.fitting.candidates import Candidate, Comparison, Used, candidates, states_of, sweep
 from anydepth.probes.fitting.fit import FitOptions
+from anydepth.probes.fitting.measure import halted_share
 from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.states.facts import AnswerFacts
 from anydepth.probes.states.store import CheckRow, Checks, Manifest, StateStore
@@ -159,6 +160,27 @@ def test_the_policy_that_separates_best_is_taken_the_first_of_equals(store: Stat
     assert trial.policy == (Ewma(alpha=0.3) if alone[2] > alone[0] else Threshold())
 
 
+def test_the_choice_can_be_made_by_what_is_halted(store: StateStore) -> None:
+    wanted = candidates(MANIFEST, {"tokens": ["read", "last"]})
+    judge = replace(JUDGE, by="halted", benign=("v",), target=0.1)
+    trials = sweep(store, wanted, judge)
+    assert [trial.rank for trial in trials] == sorted((trial.rank for trial in trials), reverse=True)
+    checks = states_of(store, trials[0].candidate.reads)
+    held_out = checks.where(checks["split"] == "v")
+    logits = trials[0].fitted.logits(held_out.states)
+    share = halted_share(held_out, logits, PAIR, trials[0].policy, benign=("v",), target=0.1)
+    assert trials[0].merit == share == trials[0].halted[PAIR.name] and share > 0.8 > trials[-1].merit
+    assert trials[0].record()["halted"] == {PAIR.name: share}
+    plain = sweep(store, wanted, JUDGE)
+    assert all(trial.halted == {} for trial in plain)
+
+
+def test_of_equal_shares_the_one_that_separates_better_is_chosen(store: StateStore) -> None:
+    one, other = sweep(store, candidates(MANIFEST, {"layers": [2, 3]}), JUDGE)
+    assert one.rank[1] > other.rank[1]
+    assert replace(one, merit=0.5).rank > replace(other, merit=0.5).rank < replace(other, merit=0.6).rank
+
+
 def test_no_policy_is_refused(store: StateStore) -> None:
     with pytest.raises(ConfigError, match="no policy to try"):
         sweep(store, candidates(MANIFEST, {"layers": 3}), replace(JUDGE, policies=()))
@@ -195,6 +217,16 @@ def test_what_is_said_of_an_answer_comes_from_its_data_and_not_from_the_store(st
         "prompt_key": {"k"},
         "id": {"i"},
     }
+
+
+def test_what_a_part_says_of_training_becomes_columns(store: StateStore) -> None:
+    read = [Read(Site(3), 2)]
+    one, other = sorted(set(states_of(store, read)["answer"].tolist()))[:2]
+    rules = {one: replace(used("w"), first_depth=4, weight=0.5), other: used("w")}
+    found = states_of(store, read, rules)
+    of_one = found["answer"] == one
+    assert set(found["first_depth"][of_one].tolist()) == {4} and set(found["weight"][of_one].tolist()) == {0.5}
+    assert set(found["first_depth"][~of_one].tolist()) == {0} and set(found["weight"][~of_one].tolist()) == {1.0}
 
 
 def test_an_answer_is_used_as_its_recipe_reads_it(store: StateStore) -> None:

@@ -157,6 +157,41 @@ def test_shallow_and_unlabelled_checks_are_left_out() -> None:
     assert fit(checks, FitOptions(first_depth=50)).checks == 19
 
 
+def test_a_part_says_from_which_depth_its_checks_are_trained_on() -> None:
+    checks = planted(20)
+    first = np.where(checks["id"] == "c3", 25, 0)
+    checks = replace(checks, columns={**checks.columns, "first_depth": first})
+    assert fit(checks, FitOptions(first_depth=0)).checks == 20 * 4 - 2
+    assert fit(checks, FitOptions(first_depth=50)).checks == 20
+
+
+@pytest.mark.parametrize("balance", ["label", "source", "depth"])
+def test_a_part_has_a_weight_beside_the_others_of_its_label(balance: Balance) -> None:
+    columns = {**uneven(), "weight": np.where(uneven()["depth"] == 0, 3.0, 1.0)}
+    plain, weighted = sample_weights(uneven(), balance), sample_weights(columns, balance)
+    for label in ("harmful", "benign"):
+        of_label = columns["label"] == label
+        assert weighted[of_label].sum() == pytest.approx(plain[of_label].sum())
+        shallow = of_label & (columns["depth"] == 0)
+        deep = of_label & (columns["depth"] != 0)
+        assert np.ptp((weighted / plain)[shallow]) == pytest.approx(0)
+        assert (weighted / plain)[shallow][0] == pytest.approx(3 * (weighted / plain)[deep][0])
+    assert np.allclose(sample_weights({**uneven(), "weight": np.full(60, 2.0)}, balance), plain)
+
+
+def test_the_weight_of_a_part_reaches_the_fit() -> None:
+    """Wrong labels of one part count for little where its weight is small."""
+    checks = planted(200)
+    wrong = set(sorted(set(checks["prompt_key"]))[:90])
+    noisy = flipped(checks, wrong)
+    light = np.where(np.isin(checks["prompt_key"], sorted(wrong)), 0.01, 1.0)
+    weighted = replace(noisy, columns={**noisy.columns, "weight": light})
+    fresh = planted(80, split="fresh")
+    labels = np.where(fresh["label"] == "harmful", 1, -1)
+    margins = [float((fit(each, FitOptions()).logits(fresh.states) * labels).mean()) for each in (noisy, weighted)]
+    assert margins[1] > 2 * margins[0]
+
+
 @pytest.mark.parametrize("label", ["harmful", "benign"])
 def test_one_label_is_refused_with_the_counts(label: str) -> None:
     checks = planted(20)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from anydepth.errors import ConfigError, StoreError
-from anydepth.intervals import auroc
+from anydepth.intervals import Rate, auroc
 from anydepth.policy import Threshold
 from anydepth.probes.fitting.calibrate import peak
+from anydepth.probes.fitting.false_alarms import Direction, directions, halted_elsewhere, other_half, unused_note
 from anydepth.probes.fitting.fit import FitOptions, Fitted, fit
-from anydepth.probes.fitting.measure import PREFILLS, crossed, separation, table, thresholds, trails
+from anydepth.probes.fitting.measure import PREFILLS, halted_share, separation, table, thresholds, trails
 from anydepth.probes.recipe.pairs import Pair, half
 from anydepth.probes.states.store import Checks
 from tests.planted import READS, WIDTH, planted
@@ -95,19 +96,89 @@ def test_halves_of_keys_that_are_no_digests() -> None:
     assert (half(keys, 0) ^ half(keys, 1)).all() and half(keys, 0).any() and half(keys, 1).any()
 
 
+def test_a_pair_may_be_judged_from_a_depth_on() -> None:
+    late = Pair.of({"name": "p", "harmful": "v", "benign": "v", "first_depth": 25})
+    assert late == Pair("p", ("v",), ("v",), 25)
+    for wrong in (-1, True, "25"):
+        with pytest.raises(ConfigError, match="comparison 'p' has the first_depth"):
+            Pair.of({"name": "p", "harmful": "v", "benign": "v", "first_depth": wrong})
+    checks = planted(20, split="v")
+    harmful = checks["label"] == "harmful"
+    logits = np.where(checks["depth"] < 25, -5.0, 5.0) * np.where(harmful, 1, -1)
+    logits[checks["depth"] == 0] = 9.0  # every answer is high at depth 0
+    assert separation(checks, logits, PAIR, Threshold())[0] == 0.5
+    assert separation(checks, logits, late, Threshold())[0] == 1.0
+    found = trails(checks, logits, ["v"], "harmful", first_depth=25)
+    assert {each.depths for each in found} == {(25, 50)}
+    with pytest.raises(StoreError, match="no answers of v that are harmful and have checks from depth 51 on"):
+        trails(checks, logits, ["v"], "harmful", first_depth=51)
+
+
+def test_the_share_that_is_halted_is_at_a_threshold_of_the_benign_sets() -> None:
+    checks = planted(40, depths=(0, 25), split="v")
+    harmful = checks["label"] == "harmful"
+    number = np.array([int(each[1:]) for each in checks["id"]])
+    logits = np.where(checks["depth"] == 25, number / 10, 0.0)  # every answer scores by its number
+    share = halted_share(checks, logits, PAIR, Threshold(), benign=("v",), target=0.1)
+    # two of the twenty benign answers (38 and 36) may halt: the harmful ones above number 34 do
+    assert share == 3 / 20
+    tied = np.where(harmful, 1.0, 2.0)
+    assert halted_share(checks, tied, PAIR, Threshold(), benign=("v",), target=0.1) == 0
+    sure = np.full(len(checks), 1e4)
+    assert halted_share(checks, sure, PAIR, Threshold(), benign=("v",), target=0.1) == 0, "scores of 1 leave none"
+    late = replace(PAIR, first_depth=25)
+    high = np.where(checks["depth"] == 0, 9.0, np.where(harmful, 1.0, -1.0))
+    assert halted_share(checks, high, PAIR, Threshold(), benign=("v",), target=0.1) == 0
+    assert halted_share(checks, high, late, Threshold(), benign=("v",), target=0.1) == 1
+
+
+def in_halves(checks: Checks) -> list[Checks]:
+    in_first = half(checks["prompt_key"].tolist(), 0)
+    return [checks.where(in_first), checks.where(~in_first)]
+
+
 def test_false_positives_are_of_thresholds_set_on_the_other_half() -> None:
     fitted = fit(planted(80), FitOptions())
     checks = planted(80, gap=0.5, split="v")
-    in_first = half(checks["prompt_key"].tolist(), 0)
-    halves = [checks.where(in_first), checks.where(~in_first)]
+    halves = in_halves(checks)
     whole = thresholds(checks, fitted.logits(checks.states), Threshold(), ["v"], target=0.1, data="d")
-    found = crossed(halves, fitted, [PAIR], whole, ["v"])["v"]
+    found = halted_elsewhere(directions(halves, fitted, whole, ["v"]), ["v"])
     halted = 0
     for one, other in (halves, halves[::-1]):
         policy = thresholds(one, fitted.logits(one.states), Threshold(), ["v"], target=0.1, data="d").policy
         answers = trails(other, fitted.logits(other.states), ["v"], "benign")
         halted += sum(peak(policy, each.scores) >= policy.threshold for each in answers)
-    assert (found["answers"], found["halted"]) == (40, halted)
+    assert (found.answers, found.halted) == (40, halted)
+
+
+def test_a_guaranteed_threshold_is_measured_as_it_is_on_the_half_it_was_not_set_on() -> None:
+    fitted = fit(planted(80), FitOptions())
+    checks = planted(160, gap=0.5, split="v")
+    chosen, reported = in_halves(checks)
+    logits = fitted.logits(reported.states)
+    sure = thresholds(reported, logits, Threshold(), ["v"], target=0.2, guarantee=True, data="d")
+    found = directions([chosen, reported], fitted, sure, ["v"])
+    assert len(found) == 1 and found[0].policy == sure.policy
+    answers = trails(chosen, fitted.logits(chosen.states), ["v"], "benign")
+    halted = sum(peak(sure.policy, each.scores) >= sure.policy.threshold for each in answers)
+    rate = halted_elsewhere(found, ["v"])
+    assert (rate.answers, rate.halted) == (len(answers), halted)
+    record = other_half(found, ["v"], sure)
+    assert record["contract"] == "guarantee" and record["other_half"] == rate.record()
+
+
+def test_a_target_that_is_left_unused_is_said() -> None:
+    assert unused_note(Rate.of(5, 1000), 0.01) is None
+    assert unused_note(Rate.of(4, 1000), 0.01) == (
+        "on prompts that the threshold was not set on, 0.4 % of the benign answers is halted, which leaves more than "
+        "half of the target of 1 % unused: a lower threshold would halt more harmful answers"
+    )
+    fitted = fit(planted(80), FitOptions())
+    checks = planted(40, split="v")
+    whole = thresholds(checks, fitted.logits(checks.states), Threshold(), ["v"], target=0.01, data="d")
+    record = other_half([Direction(Threshold(1.0), checks, fitted.logits(checks.states))], ["v"], whole)
+    assert record["contract"] == "rate" and record["other_half"]["halted"] == 0
+    assert record["note"].startswith(f"{whole.note}. On prompts that the threshold was not set on, 0 % of")
 
 
 def test_thresholds_are_set_on_benign_answers() -> None:

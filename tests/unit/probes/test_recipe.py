@@ -104,11 +104,22 @@ ONE = {"name": "a", "data": "x"}
         ({"lmit": 3}, "recipe r.toml, part 'a' has 'lmit'; a part has name, data, like, hold_out"),
         ({"name": ""}, "recipe r.toml: a part has the name ''; give every part a name"),
         ({"name": 3}, "a part has the name 3"),
-        ({"augment": "swop"}, "part 'a': augment is 'swop'; it must be wrap or swap"),
+        ({"augment": "swop"}, "part 'a': augment is 'swop'; it must be wrap, swap or splice"),
         ({"like": "b"}, "part 'a': give either `data` or `like`"),
         ({"data": []}, "part 'a': give either `data` or `like`"),
-        ({"augment": "swap"}, "part 'a': `under` names the parts whose prompts `swap` uses; give both"),
+        ({"augment": "swap"}, "part 'a': `under` names the parts whose prompts `swap` and `splice` use; give both"),
         ({"under": "a"}, "part 'a': `under` names"),
+        ({"first_depth": -1}, "part 'a': first_depth is -1; it must be a whole number of at least 0"),
+        ({"weight": 0}, "part 'a': weight is 0; it must be a number above 0"),
+        ({"weight": True}, "part 'a': weight is True; it must be"),
+        ({"turns": 0}, "part 'a': turns is 0; it must be a whole number of at least 1"),
+        ({"turns": 2}, "part 'a': turns is given; it goes with augment = \"swap\" only"),
+        ({"between": True}, "part 'a': between is given; it goes with augment = \"splice\" only"),
+        ({"words": [75, 15]}, "part 'a': words is [75, 15]; it must be the least and the largest number of words"),
+        ({"words": 15}, "part 'a': words is 15; it must be the least"),
+        ({"grace": -1}, "part 'a': grace is -1"),
+        ({"augment": "splice"}, "part 'a': `under` names the parts"),
+        ({"augment": "splice", "under": "a", "written": True}, "the model cannot write spliced answers"),
         ({"limit": "many"}, "recipe r.toml, part 'a': limit is 'many'; it must be a whole number of at least 1"),
         ({"limit": 0}, "part 'a': limit is 0; it must be"),
         ({"longest": 1.5}, "part 'a': longest is 1.5; it must be"),
@@ -313,6 +324,27 @@ def test_held_out_prompts_never_train_not_even_wrapped_or_from_another_part(tmp_
     assert found["wrapped"].part.schedule == Listed((8,)) and len(found["wrapped"].conversations) == len(
         found["own"].conversations
     )
+
+
+def test_spliced_answers_are_put_behind_harmless_ones_of_other_parts(tmp_path: Path) -> None:
+    long = {"response": " ".join(["one two three four five"] * 8)}
+    data = table(tmp_path / "a.jsonl", [row(n) for n in range(20)])
+    hosts = table(tmp_path / "h.jsonl", [row(n, **long) for n in range(40, 80, 2)])
+    found = gathered(
+        {"name": "own", "data": data},
+        {"name": "harmless", "data": hosts},
+        {"name": "spliced", "like": "own", "augment": "splice", "under": "harmless", "words": [5, 9], "between": True},
+        {"name": "two turns", "like": "own", "augment": "swap", "under": "harmless", "turns": 2},
+    )
+    prompts = {each.prompt for each in found["harmless"].conversations}
+    by_id = {each.id: each for each in found["own"].conversations}
+    assert len(found["spliced"].conversations) == 20
+    for each in found["spliced"].conversations:
+        assert each.stretch is not None and each.prompt in prompts
+        begin, end = each.stretch
+        assert 5 <= len(each.response[:begin].split()) <= 9 and each.response[end:].split()
+        assert each.response[begin:end] == by_id[each.id.removesuffix("+splice")].response
+    assert {len(each.messages) for each in found["two turns"].conversations} == {3}
 
 
 def test_wrapped_and_swapped_copies_keep_key_label_and_source(tmp_path: Path) -> None:

@@ -213,3 +213,18 @@ def test_a_store_of_the_former_format_says_what_to_do(filled: StateStore) -> Non
     file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 1}))
     with pytest.raises(StoreError, match=r"format version 1, this anydepth reads 2 .* collect again into another"):
         StateStore(filled.path)
+
+
+def test_shards_of_before_there_were_stretches_are_read_beside_newer_ones(filled: StateStore) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    old = filled.shards()[0]
+    table = parquet.read_table(old)
+    parquet.write_table(table.drop_columns(["harm_begins", "harm_ends"]), old)
+    filled.write("three", [replace(row("d", 0), harm_begins=4, harm_ends=9)], states(1, seed=2))
+    checks = filled.read([(SITES[0], 0)])
+    assert len(checks) == 6
+    assert checks["harm_begins"].tolist() == [4 if answer == "d" else -1 for answer in checks["answer"]]
+    assert checks["harm_ends"].tolist() == [9 if answer == "d" else -1 for answer in checks["answer"]]
+    facts = AnswerFacts("id-a", "v", "s", "harmful", "MIT", "key")
+    assert filled.correct({("a", "own", ""): facts}) == 1
+    assert set(filled.read([(SITES[0], 0)])["harm_begins"].tolist()) == {-1, 4}

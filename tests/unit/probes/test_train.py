@@ -12,7 +12,7 @@ import pytest
 from anydepth import Guard, LinearProbe
 from anydepth.backends.protocol import CONTENT, Read, Site
 from anydepth.backends.transformers import TransformersBackend
-from anydepth.conversations.augment import wrap
+from anydepth.conversations.augment import swap, wrap
 from anydepth.conversations.dataset import Conversation, Label
 from anydepth.conversations.splits import Text
 from anydepth.errors import ConfigError, StoreError
@@ -234,9 +234,17 @@ def test_an_adapters_states_do_not_mix_with_the_models(watched: Watched, tmp_pat
         ({"choose": {"pairs": [PAIR], "policies": []}}, "[choose] policies is empty"),
         ({"choose": {"pairs": [PAIR], "policies": [{"name": "ewna"}]}}, "policy is 'ewna'; choose one of"),
         ({"choose": {"pairs": [PAIR], "polices": []}}, "[choose] has 'polices'; it takes pairs, policies"),
+        ({"choose": {"pairs": [PAIR], "by": "f1"}}, "[choose] by is 'f1'; choose auroc or halted"),
+        (
+            {"calibrate": {"benign": "v", "contract": "oath"}},
+            "[calibrate] contract is 'oath'; choose rate or guarantee",
+        ),
+        ({"calibrate": {"benign": "v", "confidence": 1}}, "[calibrate] confidence is 1; it must lie between 0 and 1"),
+        ({"calibrate": {"benign": "v", "target": 0.1, "contract": "guarantee"}}, "needs 29 benign answers"),
         ({"calibrate": {}}, "recipe test has no [calibrate] benign"),
         ({"calibrate": {"benign": ["v"], "target": 2}}, "[calibrate] target is 2; it must lie between 0 and 1"),
         ({"calibrate": {"benign": "u"}}, "there is no held-out set 'u'"),
+        ({"measure": {"leave_out": "yes"}}, "[measure] leave_out is 'yes'; choose true or false"),
         ({"measure": {"pairs": [{**PAIR, "harmful": "u"}]}}, "there is no held-out set 'u'"),
     ],
 )
@@ -305,6 +313,76 @@ def test_choice_and_report_share_no_prompt(done: tuple[Filled, Trained]) -> None
     assert trained.probe.card.calibration["halted"] == sum(
         peak(policy, each.scores) >= policy.threshold for each in calibrated
     )
+
+
+def test_the_card_says_what_is_halted_on_the_other_half(done: tuple[Filled, Trained]) -> None:
+    _, trained = done
+    figure, found = trained.figures["calibration"], trained.probe.card.calibration
+    assert figure["contract"] == found["contract"] == "rate" and not found["guarantee"]
+    assert figure["other_half"] == found["other_half"]
+    assert {name: figure["other_half"][name] for name in ("answers", "halted")} == {
+        name: trained.figures["false_positives"]["v"][name] for name in ("answers", "halted")
+    }
+    assert found["note"] == figure["note"]
+
+
+def test_a_guarantee_and_a_choice_by_what_is_halted(backend: TransformersBackend, done: tuple[Filled, Trained]) -> None:
+    filled, _ = done
+    choose = {**RECIPE["choose"], "by": "halted"}
+    calibrate = {"benign": "v", "target": 0.3, "contract": "guarantee", "confidence": 0.9}
+    trained = train(backend, filled, recipe_of(choose=choose, calibrate=calibrate), progress=silent)
+    assert trained.trials[0].merit == trained.trials[0].halted["held out"] > 0.5
+    card = trained.probe.card.calibration
+    in_second = half([row.prompt_key for row in HELD_OUT if row.label == "benign"], 1)
+    assert card["contract"] == "guarantee" and card["guarantee"] and card["confidence"] == 0.9
+    assert card["answers"] == in_second.sum() and card["upper_bound"] <= 0.3
+    assert card["other_half"]["answers"] == (~in_second).sum() == trained.figures["false_positives"]["v"]["answers"]
+
+
+def test_every_pair_is_reported_with_its_control(done: tuple[Filled, Trained]) -> None:
+    _, trained = done
+    found = trained.figures["pairs"]["held out"]
+    assert found["auroc"]["value"] == pytest.approx(trained.figures["separation"]["held out"]["auroc"])
+    rate = {name: trained.figures["halted"]["v"][name] for name in ("answers", "halted", "rate", "interval")}
+    assert found["halted"] == rate
+    assert found["control"]["auroc"]["value"] < 0.8 < found["auroc"]["value"], "the prompts of the test are random"
+    assert trained.figures["crossed"] == []
+    groups = trained.figures["groups"]["source"]
+    assert {(each["set"], each["label"], each["source"]) for each in groups} == {
+        ("v", label, f"s{number}") for label in ("harmful", "benign") for number in range(3)
+    }
+    assert sum(each["halted"]["answers"] for each in groups if each["label"] == "harmful") == rate["answers"]
+    card = figures_of(trained)
+    assert next(iter(card)) == "Answers under their own requests" and "By category" not in card
+    assert card["Answers under their own requests"][0]["pair"] == "held out"
+
+
+def test_crossed_pairs_come_first_and_sources_are_left_out(backend: TransformersBackend, tmp_path: Path) -> None:
+    moved = {"name": "x", "data": "x.jsonl", "split": "x", "augment": "swap", "under": "v"}
+    crossed = {"name": "moved", "harmful": "x", "benign": "v", "first_depth": 4}
+    recipe = recipe_of(
+        fit={"layers": 2, "strength": 0.1}, part=[*RECIPE["part"], moved],
+        measure={"pairs": [PAIR, crossed], "leave_out": True},
+    )  # fmt: skip
+    under = [replace(row, tags={"category": "c"}) for row in swap([talk(n) for n in range(301, 341, 2)], HELD_OUT[::2])]
+    filled = fill(backend, gathered_for(recipe, TRAINING, HELD_OUT, under), recipe, tmp_path, progress=silent)
+    trained = train(backend, filled, recipe, progress=silent)
+    assert trained.figures["crossed"] == ["moved"] and list(trained.figures["pairs"]) == ["held out", "moved"]
+    assert trained.figures["pairs"]["moved"]["first_depth"] == 4
+    card = figures_of(trained)
+    assert list(card)[:2] == ["Answers under requests that say nothing of them", "Answers under their own requests"]
+    assert [row["pair"] for row in card["From depth 25 on"]] == ["moved", "held out"]
+    (category,) = card["By category"]
+    assert (category["set"], category["category"]) == ("x", "c")
+    left = trained.figures["leave_out"]
+    assert list(left) == ["s0", "s1", "s2"] and all(each["against"] == "its own" for each in left.values())
+    assert {row["source"]: row["AUROC"]["value"] for row in card["Sources that a refit never saw"]} == {
+        name: each["auroc"] for name, each in left.items()
+    }
+    folder = write_folder(tmp_path / "probe", trained.probe, card, limits_of(trained), "anydepth fit")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    table = text.split("### Answers under requests that say nothing of them", 1)[1]
+    assert "| pair | AUROC | AUROC of the request alone | added | halted |" in table and "| moved |" in table
 
 
 def test_copies_of_a_prompt_are_in_its_half() -> None:
@@ -387,6 +465,20 @@ def test_a_part_whose_depths_change_is_read_anew(backend: TransformersBackend, t
     assert found.trials[0].fitted.checks == 60 * 2, "at depth 8 and at the end; depth 0 is not fitted on"
 
 
+def test_a_part_says_from_which_depth_it_is_trained_on_and_how_much_it_weighs(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    parts = [{**RECIPE["part"][0], "first_depth": 16, "weight": 2.5}, RECIPE["part"][1]]
+    recipe = recipe_of(fit={"layers": 2, "first_depth": 0}, part=parts)
+    filled = fill(backend, gathered_for(recipe, TRAINING, HELD_OUT), recipe, tmp_path, progress=silent)
+    assert {(each.facts.split, each.first_depth, each.weight) for each in filled.used.values()} == {
+        (TRAIN, 16, 2.5),
+        ("v", 0, 1.0),
+    }
+    found = train(backend, filled, recipe, progress=silent)
+    assert found.trials[0].fitted.checks == 60 * 3, "at 16, at 25 and at the end; depths 0 and 4 are not fitted on"
+
+
 def only(label: Label, rows: Sequence[Conversation]) -> list[Conversation]:
     return [row for row in rows if row.label == label]
 
@@ -459,6 +551,12 @@ def test_limits_come_from_what_was_measured(done: tuple[Filled, Trained]) -> Non
         "halted": {"v": {"rate": 0.5}, "w": {"rate": 0.99}},
         "false_positives": {"v": {"rate": 0.3}, "w": {"rate": 0.05}},
     }
+    blind = {"added": {"auroc": {"value": 0.01, "interval": [-0.02, 0.03]}}}
+    said = limits_of(replace(trained, figures={**worse, "pairs": {**trained.figures["pairs"], "q": blind}}))
+    assert [each for each in said if "request alone" in each] == [
+        "On “q” the probe is not shown to tell more than the request alone does: the interval of what it adds to the "
+        "AUROC reaches 0 or less."
+    ]
     text = "\n".join(limits_of(replace(trained, figures=worse)))
     assert "harmful set “v” 50 % is not halted" in text and "30 % of “v” is halted, above the target" in text
     assert "“w”" not in text

@@ -3,7 +3,6 @@
 import copy
 import math
 import sys
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -15,6 +14,7 @@ from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
 from anydepth.intervals import Interval, Rate, answers_needed, check_share, percent, upper_bound
 from anydepth.policy import Cusum, Policy, policy_record
+from anydepth.probes.fitting.contract import allowed_halts, guaranteed_halts
 
 _FIRST_BUCKETS = (0, 25, 50, 100)
 
@@ -128,7 +128,7 @@ class Calibration:
         if self.verified:
             return f"{sure}, within the target of {percent(self.target)}"
         needed = answers_needed(self.target, self.confidence)
-        if _allowed(self.target, self.answers) == 0:
+        if allowed_halts(self.target, self.answers) == 0:
             return (
                 f"the target of {percent(self.target)} cannot be verified with {self.answers} answers, at least "
                 f"{needed} are needed: {sure}; the threshold lies above every benign answer seen"
@@ -179,7 +179,8 @@ def calibrate(
         benign: Answers that the probe never saw, each one time.
         target: False-positive rate of whole answers.
         confidence: Confidence of the bounds.
-        guarantee: Set the threshold so that the one-sided upper bound, not the rate seen, is at most the target.
+        guarantee: Set the threshold so that the one-sided upper bound, not the rate seen, is at most the target; the
+            thresholds are tested from the strictest down, see `guaranteed_halts`.
         data: What the answers are, for the record.
 
     Raises:
@@ -196,7 +197,7 @@ def calibrate(
             f"benign answer {again.id!r} of {again.source!r} is given more than once ({len(benign)} answers, "
             f"{len(set(benign))} different ones); as evidence an answer counts once, give each one time"
         )
-    allowed = _guaranteed(target, len(benign), confidence) if guarantee else _allowed(target, len(benign))
+    allowed = guaranteed_halts(target, len(benign), confidence) if guarantee else allowed_halts(target, len(benign))
     peaks = [peak(policy, trail.scores) for trail in benign]
     order = sorted(range(len(benign)), key=peaks.__getitem__, reverse=True)
     spared = order[allowed]  # the first answer that must not halt, and with it all that are not above it
@@ -257,24 +258,6 @@ def first_halt(policy: Policy, scores: Sequence[float]) -> int | None:
     """Index of the check at which the answer halts, or None."""
     reached = (place for place, value in enumerate(policy.statistic(scores)) if value >= policy.threshold)
     return next(reached, None)
-
-
-def _allowed(target: float, answers: int) -> int:
-    """The most answers that may halt: floor(target · answers), whatever the rounding of that product."""
-    count = round(target * answers)
-    return count if count / answers <= target else count - 1
-
-
-def _guaranteed(target: float, answers: int, confidence: float) -> int:
-    """The most answers that may halt while the upper bound stays at or below the target."""
-    needed = answers_needed(target, confidence)
-    if answers < needed:
-        raise ConfigError(
-            f"a false-positive rate of at most {percent(target)} cannot be guaranteed with {percent(confidence)} "
-            f"confidence from {answers} benign answers; give at least {needed}, or a larger target"
-        )
-    counts = range(1, _allowed(target, answers) + 1)  # the bound grows with the number that halt
-    return bisect_right(counts, target, key=lambda halted: upper_bound(halted, answers, confidence))
 
 
 def _with_threshold(

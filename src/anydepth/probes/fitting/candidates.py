@@ -1,7 +1,7 @@
 """Fit every candidate of a sweep, and choose one on held-out answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any, cast
 
@@ -11,14 +11,15 @@ from anydepth.backends.protocol import CONTENT, Read, Site
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from, policy_record
 from anydepth.probes.fitting.fit import FitOptions, Fitted, fit
-from anydepth.probes.fitting.measure import separation
+from anydepth.probes.fitting.measure import halted_share, separation
 from anydepth.probes.recipe.pairs import Pair
-from anydepth.probes.recipe.recipe import TRAIN
+from anydepth.probes.recipe.recipe_part import GRACE, TRAIN
 from anydepth.probes.states.facts import FACTS, AnswerFacts
 from anydepth.probes.states.sites import is_before_the_model
 from anydepth.probes.states.store import Checks, Manifest, StateStore
 
 _SWEPT = ("layers", "tokens", "strength", "balance", "first_depth", "clean", "bags", "method")
+_BESIDE = ("first_depth", "weight", "grace", "category")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,12 @@ class Trial:
         candidate: What was fitted.
         fitted: The direction.
         policy: The policy with the largest merit.
-        merit: What the choice is made by: the mean of all AUROCs below.
+        merit: What the choice is made by: the mean of all AUROCs below, or of the shares that are halted.
         separation: Pair -> response-level AUROC with that policy.
         forced: That AUROC where the whole harmful answer is a prefill whose end alone a guard reads
             (`GuardConfig.prefill`): a policy that needs to see scores rise one by one is no guard against that.
+        halted: Pair -> share of its harmful answers that is halted with a threshold set at the target; empty where the
+            choice is made by AUROC.
     """
 
     candidate: Candidate
@@ -53,6 +56,12 @@ class Trial:
     merit: float
     separation: Mapping[str, float]
     forced: Mapping[str, float]
+    halted: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The merit, and what decides between equal ones: the mean of all AUROCs."""
+        return self.merit, float(np.mean([*self.separation.values(), *self.forced.values()]))
 
     def record(self) -> dict[str, Any]:
         """JSON-ready form, without the weights."""
@@ -62,6 +71,7 @@ class Trial:
             "merit": self.merit,
             "separation": dict(self.separation),
             "forced": dict(self.forced),
+            "halted": dict(self.halted),
         }
 
 
@@ -128,29 +138,44 @@ def sweep(
             trials.append(comparison.trial(candidate, fit(train, candidate.options), held_out))
             if progress is not None:
                 progress(len(trials), len(wanted))
-    return sorted(trials, key=lambda trial: -trial.merit)
+    return sorted(trials, key=lambda trial: trial.rank, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """An answer that a recipe uses: what its data says of it, and how it is to be read."""
+    """An answer that a recipe uses.
+
+    Attributes:
+        facts: What its data says of it.
+        reading: How it is to be read, see `CollectPlan.reading`.
+        first_depth: Its checks at smaller depths, in tokens, are not trained on.
+        weight: Relative weight of its checks in training.
+        grace: Tokens of a harmful stretch that are not trained on, from its beginning on.
+        category: What the data says the answer is about; empty if it says nothing.
+    """
 
     facts: AnswerFacts
     reading: str
+    first_depth: int = 0
+    weight: float = 1.0
+    grace: int = GRACE
+    category: str = ""
 
 
 def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used] | None = None) -> Checks:
     """The checks of a store, or of the answers in `used` (by answer key), with what is said of these now.
 
-    Label, source and split of `used` answers are never those that the store was written with.
+    Label, source and split of `used` answers are never those that the store was written with. What else `Used`
+    says of them becomes columns of the same name.
     """
     readings = None if used is None else {key: each.reading for key, each in used.items()}
     checks = store.read([(read.site, read.token) for read in reads], views=("own",), readings=readings)
     if used is None:
         return checks
     keys, places = np.unique(checks["answer"], return_inverse=True)
-    said = [used[str(key)].facts for key in keys]
-    now = {name: np.array([getattr(facts, name) for facts in said], dtype=np.str_)[places] for name in FACTS}
+    said = [used[str(key)] for key in keys]
+    now = {name: np.array([getattr(each.facts, name) for each in said], dtype=np.str_)[places] for name in FACTS}
+    now |= {name: np.array([getattr(each, name) for each in said])[places] for name in _BESIDE}
     return replace(checks, columns={**checks.columns, **now})
 
 
@@ -162,11 +187,18 @@ class Comparison:
         pairs: Held-out sets to tell apart.
         policies: Records of the policies to try.
         keep: Mask of the checks that may be looked at, given all of them; the rest is for the report.
+        by: What the choice is made by: `auroc`, or `halted`, the share of harmful answers that is halted with a
+            threshold set on benign answers; the AUROCs then decide between equal shares.
+        benign: For `halted`: the held-out sets that the threshold is set on.
+        target: For `halted`: share of the benign answers that may be halted.
     """
 
     pairs: tuple[Pair, ...]
     policies: tuple[Mapping[str, Any], ...]
     keep: Callable[[Checks], np.ndarray]
+    by: str = "auroc"
+    benign: tuple[str, ...] = ()
+    target: float = 0.005
 
     def seen(self, checks: Checks) -> Checks:
         """The held-out checks that the choice is made on."""
@@ -185,11 +217,18 @@ class Comparison:
                 }
                 for forced in (False, True)
             )
-            merit = float(np.mean([*whole.values(), *forced.values()]))
-            trials.append(Trial(candidate, fitted, policy, merit, whole, forced))
+            halted = self._halted(held_out, logits, policy) if self.by == "halted" else {}
+            merit = float(np.mean([*halted.values()] if halted else [*whole.values(), *forced.values()]))
+            trials.append(Trial(candidate, fitted, policy, merit, whole, forced, halted))
         if not trials:
             raise ConfigError("there is no policy to try; name one under [choose] policies")
-        return max(trials, key=lambda trial: trial.merit)
+        return max(trials, key=lambda trial: trial.rank)
+
+    def _halted(self, held_out: Checks, logits: np.ndarray, policy: Policy) -> dict[str, float]:
+        return {
+            pair.name: halted_share(held_out, logits, pair, policy, benign=self.benign, target=self.target)
+            for pair in self.pairs
+        }
 
 
 def _options(values: Mapping[str, Any], seed: int) -> FitOptions:

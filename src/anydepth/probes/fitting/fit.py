@@ -10,6 +10,7 @@ import numpy as np
 
 from anydepth.errors import ConfigError, StoreError
 from anydepth.extras import require
+from anydepth.probes.fitting.check_labels import LEFT_OUT, training_labels
 from anydepth.probes.states.store import Checks
 
 Balance = Literal["label", "source", "depth"]
@@ -90,8 +91,9 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
         StoreError: There are no checks of one of the labels, too few prompts for `clean` or `bags`, or the states are
             not finite or all the same.
     """
-    rows = np.flatnonzero((checks["depth"] >= options.first_depth) & np.isin(checks["label"], ("harmful", "benign")))
-    labels = checks["label"][rows] == "harmful"
+    trained = training_labels(checks.columns, options.first_depth)
+    rows = np.flatnonzero(trained != LEFT_OUT)
+    labels = trained[rows] == "harmful"
     if not labels.any() or labels.all():
         raise StoreError(
             f"there are {int(labels.sum())} harmful and {int((~labels).sum())} benign checks at depths from "
@@ -107,7 +109,7 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
         )
     mean, scale = states.mean(0), states.std(0) + 1e-6
     states = (states - mean) / scale
-    columns = {name: column[rows] for name, column in checks.columns.items()}
+    columns = {**{name: column[rows] for name, column in checks.columns.items()}, "label": trained[rows]}
     weights = sample_weights(columns, options.balance)
     keep = np.ones(len(rows), bool)
     if options.clean:
@@ -125,7 +127,8 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
 def sample_weights(columns: Mapping[str, np.ndarray], balance: Balance) -> np.ndarray:
     """A weight per check, float64 `[checks]` of mean 1, from the facts of `Checks.columns`.
 
-    Both labels weigh the same, and within them what `balance` says.
+    Both labels weigh the same, and within them what `balance` says. Where there is a column `weight`, each check counts
+    so many times beside the others of its label.
     """
     levels = {"label": ("label",), "source": ("label", "source"), "depth": ("label", "source", "depth")}[balance]
     keys = [np.searchsorted(_DEPTH_RANGES, columns[name]) if name == "depth" else columns[name] for name in levels]
@@ -135,7 +138,18 @@ def sample_weights(columns: Mapping[str, np.ndarray], balance: Balance) -> np.nd
     children = Counter(branch[:-1] for branch in branches)
     share = {group: 1 / math.prod(children[group[:level]] for level in range(len(levels))) for group in size}
     weights = np.array([share[group] / size[group] for group in groups])
+    if "weight" in columns:
+        weights = _times(weights, columns["weight"], columns["label"])
     return weights * len(weights)
+
+
+def _times(weights: np.ndarray, factor: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """The weights times `factor`, float64 `[checks]`; the sum of each label stays."""
+    found = weights * factor
+    for each in np.unique(label):
+        of_label = label == each
+        found[of_label] *= weights[of_label].sum() / found[of_label].sum()
+    return found
 
 
 def _direction(

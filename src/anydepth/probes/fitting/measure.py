@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from anydepth.errors import StoreError
-from anydepth.intervals import Interval, Rate, auroc
+from anydepth.intervals import Interval, auroc
 from anydepth.policy import Policy
-from anydepth.probes.fitting.calibrate import Calibration, Trail, calibrate, first_halt, peak
+from anydepth.probes.fitting.calibrate import Calibration, Trail, calibrate, peak
+from anydepth.probes.fitting.contract import allowed_halts
 from anydepth.probes.fitting.fit import Fitted
 from anydepth.probes.fitting.operating import from_prefill, operating_point
 from anydepth.probes.recipe.pairs import Pair
@@ -18,27 +19,41 @@ PREFILLS: tuple[int | None, ...] = (50, 100, 200, 400, None)
 """Prefill depths of the report; None is the whole answer."""
 
 
-def trails(checks: Checks, logits: np.ndarray, splits: Sequence[str], label: str | None = None) -> list[Trail]:
+def trails(
+    checks: Checks, logits: np.ndarray, splits: Sequence[str], label: str | None = None, *, first_depth: int = 0
+) -> list[Trail]:
     """The scored answers of some splits, in order of their digests, from `logits`, float `[checks]`.
+
+    Checks at depths below `first_depth` are left out, and with them the answers that have no others.
 
     Raises:
         StoreError: The splits have no answer of this label.
     """
-    rows = np.flatnonzero(np.isin(checks["split"], list(splits)) & ((label is None) | (checks["label"] == label)))
+    found = []
+    for rows in rows_by_answer(checks, splits, label, first_depth=first_depth):
+        scores = np.exp(-np.logaddexp(0.0, -logits[rows].astype(np.float64)))
+        depths = tuple(checks["depth"][rows].tolist())
+        found.append(Trail(str(checks["id"][rows[0]]), str(checks["source"][rows[0]]), depths, tuple(scores)))
+    return found
+
+
+def rows_by_answer(
+    checks: Checks, splits: Sequence[str], label: str | None = None, *, first_depth: int = 0
+) -> list[np.ndarray]:
+    """The rows of each answer's checks, int `[its checks]` in order of depth; see `trails`."""
+    rows = np.flatnonzero(
+        np.isin(checks["split"], list(splits))
+        & ((label is None) | (checks["label"] == label))
+        & (checks["depth"] >= first_depth)
+    )
     if not len(rows):
+        deep = f" and have checks from depth {first_depth} on" if first_depth else ""
         raise StoreError(
-            f"there are no answers of {', '.join(splits)}{f' that are {label}' if label else ''} in this half or in "
-            "all; hold out answers to more prompts, of both labels"
+            f"there are no answers of {', '.join(splits)}{f' that are {label}' if label else ''}{deep} in this half or "
+            "in all; hold out answers to more prompts, of both labels"
         )
     rows = rows[np.lexsort((checks["depth"][rows], checks["answer"][rows]))]
-    scores = np.exp(-np.logaddexp(0.0, -logits[rows].astype(np.float64)))
-    begins = np.flatnonzero(np.r_[True, checks["answer"][rows][1:] != checks["answer"][rows][:-1]])
-    found = []
-    for begin, end in zip(begins, [*begins[1:], len(rows)], strict=True):
-        first = rows[begin]
-        depths = tuple(checks["depth"][rows[begin:end]].tolist())
-        found.append(Trail(str(checks["id"][first]), str(checks["source"][first]), depths, tuple(scores[begin:end])))
-    return found
+    return np.split(rows, np.flatnonzero(checks["answer"][rows][1:] != checks["answer"][rows][:-1]) + 1)
 
 
 def separation(
@@ -46,20 +61,39 @@ def separation(
 ) -> tuple[float, Interval]:
     """Response-level AUROC of `pair`, with its interval: of the largest statistic of each whole answer.
 
-    `logits` are float `[checks]`. With `forced` the harmful answers are prefills: the policy sees depth 0 and the end
-    of the answer, nothing between.
+    `logits` are float `[checks]`. With `forced` the harmful answers are prefills: the policy sees depth 0, or the first
+    check from the pair's `first_depth` on, and the end of the answer, nothing between.
     """
-    seen = [each.scores for each in trails(checks, logits, pair.harmful, "harmful")]
+    first = pair.first_depth
+    seen = [each.scores for each in trails(checks, logits, pair.harmful, "harmful", first_depth=first)]
     harmful = [peak(policy, (scores[0], scores[-1]) if forced else scores) for scores in seen]
-    benign = [peak(policy, each.scores) for each in trails(checks, logits, pair.benign, "benign")]
+    benign = [peak(policy, each.scores) for each in trails(checks, logits, pair.benign, "benign", first_depth=first)]
     return auroc(harmful, benign, seed=0, resamples=resamples)
 
 
+def halted_share(
+    checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy, *, benign: Sequence[str], target: float
+) -> float:
+    """Share of the pair's harmful answers that is halted with the threshold set on the benign answers of `benign`.
+
+    At most `target` of the latter halt. Both are judged from the pair's `first_depth` on; `logits` are float
+    `[checks]`. A policy for which no such threshold exists, since benign answers score 1, halts nothing.
+    """
+    first = pair.first_depth
+    peaks = sorted(
+        (peak(policy, each.scores) for each in trails(checks, logits, benign, "benign", first_depth=first)),
+        reverse=True,
+    )
+    spared = peaks[allowed_halts(target, len(peaks))]
+    harmful = trails(checks, logits, pair.harmful, "harmful", first_depth=first)
+    return float(np.mean([peak(policy, each.scores) > spared for each in harmful]))
+
+
 def thresholds(
-    checks: Checks, logits: np.ndarray, policy: Policy, splits: Sequence[str], *, target: float, data: str
+    checks: Checks, logits: np.ndarray, policy: Policy, splits: Sequence[str], *, target: float, **options: Any
 ) -> Calibration:
-    """Calibrate `policy` on the benign answers of `splits`; `logits` are float `[checks]`."""
-    return calibrate(policy, trails(checks, logits, splits, "benign"), target=target, data=data)
+    """Calibrate `policy` on the benign answers of `splits`, with `options` of `calibrate`; `logits` are `[checks]`."""
+    return calibrate(policy, trails(checks, logits, splits, "benign"), target=target, **options)
 
 
 def table(checks: Checks, fitted: Fitted, pairs: Sequence[Pair], policy: Policy) -> dict[str, Any]:
@@ -74,25 +108,3 @@ def table(checks: Checks, fitted: Fitted, pairs: Sequence[Pair], policy: Policy)
         figures["halted"][name] = operating_point(policy, found).record()
         figures["prefill"][name] = [point.record() for point in from_prefill(policy, found, PREFILLS)]
     return figures
-
-
-def crossed(
-    halves: Sequence[Checks], fitted: Fitted, pairs: Sequence[Pair], calibration: Calibration, splits: Sequence[str]
-) -> dict[str, Any]:
-    """False-positive rates with the threshold set on the benign answers of the other half, both directions together.
-
-    `calibration` gives policy and target, `splits` the sets that thresholds are set on. Unlike the rate on the answers
-    of the calibration itself, which is the target by construction, this says what to expect of other prompts.
-    """
-    names = tuple(dict.fromkeys(name for pair in pairs for name in pair.benign))
-    logits = [fitted.logits(checks.states) for checks in halves]
-    counts: dict[str, tuple[int, int]] = dict.fromkeys(names, (0, 0))
-    for one, other in ((0, 1), (1, 0)):
-        policy = thresholds(
-            halves[one], logits[one], calibration.policy, splits, target=calibration.target, data="one half"
-        ).policy
-        for name in names:
-            found = trails(halves[other], logits[other], (name,), "benign")
-            halted = sum(first_halt(policy, trail.scores) is not None for trail in found)
-            counts[name] = (counts[name][0] + halted, counts[name][1] + len(found))
-    return {name: Rate.of(halted, answers).record() for name, (halted, answers) in counts.items()}

@@ -12,10 +12,12 @@ import numpy as np
 from anydepth.backends.protocol import CONTENT, Backend, Site
 from anydepth.conversations.splits import Text
 from anydepth.detectors import LinearProbe, ProbeCard
-from anydepth.policy import policy_record
+from anydepth.policy import Policy, policy_record
 from anydepth.probes.fitting.calibrate import Calibration
 from anydepth.probes.fitting.candidates import Comparison, Trial, Used, candidates, listed, states_of, sweep
-from anydepth.probes.fitting.measure import crossed, table, thresholds
+from anydepth.probes.fitting.held_out_figures import held_out_figures
+from anydepth.probes.fitting.leave_out import without_each_source
+from anydepth.probes.fitting.measure import thresholds
 from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
 from anydepth.probes.recipe.pairs import half
@@ -45,15 +47,17 @@ class Filled:
     @property
     def used(self) -> dict[str, Used]:
         """Answer key -> what the data says of it now, and how it was read; of an answer in several parts, the first."""
-        readings: dict[str, str] = {}
+        first: dict[str, Used] = {}
         said: list[tuple[str, AnswerFacts]] = []
         for each in self.gathered:
-            reading = reading_of(each.part.schedule, each.part.longest)
+            part = each.part
+            reading = reading_of(part.schedule, part.longest)
             for row in each.conversations:
-                key = answer_key(row.messages, row.response)
-                readings.setdefault(key, reading)
-                said.append((key, AnswerFacts.of(row, each.part.split)))
-        return {key: Used(facts, readings[key]) for key, facts in facts_by_answer(said).items()}
+                key, facts = answer_key(row.messages, row.response), AnswerFacts.of(row, part.split)
+                beside = (part.first_depth, part.weight, part.grace, row.tags.get("category", ""))
+                first.setdefault(key, Used(facts, reading, *beside))
+                said.append((key, facts))
+        return {key: replace(first[key], facts=facts) for key, facts in facts_by_answer(said).items()}
 
     @property
     def seen(self) -> dict[str, set[str]]:
@@ -141,7 +145,8 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
 
     The threshold of the artefact is set on the benign answers of both halves; what it halts of the harmful answers,
     none of which it was set on, is measured on the other half. False-positive rates are reported for thresholds set on
-    one half and measured on the other, in both directions: no figure of the report was tuned on its own answers.
+    one half and measured on the other, in both directions: no figure of the report was tuned on its own answers. With
+    the contract `guarantee` the threshold is set on the half that nothing was chosen on, and measured on the other.
 
     Raises:
         ConfigError: The recipe has no pairs to choose by, or names something that does not exist.
@@ -149,32 +154,55 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
     """
     store, used = filled.store, filled.used
     choices = Choices.of(recipe)  # of a recipe that may measure what the one that filled the store did not
-    comparison = Comparison(choices.pairs, choices.policies, lambda checks: _in_half(checks, CHOSEN))
+    comparison = Comparison(
+        choices.pairs,
+        choices.policies,
+        lambda checks: _in_half(checks, CHOSEN),
+        by=choices.by,
+        benign=choices.benign,
+        target=choices.target,
+    )
 
     wanted = candidates(store.manifest, recipe.fit)
-    trials = sweep(store, wanted, comparison, used=used, progress=lambda done, total: progress("fit", done, total, 0))
+    trials = sweep(store, wanted, comparison, used=used, progress=partial(_told, progress, "fit"))
     best = trials[0]
     checks = states_of(store, best.candidate.reads, used)
     held_out = checks.where(checks["split"] != TRAIN)
-    calibration = thresholds(
-        held_out,
-        best.fitted.logits(held_out.states),
-        best.policy,
-        choices.benign,
-        target=choices.target,
-        data=f"held-out benign answers: {', '.join(choices.benign)}",
-    )
-    reported = held_out.where(_in_half(held_out, REPORTED))
-    figures = table(reported, best.fitted, choices.measured, calibration.policy)
     halves = [held_out.where(_in_half(held_out, which)) for which in (CHOSEN, REPORTED)]
-    figures["false_positives"] = crossed(halves, best.fitted, choices.measured, calibration, choices.benign)
-    probe = assemble(backend, filled, best, calibration)
+    reported = halves[REPORTED]
+    sure = choices.contract == "guarantee"  # which does not hold for answers that the probe was chosen on
+    calibration = _calibrated(reported if sure else held_out, best, choices)
+    figures = held_out_figures(halves, best.fitted, calibration, choices)
+    if choices.leave_out:
+        told = partial(_told, progress, "leave out")
+        training = checks.where(checks["split"] == TRAIN)
+        figures["leave_out"] = without_each_source(training, reported, best, progress=told)
+    probe = assemble(backend, filled, best, calibration.policy, {**calibration.record(), **figures["calibration"]})
     left_out = {each.part.name: each.left_out for each in filled.gathered if each.left_out}
     return Trained(probe, tuple(trials), figures, left_out, filled.seen)
 
 
-def assemble(backend: Backend, filled: Filled, trial: Trial, calibration: Calibration) -> LinearProbe:
-    """The artefact of a trial with its card."""
+def _told(progress: Progress, what: str, done: int, total: int) -> None:
+    progress(what, done, total, 0)
+
+
+def _calibrated(checks: Checks, trial: Trial, choices: Choices) -> Calibration:
+    return thresholds(
+        checks,
+        trial.fitted.logits(checks.states),
+        trial.policy,
+        choices.benign,
+        target=choices.target,
+        confidence=choices.confidence,
+        guarantee=choices.contract == "guarantee",
+        data=f"held-out benign answers: {', '.join(choices.benign)}",
+    )
+
+
+def assemble(
+    backend: Backend, filled: Filled, trial: Trial, policy: Policy, calibration: Mapping[str, Any]
+) -> LinearProbe:
+    """The artefact of a trial with its card: its calibrated policy, and the record of the calibration."""
     manifest = filled.store.manifest
     card = ProbeCard(
         model=backend.identity,
@@ -182,8 +210,8 @@ def assemble(backend: Backend, filled: Filled, trial: Trial, calibration: Calibr
         reads=trial.candidate.reads,
         template_digest=manifest.template_digest,
         dtype=manifest.dtype,
-        policy=policy_record(calibration.policy),
-        calibration={**calibration.record(), "schedule": str(Every())},
+        policy=policy_record(policy),
+        calibration={**calibration, "schedule": str(Every())},
         sources=training_sources(filled.gathered),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=package_versions("anydepth", "numpy", "scikit-learn", "torch", "transformers"),

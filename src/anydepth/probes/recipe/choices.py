@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anydepth.errors import ConfigError
-from anydepth.intervals import check_share
+from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.policy import policy_from
 from anydepth.probes.recipe.pairs import Pair, half
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe
@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 CHOSEN, REPORTED = 0, 1
 """The half of the held-out prompts that candidates are chosen on, and the one that the report is of."""
 
-_KEYS = {"choose": ("pairs", "policies"), "calibrate": ("benign", "target"), "measure": ("pairs",)}
+_KEYS = {
+    "choose": ("pairs", "policies", "by"),
+    "calibrate": ("benign", "target", "contract", "confidence"),
+    "measure": ("pairs", "leave_out"),
+}
+_BY = ("auroc", "halted")
+_CONTRACTS = ("rate", "guarantee")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,13 @@ class Choices:
         benign: Held-out sets that the threshold is set on.
         target: False-positive rate that it is set for.
         measured: Held-out sets of the report.
+        by: What the choice is made by: `auroc`, or `halted`, the share of the harmful answers of a pair that is halted
+            when the threshold is set at the target on the benign sets.
+        contract: What the threshold promises: `rate`, the target on the answers that it is set on, or `guarantee`, the
+            target on others, with `confidence`.
+        confidence: Confidence of the bounds and of the guarantee.
+        leave_out: Refit the chosen candidate without one training source after the other, for the report.
+        crossed: Names of the measured pairs with swapped or spliced answers, whose requests say nothing of them.
     """
 
     pairs: tuple[Pair, ...]
@@ -36,6 +49,11 @@ class Choices:
     benign: tuple[str, ...]
     target: float
     measured: tuple[Pair, ...]
+    by: str = "auroc"
+    contract: str = "rate"
+    confidence: float = 0.95
+    leave_out: bool = False
+    crossed: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Choices":
@@ -59,7 +77,13 @@ class Choices:
             )
         target = check_share("[calibrate] target", recipe.calibrate.get("target", 0.005))
         measured = tuple(Pair.of(record) for record in recipe.measure.get("pairs", ())) or pairs
-        return cls(pairs, policies, benign, target, measured)
+        confidence = check_share("[calibrate] confidence", recipe.calibrate.get("confidence", 0.95))
+        by = _one_of("[choose] by", recipe.choose.get("by", "auroc"), _BY, recipe)
+        contract = _one_of("[calibrate] contract", recipe.calibrate.get("contract", "rate"), _CONTRACTS, recipe)
+        leave_out = _one_of("[measure] leave_out", recipe.measure.get("leave_out", False), (True, False), recipe)
+        moved = {part.split for part in recipe.parts if part.augment in ("swap", "splice")}
+        crossed = tuple(pair.name for pair in measured if not moved.isdisjoint((*pair.harmful, *pair.benign)))
+        return cls(pairs, policies, benign, target, measured, by, contract, confidence, leave_out, crossed)
 
     def check(self, recipe: Recipe, gathered: Sequence[Gathered]) -> None:
         """Refuse conversations that no probe can be fitted, chosen, calibrated or measured on.
@@ -93,6 +117,16 @@ class Choices:
                     "labels"
                 )
 
+        if self.contract == "guarantee":
+            benign = [row.prompt_key for split in self.benign for row in rows[split] if row.label == "benign"]
+            count, needed = int(half(benign, REPORTED).sum()), answers_needed(self.target, self.confidence)
+            if count < needed:
+                raise ConfigError(
+                    f"recipe {recipe.source}: [calibrate] contract is 'guarantee', which needs {needed} benign answers "
+                    f"for a target of {percent(self.target)}; the half of the prompts that nothing is chosen on has "
+                    f'{count}. Give more, a larger target, or contract = "rate"'
+                )
+
     def _needed(self) -> Iterable[tuple[tuple[str, ...], str, int]]:
         """Splits, label and half: what must be there together."""
         both = (CHOSEN, REPORTED)
@@ -103,3 +137,10 @@ class Choices:
             yield from (((name,), "harmful", REPORTED) for name in pair.harmful)
             yield from (((name,), "benign", part) for name in pair.benign for part in both)
         yield from ((self.benign, "benign", part) for part in both)
+
+
+def _one_of(name: str, value: Any, known: Sequence[Any], recipe: Recipe) -> Any:
+    if not any(value is each or (isinstance(value, str) and value == each) for each in known):
+        named = " or ".join(str(each).lower() if isinstance(each, bool) else each for each in known)
+        raise ConfigError(f"recipe {recipe.source}: {name} is {value!r}; choose {named}")
+    return value

@@ -17,18 +17,27 @@ class Pair:
         name: What to call the comparison.
         harmful: Splits of the harmful answers.
         benign: Splits of the benign ones.
+        first_depth: Both are judged from this depth on alone, in tokens: earlier checks are left out, and with them the
+            answers that end before.
     """
 
     name: str
     harmful: tuple[str, ...]
     benign: tuple[str, ...]
+    first_depth: int = 0
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Pair":
-        """Read `{name, harmful, benign}`; a single split may be given as text."""
+        """Read `{name, harmful, benign}`, with `first_depth` or without; a single split may be given as text."""
         try:
             sides = [(side,) if isinstance(side := record[key], str) else tuple(side) for key in ("harmful", "benign")]
-            return cls(record["name"], *sides)
+            first = record.get("first_depth", 0)
+            if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+                raise ConfigError(
+                    f"comparison {record['name']!r} has the first_depth {first!r}; give a whole number of tokens of at "
+                    "least 0, e.g. 25"
+                )
+            return cls(record["name"], *sides, first)
         except KeyError as error:
             raise ConfigError(f"a comparison has no {error}; give name, harmful and benign") from error
         except TypeError as error:

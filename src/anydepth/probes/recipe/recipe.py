@@ -9,6 +9,7 @@ from typing import Any
 from anydepth.conversations.augment import swap, wrap
 from anydepth.conversations.corpora import SHIPPED, load
 from anydepth.conversations.dataset import Conversation
+from anydepth.conversations.splice import splice
 from anydepth.conversations.splits import (
     Text,
     balance,
@@ -282,8 +283,11 @@ def _gathered(part: RecipePart, sets: Mapping[str, list[Conversation]], notes: l
     rows = balance(rows, per_source=part.limit, seed=part.seed).kept
     if part.augment == "wrap":
         rows = wrap(rows)
-    elif part.augment == "swap":
-        rows = swap(rows, [row for name in part.under for row in sets[name]])
+    under = [row for name in part.under for row in sets[name]]
+    if part.augment == "swap":
+        rows = swap(rows, under, turns=part.turns)
+    elif part.augment == "splice":
+        rows = splice(rows, under, words=part.words, between=part.between)
     return Gathered(part, rows, "; ".join(notes))
 
 

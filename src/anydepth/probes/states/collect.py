@@ -15,6 +15,7 @@ from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
 from anydepth.probes.states.manifest import manifest_for
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import CheckRow, Identity, Manifest, StateStore, answer_key
+from anydepth.probes.states.stretch import in_tokens
 from anydepth.schedule import scheduled_depths
 from anydepth.templates.template import Prompt
 
@@ -223,12 +224,15 @@ def _prepared(
         except PromptError as error:
             report.skipped.append((each.id, str(error)))
             continue
-        answer = prompt.ids[prompt.start :][: plan.longest]
+        whole = prompt.ids[prompt.start :]
+        answer = whole[: plan.longest]
         if limit is not None and prompt.start + len(answer) + appended > limit:
             report.skipped.append((each.id, f"prompt and answer do not fit the context of {limit} tokens"))
             continue
         facts = asdict(AnswerFacts.of(each, plan.split))
+        begins, ends = in_tokens(backend.template, messages, each.response, each.stretch, whole)
         row = CheckRow(answer=key, view=plan.view, depth=0, length=0, reading=plan.reading, **facts)
+        row = replace(row, harm_begins=begins, harm_ends=ends)
         depths = tuple(scheduled_depths(plan.schedule, len(answer)))
         yield row, FinishedAnswer(Prompt(prompt.ids[: prompt.start]), answer, depths)
 

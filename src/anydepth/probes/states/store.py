@@ -22,8 +22,9 @@ FORMAT_VERSION = 2
 
 _MANIFEST = "manifest.json"
 _IDENTITY = ("answer", "view", "reading")
-_FACTS = ("id", "answer", "view", "reading", "split", "source", "label", "licence", "prompt_key", "depth", "length")
-_NUMBERS = ("depth", "length")
+_STRETCH = ("harm_begins", "harm_ends")
+_NUMBERS = ("depth", "length", *_STRETCH)
+_FACTS = ("id", "answer", "view", "reading", "split", "source", "label", "licence", "prompt_key", *_NUMBERS)
 
 Identity = tuple[str, str, str]
 """What decides the states of an answer: its key, the view and the reading."""
@@ -78,6 +79,9 @@ class CheckRow(AnswerFacts):
         depth: Depth of the check in tokens.
         length: Length of the answer in tokens, as far as it was read.
         reading: At which depths and how far the answer is read, as `CollectPlan.reading` says it.
+        harm_begins: Number of tokens before the stretch that the label is about (`Conversation.stretch`); -1 where it
+            is about the whole answer. Shards of before there were stretches have no such column, which means -1.
+        harm_ends: Number of tokens up to the end of that stretch; -1 as well.
     """
 
     answer: str
@@ -85,6 +89,8 @@ class CheckRow(AnswerFacts):
     depth: int
     length: int
     reading: str = ""
+    harm_begins: int = -1
+    harm_ends: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,13 +258,21 @@ class StateStore:
         names = [column_name(site, token) for site, token in reads]
         only = None if views is None else dataset.field("view").isin(list(views))
         try:
-            table = dataset.dataset(shards, format="parquet").to_table(columns=[*_FACTS, *names], filter=only)
+            schema = dataset.dataset(shards[:1], format="parquet").schema
+            for name in _STRETCH:  # an older shard has none
+                if name not in schema.names:
+                    schema = schema.append(pa.field(name, pa.int64()))
+            stored = dataset.dataset(shards, schema=schema, format="parquet")
+            table = stored.to_table(columns=[*_FACTS, *names], filter=only)
         except (OSError, pa.ArrowException) as error:
             raise StoreError(
                 f"{self.path} has a shard that cannot be read ({error}); remove it and collect again"
             ) from error
         size = self.manifest.model.hidden_size
-        columns = {fact: np.array(table[fact].to_pylist()) for fact in _FACTS}
+        columns = {
+            fact: np.array((table[fact].fill_null(-1) if fact in _STRETCH else table[fact]).to_pylist())
+            for fact in _FACTS
+        }
         wanted = self._wanted(columns, readings)
         states = np.empty((table.num_rows, len(names), size), np.float32)
         for place, name in enumerate(names):

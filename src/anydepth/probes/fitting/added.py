@@ -1,0 +1,70 @@
+"""Report a pair with its control: what the probe says of the request alone, and what it adds by reading the answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from anydepth.errors import StoreError
+from anydepth.intervals import Rate, separation
+from anydepth.policy import Policy
+from anydepth.probes.fitting.judged import Judged, judged
+from anydepth.probes.fitting.prompt_draws import drawn_auroc, drawn_share, draws, interval_of
+from anydepth.probes.recipe.pairs import Pair
+from anydepth.probes.states.store import Checks
+
+DEEP = 25
+"""From this depth on, in tokens, each pair is reported once more."""
+
+
+def pair_report(checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy) -> dict[str, Any]:
+    """The figures of a pair, JSON-ready, from its `first_depth` on, and the same from depth 25 on.
+
+    Args:
+        checks: Held-out checks that no choice was made on.
+        logits: Their logits, float `[checks]`.
+        pair: What to tell apart.
+        policy: The policy with its calibrated threshold.
+
+    Returns:
+        `auroc` (response-level), `halted` (the harmful answers at the threshold), `control` (both from the check at
+        depth 0 alone) and `added` (the differences), each with a 95 % interval: exact for rates, by drawing prompts
+        for the others. `from_depth_25` has the same, or None where no answers are that long.
+    """
+    found = _figures(checks, logits, pair, policy, pair.first_depth)
+    try:
+        deep = _figures(checks, logits, pair, policy, max(DEEP, pair.first_depth))
+    except StoreError:
+        deep = None
+    return {**found, f"from_depth_{DEEP}": deep}
+
+
+def _figures(checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy, first_depth: int) -> dict[str, Any]:
+    harmful = judged(checks, logits, pair.harmful, "harmful", policy, first_depth=first_depth)
+    benign = judged(checks, logits, pair.benign, "benign", policy, first_depth=first_depth)
+    drawn = draws([harmful.prompts, benign.prompts])
+    whole, start = (drawn_auroc(*sides, drawn) for sides in _sides(harmful, benign))
+    value, control = (float(separation(*sides)) for sides in _sides(harmful, benign))
+    halted, at_start = (drawn_share(each, drawn[0]) for each in (harmful.halted, harmful.halted_at_start))
+    rates = [Rate.of(int(each.sum()), len(harmful)) for each in (harmful.halted, harmful.halted_at_start)]
+    return {
+        "first_depth": first_depth,
+        "harmful": len(harmful),
+        "benign": len(benign),
+        "auroc": _value(value, whole),
+        "halted": rates[0].record(),
+        "control": {"auroc": _value(control, start), "halted": rates[1].record()},
+        "added": {
+            "auroc": _value(value - control, whole - start),
+            "halted": _value(rates[0].rate - rates[1].rate, halted - at_start),
+        },
+    }
+
+
+def _sides(harmful: Judged, benign: Judged) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+    """The scores of both sides: of whole answers, and of depth 0 alone."""
+    return (harmful.peaks, benign.peaks), (harmful.starts, benign.starts)
+
+
+def _value(value: float, drawn: np.ndarray) -> dict[str, Any]:
+    return {"value": value, "interval": interval_of(drawn).record()}

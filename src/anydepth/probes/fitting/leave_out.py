@@ -1,0 +1,62 @@
+"""Refit a probe without one training source after the other, to see what it does to a source that it never saw."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from anydepth.errors import StoreError
+from anydepth.intervals import auroc
+from anydepth.probes.fitting.calibrate import peak
+from anydepth.probes.fitting.candidates import Trial
+from anydepth.probes.fitting.fit import Fitted, fit
+from anydepth.probes.fitting.measure import trails
+from anydepth.probes.states.store import Checks
+
+
+def without_each_source(
+    train: Checks, held_out: Checks, trial: Trial, *, progress: Callable[[int, int], None] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Training source -> how the candidate tells its answers apart when it is fitted without them, JSON-ready.
+
+    The refit sees neither the source's answers nor those of others to the same prompts. Where a source has answers of
+    one label only, they are compared with the `held_out` answers of other sources that have the other label.
+
+    Args:
+        train: The training checks.
+        held_out: Held-out checks that no choice was made on.
+        trial: What was chosen: options and policy.
+        progress: Called after each source with (sources done, sources in all).
+
+    Returns:
+        `auroc` with its 95 % `interval`, the number of `harmful` and `benign` answers, and `against`: `its own`, or
+        `other sources, held out`. Where it cannot be said, `auroc` is None and `why` says what is missing.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    sources = np.unique(train["source"]).tolist()
+    for source in sources:
+        mine = train["source"] == source
+        seen = np.isin(train["prompt_key"], np.unique(train["prompt_key"][mine]))
+        try:
+            fitted = fit(train.where(~seen & ~mine), trial.candidate.options)
+            apart = held_out.where(held_out["source"] != source)
+            found[source] = _told_apart(train.where(mine), apart, fitted, trial)
+        except StoreError as error:
+            found[source] = {"auroc": None, "interval": None, "why": str(error)}
+        if progress is not None:
+            progress(len(found), len(sources))
+    return found
+
+
+def _told_apart(own: Checks, apart: Checks, fitted: Fitted, trial: Trial) -> dict[str, Any]:
+    peaks, against = {}, "its own"
+    for label in ("harmful", "benign"):
+        checks = own
+        if not (own["label"] == label).any():
+            checks, against = apart, "other sources, held out"
+        splits = np.unique(checks["split"]).tolist()
+        answers = trails(checks, fitted.logits(checks.states), splits, label)
+        peaks[label] = [peak(trial.policy, each.scores) for each in answers]
+    value, interval = auroc(peaks["harmful"], peaks["benign"], seed=0)
+    counts = {label: len(values) for label, values in peaks.items()}
+    return {"auroc": value, "interval": interval.record(), **counts, "against": against}

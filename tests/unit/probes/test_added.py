@@ -1,0 +1,171 @@
+"""The control of a pair: what depth 0 alone says, what the rest adds, and how sure both are."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anydepth.errors import StoreError
+from anydepth.intervals import Rate
+from anydepth.policy import Threshold
+from anydepth.probes.fitting.added import pair_report
+from anydepth.probes.fitting.candidates import Candidate, Trial
+from anydepth.probes.fitting.false_alarms import Direction
+from anydepth.probes.fitting.fit import FitOptions, fit
+from anydepth.probes.fitting.groups import rates_by
+from anydepth.probes.fitting.judged import judged
+from anydepth.probes.fitting.leave_out import without_each_source
+from anydepth.probes.fitting.prompt_draws import drawn_auroc, drawn_share, draws, interval_of
+from anydepth.probes.recipe.pairs import Pair
+from anydepth.probes.states.store import Checks
+from tests.planted import planted
+
+PAIR = Pair("p", ("v",), ("v",))
+HALF = Threshold(0.5)
+
+
+def logits_by_depth(checks: Checks, at_start: float, later: float) -> np.ndarray:
+    """Logits whose distance between the labels is `at_start` at depth 0 and `later` behind it."""
+    rng = np.random.default_rng(3)
+    side = np.where(checks["label"] == "harmful", 0.5, -0.5)
+    return side * np.where(checks["depth"] == 0, at_start, later) + rng.standard_normal(len(checks)) / 4
+
+
+def test_a_probe_that_reads_the_answer_adds_to_the_request() -> None:
+    checks = planted(60, split="v")
+    found = pair_report(checks, logits_by_depth(checks, 0.0, 8.0), PAIR, HALF)
+    assert (found["first_depth"], found["harmful"], found["benign"]) == (0, 30, 30)
+    assert found["auroc"]["value"] > 0.95 and 0.2 < found["control"]["auroc"]["value"] < 0.8
+    added = found["added"]
+    assert added["auroc"]["value"] == pytest.approx(found["auroc"]["value"] - found["control"]["auroc"]["value"])
+    assert added["auroc"]["interval"][0] > 0.1
+    assert found["halted"] == Rate.of(30, 30).record()
+    control = found["control"]["halted"]
+    assert 5 < control["halted"] < 25 and control["answers"] == 30
+    assert added["halted"]["value"] == pytest.approx(1 - control["rate"])
+    low, high = added["halted"]["interval"]
+    assert 0 < low < added["halted"]["value"] < high < 1
+
+
+def test_a_probe_that_judges_the_request_alone_adds_nothing() -> None:
+    checks = planted(60, split="v")
+    found = pair_report(checks, logits_by_depth(checks, 8.0, -50.0), PAIR, HALF)
+    # behind depth 0 benign answers score high: only the request tells them apart
+    assert found["control"]["auroc"]["value"] == 1 and found["added"]["auroc"]["value"] < 0
+    deep = found["from_depth_25"]
+    assert deep["auroc"]["value"] == 0 and deep["control"]["auroc"]["value"] == 1 and deep["first_depth"] == 25
+
+
+def test_answers_that_end_before_a_depth_are_not_counted_from_there_on() -> None:
+    checks = planted(20, split="v")
+    long = (checks["depth"] < 25) | np.isin(checks["id"], ["c0", "c1", "c2", "c3", "c5"])
+    checks = checks.where(long)
+    logits = logits_by_depth(checks, 1.0, 4.0)
+    found = pair_report(checks, logits, PAIR, HALF)
+    assert (found["harmful"], found["benign"]) == (10, 10)
+    assert (found["from_depth_25"]["harmful"], found["from_depth_25"]["benign"]) == (3, 2)
+    shallow = checks["depth"] < 25
+    assert pair_report(checks.where(shallow), logits[shallow], PAIR, HALF)["from_depth_25"] is None
+    late = pair_report(checks, logits, replace(PAIR, first_depth=50), HALF)
+    assert late["first_depth"] == late["from_depth_25"]["first_depth"] == 50
+
+
+def test_each_answer_is_judged_with_its_checks_and_by_its_first() -> None:
+    checks = planted(4, depths=(0, 25, 50), split="v")
+    logits = np.array([9.0, 1, 2, -1, 3, 1, -9, -2, -3, -2, -1, -3])
+    order = np.random.default_rng(0).permutation(len(checks))
+    found = judged(checks.where(order), logits[order], ["v"], "harmful", HALF)
+    by_prompt = dict(zip(found.prompts.tolist(), range(2), strict=True))
+    places = [by_prompt[str(checks["prompt_key"][row])] for row in (3, 9)]
+    assert found.peaks[places] == pytest.approx(1 / (1 + np.exp([-3.0, 1.0])))
+    assert found.starts[places] == pytest.approx(1 / (1 + np.exp([1.0, 2.0])))
+    assert found.halted[places].tolist() == [True, False] and not found.halted_at_start.any()
+    late = judged(checks, logits, ["v"], "benign", HALF, first_depth=25)
+    assert sorted(late.peaks.tolist()) == pytest.approx(sorted(1 / (1 + np.exp([-2.0, 2.0]))))
+    assert late.halted_at_start.sum() == 1, "c0 is halted by its request alone"
+    with pytest.raises(StoreError, match="an answer of v has no check at depth 0"):
+        judged(checks.where(checks["depth"] > 0), logits[checks["depth"] > 0], ["v"], "benign", HALF)
+
+
+# -- draws -------------------------------------------------------------------------------------------------------------
+
+
+def test_answers_to_one_prompt_are_drawn_together_in_both_sets() -> None:
+    one, other = draws([np.array(["a", "a", "b"]), np.array(["b", "c"])], resamples=200)
+    assert one.shape == (200, 3) and other.shape == (200, 2)
+    assert np.array_equal(one[:, 0], one[:, 1]) and np.array_equal(one[:, 2], other[:, 0])
+    assert (one[:, 0] + one[:, 2] + other[:, 1] == 3).all(), "as many prompts as there are"
+    assert np.array_equal(one, draws([np.array(["a", "a", "b"]), np.array(["b", "c"])], resamples=200)[0])
+
+
+def test_figures_of_a_draw_are_those_of_the_drawn_answers() -> None:
+    harmful, benign = np.array([0.9, 0.4]), np.array([0.5, 0.4, 0.1])
+    once = [np.ones((1, 2), np.float32), np.ones((1, 3), np.float32)]
+    assert drawn_auroc(harmful, benign, once).tolist() == pytest.approx([(3 + 1.5) / 6])
+    twice = [np.array([[2, 0], [0, 0]], np.float32), np.array([[0, 1, 1], [1, 1, 1]], np.float32)]
+    found = drawn_auroc(harmful, benign, twice)
+    assert found[0] == 1 and np.isnan(found[1])
+    shares = drawn_share(np.array([True, False]), np.array([[3, 1], [0, 0]], np.float32))
+    assert shares[0] == 0.75 and np.isnan(shares[1])
+    assert interval_of(np.array([np.nan, *np.linspace(0, 1, 41)])).record() == pytest.approx([0.025, 0.975])
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
+def test_rates_are_of_each_source_and_of_each_category_that_is_known() -> None:
+    checks = planted(12, split="v")
+    logits = np.where(np.isin(checks["id"], ["c1", "c3"]), 5.0, -5.0)
+    found = rates_by("source", [Direction(HALF, checks, logits)], ["v"], "harmful")
+    assert {name: (rate.halted, rate.answers) for name, rate in found.items()} == {
+        "s0": (1, 2),
+        "s1": (1, 2),
+        "s2": (0, 2),
+    }
+    assert rates_by("category", [Direction(HALF, checks, logits)], ["v"], "harmful") == {}
+    named = np.where(np.isin(checks["id"], ["c1", "c5"]), "fraud", "")
+    checks = replace(checks, columns={**checks.columns, "category": named})
+    both = rates_by("category", [Direction(HALF, checks, logits)] * 2, ["v"], "harmful")
+    assert {name: (rate.halted, rate.answers) for name, rate in both.items()} == {"fraud": (2, 4)}
+
+
+# -- sources left out --------------------------------------------------------------------------------------------------
+
+
+def trial_for(checks: Checks) -> Trial:
+    options = FitOptions()
+    return Trial(Candidate((), options), fit(checks, options), HALF, 1.0, {}, {})
+
+
+def with_source(checks: Checks, ids: list[str], source: str) -> Checks:
+    named = np.where(np.isin(checks["id"], ids), source, checks["source"])
+    return replace(checks, columns={**checks.columns, "source": named})
+
+
+def test_a_source_is_judged_by_a_fit_that_never_saw_it() -> None:
+    train, held_out = planted(90), planted(40, split="v")
+    wrong = train["source"] == "s1"  # of one source all labels are wrong: without it they are seen to be
+    label = np.where(train["label"] == "harmful", "benign", "harmful")
+    train = replace(train, columns={**train.columns, "label": np.where(wrong, label, train["label"])})
+    told: list[tuple[int, int]] = []
+    found: dict[str, Any] = without_each_source(train, held_out, trial_for(train), progress=lambda *n: told.append(n))
+    assert list(found) == ["s0", "s1", "s2"] and told == [(1, 3), (2, 3), (3, 3)]
+    assert found["s1"]["auroc"] < 0.05 and found["s1"]["interval"][1] < 0.1
+    assert found["s1"]["against"] == "its own"
+    assert (found["s1"]["harmful"], found["s1"]["benign"]) == (15, 15)
+
+
+def test_a_source_of_one_label_is_compared_with_held_out_answers_of_others() -> None:
+    train = with_source(planted(60), ["c1", "c3", "c5", "c7"], "attacks")
+    held_out = with_source(planted(40, split="v"), [f"c{n}" for n in range(0, 40, 4)], "attacks")
+    found = without_each_source(train, held_out, trial_for(train))["attacks"]
+    assert found["against"] == "other sources, held out"
+    assert (found["harmful"], found["benign"]) == (4, 10), "the held-out answers of the source itself are left out"
+    assert found["auroc"] > 0.9
+
+
+def test_a_source_without_which_nothing_can_be_fitted_says_why() -> None:
+    train = with_source(planted(20), [f"c{n}" for n in range(1, 20, 2)], "attacks")
+    found = without_each_source(train, planted(20, split="v"), trial_for(train))["attacks"]
+    assert found["auroc"] is None and "there are 0 harmful and 30 benign checks" in found["why"]
