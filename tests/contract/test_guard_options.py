@@ -229,6 +229,19 @@ def test_a_cascade_takes_band_and_policy_from_its_probe(
     assert guard.policy.threshold == pytest.approx(0.3)  # the middle of the band: the look-ahead decides in it
 
 
+def test_a_cascade_on_the_command_line(folder: Path, probe: Path, cascade: Path) -> None:
+    from anydepth.cli import app
+
+    common = ["generate", str(folder), "w1", "--max-new-tokens", "2", "--detector"]
+    for detector, given, code, said in (
+        ("cascade", cascade, 0, ""),
+        ("cascade", probe, 2, "not calibrated for a cascade"),
+        ("rethink", probe, 2, "goes with --detector probe or cascade, not with --detector rethink"),
+    ):
+        result = CliRunner().invoke(app, [*common, detector, "--probe", str(given)])
+        assert (result.exit_code, said in " ".join(result.output.split())) == (code, True), result.output
+
+
 def test_vllm_refuses_a_cascade(folder: Path, cascade: Path) -> None:
     from anydepth.vllm.additional_config import EngineOptions
     from anydepth.vllm.setup import Setup

@@ -56,5 +56,7 @@ def detector_over(probe: LinearProbe, name: str, band: Sequence[float] | None = 
     if name == "probe":
         return probe
     if name != "cascade":
-        raise ConfigError(f"detector {name!r} is not made of a probe; choose {' or '.join(OVER_PROBE)}")
+        raise ConfigError(
+            f"detector {name!r} is not made of a probe; name no probe, or choose {' or '.join(OVER_PROBE)}"
+        )
     return Cascade.calibrated(probe) if band is None else Cascade(probe, Rethink(), *band)
