@@ -32,7 +32,7 @@ MOST_FAILED = 0.1
 
 
 @dataclass(frozen=True)
-class Answer:
+class TrafficAnswer:
     """A record of a file, and where it stands."""
 
     file: str
@@ -46,11 +46,11 @@ class Answer:
         return Words.of(self.record.messages, self.record.response)
 
 
-class Reading:
+class TrafficReading:
     """The checks of the answers so far, and what could not be read."""
 
     def __init__(self) -> None:
-        self.read: list[tuple[Answer, Trail]] = []
+        self.read: list[tuple[TrafficAnswer, Trail]] = []
         self.failed = 0
         self.first_failure = ""
         self.notes: set[str] = set()
@@ -60,7 +60,7 @@ class Reading:
         """The checks of each answer that was read."""
         return [trail for _, trail in self.read]
 
-    def usable(self, files: Iterable[Path]) -> list[Answer]:
+    def usable(self, files: Iterable[Path]) -> list[TrafficAnswer]:
         """The answers that can be scanned; what is wrong with the others needs no model to be seen."""
         found = []
         for path in files:
@@ -72,7 +72,7 @@ class Reading:
                     self._fail(place, error)
         return found
 
-    def scan(self, guard: "Guard", answers: Sequence[Answer]) -> None:
+    def scan(self, guard: "Guard", answers: Sequence[TrafficAnswer]) -> None:
         """Read each answer at all its depths, or report what is wrong with it; its text is never shown."""
         for answer in _shown("scan", answers):
             try:
@@ -81,7 +81,9 @@ class Reading:
                 self._fail(answer.place, error)
         self.refuse_if_too_many_failed()
 
-    def look_twice(self, guard: "Guard", cascade: Cascade, read: Sequence[tuple[Answer, Trail]]) -> list[CascadeTrail]:
+    def look_twice(
+        self, guard: "Guard", cascade: Cascade, read: Sequence[tuple[TrafficAnswer, Trail]]
+    ) -> list[CascadeTrail]:
         """Score answers that were read by the whole cascade; one at which its second detector fails counts no more."""
         found = []
         for answer, trail in _shown("cascade", read):
@@ -110,7 +112,7 @@ class Reading:
         self.first_failure = self.first_failure or message
         err.print(Text(message, style="red"), soft_wrap=True)
 
-    def _trail(self, guard: "Guard", answer: Answer) -> Trail:
+    def _trail(self, guard: "Guard", answer: TrafficAnswer) -> Trail:
         record = answer.record
         try:
             result = guard.scan(record.messages, record.response)
@@ -126,13 +128,13 @@ class Reading:
         return Trail(f"{answer.file}: {record.id}", answer.source, depths, scores)
 
 
-def once(answers: Sequence[Answer]) -> list[Answer]:
+def once(answers: Sequence[TrafficAnswer]) -> list[TrafficAnswer]:
     """The answers without copies of earlier ones: as evidence, a copy is worth nothing."""
     found = copies([answer.text for answer in answers])
     return [answer for place, answer in enumerate(answers) if place not in found]
 
 
-def copies_note(answers: Sequence[Answer], distinct: Sequence[Answer]) -> str:
+def copies_note(answers: Sequence[TrafficAnswer], distinct: Sequence[TrafficAnswer]) -> str:
     """How many copies there are, as one sentence; empty without any."""
     if len(answers) == len(distinct):
         return ""
@@ -146,16 +148,18 @@ def _shown(what: str, each: Sequence[T]) -> Iterable[T]:
     return track(each, description=what, console=err, transient=True, disable=not err.is_terminal)
 
 
-def _scores(guard: "Guard", detector: Detector, answer: Answer, depths: Sequence[int]) -> list[Score | Exception]:
+def _scores(
+    guard: "Guard", detector: Detector, answer: TrafficAnswer, depths: Sequence[int]
+) -> list[Score | Exception]:
     prompt = guard.template.prompt(answer.record.messages, prefill=answer.record.response)
     return scores_at(guard.backend, detector, prompt, depths)
 
 
-def _answer(file: str, place: str, line: InputLine) -> Answer:
+def _answer(file: str, place: str, line: InputLine) -> TrafficAnswer:
     """The harmless answer of a line; RecordError says what is wrong with any other."""
     record = line.record
     if record is None:
         raise RecordError(str(line.error))
     if (label := label_of(record.row, "label", LABELS, None)) == "harmful":
         raise RecordError(f"id {record.id!r} is labelled {label!r}; give harmless answers only")
-    return Answer(file, place, record, text_of(record.row, "source") or file)
+    return TrafficAnswer(file, place, record, text_of(record.row, "source") or file)

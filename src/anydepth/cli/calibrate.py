@@ -13,7 +13,7 @@ from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.benign_answers import Answer, Reading, copies_note, once
+from anydepth.cli.benign_answers import TrafficAnswer, TrafficReading, copies_note, once
 from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, plural, warn, write_json
 from anydepth.cli.shared_options import Loading, grouped
@@ -95,7 +95,7 @@ def calibrate(
         raise ConfigError(f"there is no probe at {artefact}; give a probe file or folder, or the word {SHIPPED!r}")
     out = _destination(output, Path(model).name if artefact is None else Path(probe))
     needed = answers_needed(target, confidence)  # finds a missing scipy, too, before hours of scanning
-    read = Reading()
+    read = TrafficReading()
     answers = read.usable(benign)
     read.refuse_if_too_many_failed(len(answers))
     distinct = once(answers)
@@ -154,7 +154,7 @@ def calibrate(
 
 
 def _cascade(
-    read: Reading, guard: Guard, second: Detector, share: float, setting: partial[Calibration]
+    read: TrafficReading, guard: Guard, second: Detector, share: float, setting: partial[Calibration]
 ) -> Mapping[str, Any]:
     """The calibration of the probe and `second` as one detector.
 
@@ -168,7 +168,7 @@ def _cascade(
     return cascade_record(cascade, band, setting([each.trail for each in scored]), scored)
 
 
-def _seen_by_the_probe(artefact: Path | None, answers: Sequence[Answer]) -> str:
+def _seen_by_the_probe(artefact: Path | None, answers: Sequence[TrafficAnswer]) -> str:
     """What is known of answers that the probe was made with, from the record that `anydepth fit` leaves beside it."""
     known = {} if artefact is None else answers_seen(artefact)
     found = []
@@ -178,7 +178,7 @@ def _seen_by_the_probe(artefact: Path | None, answers: Sequence[Answer]) -> str:
     return "; ".join(found)
 
 
-def _shared_sources(card: ProbeCard, answers: Sequence[Answer]) -> str:
+def _shared_sources(card: ProbeCard, answers: Sequence[TrafficAnswer]) -> str:
     """What the card says of the answers' sources, where it knows them."""
     shared = sorted({answer.source for answer in answers} & {str(source.get("name")) for source in card.sources})
     if not shared:
