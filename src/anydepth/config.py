@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any, Literal
 
 from anydepth.errors import ConfigError
@@ -85,7 +86,9 @@ def with_own_policy(base: GuardConfig, detector: object) -> GuardConfig:
     return guard_config({"policy": getattr(detector, "policy", None)}, base)
 
 
-BUILT_IN_DETECTORS = ("probe", "rethink", "rethink-score")
+BUILT_IN_DETECTORS = ("probe", "rethink", "rethink-score", "cascade")
+OVER_PROBE = ("probe", "cascade")
+"""Those that are made of a probe."""
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -100,3 +103,11 @@ def check_detector_name(name: str) -> str:
     raise ConfigError(
         f"detector is {name!r}; choose {', '.join(BUILT_IN_DETECTORS)}, or name one of your own as package.module:class"
     )
+
+
+def check_band(low: float, high: float) -> tuple[float, float]:
+    """Return the band of a cascade if 0 <= low < high <= 1; ConfigError if not."""
+    numbers = all(isinstance(value, Real) and not isinstance(value, bool) for value in (low, high))
+    if not numbers or not 0 <= low < high <= 1:  # NaN is in no range
+        raise ConfigError(f"low is {low!r} and high is {high!r}; they must keep 0 <= low < high <= 1")
+    return float(low), float(high)

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from anydepth.backends.protocol import Capability, FinishedAnswer, Reader, require_sessions
+from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, Reader, require_sessions
 from anydepth.config import GuardConfig
 from anydepth.detectors import Detector, declares_reads, score_finished
-from anydepth.driver import drive
-from anydepth.errors import CheckError, PromptError, UnsupportedModel
+from anydepth.driver import drive, make_checks
+from anydepth.errors import PromptError, UnsupportedModel
 from anydepth.flow import Outcome, Plan, guarded, settle, step
 from anydepth.schedule import Listed, scheduled_depths
 from anydepth.templates.template import Prompt
-from anydepth.types import CheckResult, Decoded, ScanResult, Score
+from anydepth.types import Decoded, ScanResult, Score
 
 
 def scan_answer(
@@ -94,29 +94,46 @@ def inside_prefill(
         return {}
     try:
         if not declares_reads(detector):
-            scores = _fork_scores(backend, detector, config, prompt, depths, f"{detector.name} reads on forks")
+            scores = scores_at(backend, detector, prompt, depths)
         else:
             try:
                 (scores,) = score_finished(backend, detector, [_finished(prompt, depths)])
-            except UnsupportedModel as reason:
-                scores = _fork_scores(backend, detector, config, prompt, depths, str(reason))
+            except UnsupportedModel:
+                scores = scores_at(backend, detector, prompt, depths)
     except Exception as error:  # a failed check is the flow's to judge: it halts unless the operator chose otherwise
         scores = [error] * len(depths)
     return dict(zip(depths, scores, strict=True))
 
 
-def _fork_scores(
-    backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt, depths: Sequence[int], why: str
-) -> list[Score | Exception]:
-    """Score `depths` of the prefill of `prompt`, each on a fork."""
-    last = replace(prompt, ids=prompt.ids[: prompt.start + depths[-1]], prefill=depths[-1])
-    plan = Plan(Listed(tuple(depths)), config.policy, last.prefill, release="monitor", on_error="open")
-    by_depth = {check.depth: check for check in _by_forks(backend, detector, plan, last, why).checks}
-    return [_reply(by_depth[depth]) for depth in depths]
+def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> list[Score | Exception]:
+    """Score the prefill of `prompt`, replayed, at `depths`, each on a fork; no other depth is checked.
 
+    Args:
+        backend: Opens the session.
+        detector: Makes the checks.
+        prompt: A prompt whose prefill is the answer.
+        depths: Rising, from 0 on, none beyond the end of the prefill.
 
-def _reply(check: CheckResult) -> Score | Exception:
-    return Score(check.score, check.detail) if check.error is None else CheckError(check.error)
+    Returns:
+        For each depth its score, or the exception that its check raised.
+
+    Raises:
+        RuntimeError: The backend did not go on with the answer.
+    """
+    session = require_sessions(backend).replay(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :])
+    found: list[Score | Exception] = []
+    at = 0
+    try:
+        for depth in depths:
+            while at < depth:
+                given = session.decode(depth - at)[0].token_ids
+                if not given:
+                    raise RuntimeError(f"the backend decoded nothing at depth {at} of an answer of {prompt.prefill}")
+                at += len(given)
+            found += make_checks(session, detector, [CheckPoint(0, depth)])
+    finally:
+        session.close()
+    return found
 
 
 def _by_forks(backend: Reader, detector: Detector, plan: Plan, prompt: Prompt, why: str) -> ScanResult:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from anydepth.config import check_detector_name
+from anydepth.config import check_band, check_detector_name
 from anydepth.errors import ConfigError
 from anydepth.files import read_toml
 from anydepth.policy import Policy, policy_from
@@ -35,6 +35,11 @@ Name = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 def _checked_policy(record: dict[str, str | int | float]) -> dict[str, str | int | float]:
     policy_from(record)  # a ConfigError is a ValueError: pydantic reports it with the key
     return record
+
+
+def _checked_band(band: list[float]) -> list[float]:
+    check_band(*band)
+    return band
 
 
 PolicyRecord = Annotated[dict[str, str | int | float], AfterValidator(_checked_policy)]
@@ -68,9 +73,13 @@ class GuardTable(_Table):
     """`[guard]`: how answers are guarded."""
 
     detector: Annotated[str, AfterValidator(check_detector_name)] = Field(
-        "probe", description="probe, rethink, rethink-score, or package.module:class of a detector of your own."
+        "probe",
+        description="probe, rethink, rethink-score, cascade, or package.module:class of a detector of your own.",
     )
     probe: Name | None = Field(None, description="Probe file; default: the one shipped for the model.")
+    band: Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_checked_band)] | None = Field(
+        None, description="Where a cascade is unsure, e.g. [0.2, 0.8]; default: what the probe was calibrated for."
+    )
     policy: PolicyRecord | None = Field(
         None, description='E.g. {name = "ewma", alpha = 0.5, threshold = 0.7}; default: what the probe was fitted with.'
     )
@@ -101,6 +110,12 @@ class GuardTable(_Table):
         if self.adaptive is not None and "interval" in self.model_fields_set:
             raise ValueError("interval and adaptive are both given; drop one")
         self.build_schedule()
+        return self
+
+    @model_validator(mode="after")
+    def _band_is_of_a_cascade(self) -> "GuardTable":
+        if self.band is not None and self.detector != "cascade":
+            raise ValueError(f'band goes with detector = "cascade", not with {self.detector!r}; drop one')
         return self
 
     def build_policy(self) -> Policy | None:

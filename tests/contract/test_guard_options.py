@@ -1,7 +1,7 @@
 """Every option of a guard is taken by every way to make one."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +184,68 @@ def test_in_vllm(name: str, folder: Path, probe: Path) -> None:
     settings = parse_settings({"guard": {"probe": str(probe), **TABLE[name]}})
     setup = Setup(EngineOptions(settings), model=load(folder))  # type: ignore[arg-type] # the facts that a probe binds to
     assert setup.guard == wanted(name, probe)
+
+
+@pytest.fixture
+def cascade(probe: Path, tmp_path: Path) -> Path:
+    """A probe that was calibrated for a cascade."""
+    plain = LinearProbe.load(probe)
+    record = {
+        "second": {"mode": "look-ahead", "max_new_tokens": 2},
+        "low": 0.1,
+        "high": 0.9,
+        "policy": policy_record(KofN(2, 2, 0.6)),
+    }
+    LinearProbe(plain.weight, plain.bias, replace(plain.card, calibration={"cascade": record})).save(tmp_path / "p")
+    return tmp_path / "p"
+
+
+def served(folder: Path, *given: object, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The guard of `anydepth serve`, or what it says instead."""
+    from anydepth.cli import app
+    from anydepth.server import run
+
+    guards: list[Guard] = []
+    opened = Guard.from_backend
+    monkeypatch.setattr(Guard, "from_backend", lambda *a, **o: guards.append(opened(*a, **o)) or guards[-1])
+    monkeypatch.setattr(run, "serve", lambda load, settings: load())
+    result = CliRunner().invoke(app, ["serve", str(folder), "--port", "0", *map(str, given)])
+    return guards[0] if result.exit_code == 0 else " ".join(result.output.split())
+
+
+def test_a_cascade_takes_band_and_policy_from_its_probe(
+    folder: Path, probe: Path, cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = served(folder, "--detector", "cascade", "--probe", cascade, monkeypatch=monkeypatch)
+    detector = guard.detector
+    assert (detector.name, detector.low, detector.high, detector.second.max_new_tokens) == ("cascade", 0.1, 0.9, 2)
+    assert guard.policy == KofN(2, 2, 0.6)
+    refused = served(folder, "--detector", "cascade", "--probe", probe, monkeypatch=monkeypatch)
+    assert "not calibrated for a cascade; run `anydepth calibrate" in refused
+    config = tmp_path / "guard.toml"
+    config.write_text(f'[guard]\ndetector = "cascade"\nprobe = "{probe}"\nband = [0.2, 0.4]\n')
+    guard = served(folder, "--config", config, monkeypatch=monkeypatch)
+    assert (guard.detector.low, guard.detector.high) == (0.2, 0.4)
+    assert guard.policy.threshold == pytest.approx(0.3)  # the middle of the band: the look-ahead decides in it
+
+
+def test_a_cascade_on_the_command_line(folder: Path, probe: Path, cascade: Path) -> None:
+    from anydepth.cli import app
+
+    common = ["generate", str(folder), "w1", "--max-new-tokens", "2", "--detector"]
+    for detector, given, code, said in (
+        ("cascade", cascade, 0, ""),
+        ("cascade", probe, 2, "not calibrated for a cascade"),
+        ("rethink", probe, 2, "goes with --detector probe or cascade, not with --detector rethink"),
+    ):
+        result = CliRunner().invoke(app, [*common, detector, "--probe", str(given)])
+        assert (result.exit_code, said in " ".join(result.output.split())) == (code, True), result.output
+
+
+def test_vllm_refuses_a_cascade(folder: Path, cascade: Path) -> None:
+    from anydepth.vllm.additional_config import EngineOptions
+    from anydepth.vllm.setup import Setup
+
+    settings = parse_settings({"guard": {"probe": str(cascade), "detector": "cascade"}})
+    with pytest.raises(ConfigError, match="vLLM cannot make the checks of a cascade; set"):
+        _ = Setup(EngineOptions(settings), model=load(folder)).guard  # type: ignore[arg-type]

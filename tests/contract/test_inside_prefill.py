@@ -9,10 +9,10 @@ from anydepth import Every, Guard, Threshold
 from anydepth.backends.protocol import Capability, Read
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.backends.transformers.blocks import default_site
-from anydepth.detectors import LinearProbe, ProbeCard
-from anydepth.scan import inside_prefill
+from anydepth.detectors import LinearProbe, ProbeCard, Rethink
+from anydepth.scan import inside_prefill, scores_at
 from anydepth.templates.template import Prompt
-from anydepth.types import Checked
+from anydepth.types import Checked, Score
 from tests.contract.contract import backend_of
 
 PREFILL = " ".join(f"w{n}" for n in range(20, 50))
@@ -113,3 +113,16 @@ def test_a_look_ahead_reads_the_end_only() -> None:
     guard = Guard.from_backend(backend, Watching())  # type: ignore[arg-type]
     prompt = guard.template.prompt("w1", prefill=PREFILL)
     assert inside_prefill(guard.backend, guard.detector, guard.config, prompt) == {}
+
+
+@pytest.mark.parametrize("family", ["Llama", "Jamba (hybrid)"])
+def test_a_detector_at_named_depths_scores_as_in_a_scan(family: str) -> None:
+    backend = backend_of(family)
+    detector = Rethink("score", opener_ids=range(9, 60))
+    scan = Guard.from_backend(backend, detector, schedule=Every(5)).scan("w1 w2 w3", PREFILL)
+    prompt = backend.template.prompt("w1 w2 w3", prefill=PREFILL)
+    found = scores_at(backend, detector, prompt, [0, 5, 20, 30])
+    wanted = {check.depth: check.score for check in scan.checks}
+    values = [score.value for score in found if isinstance(score, Score)]
+    assert values == pytest.approx([wanted[depth] for depth in (0, 5, 20, 30)], rel=1e-4)
+    assert 0.05 < min(values) < max(values) < 0.95

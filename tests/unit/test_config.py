@@ -136,7 +136,7 @@ def test_a_probe_guards_and_its_calibrated_policy_is_the_default() -> None:
         (frozenset({Capability.HIDDEN_STATES}), lambda backend: Rethink()),
         (frozenset({Capability.LOOK_AHEAD}), lambda backend: Rethink("score")),
         (frozenset({Capability.LOOK_AHEAD}), probe_for),
-        (frozenset({Capability.LOOK_AHEAD}), lambda backend: Cascade(probe_for(backend), Rethink())),
+        (frozenset({Capability.LOOK_AHEAD}), lambda backend: Cascade(probe_for(backend), Rethink(), 0.2, 0.8)),
         (frozenset[Capability](), lambda backend: ScriptedDetector({}, needs=frozenset({Capability.NEXT_TOKEN}))),
     ],
 )
@@ -162,7 +162,7 @@ def test_rethink_and_cascade_guard_a_scripted_answer() -> None:
     )
     answer = Guard.from_backend(backend, Rethink()).generate("hi")
     assert (answer.verdict.depth, answer.text) == (2, "a\n\nI can't help with that.")
-    cascade = Cascade(ScriptedDetector({0: 0.1, 4: 0.5}), Rethink())
+    cascade = Cascade(ScriptedDetector({0: 0.1, 4: 0.5}), Rethink(), 0.2, 0.8)
     assert Guard.from_backend(backend, cascade).generate("hi").verdict.depth == 4
 
 

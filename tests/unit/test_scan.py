@@ -14,8 +14,10 @@ from anydepth.backends.protocol import Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard, Rethink
 from anydepth.errors import CheckError, PromptError
 from anydepth.policy import Threshold
+from anydepth.scan import scores_at
 from anydepth.schedule import Adaptive, Every, Schedule
 from anydepth.testing import ScriptedBackend, ScriptedDetector
+from anydepth.types import Score
 from tests.unit.test_flow import policies, schedules
 
 WIDTH = 4
@@ -154,3 +156,20 @@ def test_a_state_of_the_wrong_width_is_an_error_of_the_backend() -> None:
     guard = Guard.from_backend(backend, LinearProbe(np.zeros(WIDTH), 0.0, card))
     with pytest.raises(CheckError, match="shape"):
         guard.scan("hi", "abc")
+
+
+def test_a_detector_is_run_at_the_named_depths_and_at_no_other() -> None:
+    backend = ScriptedBackend(["x"], look_aheads={0: "Sure", 5: "I cannot help with that."}, at_most=(2,))
+    prompt = backend.template.prompt("hi", prefill="abcdefgh")
+    found = scores_at(backend, Rethink(), prompt, [0, 3, 5])
+    assert [score.value for score in found if isinstance(score, Score)] == [0.0, 0.0, 1.0]
+    (session,) = backend.sessions
+    assert [point.depth for point in session.checked] == [0, 3, 5]
+    assert session.closed
+
+
+def test_a_check_that_fails_is_its_own() -> None:
+    backend = ScriptedBackend(["x"])
+    prompt = backend.template.prompt("hi", prefill="abcdefgh")
+    found = scores_at(backend, ScriptedDetector({1: CheckError("no"), 2: 0.5}), prompt, [1, 2])
+    assert isinstance(found[0], CheckError) and isinstance(found[1], Score)

@@ -1,43 +1,35 @@
 """`anydepth calibrate`: set a probe's threshold on your own traffic."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
+from anydepth.cli.benign_answers import TrafficAnswer, TrafficReading, copies_note, once
 from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, plural, warn, write_json
 from anydepth.cli.shared_options import Loading, grouped
-from anydepth.conversations.splits import Text as Words
-from anydepth.conversations.splits import copies
-from anydepth.detectors import LinearProbe, ProbeCard
-from anydepth.errors import AnydepthError, ConfigError, RecordError
-from anydepth.fields import LABELS, label_of, text_of
+from anydepth.detectors import Cascade, Detector, LinearProbe, ProbeCard, detector_named
+from anydepth.errors import ConfigError
 from anydepth.files import check_destination, is_stream
-from anydepth.intervals import answers_needed, check_share, percent
+from anydepth.guard import Guard
+from anydepth.intervals import answers_needed, check_share
 from anydepth.policy import Ewma, Policy, Threshold, policy_from, policy_record
 from anydepth.probes.artefact.fit_record import answers_seen
 from anydepth.probes.artefact.modelcard import ARTEFACT, README, artefact_in, refresh
-from anydepth.probes.fitting.calibrate import Trail, peak, recalibrated, threshold_note
+from anydepth.probes.fitting.band import cascade_record, find_band
+from anydepth.probes.fitting.calibrate import Calibration, Trail, peak, recalibrated, threshold_note
 from anydepth.probes.fitting.calibrate import calibrate as set_threshold
-from anydepth.records import InputLine, Record, read_lines
-
-if TYPE_CHECKING:
-    from anydepth.guard import Guard
 
 SHIPPED = "shipped"
-MOST_FAILED = 0.1
-"""Share of the records that may fail: the rest would no longer be your traffic."""
 
 
 @grouped
@@ -69,6 +61,14 @@ def calibrate(
     ] = 0.95,
     policy: opt.PolicyOption = None,
     interval: opt.Interval = None,
+    cascade: Annotated[
+        Literal["rethink", "rethink-score"] | None,
+        typer.Option("--cascade", help="Calibrate as well a cascade of the probe and this detector."),
+    ] = None,
+    band_share: Annotated[
+        float,
+        typer.Option("--band-share", metavar="SHARE", help="Share of harmless answers that may reach its band."),
+    ] = 0.2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     *,
     loading: Loading,
@@ -78,9 +78,15 @@ def calibrate(
     Every answer is read at all its depths. The new threshold is the smallest with which at most --target of the answers
     would be halted; it is written with the evidence into a new probe file. Copies of an answer count once. A record
     that cannot be read is reported and left out (exit code 1); if more than one in ten fails, nothing is written.
+
+    With --cascade the file also says where the probe is unsure, and at which threshold the probe and the second
+    detector together halt at most --target of the answers; `--detector cascade` takes both from there.
     """
     check_share("--target", target)
     check_share("--confidence", confidence)
+    check_share("--band-share", band_share)
+    if cascade is not None and band_share <= target:
+        raise ConfigError(f"--band-share is {band_share:g} and --target {target:g}; give a share above the target")
     for path in benign:
         if is_stream(path):
             raise ConfigError(f"--benign {path} is a pipe or a device, which cannot be read twice; write it to a file")
@@ -89,14 +95,15 @@ def calibrate(
         raise ConfigError(f"there is no probe at {artefact}; give a probe file or folder, or the word {SHIPPED!r}")
     out = _destination(output, Path(model).name if artefact is None else Path(probe))
     needed = answers_needed(target, confidence)  # finds a missing scipy, too, before hours of scanning
-    read = _Reading()
+    read = TrafficReading()
     answers = read.usable(benign)
     read.refuse_if_too_many_failed(len(answers))
-    distinct = _once(answers)
-    if guarantee and len(distinct) < needed:
+    distinct = once(answers)
+    wanted = needed if cascade is None else 2 * needed  # a band of other answers than the threshold
+    if guarantee and len(distinct) < wanted:
         raise ConfigError(
-            f"--guarantee needs {needed} answers for --target {target:g}, the input has {len(distinct)} that are no "
-            "copies of others; give more, or a larger target"
+            f"--guarantee needs {wanted} answers for --target {target:g}{'' if cascade is None else ' and --cascade'}, "
+            f"the input has {len(distinct)} that are no copies of others; give more, or a larger target"
         )
     seen = _seen_by_the_probe(artefact, distinct)
     if guarantee and seen:
@@ -104,21 +111,25 @@ def calibrate(
     guard = load.open_guard(loading.of(model), opt.GuardOptions(probe=artefact, interval=interval))
     old: Any = guard.detector
     _check_other_probe(out, old)
-    for note in filter(None, (_copies_note(answers, distinct), seen, _shared_sources(old.card, distinct))):
+    second = None if cascade is None else detector_named(cascade)
+    if second is not None:
+        Guard.from_backend(guard.backend, second)  # what it cannot do on this model is an error now
+    notes = (copies_note(answers, distinct), seen, _shared_sources(old.card, distinct), _lost(old.card, second))
+    for note in filter(None, notes):
         warn(f"note: {note}")
-    for answer in track(distinct, description="scan", console=err, transient=True, disable=not err.is_terminal):
-        read.answer(guard, answer)
-    read.refuse_if_too_many_failed()
+    read.scan(guard, distinct)
     chosen = _policy(policy, guard.policy)
     _check_peaks(chosen, read.trails)
-    found = set_threshold(
+    setting = partial(
+        set_threshold,
         chosen,
-        read.trails,
         target=target,
         confidence=confidence,
         guarantee=guarantee,
         data=", ".join(f"{path.name} (sha256 {_digest(path)})" for path in benign),
     )
+    more = {} if second is None else {"cascade": _cascade(read, guard, second, band_share, setting)}
+    found = setting(read.trails)
     if (note := threshold_note(found.policy)) is not None:
         warn(f"note: {note}")
     new = recalibrated(
@@ -129,6 +140,7 @@ def calibrate(
         copies=len(answers) - len(distinct),
         replaces=None if old.card.policy is None else dict(old.card.policy),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
     )
     new.save(out)
     refresh(out, new)
@@ -141,98 +153,22 @@ def calibrate(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """A record of a file, and where it stands."""
+def _cascade(
+    read: TrafficReading, guard: Guard, second: Detector, share: float, setting: partial[Calibration]
+) -> Mapping[str, Any]:
+    """The calibration of the probe and `second` as one detector.
 
-    file: str
-    place: str
-    record: Record
-    source: str
-
-    @cached_property
-    def text(self) -> Words:
-        """What to compare it by."""
-        return Words.of(self.record.messages, self.record.response)
-
-
-class _Reading:
-    """The checks of the answers so far, and what could not be read."""
-
-    def __init__(self) -> None:
-        self.trails: list[Trail] = []
-        self.failed = 0
-        self.first_failure = ""
-        self.notes: set[str] = set()
-
-    def usable(self, files: Iterable[Path]) -> list[_Answer]:
-        """The answers that can be scanned; what is wrong with the others needs no model to be seen."""
-        found = []
-        for path in files:
-            for line in read_lines(path):
-                place = f"{path.name} line {line.number}"
-                try:
-                    found.append(_answer(path.name, place, line))
-                except RecordError as error:
-                    self._fail(place, str(error))
-        return found
-
-    def answer(self, guard: "Guard", answer: _Answer) -> None:
-        """Read one answer at all its depths, or report what is wrong with it; its text is never shown."""
-        try:
-            self.trails.append(self._trail(guard, answer))
-        except Exception as error:  # whatever one record does, a long run goes on
-            self._fail(answer.place, " ".join(str(error).split()) or type(error).__name__)
-
-    def refuse_if_too_many_failed(self, to_come: int = 0) -> None:
-        """Raise RecordError if what is left, with the answers still `to_come`, does not stand for the input."""
-        total = self.failed + len(self.trails) + to_come
-        if total == 0:
-            raise RecordError("the input has no records; give harmless answers to calibrate on")
-        if self.failed > MOST_FAILED * total:
-            raise RecordError(
-                f"{self.failed} of {plural(total, 'record')} failed, more than {percent(MOST_FAILED)}, and nothing was "
-                f"written; the first: {self.first_failure}"
-            )
-
-    def _fail(self, place: str, reason: str) -> None:
-        message = f"{place}: {reason}"
-        self.failed += 1
-        self.first_failure = self.first_failure or message
-        err.print(Text(message, style="red"), soft_wrap=True)
-
-    def _trail(self, guard: "Guard", answer: _Answer) -> Trail:
-        record = answer.record
-        try:
-            result = guard.scan(record.messages, record.response)
-        except AnydepthError as error:
-            raise RecordError(f"id {record.id!r}: {error}") from error
-        for note in set(result.notes) - self.notes:
-            self.notes.add(note)
-            warn(f"note: {note}")
-        for check in result.checks:
-            if check.error is not None:
-                raise RecordError(f"id {record.id!r}: the check at depth {check.depth} failed: {check.error}")
-        depths, scores = zip(*((check.depth, check.score) for check in result.checks), strict=True)
-        return Trail(f"{answer.file}: {record.id}", answer.source, depths, scores)
+    A guarantee holds for a detector that was made before its answers were seen: every other answer is for the band
+    there, and the rest for the threshold.
+    """
+    step = 2 if setting.keywords["guarantee"] else 1
+    band = find_band(read.trails[::step], share=share, target=setting.keywords["target"])
+    cascade = Cascade(guard.detector, second, band.low, band.high)
+    scored = read.look_twice(guard, cascade, read.read[step - 1 :: step])
+    return cascade_record(cascade, band, setting([each.trail for each in scored]), scored)
 
 
-def _once(answers: Sequence[_Answer]) -> list[_Answer]:
-    """The answers without copies of earlier ones: as evidence, a copy is worth nothing."""
-    found = copies([answer.text for answer in answers])
-    return [answer for place, answer in enumerate(answers) if place not in found]
-
-
-def _copies_note(answers: Sequence[_Answer], distinct: Sequence[_Answer]) -> str:
-    if len(answers) == len(distinct):
-        return ""
-    return (
-        f"{len(answers) - len(distinct)} of {plural(len(answers), 'record')} are copies of others (the same text but "
-        f"for case, space and punctuation, or nearly so); each counts once, which leaves {len(distinct)}"
-    )
-
-
-def _seen_by_the_probe(artefact: Path | None, answers: Sequence[_Answer]) -> str:
+def _seen_by_the_probe(artefact: Path | None, answers: Sequence[TrafficAnswer]) -> str:
     """What is known of answers that the probe was made with, from the record that `anydepth fit` leaves beside it."""
     known = {} if artefact is None else answers_seen(artefact)
     found = []
@@ -242,7 +178,7 @@ def _seen_by_the_probe(artefact: Path | None, answers: Sequence[_Answer]) -> str
     return "; ".join(found)
 
 
-def _shared_sources(card: ProbeCard, answers: Sequence[_Answer]) -> str:
+def _shared_sources(card: ProbeCard, answers: Sequence[TrafficAnswer]) -> str:
     """What the card says of the answers' sources, where it knows them."""
     shared = sorted({answer.source for answer in answers} & {str(source.get("name")) for source in card.sources})
     if not shared:
@@ -251,6 +187,13 @@ def _shared_sources(card: ProbeCard, answers: Sequence[_Answer]) -> str:
         f"the probe was trained on answers of {', '.join(shared)}, of which there are some here as well; the figures "
         "hold for answers that it has not seen"
     )
+
+
+def _lost(card: ProbeCard, second: Detector | None) -> str:
+    """That the probe's cascade is not calibrated again, where it has one."""
+    if second is not None or "cascade" not in card.calibration:
+        return ""
+    return "the new probe has no cascade, the old one has; add --cascade to calibrate it again"
 
 
 def _check_peaks(policy: Policy, trails: Sequence[Trail]) -> None:
@@ -265,16 +208,6 @@ def _check_peaks(policy: Policy, trails: Sequence[Trail]) -> None:
         f"all {len(trails)} answers peak at {value:g}: the probe tells no answer from another, and no threshold on it "
         "means anything. Look at the probe and at --dtype, or fit a new one with `anydepth fit`"
     )
-
-
-def _answer(file: str, place: str, line: InputLine) -> _Answer:
-    """The harmless answer of a line; RecordError says what is wrong with any other."""
-    record = line.record
-    if record is None:
-        raise RecordError(str(line.error))
-    if (label := label_of(record.row, "label", LABELS, None)) == "harmful":
-        raise RecordError(f"id {record.id!r} is labelled {label!r}; give harmless answers only")
-    return _Answer(file, place, record, text_of(record.row, "source") or file)
 
 
 def _destination(output: Path | None, name: str | Path) -> Path:

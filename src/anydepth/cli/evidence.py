@@ -50,6 +50,19 @@ def evidence_rows(found: Mapping[str, Any]) -> Rows:
     yield "copies", f"{found['copies']} records, left out" if found.get("copies") else None
     yield "schedule", found.get("schedule")
     yield "data", found.get("data")
+    if found.get("cascade"):
+        yield from _cascade_rows(found["cascade"])
+
+
+def _cascade_rows(found: Mapping[str, Any]) -> Rows:
+    """The record of a calibrated cascade as pairs."""
+    mode, low, high = found["second"]["mode"], found["low"], found["high"]
+    yield "cascade", f"rethink ({mode}) where the probe scores {low:.6g} to {high:.6g}"
+    yield "its policy", policy_text(found["policy"])
+    yield "its rate", f"{_share(found)}, {percent(found['confidence'])} interval {percent_range(found['interval'])}"
+    yield "its note", found["note"]
+    checks = f"{found['second_checks']} of {found['checks']} checks"
+    yield "rethink ran at", f"{percent(found['second_share'])} ({checks})"
 
 
 def evidence_tables(found: Mapping[str, Any]) -> list[RenderableType]:

@@ -12,12 +12,13 @@ from rich.markup import escape
 from anydepth.backends.protocol import Reader, Site, sites_of
 from anydepth.cli.options import GuardOptions, ModelOptions
 from anydepth.cli.output import err, printable
-from anydepth.detectors import LinearProbe, detector_named
+from anydepth.detectors import LinearProbe, detector_named, detector_over
 from anydepth.errors import ConfigError
 from anydepth.policy import with_threshold
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
+    from anydepth.detectors import Detector
     from anydepth.guard import Guard
     from anydepth.settings import GuardTable
     from anydepth.vllm.vllm_backend import VllmBackend
@@ -56,19 +57,28 @@ def _loading(model: str) -> Iterator[None]:
 def open_guard(model: ModelOptions, choice: "GuardChoice") -> "Guard":
     """Load a model with the guard on that the command line or guard.toml chooses."""
     with _loading(model.model):
-        from anydepth import Guard
+        from anydepth.backends.transformers import load
+        from anydepth.guard import Guard, shipped_probe
 
         given = choice.guard_options()
         if model.engine == "vllm":
             guard = Guard.from_backend(*_open_vllm_with_probe(model, choice), **given)
         else:
-            arguments = model_arguments(model)
-            guard = Guard.from_pretrained(
-                model.model, probe=choice.probe, detector=detector_named(choice.detector), **given, **arguments
-            )
+            detector = _named(choice)  # before the model: a bad file is found in milliseconds
+            backend = load(model.model, **model_arguments(model))
+            if detector is None:
+                detector = detector_over(shipped_probe(backend), choice.detector, choice.band)
+            guard = Guard.from_backend(backend, detector, **given)
         if choice.threshold is None or given["policy"] is not None:
             return guard
         return guard.with_options(policy=with_threshold(guard.policy, choice.threshold))
+
+
+def _named(choice: "GuardChoice") -> "Detector | None":
+    """The detector that is chosen, as far as no model is needed to find it."""
+    if choice.probe is None:
+        return detector_named(choice.detector)
+    return detector_over(LinearProbe.load(choice.probe), choice.detector, choice.band)
 
 
 def open_backend(model: ModelOptions) -> "TransformersBackend":

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from anydepth.config import check_detector_name, guard_config
+from anydepth.config import OVER_PROBE, check_detector_name, guard_config
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Every
@@ -37,7 +37,8 @@ Detector = Annotated[
     guard(
         "--detector",
         help="How a check is read: `probe` (a linear probe on a hidden state), `rethink` (look ahead for a refusal), "
-        "`rethink-score` (how likely a refusal is, one forward pass), or `package.module:class` of your own.",
+        "`rethink-score` (how likely a refusal is, one forward pass), `cascade` (the probe, and where it is unsure a "
+        "second detector, as `anydepth calibrate --cascade` has set them), or `package.module:class` of your own.",
     ),
 ]
 PolicyOption = Annotated[
@@ -192,15 +193,21 @@ class GuardOptions(Guarding):
 
     def __post_init__(self) -> None:
         check_detector_name(self.detector)
-        if self.probe is not None and self.detector != "probe":
+        if self.probe is not None and self.detector not in OVER_PROBE:
             raise ConfigError(
-                f"--probe {self.probe} goes with --detector probe, not with --detector {self.detector}; drop one"
+                f"--probe {self.probe} goes with --detector probe or cascade, not with --detector {self.detector}; "
+                "drop one"
             )
         if self.probe is not None and not self.probe.exists():
             raise ConfigError(f"--probe {self.probe}: there is no such file or probe folder")
         if self.threshold is not None and self.policy is None:
             policy_from({"name": "cusum", "threshold": self.threshold})  # refuses what no policy takes
         guard_config(self.guard_options())
+
+    @property
+    def band(self) -> None:
+        """None: on the command line a cascade has the band that its probe was calibrated for."""
+        return None
 
     def guard_options(self) -> dict[str, Any]:
         """Return the options of the guard by their names in `GuardConfig`; None where the command line says nothing."""

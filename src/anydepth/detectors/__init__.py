@@ -14,7 +14,7 @@ from anydepth.detectors.detector import (
     require_usable,
 )
 from anydepth.detectors.finished import score_finished
-from anydepth.detectors.named import detector_named
+from anydepth.detectors.named import detector_named, detector_over
 from anydepth.detectors.probe import LinearProbe, find_shipped
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.detectors.rethink import Rethink, calibrate_openers
@@ -33,6 +33,7 @@ __all__ = [
     "check_states",
     "declares_reads",
     "detector_named",
+    "detector_over",
     "detector_parts",
     "find_shipped",
     "require_capabilities",

@@ -27,7 +27,8 @@ class ProbeCard:
         template_digest: Digest of the chat template, or None if it is not known (imported probes).
         dtype: Type that the model ran in when the states were collected.
         policy: Record of the calibrated policy and its threshold, as `policy_record` writes it, or None.
-        calibration: Evidence for the threshold: target, achieved, interval, data.
+        calibration: Evidence for the threshold: target, achieved, interval, data; and under `cascade` what
+            `Cascade.calibrated` reads, if the probe was calibrated for one.
         sources: Training data, one mapping per source, with at least `name` and `licence`.
         created: When it was fitted, ISO 8601.
         versions: Versions of the packages that fitted it.

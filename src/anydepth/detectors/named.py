@@ -1,10 +1,13 @@
 """Open the detector that an operator names, in guard.toml or on the command line."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from anydepth.config import check_detector_name
+from anydepth.config import OVER_PROBE, check_detector_name
+from anydepth.detectors.cascade import Cascade
 from anydepth.detectors.detector import Detector
+from anydepth.detectors.probe import LinearProbe
 from anydepth.detectors.rethink import Rethink
 from anydepth.errors import ConfigError
 
@@ -12,17 +15,17 @@ _RETHINK = {"rethink": "look-ahead", "rethink-score": "score"}
 
 
 def detector_named(name: str) -> Detector | None:
-    """The detector of this name, not bound to a model yet; None for `probe`, which is a file or shipped.
+    """The detector of this name, not bound to a model yet; None for `probe` and `cascade`, see `detector_over`.
 
     Args:
-        name: `probe`, `rethink`, `rethink-score`, or `package.module:attribute`, a class or function that is called
-            without arguments and gives a detector.
+        name: `probe`, `cascade`, `rethink`, `rethink-score`, or `package.module:attribute`, a class or function that
+            is called without arguments and gives a detector.
 
     Raises:
         ConfigError: There is no such name, module or attribute, or it does not give a detector.
     """
     check_detector_name(name)
-    if name == "probe":
+    if name in OVER_PROBE:
         return None
     if name in _RETHINK:
         return Rethink(_RETHINK[name])
@@ -36,3 +39,24 @@ def detector_named(name: str) -> Detector | None:
     if missing:
         raise ConfigError(f"detector {name!r} gives a {type(detector).__name__}, which lacks {', '.join(missing)}")
     return detector
+
+
+def detector_over(probe: LinearProbe, name: str, band: Sequence[float] | None = None) -> Detector:
+    """The detector of this name that is made of `probe`, which is a file or shipped.
+
+    Args:
+        probe: The probe.
+        name: `probe` or `cascade`.
+        band: Low and high of the cascade, with a look-ahead as its second detector. Without it the cascade is the one
+            that the probe was calibrated for.
+
+    Raises:
+        ConfigError: `name` is another detector, or there is no band.
+    """
+    if name == "probe":
+        return probe
+    if name != "cascade":
+        raise ConfigError(
+            f"detector {name!r} is not made of a probe; name no probe, or choose {' or '.join(OVER_PROBE)}"
+        )
+    return Cascade.calibrated(probe) if band is None else Cascade(probe, Rethink(), *band)

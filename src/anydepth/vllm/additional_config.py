@@ -9,6 +9,9 @@ from anydepth.errors import ConfigError
 from anydepth.settings import Settings, parse_settings
 from anydepth.vllm.report_field import KEY
 
+NO_CASCADE = "set [guard] detector to probe or rethink, or use --engine transformers"
+"""What to do about a cascade, whose checks vLLM cannot make."""
+
 ReadOutChoice = Literal["auto", "hooks", "aux"]
 
 

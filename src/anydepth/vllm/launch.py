@@ -10,6 +10,7 @@ from typing import Any
 
 from anydepth.errors import ConfigError, MissingExtra
 from anydepth.settings import Settings, load_settings
+from anydepth.vllm.additional_config import NO_CASCADE
 from anydepth.vllm.report_field import KEY
 
 SCHEDULER = "anydepth.vllm.engine.scheduler.GuardedScheduler"
@@ -101,6 +102,7 @@ def _check(settings: Settings, flags: Sequence[str]) -> None:
             settings.tools.format != "auto",
             "give vLLM --enable-auto-tool-choice, --tool-call-parser",
         ),
+        ("[guard] detector cascade", settings.guard.detector == "cascade", NO_CASCADE),
         ("[reasoning] release", settings.reasoning.release != "as_answer", "thoughts leave with the answer's own rule"),
     ):
         if value:

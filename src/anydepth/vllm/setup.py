@@ -21,7 +21,7 @@ from anydepth.detectors import (
 )
 from anydepth.errors import CheckError, ConfigError, ProbeError
 from anydepth.types import Score
-from anydepth.vllm.additional_config import EngineOptions, engine_options
+from anydepth.vllm.additional_config import NO_CASCADE, EngineOptions, engine_options
 from anydepth.vllm.served_model import ServedModel
 from anydepth.vllm.wire import OPENERS
 
@@ -55,6 +55,8 @@ class Setup:
         """
         table = self.options.settings.guard
         backend: Any = self.model  # detectors are bound to facts only; sessions are the scheduler's
+        if table.detector == "cascade":
+            raise ConfigError(f"vLLM cannot make the checks of a cascade; {NO_CASCADE}")
         detector = detector_named(table.detector)
         if detector is None:
             detector = find_shipped(backend) if table.probe is None else LinearProbe.load(table.probe)

@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import math
 import os
 import random
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,18 @@ import numpy as np
 import pytest
 
 from anydepth import Guard
-from anydepth.backends.protocol import Read, Site
+from anydepth.backends.protocol import CheckPoint, Read, Site
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.cli import load
 from anydepth.cli.options import GuardOptions, ModelOptions
 from anydepth.conversations.splits import Text
-from anydepth.detectors import LinearProbe, ProbeCard
+from anydepth.detectors import Cascade, LinearProbe, ProbeCard, Rethink
+from anydepth.errors import CheckError
 from anydepth.policy import Ewma, Threshold
 from anydepth.probes.artefact.fit_record import write_fit_record
 from anydepth.probes.artefact.modelcard import write_folder
 from anydepth.probes.fitting.calibrate import peak
+from anydepth.types import Score
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.cli.conftest import Run
 
@@ -210,6 +215,8 @@ def test_too_many_failed_records_stop_it(run: Run, opened: Any, artefact: Path, 
     [
         (["--target", "0"], "--target is 0.0"),
         (["--confidence", "95"], "--confidence is 95.0"),
+        (["--cascade", "rethink", "--band-share", "2"], "--band-share is 2.0"),
+        (["--cascade", "rethink", "--band-share", "0.005"], "give a share above the target"),
         (["--guarantee"], "--guarantee needs 598 answers for --target 0.005, the input has 40"),
         (["-o", "missing/new.safetensors"], "does not exist"),
         (["-o", "new.bin"], "ends in .safetensors"),
@@ -319,3 +326,106 @@ def test_a_probe_is_not_put_beside_the_card_of_another_one(
     result = run("calibrate", artefact, "--model", "org/m", "--benign", benign, "-o", other)
     assert result.exit_code == 2 and "holds another probe, with a model card of its own" in result.stderr
     assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+
+# -- the cascade -------------------------------------------------------------------------------------------------------
+
+
+class Refuses:
+    """In the place of a look-ahead: refuses at the named depths, in every answer; notes where it was run."""
+
+    def __init__(self, *depths: int, broken: bool = False) -> None:
+        self.depths, self.broken, self.asked = depths, broken, list[int]()
+
+    def __call__(self, session: object, points: Sequence[CheckPoint]) -> list[Score]:
+        if self.broken:
+            raise CheckError("no text")
+        self.asked += [point.depth for point in points]
+        return [Score(float(point.depth in self.depths)) for point in points]
+
+
+def look_ahead(monkeypatch: pytest.MonkeyPatch, *depths: int, **options: Any) -> Refuses:
+    """A Rethink that is bound and proved as ever, with given scores."""
+    found = Refuses(*depths, **options)
+    monkeypatch.setattr(Rethink, "check", lambda self, session, points: found(session, points))
+    return found
+
+
+def test_a_cascade_is_calibrated_as_one_detector(
+    run: Run,
+    opened: Any,
+    backend: TransformersBackend,
+    probe: LinearProbe,
+    artefact: Path,
+    benign: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    second = look_ahead(monkeypatch, 0, 4, 8)
+    given = ["--target", "0.1", "--policy", "threshold", "--cascade", "rethink", "--band-share", "0.5"]
+    result = run("calibrate", artefact, "--model", "org/m", "--benign", benign, *given)
+    assert result.exit_code == 0, result.stderr
+    new = LinearProbe.load("mine.calibrated.safetensors")
+    record = new.card.calibration["cascade"]
+    alone = [Guard.from_backend(backend, probe).scan(record_["prompt"], record_["response"]) for record_ in RECORDS]
+    highest = sorted((max(check.score for check in each.checks) for each in alone), reverse=True)
+    assert (record["low"], record["high"]) == (math.nextafter(highest[20], 1), math.nextafter(highest[0], 1))
+    cascade = Cascade.calibrated(new)
+    unsure = [c.depth for each in alone for c in each.checks if cascade.unsure(c.score)]
+    assert second.asked == unsure and len(unsure) > 20
+    assert (record["second_checks"], record["checks"]) == (len(unsure), sum(len(each.checks) for each in alone))
+    assert (record["target"], record["answers"]) == (0.1, 40)
+    assert record["band"] == {"share": 0.5, "answers": 40}
+    # the guard over the calibrated cascade halts what the record says; it reads on forks: rounding is another one
+    guard = Guard.from_backend(backend, cascade)
+    assert guard.policy == cascade.policy
+    scans = [guard.scan(each["prompt"], each["response"]) for each in RECORDS]
+    peaks_ = [max(check.score for check in each.checks) for each in scans]
+    assert sum(value > cascade.policy.threshold + 1e-5 for value in peaks_) == record["halted"] == 4
+    assert new.policy == Threshold(new.card.policy["threshold"])  # pyright: ignore[reportOptionalSubscript]
+    for fact in ("rethink (look-ahead) where the probe scores", "its rate", "rethink ran at"):
+        assert fact in result.stdout
+
+
+RECORDS = [record(n) for n in range(40)]
+
+
+def test_the_guarantee_of_a_cascade_has_its_band_from_other_answers(
+    run: Run, opened: Any, probe: LinearProbe, artefact: Path, benign: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    look_ahead(monkeypatch, 4)
+    given = ["calibrate", artefact, "--model", "org/m", "--benign", benign, "--guarantee", "--cascade", "rethink"]
+    result = run(*given, "--target", "0.1")
+    assert result.exit_code == 2
+    assert "--guarantee needs 58 answers for --target 0.1 and --cascade, the input has 40" in result.stderr
+    folder = write_folder(tmp_path / "folder", probe, {}, [], "x")
+    result = run(*given, "--target", "0.15", "--band-share", "0.4", "-o", folder)
+    assert result.exit_code == 0, result.stderr
+    record = LinearProbe.load(folder).card.calibration["cascade"]
+    assert f"| cascade: band of the probe's scores | {record['low']:.4g} to" in (folder / "README.md").read_text()
+    assert (record["answers"], record["band"]["answers"], record["verified"]) == (20, 20, True)
+    assert "same answers, which" not in record["note"]
+
+
+def test_answers_at_which_the_second_detector_fails_are_left_out(
+    run: Run, opened: Any, artefact: Path, benign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_ahead(monkeypatch, broken=True)
+    given = ["calibrate", artefact, "--model", "org/m", "--benign", benign, "--cascade", "rethink", "--band-share"]
+    result = run(*given, "0.05")
+    assert result.exit_code == 1
+    assert "2 records failed and were left out" in result.stderr
+    evidence = LinearProbe.load("mine.calibrated.safetensors").card.calibration
+    assert (evidence["answers"], evidence["failed"], evidence["cascade"]["answers"]) == (38, 2, 38)
+    Path("mine.calibrated.safetensors").unlink()
+    result = run(*given, "0.5")
+    assert result.exit_code == 2 and "20 of 40 records failed" in result.stderr
+    assert not Path("mine.calibrated.safetensors").exists()
+
+
+def test_a_cascade_that_is_not_calibrated_again_is_named(
+    run: Run, opened: Any, probe: LinearProbe, artefact: Path, benign: Path
+) -> None:
+    LinearProbe(probe.weight, probe.bias, replace(probe.card, calibration={"cascade": {}})).save(artefact)
+    result = run("calibrate", artefact, "--model", "org/m", "--benign", benign)
+    assert result.exit_code == 0
+    assert "the new probe has no cascade, the old one has" in " ".join(result.stderr.split())
