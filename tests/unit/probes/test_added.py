@@ -14,9 +14,9 @@ from anydepth.probes.fitting.candidates import Candidate, Trial
 from anydepth.probes.fitting.false_alarms import Direction
 from anydepth.probes.fitting.fit import FitOptions, fit
 from anydepth.probes.fitting.groups import rates_by
-from anydepth.probes.fitting.judged import judged
 from anydepth.probes.fitting.leave_out import without_each_source
 from anydepth.probes.fitting.prompt_draws import drawn_auroc, drawn_share, draws, interval_of
+from anydepth.probes.fitting.side import side_of
 from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.states.store import Checks
 from tests.planted import planted
@@ -75,17 +75,17 @@ def test_each_answer_is_judged_with_its_checks_and_by_its_first() -> None:
     checks = planted(4, depths=(0, 25, 50), split="v")
     logits = np.array([9.0, 1, 2, -1, 3, 1, -9, -2, -3, -2, -1, -3])
     order = np.random.default_rng(0).permutation(len(checks))
-    found = judged(checks.where(order), logits[order], ["v"], "harmful", HALF)
+    found = side_of(checks.where(order), logits[order], ["v"], "harmful", HALF)
     by_prompt = dict(zip(found.prompts.tolist(), range(2), strict=True))
     places = [by_prompt[str(checks["prompt_key"][row])] for row in (3, 9)]
     assert found.peaks[places] == pytest.approx(1 / (1 + np.exp([-3.0, 1.0])))
     assert found.starts[places] == pytest.approx(1 / (1 + np.exp([1.0, 2.0])))
     assert found.halted[places].tolist() == [True, False] and not found.halted_at_start.any()
-    late = judged(checks, logits, ["v"], "benign", HALF, first_depth=25)
+    late = side_of(checks, logits, ["v"], "benign", HALF, first_depth=25)
     assert sorted(late.peaks.tolist()) == pytest.approx(sorted(1 / (1 + np.exp([-2.0, 2.0]))))
     assert late.halted_at_start.sum() == 1, "c0 is halted by its request alone"
     with pytest.raises(StoreError, match="an answer of v has no check at depth 0"):
-        judged(checks.where(checks["depth"] > 0), logits[checks["depth"] > 0], ["v"], "benign", HALF)
+        side_of(checks.where(checks["depth"] > 0), logits[checks["depth"] > 0], ["v"], "benign", HALF)
 
 
 # -- draws -------------------------------------------------------------------------------------------------------------

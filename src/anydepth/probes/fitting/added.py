@@ -8,8 +8,8 @@ import numpy as np
 from anydepth.errors import StoreError
 from anydepth.intervals import Rate, separation
 from anydepth.policy import Policy
-from anydepth.probes.fitting.judged import Judged, judged
 from anydepth.probes.fitting.prompt_draws import drawn_auroc, drawn_share, draws, interval_of
+from anydepth.probes.fitting.side import Side, side_of
 from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.states.store import Checks
 
@@ -40,8 +40,8 @@ def pair_report(checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy) 
 
 
 def _figures(checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy, first_depth: int) -> dict[str, Any]:
-    harmful = judged(checks, logits, pair.harmful, "harmful", policy, first_depth=first_depth)
-    benign = judged(checks, logits, pair.benign, "benign", policy, first_depth=first_depth)
+    harmful = side_of(checks, logits, pair.harmful, "harmful", policy, first_depth=first_depth)
+    benign = side_of(checks, logits, pair.benign, "benign", policy, first_depth=first_depth)
     drawn = draws([harmful.prompts, benign.prompts])
     whole, start = (drawn_auroc(*sides, drawn) for sides in _sides(harmful, benign))
     value, control = (float(separation(*sides)) for sides in _sides(harmful, benign))
@@ -61,7 +61,7 @@ def _figures(checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy, fir
     }
 
 
-def _sides(harmful: Judged, benign: Judged) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+def _sides(harmful: Side, benign: Side) -> Sequence[tuple[np.ndarray, np.ndarray]]:
     """The scores of both sides: of whole answers, and of depth 0 alone."""
     return (harmful.peaks, benign.peaks), (harmful.starts, benign.starts)
 

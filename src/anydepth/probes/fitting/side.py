@@ -13,7 +13,7 @@ from anydepth.probes.states.store import Checks
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Side:
     """Some answers, by one array `[answers]` each.
 
     Attributes:
@@ -34,9 +34,9 @@ class Judged:
         return len(self.peaks)
 
 
-def judged(
+def side_of(
     checks: Checks, logits: np.ndarray, splits: Sequence[str], label: str, policy: Policy, *, first_depth: int = 0
-) -> Judged:
+) -> Side:
     """The answers of `splits` with one label, judged from `first_depth` on; `logits` are float `[checks]`.
 
     Answers that end before `first_depth` are left out.
@@ -57,7 +57,7 @@ def judged(
         )
     series = [scores[deep].tolist() for _, deep in rows]
     starts = scores[firsts]
-    return Judged(
+    return Side(
         np.array([peak(policy, each) for each in series]),
         np.array([first_halt(policy, each) is not None for each in series]),
         starts,
