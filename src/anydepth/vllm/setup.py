@@ -96,7 +96,7 @@ class Setup:
 
     @cached_property
     def longest_mean(self) -> int:
-        """Over how many tokens before a check the longest of the means goes, `-WHOLE` for whole answers; 0 without one."""
+        """Over how many tokens the longest of the means goes: `-WHOLE` for one over whole answers, 0 without means."""
         return max((-token for _, token in self.means), default=0)
 
     @cached_property
