@@ -14,6 +14,7 @@ from anydepth.vllm.engine.range_means import RangeMeans
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.wire import Orders, Span
 from anydepth.vllm.worker.readout import HookReadOut, ReadOut
+from anydepth.vllm.worker.runner import RunnerState
 from anydepth.vllm.worker.step_reader import StepReader
 
 FIRST, SECOND = Site(1), Site(2, "self_attn")
@@ -194,5 +195,18 @@ def test_a_module_that_is_never_called_is_named():
         else:
             with pytest.raises(UnsupportedModel, match=r"site 1\.spare cannot be read"):
                 read_out.take(None)
+    state = RunnerState(made((Read(Site(1, "mlp"), -3),), linear=True)[0])
+    state.prove(lambda: 1 / 0, "cpu")  # without hooks nothing is run
+    ran = []
+
+    def trial():
+        ran.append(blocks[1](blocks[0](torch.ones(1, 4))))
+
+    state.read_out = read_out = HookReadOut(model, 2, [Site(1, "mlp"), Site(0, "output")])
+    state.prove(trial, "cpu")
+    assert len(ran) == 1 and not read_out._rows and not read_out._states
+    state.read_out = HookReadOut(model, 2, [Site(1, "mlp"), Site(0, "spare")])
+    with pytest.raises(UnsupportedModel, match=r"site 0\.spare cannot be read: vLLM does not call"):
+        state.prove(trial, "cpu")
     with pytest.raises(UnsupportedModel, match=r"1\.self_attn does not exist: .* has mlp, spare and output"):
         HookReadOut(model, 2, [Site(1, "self_attn")])
