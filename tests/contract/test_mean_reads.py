@@ -10,6 +10,7 @@ import torch
 from anydepth import Every, Guard, Threshold
 from anydepth.backends.protocol import WHOLE, CheckPoint, FinishedAnswer, Read, Site
 from anydepth.backends.transformers import TransformersBackend
+from anydepth.backends.transformers.answer_states import AnswerStates
 from anydepth.backends.transformers.blocks import default_site, find_blocks
 from anydepth.backends.transformers.read import read
 from anydepth.backends.transformers.session import TransformersSession
@@ -323,6 +324,44 @@ def test_a_site_that_does_not_run_on_every_token_is_refused_when_the_guard_is_op
     )
     with pytest.raises(UnsupportedModel, match=r"ran on 1 of \d+ tokens, so no mean over the answer can be read there"):
         Guard.from_backend(backend, probe_on(backend, [Read(default_site(backend.model), -5)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_module_that_runs_twice_in_a_pass_is_refused_when_the_guard_is_opened(dtype):
+    model = tiny.tiny_model("Llama").to(dtype)
+    model.model.layers[3].input_layernorm = model.model.layers[2].input_layernorm
+    backend = TransformersBackend(model, tiny.tiny_tokenizer())
+    with pytest.raises(UnsupportedModel, match=r"2\.input_layernorm ran on \d+ of \d+ tokens, it runs more than once"):
+        Guard.from_backend(backend, probe_on(backend, [Read(Site(2), WHOLE)]))
+    Guard.from_backend(backend, probe_on(backend, [Read(Site(1), WHOLE)]))
+
+
+def numbered(*widths: int) -> dict[Site, list[torch.Tensor]]:
+    """States of passes over so many columns each; each state is the number of its column."""
+    every = torch.arange(float(sum(widths)))[None, :, None]
+    return {Site(0): list(every.split(widths, 1))}
+
+
+@pytest.mark.parametrize("takes_back", [False, True])
+def test_states_of_more_columns_than_were_fed_are_refused(takes_back):
+    def kept() -> AnswerStates:
+        states = AnswerStates([Site(0)], 2, takes_back=takes_back)
+        states.add(numbered(4), 4)
+        return states
+
+    exact = kept()
+    exact.add(numbered(1, 1, 1), 7)
+    assert torch.cat(exact.parts(Site(0), 0, 2, 7)).flatten().tolist() == [2, 3, 0, 1, 2]
+    for widths, end in (((1, 1, 1, 1), 6), ((3, 3), 7), ((2, 2), 7), ((3,), 6), ((), 5), ((1,), 6)):
+        with pytest.raises(UnsupportedModel, match=rf"ran on {sum(widths)} of {end - 4} tokens"):
+            kept().add(numbered(*widths) if widths else {Site(0): []}, end)
+    if takes_back:
+        again = kept()
+        again.add(numbered(1, 1, 1), 6)
+        assert torch.cat(again.parts(Site(0), 0, 2, 6)).flatten().tolist() == [2, 3, 0, 1]
+    else:
+        with pytest.raises(UnsupportedModel, match="ran on 3 of 2 tokens, it runs more than once in a pass"):
+            kept().add(numbered(1, 1, 1), 6)
 
 
 def test_states_are_kept_in_the_models_own_format_and_the_mean_is_float32():

@@ -416,6 +416,22 @@ def test_a_prompt_that_lacks_the_header_is_the_text_before_it() -> None:
     assert template.position(prompt, 0, 2) == prompt.start + 2
 
 
+@pytest.mark.parametrize("jinja", [CHATML, LLAMA3, GEMMA, MISTRAL, LLAMA2, THINK, OPENED, HARMONY])
+def test_an_answer_begins_behind_the_generation_prompt_whatever_it_ends_with(jinja: str) -> None:
+    template = ChatTemplate(make(jinja))
+    ids, header = template.prompt("hi").ids, template.header.ids
+    assert template.turn_begin(ids) == template.turn_begin(list(ids)) == len(ids)
+    for end in range(1, template._role + 1):  # the header up to the token before the role: no generation prompt
+        assert template.turn_begin((*ids, 65, 66, *header[:end])) == len(ids)
+    if read_text(template) in WORDS:  # a word alone opens nothing; a token of its own, such as [/INST], does
+        for begin in range(template._role, len(header)):
+            assert template.turn_begin((*ids, 65, 66, *header[begin:])) == len(ids)
+    assert template.turn_begin((*ids, 65, *header, 66)) == len(ids) + 1 + len(header)
+    prompt = template.prompt("hi", prefill="Sure")
+    assert len(prompt.ids) - (template.turn_begin(prompt.ids) or 0) == prompt.prefill
+    assert template.turn_begin(()) is None and template.turn_begin((65, 66, *header[: template._role])) is None
+
+
 # --- channels --------------------------------------------------------------------------------------------------------
 
 

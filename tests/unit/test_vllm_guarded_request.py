@@ -84,6 +84,36 @@ def test_the_means_of_a_check_are_those_of_the_answer_before_it():
     assert found == pytest.approx({0: 0, 1: 0, 4: 0.025 + 0.00015, 9: 0.075 + 0.0004})
 
 
+def test_tokens_that_no_later_check_can_need_are_dropped():
+    setup = SimpleNamespace(score=SETUP.score, means=((0, -3),), nothing=0.0)
+    request = guarded(prefill=9)
+    request.tokens.add(10, np.arange(9.0)[:, None] / 100)
+    request.forget(3)
+    assert request.tokens.dropped == 0  # the flow has not begun: its depths inside the prefill are still to be checked
+    request.pending = [PendingCheck(depth, SimpleNamespace(request_id="one"), []) for depth in (9, 4, 0)]
+    request.forget(3)
+    assert request.tokens.dropped == 0
+    request.conclude("one", setup)
+    request.forget(3)
+    assert request.tokens.dropped == 6 and request.tokens.next == 19
+    for first, sampled in ((19, [30]), (20, [31]), (21, [32])):  # one token is read while the next is sampled
+        request.feed.push(sampled)
+        request.tokens.add(first, np.array([[0.1]]))
+        request.forget(3)
+    assert request.tokens.dropped == 9 and request.tokens.read == 12
+    request.feed.push([33])
+    assert request.stage is RequestStage.DUE and request.feed.due == 13
+    request.forget(3)
+    assert request.tokens.dropped == 9
+    request.pending = [PendingCheck(13, request.request, [])]
+    request.tokens.add(22, np.array([[0.4]]))
+    request.conclude("own", setup)
+    request.forget(3)
+    assert request.feed.account.checks[-1]["score"] == pytest.approx(0.2) and request.tokens.dropped == 10
+    request.forget(10**6)
+    assert request.tokens.dropped == 10
+
+
 @pytest.mark.parametrize("missing", ["all", "the last"])
 def test_a_mean_over_a_token_that_was_not_read_is_a_failed_check(missing):
     setup = SimpleNamespace(score=SETUP.score, means=((0, -2),), nothing=0.0)

@@ -14,6 +14,7 @@ from anydepth.vllm.engine.range_means import RangeMeans
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.wire import Orders, Span
 from anydepth.vllm.worker.readout import HookReadOut, ReadOut
+from anydepth.vllm.worker.runner import RunnerState
 from anydepth.vllm.worker.step_reader import StepReader
 
 FIRST, SECOND = Site(1), Site(2, "self_attn")
@@ -39,6 +40,31 @@ def test_a_token_is_kept_once_and_nothing_behind_a_gap():
     tokens.add(10, np.array([[7.0], [7.0], [3.0]]))  # preempted and computed again
     tokens.add(11, np.array([[7.0]]))
     assert tokens.next == 13 and [float(each[0]) for each in tokens.found] == [1.0, 2.0, 3.0]
+
+
+def test_what_is_kept_of_a_token_does_not_keep_the_whole_step():
+    tokens, step = AnswerTokens(3), np.arange(12.0).reshape(4, 3)
+    tokens.add(2, step[:3])
+    step[:] = 7
+    assert [each.tolist() for each in tokens.found] == [[3, 4, 5], [6, 7, 8]]
+    assert all(each.base is None for each in tokens.found)
+
+
+def test_what_is_dropped_leaves_the_positions_right():
+    tokens = AnswerTokens(10)
+    tokens.add(10, np.arange(6.0)[:, None])
+    for before in (-3, 0, 2, 1):
+        tokens.drop_before(before)
+    assert (tokens.dropped, tokens.read, tokens.next) == (2, 6, 16) and len(tokens.found) == 4
+    tokens.add(10, np.array([[9.0]] * 6 + [[6.0]]))  # preempted and computed again
+    assert tokens.read == 7 and tokens.mean(0, 7, -5) == 4.0 and tokens.mean(0, 4, -2) == 2.5
+    for depth, token, position in ((7, -6, 11), (7, WHOLE, 10), (1, -2, 10)):
+        with pytest.raises(CheckError, match=f"position {position} is not kept"):
+            tokens.mean(0, depth, token)
+    with pytest.raises(CheckError, match="nothing was read at position 17"):
+        tokens.mean(0, 8, -2)
+    tokens.drop_before(100)
+    assert (tokens.dropped, tokens.next, tokens.found) == (7, 17, [])
 
 
 def test_means_of_states_are_summed_in_float64():
@@ -102,6 +128,7 @@ def orders():
 def test_the_rows_of_a_step_become_parts_of_the_logit():
     setup, layers, reader, states = made(READS, linear=True)
     assert setup.means == ((1, -3), (2, WHOLE), (3, WHOLE)) and setup.span_reads == (1, 2, 3)
+    assert setup.longest_mean == -WHOLE
     reader.expect(*orders())
     found = reader.take(None).findings()
     assert layers.asked[FIRST].tolist() == [3, 0, 5, 6, 7, 8] and layers.asked[SECOND].tolist() == [1, 0, 5, 6, 7, 8]
@@ -138,6 +165,7 @@ def test_a_detector_of_means_alone_runs_one_token_of_the_header():
     setup, layers, reader, _ = made((Read(FIRST, -3),), linear=True)
     setup.model.header = SimpleNamespace(ids=(7, 8, 9), answer_ids=())
     assert setup.header_ids == (7,) and setup.header_sites == () and setup.nothing == 0.0
+    assert setup.longest_mean == 3 and made((Read(FIRST, 0),), linear=True)[0].longest_mean == 0
     content, *_ = made((Read(FIRST, CONTENT), Read(FIRST, -3)), linear=True)
     content.model.header = setup.model.header
     assert content.header_ids == (7,) and content.header_sites == () and content.sites == (FIRST,)
@@ -167,5 +195,18 @@ def test_a_module_that_is_never_called_is_named():
         else:
             with pytest.raises(UnsupportedModel, match=r"site 1\.spare cannot be read"):
                 read_out.take(None)
+    state = RunnerState(made((Read(Site(1, "mlp"), -3),), linear=True)[0])
+    state.prove(lambda: 1 / 0, "cpu")  # without hooks nothing is run
+    ran = []
+
+    def trial():
+        ran.append(blocks[1](blocks[0](torch.ones(1, 4))))
+
+    state.read_out = read_out = HookReadOut(model, 2, [Site(1, "mlp"), Site(0, "output")])
+    state.prove(trial, "cpu")
+    assert len(ran) == 1 and not read_out._rows and not read_out._states
+    state.read_out = HookReadOut(model, 2, [Site(1, "mlp"), Site(0, "spare")])
+    with pytest.raises(UnsupportedModel, match=r"site 0\.spare cannot be read: vLLM does not call"):
+        state.prove(trial, "cpu")
     with pytest.raises(UnsupportedModel, match=r"1\.self_attn does not exist: .* has mlp, spare and output"):
         HookReadOut(model, 2, [Site(1, "self_attn")])

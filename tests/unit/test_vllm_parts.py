@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from anydepth import Threshold
 from anydepth.audit.trail import AuditError
 from anydepth.audit.verify import verify_audit
 from anydepth.backends.protocol import CONTENT, WHOLE, Read, Site
@@ -26,6 +27,7 @@ from anydepth.vllm.launch import ENVIRONMENT, fill_in, serve_arguments
 from anydepth.vllm.launch import engine_options as launch_options
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.versions import SUPPORTED, check_version
+from tests import tiny
 
 NO_TOKENS = AnswerTokens(0)
 
@@ -46,12 +48,42 @@ def test_an_unsupported_vllm_is_refused_with_the_remedy():
 def test_the_prefill_is_what_follows_the_last_generation_prompt(template):
     prompt = template.prompt("hello")
     header = template.header
-    assert locate(template, prompt.ids, 1) == prompt
+    assert locate(template, prompt.ids) == prompt
     prefilled = (*prompt.ids, 65, 66)
-    assert locate(template, prefilled, 1).prefill == 2
+    assert locate(template, prefilled).prefill == 2
+    assert locate(template, (*prefilled, header.ids[0])).prefill == 3
     twice = (*prompt.ids, 65, *header.ids, 66)
-    assert locate(template, twice, 1).prefill == 1
-    assert locate(template, (65, 66, 67), 1) == Prompt((65, 66, 67))
+    assert locate(template, twice).prefill == 1
+    assert locate(template, (65, 66, 67)) == Prompt((65, 66, 67))
+
+
+def admitted(reads, ids):
+    """A request with the prompt `ids`, as it is guarded by a probe with `reads` on the tests' tiny tokenizer."""
+    tokenizer = tiny.tiny_tokenizer()
+    model = SimpleNamespace(template=ChatTemplate(tokenizer), tokenizer=tokenizer, end_token_ids=frozenset({2}))
+    model.header = model.template.header
+    setup = Setup(EngineOptions(), model=model)
+    detector = SimpleNamespace(name="p", needs=frozenset(), reads=reads, policy=Threshold(0.5))
+    for method in ("bind", "check", "score_each"):
+        setattr(detector, method, lambda *_: None)
+    setup.__dict__["detector"] = detector
+    request = SimpleNamespace(
+        request_id="a", prompt_token_ids=list(ids), num_prompt_tokens=len(ids), prompt_embeds=None, resumable=False,
+        max_tokens=8, sampling_params=SimpleNamespace(extra_args=None),
+    )  # fmt: skip
+    return Admission(setup, 512, "m").admit(request)
+
+
+@pytest.mark.parametrize("end", range(4))
+@pytest.mark.parametrize("token", [-25, CONTENT, 0, 1, 2, 3])
+def test_a_prefill_that_ends_like_the_header_is_checked_whatever_is_read(token, end):
+    template = ChatTemplate(tiny.tiny_tokenizer())
+    prompt, written = template.prompt("w1 w2"), template.tokenizer("w3 " * 30)["input_ids"]
+    plain = admitted((Read(Site(1), token),), prompt.ids)
+    assert not plain.prompt.prefill and plain.feed.begun
+    guarded = admitted((Read(Site(1), token),), (*prompt.ids, *written, *template.header.ids[:end]))
+    assert guarded.prompt.prefill == 30 + end and guarded.tokens.start == len(prompt.ids)
+    assert guarded.inside == (1, 2, 4, 8, 16, 25) and not guarded.feed.begun
 
 
 def test_where_the_reads_of_a_check_stand(template):
@@ -197,7 +229,6 @@ def test_a_guard_that_is_asked_for_twice_is_the_explicit_one(tmp_path):
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma-2", "Qwen3"])
 def test_the_fingerprint_from_the_files_is_that_of_the_loaded_model(tmp_path, family):
     from anydepth.backends.transformers.identity import identify as from_model
-    from tests import tiny
 
     model = tiny.tiny_model(family)
     for parameter in model.parameters():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md says how to run these tests")
 
@@ -17,7 +18,9 @@ from anydepth.errors import CapabilityError, ConfigError, UnsupportedModel
 from anydepth.templates.template import Prompt
 from anydepth.vllm import launch
 from anydepth.vllm.vllm_backend import VllmBackend
+from anydepth.vllm.worker import readout
 from anydepth.vllm.worker.header_rows import HeaderRows
+from anydepth.vllm.worker.readout import find_module
 from tests.vllm.engine import DEFAULTS, monitor
 from tests.vllm.model import PROMPTS, planted_probe
 from tests.vllm.own_detector import Norms
@@ -184,6 +187,16 @@ def test_the_backend_reads_finished_answers(backend, reference):
     control = backend.read_batch(answers[:1], [Site(2)], tokens=[1], suffix=[50, 60])
     assert control[0][Site(2)].shape == (5, 1, 64) and np.isfinite(control[0][Site(2)]).all()
     assert not list(Path(backend._folder.name).iterdir())
+
+
+def test_a_module_that_is_never_called_ends_the_start(engines, tmp_path, reference, monkeypatch):
+    def found(model, layers, site):
+        return torch.nn.Identity() if site.module == "mlp" else find_module(model, layers, site)
+
+    file = planted_probe(tmp_path / "probe.safetensors", reference, ("2.input_layernorm@2", "1.mlp@mean"))
+    monkeypatch.setattr(readout, "find_module", found)
+    with pytest.raises(UnsupportedModel, match=r"site 1\.mlp cannot be read: vLLM does not call this module"):
+        engines(settings={"guard": {"probe": str(file)}}, enforce_eager=True)
 
 
 def test_the_backend_says_what_it_cannot_do(backend):

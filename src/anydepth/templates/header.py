@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any
 
 from anydepth.errors import ConfigError
@@ -65,6 +65,15 @@ def parse_token(text: str) -> int:
         f"token is {text!r}; write an index in the header, e.g. 3, content for the token before the header, mean25 for "
         "the mean of the last 25 answer tokens (2 or more), or mean for that of the whole answer"
     )
+
+
+def behind_last(ids: Sequence[int], stem: Sequence[int], rest: Sequence[int]) -> int | None:
+    """Return the position behind the last `stem` in `ids`, and behind what of `rest` follows it; None without one."""
+    for end in range(len(ids), len(stem) - 1, -1):
+        if ids[end - len(stem) : end] == stem:
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(ids[end:], rest, strict=False))
+            return end + len(list(same))
+    return None
 
 
 @dataclass(frozen=True, slots=True)

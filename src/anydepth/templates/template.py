@@ -9,7 +9,7 @@ from typing import Any
 from anydepth.errors import ConfigError, PromptError, TemplateError
 from anydepth.templates import complaints
 from anydepth.templates.derive import Layout, derive, from_strings
-from anydepth.templates.header import CONTENT, Header, Spelling
+from anydepth.templates.header import CONTENT, Header, Spelling, behind_last
 from anydepth.templates.kept import Kept
 from anydepth.templates.messages import normal, other_arguments, split_prefill
 from anydepth.templates.prompt import Prompt
@@ -161,6 +161,16 @@ class ChatTemplate:
             if before[read_index - cut :] == ids[read_index:cut]:
                 return prompt.start - (cut - read_index)
         return self._role_spelled_in(before) if read_index == self._role else None
+
+    def turn_begin(self, ids: Sequence[int]) -> int | None:
+        """Return where the answer begins in `ids`: behind the last generation prompt; None if there is none.
+
+        A generation prompt counts if it is there up to the assistant's role, whatever token is read for a check.
+        """
+        before, header, end = tuple(ids), self._layout.header_ids, self._layout.end
+        if self._role_in(before) is not None or self._role_spelled_in(before) is not None:
+            return len(before)
+        return behind_last(before, header[end or 0 : self._role + 1], self.header.ids[self._role + 1 :])
 
     def header_start(self, prompt: Prompt) -> int:
         """Return where the header of depth 0 begins: within the prompt, or behind it where the prompt lacks it."""

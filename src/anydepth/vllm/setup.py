@@ -95,6 +95,11 @@ class Setup:
         return tuple((index, read.token) for index, read in enumerate(self.reads) if read.is_mean)
 
     @cached_property
+    def longest_mean(self) -> int:
+        """Over how many tokens the longest of the means goes: `-WHOLE` for one over whole answers, 0 without means."""
+        return max((-token for _, token in self.means), default=0)
+
+    @cached_property
     def span_reads(self) -> tuple[int, ...]:
         """What is read at each token of an answer, as in a `Key`: the means; each site where states are collected."""
         return tuple(range(len(self.site_of))) if self.options.collects else tuple(index for index, _ in self.means)

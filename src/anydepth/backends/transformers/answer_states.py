@@ -22,14 +22,17 @@ class AnswerStates:
     Args:
         sites: Where means are read.
         first: The first column that belongs to an answer; those before it are not kept.
+        takes_back: Whether the library may feed one token at the end of a decode and take it back again, as it does on
+            Apple's GPUs.
 
     Attributes:
         end: How many columns of the text have been seen.
+        takes_back: As it was given.
     """
 
-    def __init__(self, sites: Iterable[Site], first: int) -> None:
+    def __init__(self, sites: Iterable[Site], first: int, *, takes_back: bool = False) -> None:
         self._parts: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
-        self._first, self.end = first, 0
+        self._first, self.takes_back, self.end = first, takes_back, 0
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -39,21 +42,24 @@ class AnswerStates:
     def add(self, seen: Mapping[Site, Sequence[torch.Tensor]], end: int) -> None:
         """Keep the states of the columns from `self.end` up to `end`, one tensor a forward pass.
 
-        States of more columns are left out: on Apple's GPUs the library feeds a token that it takes back.
-
         Raises:
-            UnsupportedModel: There are states of fewer columns, so a pass was made in which the site did not run.
+            UnsupportedModel: There are states of fewer columns, so a pass was made in which the site did not run, or
+                of more, so the site ran more than once in a pass. Only a token that is taken back is left out.
         """
         for site, parts in self._parts.items():
-            states = torch.cat(list(seen[site]), 1) if seen[site] else None
-            got, wanted = 0 if states is None else states.shape[1], end - self.end
-            if states is None or got < wanted:
+            passes, wanted = list(seen[site]), end - self.end
+            got = sum(each.shape[1] for each in passes)
+            if self.takes_back and got == wanted + 1 and passes[-1].shape[1] == 1:
+                passes, got = passes[:-1], wanted
+            if got != wanted:
+                why = "it runs more than once in a pass, " if got > wanted else ""
                 raise UnsupportedModel(
-                    f"site {site} ran on {got} of {wanted} tokens, so no mean over the answer can be read there; read "
-                    "another site, and decode without compiling (disable_compile=True)"
+                    f"site {site} ran on {got} of {wanted} tokens, {why}so no mean over the answer can be read there; "
+                    "read another site, and decode without compiling (disable_compile=True)"
                 )
+            states = torch.cat(passes, 1)
             # a copy: a slice would keep the states of the whole prompt
-            parts.append(states[:, max(self._first - self.end, 0) : wanted].clone())
+            parts.append(states[:, max(self._first - self.end, 0) :].clone())
             _merge(parts)
         self.end = end
 

@@ -275,7 +275,8 @@ class TransformersSession:
         """From here on, keep the states of the answers at `sites` too."""
         there = self._kept.sites if self._kept is not None else ()
         if not set(sites) <= set(there):
-            self._kept = AnswerStates(dict.fromkeys((*there, *sites)), min(self._starts))
+            every, takes_back = dict.fromkeys((*there, *sites)), self._ids.device.type == "mps"
+            self._kept = AnswerStates(every, min(self._starts), takes_back=takes_back)
 
     def _kept_up_to(self, column: int) -> AnswerStates | None:
         """What is kept, if it goes up to `column`, so that what is fed next can be added."""
@@ -288,7 +289,7 @@ class TransformersSession:
             sites = self._kept.sites
             ids, mask = self._ids[:, : self._cached], self._mask[:, : self._cached]
             states = self.passes.read_tokens(ids, self.passes.new_cache(self._cached, {}), mask, sites)
-            self._kept = AnswerStates(sites, min(self._starts))
+            self._kept = AnswerStates(sites, min(self._starts), takes_back=self._kept.takes_back)
             self._kept.add({site: [each] for site, each in states.items()}, self._cached)
 
     def _span(self, rows: Sequence[int]) -> AnswerSpan:

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from anydepth.audit.answer import Account
 from anydepth.audit.trail import Audit, open_audit
-from anydepth.backends.protocol import last_header_token
 from anydepth.config import GuardConfig
 from anydepth.errors import BadRequest
 from anydepth.guard_overrides import GuardOverrides, apply_overrides
@@ -81,8 +80,7 @@ class Admission:
 
     def _guarded(self, request: Any, guard: GuardConfig, *, tell: bool) -> GuardedRequest:
         template, reads = self.setup.model.template, self.setup.reads
-        last = last_header_token(reads) if reads else len(template.header.ids) - 1
-        prompt = locate(template, request.prompt_token_ids, last)
+        prompt = locate(template, request.prompt_token_ids)
         feed = FlowFeed(
             plan=guard.plan(max_new_tokens=request.max_tokens, prefill=prompt.prefill),
             account=self._account(request, prompt, guard),

@@ -108,6 +108,19 @@ class GuardedRequest:
             while self.feed.due in results:
                 self.feed.answer(self.feed.due, results.pop(self.feed.due))
 
+    def forget(self, longest: int) -> None:
+        """Drop what was found at tokens that no later check can need.
+
+        A check stands at the end of the tokens that there are, so later ones stand there or behind. Checks that are
+        under way, those inside a prefill for one, may stand before.
+
+        Args:
+            longest: Over how many tokens the longest of the means goes.
+        """
+        if self.feed.begun and not self.pending:
+            depth = self.tokens.read if self.feed.due is None else min(self.feed.due, self.tokens.read)
+            self.tokens.drop_before(depth - longest)
+
     def take_off_end(self, hash_block_size: int) -> None:
         """Take the end-of-turn token off the request: the last check stands before it.
 

@@ -9,24 +9,18 @@ Place = tuple[int, int]
 """Position in the sequence (from 0) and index of the read that is made there."""
 
 
-def locate(template: ChatTemplate, ids: Sequence[int], read_index: int) -> Prompt:
+def locate(template: ChatTemplate, ids: Sequence[int]) -> Prompt:
     """Tell the client's prefill from the prompt: what follows the last generation prompt.
 
-    A prompt without one, such as a text to complete, is a prompt without a prefill.
+    It does not depend on what is read at a check: a prefill that ends like the header is a prefill all the same. A
+    prompt without a generation prompt, such as a text to complete, is a prompt without a prefill.
 
     Args:
         template: The chat template.
         ids: The prompt as the engine got it.
-        read_index: The last header token that is read; the generation prompt may lack those after it.
     """
-    prompt = Prompt(tuple(ids))
-    if template.start_index(prompt, max(read_index, 0)) is not None:
-        return prompt
-    header = template.header.ids
-    for end in range(len(prompt.ids), len(header) - 1, -1):
-        if prompt.ids[end - len(header) : end] == header:
-            return Prompt(prompt.ids, prefill=len(prompt.ids) - end)
-    return prompt
+    begin = template.turn_begin(ids)
+    return Prompt(tuple(ids), prefill=0 if begin is None else len(ids) - begin)
 
 
 def start_places(template: ChatTemplate, prompt: Prompt, reads: Sequence[Read]) -> list[Place] | None:

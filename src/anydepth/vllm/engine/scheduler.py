@@ -179,6 +179,7 @@ class GuardedScheduler(ReadingScheduler):
                 # What rode is over with this step; depth 0 may be read in several, until the prompt is computed.
                 if check.request is guarded.request and (guarded.request.num_output_tokens or not check.unread):
                     guarded.conclude(guarded.request.request_id, self.setup)
+            guarded.forget(self.setup.longest_mean)
 
     def _update_request_with_output(
         self, request: Any, new_token_ids: list[int], is_stale: bool = False

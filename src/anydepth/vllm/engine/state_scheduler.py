@@ -72,7 +72,7 @@ class StateScheduler(ReadingScheduler):
         """Keep what a step has found; write the file of each request that is complete."""
         for (request_id, position, site), state in findings.states.items():
             if request_id in self._wanted:
-                self._wanted[request_id].found[position, site] = state
+                self._wanted[request_id].found[position, site] = state.copy()  # not a view of the whole step
         for request_id, found in findings.spans.items():
             if request_id in self._wanted:
                 self._wanted[request_id].means.add(*found)

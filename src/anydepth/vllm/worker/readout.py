@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from anydepth.backends.protocol import Site
@@ -74,9 +74,23 @@ class HookReadOut(ReadOut):
 
     def __init__(self, model: Any, layers: int, sites: Sequence[Site]) -> None:
         super().__init__()
-        self._states: dict[Site, Any] = {}
+        self._sites, self._states = tuple(sites), dict[Site, Any]()
         for site in sites:
             find_module(model, layers, site).register_forward_hook(self._hook(site))
+
+    def prove(self, run: Callable[[], object], row: Any) -> None:
+        """Make a trial pass, so that a module that is never called is refused before the first request.
+
+        Args:
+            run: Runs the model on one token or more.
+            row: The number 0, an int64 tensor `[1]` on the model's device.
+
+        Raises:
+            UnsupportedModel: A site's module was not called.
+        """
+        self.expect(dict.fromkeys(self._sites, row))
+        run()
+        self.take(None)
 
     def _hook(self, site: Site) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:

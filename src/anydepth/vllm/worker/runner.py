@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from anydepth.detectors import TextDetector
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.wire import ATTRIBUTE, OPENERS, Findings, Key, Orders
 from anydepth.vllm.worker.header_rows import HeaderRows
-from anydepth.vllm.worker.readout import ReadOut, choose, find_blocks
+from anydepth.vllm.worker.readout import HookReadOut, ReadOut, choose, find_blocks
 from anydepth.vllm.worker.step_reader import StepReader, StepValues
 
 logger = logging.getLogger("vllm.anydepth")
@@ -98,6 +99,11 @@ class RunnerState:
         detector = None if setup.options.collects else setup.detector
         if isinstance(detector, TextDetector):
             self._openers = list(detector.opener_ids or ())
+
+    def prove(self, run: Callable[[], object], device: Any) -> None:
+        """Refuse, before the first request, a site that hooks cannot read; `run` runs the model on some token."""
+        if isinstance(self.read_out, HookReadOut):
+            self.read_out.prove(run, torch.zeros(1, dtype=torch.int64, device=device))
 
     def begin(self, orders: Orders | None) -> None:
         """Take the orders of a step; what is left of an earlier one is dropped."""

@@ -37,6 +37,12 @@ class GuardedWorker(_platform_worker()):
         MODEL_RUNNER.check()
         MODEL_RUNNER.replace(runner, "__class__", guarded)
 
+    def compile_or_warm_up_model(self) -> Any:
+        """Try hooks once, at the end of vLLM's start, in the pass that it makes for idle engines."""
+        times = super().compile_or_warm_up_model()
+        self.model_runner.anydepth.prove(self.execute_dummy_batch, self.device)
+        return times
+
     def anydepth_stats(self) -> dict[str, Any]:
         """Seconds spent on reading so far, values read, how, and how far; for benchmarks, by `collective_rpc`."""
         state = self.model_runner.anydepth
