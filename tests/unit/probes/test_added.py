@@ -99,6 +99,29 @@ def test_answers_to_one_prompt_are_drawn_together_in_both_sets() -> None:
     assert np.array_equal(one, draws([np.array(["a", "a", "b"]), np.array(["b", "c"])], resamples=200)[0])
 
 
+def test_an_answer_under_another_request_is_drawn_with_both_prompts() -> None:
+    own, hosts = np.array(["a", "b", "b"]), np.array(["h", "h", "b"])
+    (drawn,) = draws([own], [hosts], resamples=50)
+    plain = {name: draws([np.array(["a", "b", "h"])], resamples=50)[0][:, place] for place, name in enumerate("abh")}
+    assert np.array_equal(drawn[:, 0], plain["a"] * plain["h"])
+    assert np.array_equal(drawn[:, 1], plain["b"] * plain["h"])
+    assert np.array_equal(drawn[:, 2], plain["b"]), "its own request counts once"
+
+
+@pytest.mark.parametrize("shared", ["host", "own"])
+def test_intervals_of_moved_answers_cover_the_truth(shared: str) -> None:
+    rng, covered = np.random.default_rng(0), 0
+    few = np.array([f"f{number // 8}" for number in range(240)])  # 30 prompts with 8 answers each
+    single = np.array([f"s{number}" for number in range(240)])
+    own, hosts = (single, few) if shared == "host" else (few, single)
+    for _ in range(60):
+        scores = np.repeat(rng.standard_normal(30), 8) + 0.3 * rng.standard_normal(240)
+        (drawn,) = draws([own], [hosts], resamples=200)
+        interval = interval_of(drawn_share(scores > 0, drawn))  # the truth is one half
+        covered += interval.low <= 0.5 <= interval.high
+    assert covered >= 55, "drawn by the single prompts alone it is no more than 35 of 60"
+
+
 def test_figures_of_a_draw_are_those_of_the_drawn_answers() -> None:
     harmful, benign = np.array([0.9, 0.4]), np.array([0.5, 0.4, 0.1])
     once = [np.ones((1, 2), np.float32), np.ones((1, 3), np.float32)]

@@ -9,6 +9,7 @@ import pytest
 
 from anydepth.conversations.augment import frames
 from anydepth.errors import ConfigError
+from anydepth.probes.recipe.pairs import half
 from anydepth.probes.recipe.recipe import (
     TRAIN,
     Gathered,
@@ -345,6 +346,34 @@ def test_spliced_answers_are_put_behind_harmless_ones_of_other_parts(tmp_path: P
         assert 5 <= len(each.response[:begin].split()) <= 9 and each.response[end:].split()
         assert each.response[begin:end] == by_id[each.id.removesuffix("+splice")].response
     assert {len(each.messages) for each in found["two turns"].conversations} == {3}
+
+
+def test_held_out_answers_are_moved_within_their_half_of_the_prompts(tmp_path: Path) -> None:
+    long = {"response": " ".join(["one two three four five"] * 8)}
+    data = table(tmp_path / "a.jsonl", [row(n) for n in range(40)])
+    hosts = table(tmp_path / "h.jsonl", [row(n, **long) for n in range(60, 120, 2)])
+    apart = [
+        {"name": "harmless", "data": hosts, "split": "h"},
+        {"name": "spliced", "data": data, "split": "x", "augment": "splice", "under": "harmless"},
+        {"name": "swapped", "data": data, "split": "y", "augment": "swap", "under": "harmless", "turns": 3},
+    ]
+    training = {"name": "own", "data": table(tmp_path / "t.jsonl", [row(n) for n in range(200, 204)])}
+    found = gathered(training, *apart)
+    keys = {each.prompt: each for each in found["harmless"].conversations}
+    for name in ("spliced", "swapped"):
+        rows = found[name].conversations
+        assert len(rows) == 40 and [each.id.partition("+")[0] for each in rows] == [f"r{n}" for n in range(40)]
+        own, host = (half(each, 0).tolist() for each in ([r.prompt_key for r in rows], [r.host_key for r in rows]))
+        assert own == host and 5 < sum(own) < 35
+        for each in rows:
+            asked = [keys[turn["content"]].prompt_key for turn in each.messages if turn["role"] == "user"]
+            assert asked[-1] == each.host_key != each.prompt_key and len(asked) == (3 if name == "swapped" else 1)
+            assert len(set(half([*asked, each.prompt_key], 0).tolist())) == 1
+            assert each.tags["host_source"] == keys[each.prompt].source
+    alone = [each for each in keys.values() if half([each.prompt_key], 0)[0]]
+    few = table(tmp_path / "f.jsonl", [{**row(int(each.id[1:])), **long} for each in alone])
+    with pytest.raises(ConfigError, match="part 'swapped' is held out, and its answers .* give harmless more prompts"):
+        gathered(training, {**apart[0], "data": few}, apart[2])
 
 
 def test_wrapped_and_swapped_copies_keep_key_label_and_source(tmp_path: Path) -> None:

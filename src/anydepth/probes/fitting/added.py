@@ -42,7 +42,7 @@ def pair_report(checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy) 
 def _figures(checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy, first_depth: int) -> dict[str, Any]:
     harmful = side_of(checks, logits, pair.harmful, "harmful", policy, first_depth=first_depth)
     benign = side_of(checks, logits, pair.benign, "benign", policy, first_depth=first_depth)
-    drawn = draws([harmful.prompts, benign.prompts])
+    drawn = draws([harmful.prompts, benign.prompts], [harmful.hosts, benign.hosts])
     whole, start = (drawn_auroc(*sides, drawn) for sides in _sides(harmful, benign))
     value, control = (float(separation(*sides)) for sides in _sides(harmful, benign))
     halted, at_start = (drawn_share(each, drawn[0]) for each in (harmful.halted, harmful.halted_at_start))

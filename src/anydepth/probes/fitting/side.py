@@ -21,7 +21,8 @@ class Side:
         halted: Whether the answer is halted, bool.
         starts: Score of the check at depth 0, float64: what the probe says of the request alone.
         halted_at_start: Whether that check alone halts, bool.
-        prompts: Key of the prompt, str.
+        prompts: Key of the answer's own prompt, str.
+        hosts: Key of the prompt whose request is read, str; another one where the answer was put under it.
     """
 
     peaks: np.ndarray
@@ -29,6 +30,7 @@ class Side:
     starts: np.ndarray
     halted_at_start: np.ndarray
     prompts: np.ndarray
+    hosts: np.ndarray
 
     def __len__(self) -> int:
         return len(self.peaks)
@@ -63,4 +65,5 @@ def side_of(
         starts,
         np.array([first_halt(policy, [each]) is not None for each in starts.tolist()]),
         checks["prompt_key"][firsts],
+        checks.host_keys[firsts],
     )

@@ -64,7 +64,8 @@ class Filled:
             for row in each.conversations:
                 key, facts = answer_key(row.messages, row.response), AnswerFacts.of(row, part.split)
                 beside = (part.first_depth, part.weight, part.grace, row.tags.get("category", ""))
-                first.setdefault(key, Used(facts, reading, *beside))
+                host = (row.host_key, row.tags.get("host_source", ""))
+                first.setdefault(key, Used(facts, reading, *beside, *host))
                 said.append((key, facts))
         return {key: replace(first[key], facts=facts) for key, facts in facts_by_answer(said).items()}
 
