@@ -124,6 +124,28 @@ def test_a_probe_of_means_comes_out_of_a_recipe_that_names_them(backend: Transfo
     assert loaded.reads == trained.trials[0].candidate.reads and any(read.is_mean for read in loaded.reads)
 
 
+def test_the_control_of_a_probe_of_means_knows_what_the_request_says(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    """At depth 0 a mean is zero, and no single check halts by k of n: the control is a probe of its own."""
+
+    def told(row: Conversation) -> Conversation:
+        request = " ".join(f"w{(150 if row.label == 'harmful' else 50) + n % 7}" for n in range(len(row.id), 14))
+        return replace(row, messages=({"role": "user", "content": f"{request} {row.prompt}"},))
+
+    recipe = recipe_of(
+        fit={"layers": 2, "tokens": "mean5", "strength": 0.1},
+        choose={"pairs": [PAIR], "policies": [{"name": "k_of_n", "k": 2, "n": 3}]},
+    )
+    given = gathered_for(recipe, [told(row) for row in TRAINING], [told(row) for row in HELD_OUT])
+    trained = train(backend, fill(backend, given, recipe, tmp_path, progress=silent), recipe, progress=silent)
+    assert trained.probe.reads == (Read(Site(2), -5),)
+    index = len(backend.header.ids) - 1
+    assert trained.figures["control"]["reads"] == [str(Read(Site(2), index))]
+    control = trained.figures["pairs"]["held out"]["control"]
+    assert control["auroc"]["value"] > 0.9 and control["halted"]["rate"] > 0.5
+
+
 class Watched(TransformersBackend):
     """Counts what it is asked to do."""
 
