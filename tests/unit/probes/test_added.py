@@ -16,6 +16,7 @@ from anydepth.probes.fitting.fit import FitOptions, fit
 from anydepth.probes.fitting.groups import rates_by
 from anydepth.probes.fitting.leave_out import without_each_source
 from anydepth.probes.fitting.prompt_draws import drawn_auroc, drawn_share, draws, interval_of
+from anydepth.probes.fitting.request_control import RequestControl
 from anydepth.probes.fitting.side import side_of
 from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.states.store import Checks
@@ -32,9 +33,16 @@ def logits_by_depth(checks: Checks, at_start: float, later: float) -> np.ndarray
     return side * np.where(checks["depth"] == 0, at_start, later) + rng.standard_normal(len(checks)) / 4
 
 
+def control_of(checks: Checks, logits: np.ndarray) -> RequestControl:
+    """The control whose log-odds are the logits at depth 0."""
+    start = checks["depth"] == 0
+    return RequestControl(dict(zip(checks["answer"][start].tolist(), logits[start].tolist(), strict=True)), 0.0)
+
+
 def test_a_probe_that_reads_the_answer_adds_to_the_request() -> None:
     checks = planted(60, split="v")
-    found = pair_report(checks, logits_by_depth(checks, 0.0, 8.0), PAIR, HALF)
+    logits = logits_by_depth(checks, 0.0, 8.0)
+    found = pair_report(checks, logits, PAIR, HALF, control_of(checks, logits))
     assert (found["first_depth"], found["harmful"], found["benign"]) == (0, 30, 30)
     assert found["auroc"]["value"] > 0.95 and 0.2 < found["control"]["auroc"]["value"] < 0.8
     added = found["added"]
@@ -50,7 +58,8 @@ def test_a_probe_that_reads_the_answer_adds_to_the_request() -> None:
 
 def test_a_probe_that_judges_the_request_alone_adds_nothing() -> None:
     checks = planted(60, split="v")
-    found = pair_report(checks, logits_by_depth(checks, 8.0, -50.0), PAIR, HALF)
+    logits = logits_by_depth(checks, 8.0, -50.0)
+    found = pair_report(checks, logits, PAIR, HALF, control_of(checks, logits))
     # behind depth 0 benign answers score high: only the request tells them apart
     assert found["control"]["auroc"]["value"] == 1 and found["added"]["auroc"]["value"] < 0
     deep = found["from_depth_25"]
@@ -62,12 +71,13 @@ def test_answers_that_end_before_a_depth_are_not_counted_from_there_on() -> None
     long = (checks["depth"] < 25) | np.isin(checks["id"], ["c0", "c1", "c2", "c3", "c5"])
     checks = checks.where(long)
     logits = logits_by_depth(checks, 1.0, 4.0)
-    found = pair_report(checks, logits, PAIR, HALF)
+    found = pair_report(checks, logits, PAIR, HALF, control_of(checks, logits))
     assert (found["harmful"], found["benign"]) == (10, 10)
     assert (found["from_depth_25"]["harmful"], found["from_depth_25"]["benign"]) == (3, 2)
     shallow = checks["depth"] < 25
-    assert pair_report(checks.where(shallow), logits[shallow], PAIR, HALF)["from_depth_25"] is None
-    late = pair_report(checks, logits, replace(PAIR, first_depth=50), HALF)
+    control = control_of(checks, logits)
+    assert pair_report(checks.where(shallow), logits[shallow], PAIR, HALF, control)["from_depth_25"] is None
+    late = pair_report(checks, logits, replace(PAIR, first_depth=50), HALF, control)
     assert late["first_depth"] == late["from_depth_25"]["first_depth"] == 50
 
 
@@ -75,17 +85,18 @@ def test_each_answer_is_judged_with_its_checks_and_by_its_first() -> None:
     checks = planted(4, depths=(0, 25, 50), split="v")
     logits = np.array([9.0, 1, 2, -1, 3, 1, -9, -2, -3, -2, -1, -3])
     order = np.random.default_rng(0).permutation(len(checks))
-    found = side_of(checks.where(order), logits[order], ["v"], "harmful", HALF)
+    judges = (HALF, control_of(checks, logits))
+    found = side_of(checks.where(order), logits[order], ["v"], "harmful", judges)
     by_prompt = dict(zip(found.prompts.tolist(), range(2), strict=True))
     places = [by_prompt[str(checks["prompt_key"][row])] for row in (3, 9)]
     assert found.peaks[places] == pytest.approx(1 / (1 + np.exp([-3.0, 1.0])))
-    assert found.starts[places] == pytest.approx(1 / (1 + np.exp([1.0, 2.0])))
+    assert found.starts[places].tolist() == [-1, -2]
     assert found.halted[places].tolist() == [True, False] and not found.halted_at_start.any()
-    late = side_of(checks, logits, ["v"], "benign", HALF, first_depth=25)
+    late = side_of(checks, logits, ["v"], "benign", judges, first_depth=25)
     assert sorted(late.peaks.tolist()) == pytest.approx(sorted(1 / (1 + np.exp([-2.0, 2.0]))))
     assert late.halted_at_start.sum() == 1, "c0 is halted by its request alone"
-    with pytest.raises(StoreError, match="an answer of v has no check at depth 0"):
-        side_of(checks.where(checks["depth"] > 0), logits[checks["depth"] > 0], ["v"], "benign", HALF)
+    with pytest.raises(StoreError, match="has no check at depth 0, where the request alone is judged"):
+        side_of(checks, logits, ["v"], "benign", (HALF, RequestControl({}, 0.0)))
 
 
 # -- draws -------------------------------------------------------------------------------------------------------------
@@ -177,6 +188,27 @@ def test_a_source_is_judged_by_a_fit_that_never_saw_it() -> None:
     assert found["s1"]["auroc"] < 0.05 and found["s1"]["interval"][1] < 0.1
     assert found["s1"]["against"] == "its own"
     assert (found["s1"]["harmful"], found["s1"]["benign"]) == (15, 15)
+
+
+def test_a_source_that_hosts_others_is_left_out_with_what_stands_under_it() -> None:
+    train, held_out = planted(90), planted(40, split="v")
+    keys = dict(zip(train["id"].tolist(), train["prompt_key"].tolist(), strict=True))
+    number = np.array([int(each[1:]) for each in train["id"]])
+    # c0 (of s0) stands under c1 (of s1), and c4 (of s1) under c2 (of s2)
+    hosts = np.select([number == 0, number == 4], [keys["c1"], keys["c2"]], train["prompt_key"])
+    under = np.select([number == 0, number == 4], ["s1", "s2"], train["source"])
+    moved = replace(train, columns={**train.columns, "host_key": hosts, "host_source": under})
+    fitted: list[set[str]] = []
+
+    def watched(checks: Checks, options: FitOptions) -> Any:
+        fitted.append(set(checks["id"].tolist()))
+        return fit(checks, options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anydepth.probes.fitting.leave_out.fit", watched)
+        without_each_source(moved, held_out, trial_for(train))
+    of = {n: {f"c{each}" for each in range(n, 90, 3)} for n in range(3)}
+    assert fitted == [(of[1] | of[2]) - {"c1"}, (of[0] | of[2]) - {"c0", "c2"}, (of[0] | of[1]) - {"c4"}]
 
 
 def test_a_source_of_one_label_is_compared_with_held_out_answers_of_others() -> None:

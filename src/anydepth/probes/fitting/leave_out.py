@@ -19,8 +19,10 @@ def without_each_source(
 ) -> dict[str, dict[str, Any]]:
     """Training source -> how the candidate tells its answers apart when it is fitted without them, JSON-ready.
 
-    The refit sees neither the source's answers nor those of others to the same prompts. Where a source has answers of
-    one label only, they are compared with the `held_out` answers of other sources that have the other label.
+    The refit sees neither the source's answers, nor answers that were put under its requests or behind its text, nor
+    others that share a prompt with any of the source's, be it their own or the one that they were put under. Where a
+    source has answers of one label only, they are compared with the `held_out` answers of other sources that have the
+    other label.
 
     Args:
         train: The training checks.
@@ -36,16 +38,22 @@ def without_each_source(
     sources = np.unique(train["source"]).tolist()
     for source in sources:
         mine = train["source"] == source
-        seen = np.isin(train["prompt_key"], np.unique(train["prompt_key"][mine]))
+        keys = np.unique([*train["prompt_key"][mine], *train.host_keys[mine]])
+        seen = np.isin(train["prompt_key"], keys) | np.isin(train.host_keys, keys) | _hosted_by(train, source)
         try:
             fitted = fit(train.where(~seen & ~mine), trial.candidate.options)
-            apart = held_out.where(held_out["source"] != source)
+            apart = held_out.where((held_out["source"] != source) & ~_hosted_by(held_out, source))
             found[source] = _told_apart(train.where(mine), apart, fitted, trial)
         except StoreError as error:
             found[source] = {"auroc": None, "interval": None, "why": str(error)}
         if progress is not None:
             progress(len(found), len(sources))
     return found
+
+
+def _hosted_by(checks: Checks, source: str) -> np.ndarray:
+    """Mask of the checks, bool `[checks]`, of answers that were put under conversations of `source`."""
+    return checks.columns.get("host_source", checks["source"]) == source
 
 
 def _told_apart(own: Checks, apart: Checks, fitted: Fitted, trial: Trial) -> dict[str, Any]:
