@@ -8,7 +8,8 @@ from anydepth.errors import ConfigError
 from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.policy import policy_from
 from anydepth.probes.recipe.pairs import Pair, half
-from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe
+from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, held_out_of
+from anydepth.probes.recipe.recipe_part import RecipePart
 
 if TYPE_CHECKING:
     from anydepth.conversations.dataset import Conversation
@@ -41,7 +42,7 @@ class Choices:
             target on others, with `confidence`.
         confidence: Confidence of the bounds and of the guarantee.
         leave_out: Refit the chosen candidate without one training source after the other, for the report.
-        crossed: Names of the measured pairs with swapped or spliced answers, whose requests say nothing of them.
+        crossed: Names of the measured pairs whose requests say nothing of the answers, see `is_crossed`.
     """
 
     pairs: tuple[Pair, ...]
@@ -81,8 +82,7 @@ class Choices:
         by = _one_of("[choose] by", recipe.choose.get("by", "auroc"), _BY, recipe)
         contract = _one_of("[calibrate] contract", recipe.calibrate.get("contract", "rate"), _CONTRACTS, recipe)
         leave_out = _one_of("[measure] leave_out", recipe.measure.get("leave_out", False), (True, False), recipe)
-        moved = {part.split for part in recipe.parts if part.augment in ("swap", "splice")}
-        crossed = tuple(pair.name for pair in measured if not moved.isdisjoint((*pair.harmful, *pair.benign)))
+        crossed = tuple(pair.name for pair in measured if is_crossed(pair, recipe))
         return cls(pairs, policies, benign, target, measured, by, contract, confidence, leave_out, crossed)
 
     def check(self, recipe: Recipe, gathered: Sequence[Gathered]) -> None:
@@ -137,6 +137,29 @@ class Choices:
             yield from (((name,), "harmful", REPORTED) for name in pair.harmful)
             yield from (((name,), "benign", part) for name in pair.benign for part in both)
         yield from ((self.benign, "benign", part) for part in both)
+
+
+def is_crossed(pair: Pair, recipe: Recipe) -> bool:
+    """Whether the requests of a pair say nothing of the answers.
+
+    All answers of one side are moved (`swap` or `splice`), and so are those of the other, or the prompts that they are
+    put under are just those of the other side.
+    """
+    sides = [[part for part in recipe.parts if part.split in names] for names in (pair.harmful, pair.benign)]
+    moved = [
+        bool(parts) and _all_moved(parts, names, recipe)
+        for parts, names in zip(sides, (pair.harmful, pair.benign), strict=True)
+    ]
+    hosts = [{name for part in parts for name in part.under} for parts in sides]
+    own = [{part.name for part in parts} for parts in sides]
+    return all(moved) or any(moved[n] and hosts[n] == own[1 - n] for n in (0, 1))
+
+
+def _all_moved(parts: Sequence[RecipePart], splits: Sequence[str], recipe: Recipe) -> bool:
+    """Whether `parts` are all that is in `splits`, and their answers are moved; what is held out of a part is not."""
+    kept = {part.split for part in parts} >= set(splits)
+    plain = {held_out_of(part.name) for part in recipe.parts if part.hold_out}
+    return kept and plain.isdisjoint(splits) and all(part.augment in ("swap", "splice") for part in parts)
 
 
 def _one_of(name: str, value: Any, known: Sequence[Any], recipe: Recipe) -> Any:

@@ -111,6 +111,11 @@ def recipe_from(record: Mapping[str, Any], source: str) -> Recipe:
                     f"recipe {source}, part {part.name!r}: under names {other!r}, which is held out; name training "
                     "parts, or its prompts are trained on"
                 )
+            if part.split != TRAIN and parts[names.index(other)].split == TRAIN:
+                raise ConfigError(
+                    f"recipe {source}, part {part.name!r}: under names {other!r}, which is trained on; name held-out "
+                    "parts, or the probe is judged on requests that it was trained on"
+                )
     return Recipe(parts, **{name: record[name] for name in known if name in record}, source=source)
 
 
