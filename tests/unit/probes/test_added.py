@@ -66,6 +66,20 @@ def test_a_probe_that_judges_the_request_alone_adds_nothing() -> None:
     assert deep["auroc"]["value"] == 0 and deep["control"]["auroc"]["value"] == 1 and deep["first_depth"] == 25
 
 
+def test_halts_before_a_harmful_stretch_are_told_apart_from_hits() -> None:
+    checks = planted(20, split="v")
+    harmful = checks["label"] == "harmful"
+    begins = np.where(harmful & (checks["source"] == "s1"), 4, -1)
+    checks = replace(checks, columns={**checks.columns, "harm_begins": begins, "length": np.full(len(checks), 50)})
+    logits = np.where(harmful & (checks["depth"] == 4), 5.0, -5.0)
+    found = pair_report(checks, logits, PAIR, HALF, control_of(checks, logits))
+    early = len({*checks["id"][begins == 4].tolist()})
+    assert early == 4
+    assert (found["halted"]["halted"], found["halted_early"]["halted"], found["harmful"]) == (6, 4, 10)
+    rates = rates_by("source", [Direction(HALF, checks, logits)], ["v"], "harmful")
+    assert rates["s1"].halted == 0 and rates["s0"].halted + rates["s2"].halted == 6
+
+
 def test_answers_that_end_before_a_depth_are_not_counted_from_there_on() -> None:
     checks = planted(20, split="v")
     long = (checks["depth"] < 25) | np.isin(checks["id"], ["c0", "c1", "c2", "c3", "c5"])

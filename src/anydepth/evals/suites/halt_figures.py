@@ -25,7 +25,8 @@ FROM_LATE = f" from depth {LATE}"
 
 CAPTION = (
     "At depth 0 a check sees the request alone. Halted by the answer means only that depth 0 did not halt and a later "
-    "check did; cases whose request says nothing of the answer show what is read in it. The two parts add up to all halts."
+    "check did; cases whose request says nothing of the answer show what is read in it. The two parts add up to all "
+    "halts."
 )
 
 

@@ -31,7 +31,8 @@ def pair_report(
         control: What the request alone says of the answers.
 
     Returns:
-        `auroc` (response-level), `halted` (the harmful answers at the threshold), `control` (both of a probe that was
+        `auroc` (response-level), `halted` (the harmful answers at the threshold), `halted_early` (those that
+        are halted before their harmful stretch, which is no hit), `control` (both of a probe that was
         fitted on depth 0 alone, with its own threshold) and `added` (the differences), each with a 95 % interval: exact
         for rates, by drawing prompts for the others. `from_depth_25` has the same, or None where no answers are that
         long.
@@ -61,6 +62,7 @@ def _figures(
         "benign": len(benign),
         "auroc": _value(value, whole),
         "halted": rates[0].record(),
+        "halted_early": Rate.of(int(harmful.early.sum()), len(harmful)).record(),
         "control": {"auroc": _value(control, start), "halted": rates[1].record()},
         "added": {
             "auroc": _value(value - control, whole - start),

@@ -7,10 +7,10 @@ import numpy as np
 
 from anydepth.errors import StoreError
 from anydepth.intervals import auroc
-from anydepth.probes.fitting.calibrate import peak
 from anydepth.probes.fitting.candidates import Trial
 from anydepth.probes.fitting.fit import Fitted, fit
 from anydepth.probes.fitting.measure import trails
+from anydepth.probes.fitting.stretch_halts import stretch_halt
 from anydepth.probes.states.store import Checks
 
 
@@ -64,7 +64,7 @@ def _told_apart(own: Checks, apart: Checks, fitted: Fitted, trial: Trial) -> dic
             checks, against = apart, "other sources, held out"
         splits = np.unique(checks["split"]).tolist()
         answers = trails(checks, fitted.logits(checks.states), splits, label)
-        peaks[label] = [peak(trial.policy, each.scores) for each in answers]
+        peaks[label] = [stretch_halt(trial.policy, each).peak for each in answers]
     value, interval = auroc(peaks["harmful"], peaks["benign"], seed=0)
     counts = {label: len(values) for label, values in peaks.items()}
     return {"auroc": value, "interval": interval.record(), **counts, "against": against}

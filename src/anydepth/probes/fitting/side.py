@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from anydepth.policy import Policy
-from anydepth.probes.fitting.calibrate import first_halt, peak
-from anydepth.probes.fitting.measure import rows_by_answer
+from anydepth.probes.fitting.measure import rows_by_answer, trails
 from anydepth.probes.fitting.request_control import RequestControl
+from anydepth.probes.fitting.stretch_halts import stretch_halt
 from anydepth.probes.states.store import Checks
 
 
@@ -18,7 +18,8 @@ class Side:
 
     Attributes:
         peaks: Largest statistic of the policy over the answer, float64.
-        halted: Whether the answer is halted, bool.
+        halted: Whether the answer is halted, bool; before a harmful stretch a halt does not count.
+        early: Whether it is halted before its harmful stretch, bool.
         starts: Log-odds of the control (`RequestControl`), which has seen the request alone, float64.
         halted_at_start: Whether the control halts, bool.
         prompts: Key of the answer's own prompt, str.
@@ -27,6 +28,7 @@ class Side:
 
     peaks: np.ndarray
     halted: np.ndarray
+    early: np.ndarray
     starts: np.ndarray
     halted_at_start: np.ndarray
     prompts: np.ndarray
@@ -52,15 +54,15 @@ def side_of(
     Raises:
         StoreError: There are no such answers, or one was not read at depth 0.
     """
-    scores = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
     policy, control = judges
     rows = rows_by_answer(checks, splits, label, first_depth=first_depth)
     firsts = np.array([each[0] for each in rows])
-    series = [scores[each].tolist() for each in rows]
+    found = [stretch_halt(policy, each) for each in trails(checks, logits, splits, label, first_depth=first_depth)]
     starts = control.starts(checks["answer"][firsts])
     return Side(
-        np.array([peak(policy, each) for each in series]),
-        np.array([first_halt(policy, each) is not None for each in series]),
+        np.array([each.peak for each in found]),
+        np.array([each.halted for each in found]),
+        np.array([each.early for each in found]),
         starts,
         starts >= control.threshold,
         checks["prompt_key"][firsts],

@@ -30,7 +30,7 @@ from anydepth.probes.fitting.measure import thresholds
 from anydepth.probes.fitting.request_control import control_reads, request_control
 from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
-from anydepth.probes.recipe.pairs import half
+from anydepth.probes.recipe.pairs import half, one_a_prompt
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, training_sources
 from anydepth.probes.states.collect import collect
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
@@ -161,7 +161,8 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
     The threshold of the artefact is set on the benign answers of both halves; what it halts of the harmful answers,
     none of which it was set on, is measured on the other half. False-positive rates are reported for thresholds set on
     one half and measured on the other, in both directions: no threshold is measured on its own answers, but the probe
-    was chosen on one of the halves. With the contract `guarantee` the threshold is set on the half that nothing was chosen on, and measured on the other.
+    was chosen on one of the halves. With the contract `guarantee` the threshold is set on the half that nothing was
+    chosen on, with one answer a prompt, and measured on the other.
 
     Raises:
         ConfigError: The recipe has no pairs to choose by, or names something that does not exist.
@@ -186,7 +187,7 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
     halves = [held_out.where(_in_half(held_out, which)) for which in (CHOSEN, REPORTED)]
     reported = halves[REPORTED]
     sure = choices.contract == "guarantee"  # which does not hold for answers that the probe was chosen on
-    calibrated = reported if sure else held_out
+    calibrated = _one_a_prompt(reported, choices) if sure else held_out
     calibration = _calibrated(calibrated, best, choices)
     control = request_control(store, used, best.candidate, checks, calibrated["answer"], choices)
     figures = held_out_figures(halves, best.fitted, calibration, choices, control)
@@ -201,6 +202,15 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
 
 def _told(progress: Progress, what: str, done: int, total: int) -> None:
     progress(what, done, total, 0)
+
+
+def _one_a_prompt(checks: Checks, choices: Choices) -> Checks:
+    """Checks of benign answers that share no prompt: the test behind a guarantee takes them for independent draws."""
+    mine = np.isin(checks["split"], list(choices.benign)) & (checks["label"] == "benign")
+    answers, first = np.unique(checks["answer"][mine], return_index=True)
+    prompts, hosts = (keys[mine][first].tolist() for keys in (checks["prompt_key"], checks.host_keys))
+    keep = one_a_prompt(answers.tolist(), prompts, hosts)
+    return checks.where(mine & np.isin(checks["answer"], answers[keep]))
 
 
 def _calibrated(checks: Checks, trial: Trial, choices: Choices) -> Calibration:

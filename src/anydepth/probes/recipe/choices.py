@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
 from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.policy import policy_from
-from anydepth.probes.recipe.pairs import Pair, half
+from anydepth.probes.recipe.pairs import Pair, half, one_a_prompt
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, held_out_of
 from anydepth.probes.recipe.recipe_part import RecipePart
-
-if TYPE_CHECKING:
-    from anydepth.conversations.dataset import Conversation
+from anydepth.probes.states.store import answer_key
 
 CHOSEN, REPORTED = 0, 1
 """The half of the held-out prompts that candidates are chosen on, and the one that the report is of."""
@@ -39,7 +38,7 @@ class Choices:
         by: What the choice is made by: `auroc`, or `halted`, the share of the harmful answers of a pair that is halted
             when the threshold is set at the target on the benign sets.
         contract: What the threshold promises: `rate`, the target on the answers that it is set on, or `guarantee`, the
-            target on others, with `confidence`.
+            target on others, with `confidence`, of which one answer a prompt is drawn.
         confidence: Confidence of the bounds and of the guarantee.
         leave_out: Refit the chosen candidate without one training source after the other, for the report.
         crossed: Names of the measured pairs whose requests say nothing of the answers, see `is_crossed`.
@@ -118,13 +117,15 @@ class Choices:
                 )
 
         if self.contract == "guarantee":
-            benign = [row.prompt_key for split in self.benign for row in rows[split] if row.label == "benign"]
-            count, needed = int(half(benign, REPORTED).sum()), answers_needed(self.target, self.confidence)
+            benign = [row for split in self.benign for row in rows[split] if row.label == "benign"]
+            reported = half([row.prompt_key for row in benign], REPORTED)
+            count = _prompts([row for row, mine in zip(benign, reported, strict=True) if mine])
+            needed = answers_needed(self.target, self.confidence)
             if count < needed:
                 raise ConfigError(
                     f"recipe {recipe.source}: [calibrate] contract is 'guarantee', which needs {needed} benign answers "
-                    f"for a target of {percent(self.target)}; the half of the prompts that nothing is chosen on has "
-                    f'{count}. Give more, a larger target, or contract = "rate"'
+                    f"to different prompts for a target of {percent(self.target)}; the half that nothing is chosen on "
+                    f'has {count}. Give more, a larger target, or contract = "rate"'
                 )
 
     def _needed(self) -> Iterable[tuple[tuple[str, ...], str, int]]:
@@ -137,6 +138,12 @@ class Choices:
             yield from (((name,), "harmful", REPORTED) for name in pair.harmful)
             yield from (((name,), "benign", part) for name in pair.benign for part in both)
         yield from ((self.benign, "benign", part) for part in both)
+
+
+def _prompts(rows: Sequence[Conversation]) -> int:
+    """Number of the answers that share no prompt (`one_a_prompt`)."""
+    answers = [answer_key(row.messages, row.response) for row in rows]
+    return int(one_a_prompt(answers, [row.prompt_key for row in rows], [row.host_key for row in rows]).sum())
 
 
 def is_crossed(pair: Pair, recipe: Recipe) -> bool:
