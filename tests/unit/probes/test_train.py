@@ -614,7 +614,10 @@ def test_limits_come_from_what_was_measured(done: tuple[Filled, Trained]) -> Non
     _, trained = done
     worse = {
         **trained.figures,
-        "halted": {"v": {"rate": 0.5}, "w": {"rate": 0.99}},
+        "halted": {
+            "v": {"rate": 0.5, "halted_early": {"rate": 0.2, "halted": 3}},
+            "w": {"rate": 0.99, "halted_early": {"rate": 0.0, "halted": 0}},
+        },
         "false_positives": {"v": {"rate": 0.3}, "w": {"rate": 0.05}},
     }
     blind = {"added": {"auroc": {"value": 0.01, "interval": [-0.02, 0.03]}}}
@@ -625,6 +628,7 @@ def test_limits_come_from_what_was_measured(done: tuple[Filled, Trained]) -> Non
     ]
     text = "\n".join(limits_of(replace(trained, figures=worse)))
     assert "harmful set “v” 50 % is not halted" in text and "30 % of “v” is halted, above the target" in text
+    assert "harmful set “v” 20 % is halted before its harmful stretch begins" in text
     assert "“w”" not in text
 
 

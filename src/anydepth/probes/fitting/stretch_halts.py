@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anydepth.policy import Policy
 from anydepth.probes.fitting.calibrate import Trail, first_halt
@@ -47,8 +47,8 @@ def stretch_halt(policy: Policy, trail: Trail) -> StretchHalt:
 def ends(trail: Trail) -> Trail:
     """The first and the last check of `trail` alone: what a guard may read of an answer that is given as a prefill."""
     places = (0, -1) if len(trail.depths) > 1 else (0,)
-    depths, scores = (tuple(row[place] for place in places) for row in (trail.depths, trail.scores))
-    return Trail(trail.id, trail.source, depths, scores, trail.harm_begins)
+    depths = tuple(trail.depths[place] for place in places)
+    return replace(trail, depths=depths, scores=tuple(trail.scores[place] for place in places))
 
 
 def _largest(values: Sequence[float]) -> float:
