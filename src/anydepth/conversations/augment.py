@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from anydepth.conversations.dataset import Conversation, digest, normalise
+from anydepth.conversations.splits import Text
 from anydepth.digests import digest_number
 from anydepth.errors import ConfigError
 from anydepth.files import packaged_toml
@@ -102,7 +103,18 @@ def _swapped(
         taken |= same_prompt(earlier)
         messages += [earlier.messages[-1], {"role": "assistant", "content": first_words(earlier.response, _EARLIER)}]
     lead = next((n for n, each in enumerate(prompt.messages) if each.get("role") != "system"), 0)
-    return _with_messages(answer, (*prompt.messages[:lead], *messages, *prompt.messages[lead:]), "swap")
+    moved = _with_messages(answer, (*prompt.messages[:lead], *messages, *prompt.messages[lead:]), "swap")
+    return replace(moved, tags={**moved.tags, **host_tags(prompt)})
+
+
+def host_tags(host: Conversation) -> dict[str, str]:
+    """What a moved answer keeps of the conversation that it is put under.
+
+    `host_key` is that conversation's `prompt_key`, `host_source` its source, `host_text` the key of request and answer
+    (`Text.key`).
+    """
+    text = Text.of(host.messages, host.response).key
+    return {"host_key": host.prompt_key, "host_source": host.source, "host_text": text}
 
 
 def same_prompt(conversation: Conversation) -> set[str]:

@@ -79,6 +79,14 @@ class Conversation:
         """
         return self.tags.get("prompt_key") or digest(normalise(self.prompt))
 
+    @property
+    def host_key(self) -> str:
+        """`prompt_key` of the conversation whose request the model reads, the host of a swapped or spliced answer.
+
+        The tag `host_key` says it; of any other conversation it is its own `prompt_key`.
+        """
+        return self.tags.get("host_key") or self.prompt_key
+
 
 def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value or ()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from anydepth.conversations.augment import same_prompt
+from anydepth.conversations.augment import host_tags, same_prompt
 from anydepth.conversations.dataset import Conversation
 from anydepth.digests import digest_number, short_digest
 from anydepth.errors import ConfigError
@@ -97,6 +97,7 @@ def _spliced(answer: Conversation, hosts: Sequence[_Host], rank: int, between: b
         **answer.tags,
         "augmented": "splice",
         "spliced_under": host.conversation.id,
+        **host_tags(host.conversation),
         "prompt_key": answer.prompt_key,  # a split by prompt keeps the variants of an answer together
     }
     return replace(

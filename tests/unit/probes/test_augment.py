@@ -6,7 +6,7 @@ import pytest
 
 from anydepth.conversations.augment import first_words, frames, swap, wrap
 from anydepth.conversations.dataset import Conversation
-from anydepth.conversations.splits import split_by_prompt
+from anydepth.conversations.splits import Text, split_by_prompt
 from anydepth.errors import ConfigError
 from tests.conversations import conversation, conversations
 
@@ -68,6 +68,15 @@ def test_swapping_puts_the_answer_under_another_prompt() -> None:
         assert after.tags["augmented"] == "swap"
     with pytest.raises(ConfigError, match="no prompts"):
         swap(answers, [])
+
+
+def test_a_moved_answer_says_whose_request_is_read() -> None:
+    answer, host = conversation(1), conversation(2)
+    (found,) = swap([answer], [host])
+    assert (found.prompt_key, found.host_key) == (answer.prompt_key, host.prompt_key)
+    assert found.tags["host_source"] == host.source
+    assert found.tags["host_text"] == Text.of(host.messages, host.response).key
+    assert answer.host_key == answer.prompt_key and wrap([answer])[0].host_key == answer.prompt_key
 
 
 def test_variants_stay_on_the_originals_side_of_a_split() -> None:

@@ -257,6 +257,16 @@ def test_what_a_part_says_of_training_becomes_columns(store: StateStore) -> None
     assert set(found["first_depth"][~of_one].tolist()) == {0} and set(found["weight"][~of_one].tolist()) == {1.0}
 
 
+def test_a_moved_answer_has_the_key_and_source_of_its_host(store: StateStore) -> None:
+    keys = sorted(set(store.read([(Site(2), 2)])["answer"].tolist()))
+    said = {key: used("v") for key in keys[1:]} | {keys[0]: replace(used("v"), host_key="h", host_source="chat")}
+    checks = states_of(store, [Read(Site(2), 2)], said)
+    moved = checks["answer"] == keys[0]
+    assert set(checks.host_keys[moved].tolist()) == {"h"} and set(checks["host_source"][moved].tolist()) == {"chat"}
+    assert set(checks.host_keys[~moved].tolist()) == {"k"} and set(checks["host_source"][~moved].tolist()) == {"s"}
+    assert set(planted(4).host_keys.tolist()) == set(planted(4)["prompt_key"].tolist()), "an older store says nothing"
+
+
 def test_an_answer_is_used_as_its_recipe_reads_it(store: StateStore) -> None:
     key = str(states_of(store, [Read(Site(3), 2)])["answer"][0])
     assert len(states_of(store, [Read(Site(3), 2)], {key: used("w", reading="other")})) == 0

@@ -225,6 +225,55 @@ def test_a_bag_draws_prompts_not_checks() -> None:
     assert _resampled(np.array(["k"] * 3), 0).all(), "one prompt cannot be drawn twice"
 
 
+def test_what_stands_before_a_harmful_stretch_is_weighed_with_its_hosts_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the harmful source would be a benign source of its own, of as much weight as all others together."""
+    checks = planted(60)
+    spliced = (checks["label"] == "harmful") & (checks["depth"] <= 4)
+    begins = np.where(checks["label"] == "harmful", 4, -1)
+    more = {
+        "source": np.where(checks["label"] == "harmful", "attacks", "chat"),
+        "host_source": np.full(len(checks), "chat"),
+        "harm_begins": begins,
+        "harm_ends": np.where(begins > 0, 100, -1),
+        "grace": np.full(len(checks), 5),
+    }
+    seen: list[np.ndarray] = []
+
+    def direction_of(states: Any, labels: np.ndarray, weights: np.ndarray, options: Any) -> tuple[np.ndarray, float]:
+        seen.append(weights / weights[~labels].sum())
+        return np.ones(states.shape[1]), 0.0
+
+    monkeypatch.setattr("anydepth.probes.fitting.fit._direction", direction_of)
+    fit(replace(checks, columns={**checks.columns, **more}), FitOptions(first_depth=0))
+    harmful = np.flatnonzero(~(spliced | (checks["label"] == "benign")))
+    before = np.isin(np.delete(np.arange(len(checks)), harmful), np.flatnonzero(spliced))
+    (weights,) = seen
+    benign = np.delete(weights, harmful)
+    assert benign[before].sum() == pytest.approx(60 / 180), "as many as they are: 60 of 180 benign checks"
+
+
+def test_a_fold_is_cleaned_by_a_fit_that_shares_no_host_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cleanlab.rank")
+    checks = planted(40, depths=(25,))
+    hosts = np.array([f"h{number // 2}" for number in range(40)])
+    numbered = np.arange(40, dtype=np.float32)[:, None]
+    fits: list[set[int]] = []
+
+    def direction_of(states: np.ndarray, *_: Any) -> tuple[np.ndarray, float]:
+        fits.append(set(states[:, 0].astype(int).tolist()))
+        return np.ones(1), 0.0
+
+    monkeypatch.setattr("anydepth.probes.fitting.fit._direction", direction_of)
+    from anydepth.probes.fitting.fit import _credible
+
+    keys = (checks["prompt_key"], hosts)
+    _credible(numbered, checks["label"] == "harmful", keys, np.ones(40), FitOptions(clean=0.1))
+    assert len(fits) == 5
+    for each in fits:
+        # what the fit has not seen is a fold of 8 and whatever shares a host with it
+        assert {number ^ 1 for number in each} == each and len(each) <= 32
+
+
 def test_a_bag_of_one_label_says_what_to_do() -> None:
     checks = planted(40)
     one = checks.where((checks["label"] == "benign") | (checks["id"] == "c1"))
@@ -256,7 +305,7 @@ def test_cleaning_drops_the_flipped_ones_and_not_others() -> None:
     states = noisy.states.reshape(len(noisy), -1)
     states = (states - states.mean(0)) / states.std(0)
     labels = noisy["label"] == "harmful"
-    keep = _credible(states, labels, noisy["prompt_key"], np.ones(len(noisy)), FitOptions(clean=0.1))
+    keep = _credible(states, labels, (noisy["prompt_key"],) * 2, np.ones(len(noisy)), FitOptions(clean=0.1))
     is_wrong = np.isin(noisy["prompt_key"], sorted(wrong))
     assert (~keep & is_wrong).sum() >= 0.9 * is_wrong.sum()
 

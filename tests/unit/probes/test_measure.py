@@ -14,7 +14,8 @@ from anydepth.probes.fitting.calibrate import peak
 from anydepth.probes.fitting.false_alarms import Direction, directions, halted_elsewhere, other_half, unused_note
 from anydepth.probes.fitting.fit import FitOptions, Fitted, fit
 from anydepth.probes.fitting.measure import PREFILLS, halted_share, separation, table, thresholds, trails
-from anydepth.probes.recipe.pairs import Pair, half
+from anydepth.probes.fitting.operating import from_prefill, operating_point
+from anydepth.probes.recipe.pairs import Pair, half, one_a_prompt
 from anydepth.probes.states.store import Checks
 from tests.planted import READS, WIDTH, planted
 
@@ -91,6 +92,12 @@ def test_halves_share_nothing_and_make_the_whole() -> None:
     }
 
 
+def test_of_answers_that_share_a_prompt_the_first_by_digest_is_taken() -> None:
+    own, hosts = ["p", "p", "q", "r", "s"], ["p", "p", "q", "q", "t"]
+    assert one_a_prompt(["b", "a", "c", "d", "e"], own, hosts).tolist() == [False, True, True, False, True]
+    assert one_a_prompt([], [], []).tolist() == []
+
+
 def test_halves_of_keys_that_are_no_digests() -> None:
     keys = ["group 1", "group 2", "Ä", "z", "y"]
     assert (half(keys, 0) ^ half(keys, 1)).all() and half(keys, 0).any() and half(keys, 1).any()
@@ -130,6 +137,47 @@ def test_the_share_that_is_halted_is_at_a_threshold_of_the_benign_sets() -> None
     high = np.where(checks["depth"] == 0, 9.0, np.where(harmful, 1.0, -1.0))
     assert halted_share(checks, high, PAIR, Threshold(), benign=("v",), target=0.1) == 0
     assert halted_share(checks, high, late, Threshold(), benign=("v",), target=0.1) == 1
+
+
+def spliced(scores: dict[int, float], begins: int = 25, *, length: int = 50) -> tuple[Checks, np.ndarray]:
+    """40 answers with these scores by depth; the harmful ones are harmful from `begins` on, the others score 0.5."""
+    checks = planted(40, depths=tuple(scores), split="v")
+    harmful = checks["label"] == "harmful"
+    more = {"harm_begins": np.where(harmful, begins, -1), "length": np.full(len(checks), length)}
+    values = np.array([scores[depth] for depth in checks["depth"].tolist()])
+    chosen = np.where(harmful, values, 0.5)
+    return replace(checks, columns={**checks.columns, **more}), np.log(chosen / (1 - chosen))
+
+
+def test_what_a_spliced_answer_scores_before_its_stretch_is_no_evidence() -> None:
+    checks, logits = spliced({0: 0.9, 25: 0.9, 50: 0.1})
+    assert separation(checks, logits, PAIR, Threshold())[0] == 0
+    assert halted_share(checks, logits, PAIR, Threshold(), benign=("v",), target=0.1) == 0
+    later, high = spliced({0: 0.1, 25: 0.1, 50: 0.9})
+    assert separation(later, high, PAIR, Threshold(), forced=True)[0] == 1
+    assert halted_share(later, high, PAIR, Threshold(), benign=("v",), target=0.1) == 1
+    both, twice = spliced({0: 0.9, 25: 0.1, 50: 0.9})
+    assert separation(both, twice, PAIR, Threshold())[0] == 1
+    assert halted_share(both, twice, PAIR, Threshold(), benign=("v",), target=0.1) == 0, "the guard halts before"
+
+
+def test_a_halt_before_the_stretch_is_reported_as_early() -> None:
+    found = trails(*spliced({0: 0.9, 25: 0.1, 50: 0.9}), ["v"], "harmful")
+    assert {each.harm_begins for each in found} == {25}
+    record = operating_point(Threshold(0.8), found).record()
+    assert (record["halted"], record["answers"], record["halted_early"]["halted"]) == (0, 20, 20)
+    late = trails(*spliced({0: 0.1, 25: 0.1, 50: 0.9}), ["v"], "harmful")
+    record = operating_point(Threshold(0.8), late).record()
+    assert (record["halted"], record["halted_early"]["halted"]) == (20, 0)
+    assert [point.at_once.halted for point in from_prefill(Threshold(0.8), late, (25, None))] == [0, 20]
+    assert [point.halted.halted for point in from_prefill(Threshold(0.8), found, (25, None))] == [0, 0]
+
+
+def test_a_harmful_answer_that_was_not_read_up_to_its_stretch_is_left_out() -> None:
+    checks, logits = spliced({0: 0.9, 25: 0.9, 50: 0.9}, begins=50)
+    with pytest.raises(StoreError, match="no answers of v that are harmful"):
+        trails(checks, logits, ["v"], "harmful")
+    assert len(trails(checks, logits, ["v"], "benign")) == 20
 
 
 def in_halves(checks: Checks) -> list[Checks]:

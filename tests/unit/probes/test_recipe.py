@@ -9,6 +9,8 @@ import pytest
 
 from anydepth.conversations.augment import frames
 from anydepth.errors import ConfigError
+from anydepth.probes.recipe.choices import is_crossed
+from anydepth.probes.recipe.pairs import Pair, half
 from anydepth.probes.recipe.recipe import (
     TRAIN,
     Gathered,
@@ -169,12 +171,46 @@ def test_a_wrong_part_is_named_with_key_value_and_remedy(part: dict[str, Any], s
             },
             "part 'b': under names 'v', which is held out; name training parts",
         ),
+        (
+            {"part": [ONE, {"name": "b", "data": "y", "split": "v", "augment": "swap", "under": ["a"]}]},
+            "part 'b': under names 'a', which is trained on; name held-out parts",
+        ),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong(record: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as error:
         recipe_from(record, "r")
     assert says in str(error.value)
+
+
+HARMLESS = {"name": "h", "data": "h", "split": "h"}
+SIDES = {
+    "x": {"name": "x", "data": "x", "split": "x", "augment": "swap", "under": "h"},
+    "y": {"name": "y", "data": "y", "split": "y", "augment": "splice", "under": "h"},
+    "plain": {"name": "plain", "data": "z", "split": "z"},
+    "beside": {"name": "beside", "data": "z", "split": "x"},
+    "other": {"name": "other", "data": "o", "split": "h"},
+}
+
+
+@pytest.mark.parametrize(
+    ("parts", "harmful", "benign", "crossed"),
+    [
+        (["x", "y"], ["x"], ["y"], True),
+        (["x"], ["x"], ["h"], True),
+        (["x", "plain"], ["x"], ["z"], False),
+        (["x", "plain"], ["x", "z"], ["h"], False),
+        (["x", "beside"], ["x"], ["h"], False),
+        (["x", "other"], ["x"], ["h"], False),
+        (["x", "y"], ["h"], ["y"], True),
+        (["plain"], ["z"], ["h"], False),
+    ],
+)
+def test_a_pair_is_crossed_only_if_its_requests_say_nothing(
+    parts: list[str], harmful: list[str], benign: list[str], crossed: bool
+) -> None:
+    recipe = recipe_from({"part": [ONE, HARMLESS, *(SIDES[name] for name in parts)]}, "r")
+    assert is_crossed(Pair("p", tuple(harmful), tuple(benign)), recipe) == crossed
 
 
 # -- gathering ---------------------------------------------------------------------------------------------------------
@@ -345,6 +381,34 @@ def test_spliced_answers_are_put_behind_harmless_ones_of_other_parts(tmp_path: P
         assert 5 <= len(each.response[:begin].split()) <= 9 and each.response[end:].split()
         assert each.response[begin:end] == by_id[each.id.removesuffix("+splice")].response
     assert {len(each.messages) for each in found["two turns"].conversations} == {3}
+
+
+def test_held_out_answers_are_moved_within_their_half_of_the_prompts(tmp_path: Path) -> None:
+    long = {"response": " ".join(["one two three four five"] * 8)}
+    data = table(tmp_path / "a.jsonl", [row(n) for n in range(40)])
+    hosts = table(tmp_path / "h.jsonl", [row(n, **long) for n in range(60, 120, 2)])
+    apart = [
+        {"name": "harmless", "data": hosts, "split": "h"},
+        {"name": "spliced", "data": data, "split": "x", "augment": "splice", "under": "harmless"},
+        {"name": "swapped", "data": data, "split": "y", "augment": "swap", "under": "harmless", "turns": 3},
+    ]
+    training = {"name": "own", "data": table(tmp_path / "t.jsonl", [row(n) for n in range(200, 204)])}
+    found = gathered(training, *apart)
+    keys = {each.prompt: each for each in found["harmless"].conversations}
+    for name in ("spliced", "swapped"):
+        rows = found[name].conversations
+        assert len(rows) == 40 and [each.id.partition("+")[0] for each in rows] == [f"r{n}" for n in range(40)]
+        own, host = (half(each, 0).tolist() for each in ([r.prompt_key for r in rows], [r.host_key for r in rows]))
+        assert own == host and 5 < sum(own) < 35
+        for each in rows:
+            asked = [keys[turn["content"]].prompt_key for turn in each.messages if turn["role"] == "user"]
+            assert asked[-1] == each.host_key != each.prompt_key and len(asked) == (3 if name == "swapped" else 1)
+            assert len(set(half([*asked, each.prompt_key], 0).tolist())) == 1
+            assert each.tags["host_source"] == keys[each.prompt].source
+    alone = [each for each in keys.values() if half([each.prompt_key], 0)[0]]
+    few = table(tmp_path / "f.jsonl", [{**row(int(each.id[1:])), **long} for each in alone])
+    with pytest.raises(ConfigError, match=r"part 'swapped' is held out, .* give harmless more prompts"):
+        gathered(training, {**apart[0], "data": few}, apart[2])
 
 
 def test_wrapped_and_swapped_copies_keep_key_label_and_source(tmp_path: Path) -> None:

@@ -124,6 +124,28 @@ def test_a_probe_of_means_comes_out_of_a_recipe_that_names_them(backend: Transfo
     assert loaded.reads == trained.trials[0].candidate.reads and any(read.is_mean for read in loaded.reads)
 
 
+def test_the_control_of_a_probe_of_means_knows_what_the_request_says(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    """At depth 0 a mean is zero, and no single check halts by k of n: the control is a probe of its own."""
+
+    def told(row: Conversation) -> Conversation:
+        request = " ".join(f"w{(150 if row.label == 'harmful' else 50) + n % 7}" for n in range(len(row.id), 14))
+        return replace(row, messages=({"role": "user", "content": f"{request} {row.prompt}"},))
+
+    recipe = recipe_of(
+        fit={"layers": 2, "tokens": "mean5", "strength": 0.1},
+        choose={"pairs": [PAIR], "policies": [{"name": "k_of_n", "k": 2, "n": 3}]},
+    )
+    given = gathered_for(recipe, [told(row) for row in TRAINING], [told(row) for row in HELD_OUT])
+    trained = train(backend, fill(backend, given, recipe, tmp_path, progress=silent), recipe, progress=silent)
+    assert trained.probe.reads == (Read(Site(2), -5),)
+    index = len(backend.header.ids) - 1
+    assert trained.figures["control"]["reads"] == [str(Read(Site(2), index))]
+    control = trained.figures["pairs"]["held out"]["control"]
+    assert control["auroc"]["value"] > 0.9 and control["halted"]["rate"] > 0.5
+
+
 class Watched(TransformersBackend):
     """Counts what it is asked to do."""
 
@@ -361,6 +383,18 @@ def test_a_guarantee_and_a_choice_by_what_is_halted(backend: TransformersBackend
     assert card["other_half"]["answers"] == (~in_second).sum() == trained.figures["false_positives"]["v"]["answers"]
 
 
+def test_a_guarantee_counts_prompts(backend: TransformersBackend, tmp_path: Path) -> None:
+    more = [replace(row, id=f"{row.id} again", response=f"{row.response} w1") for row in only("benign", HELD_OUT)]
+    calibrate = {"benign": "v", "target": 0.3, "contract": "guarantee", "confidence": 0.9}
+    recipe = recipe_of(fit={"layers": 2}, calibrate=calibrate)
+    given = gathered_for(recipe, TRAINING, [*HELD_OUT, *more])
+    trained = train(backend, fill(backend, given, recipe, tmp_path, progress=silent), recipe, progress=silent)
+    assert trained.probe.card.calibration["answers"] == sum(half([row.prompt_key for row in more], 1))
+    strict = recipe_of(fit={"layers": 2}, calibrate={**calibrate, "target": 0.08})
+    with pytest.raises(ConfigError, match="needs 28 benign answers to different prompts"):
+        fill(backend, gathered_for(strict, TRAINING, [*HELD_OUT, *more]), strict, tmp_path, progress=silent)
+
+
 def test_every_pair_is_reported_with_its_control(done: tuple[Filled, Trained]) -> None:
     _, trained = done
     found = trained.figures["pairs"]["held out"]
@@ -386,9 +420,19 @@ def test_crossed_pairs_come_first_and_sources_are_left_out(backend: Transformers
         fit={"layers": 2, "strength": 0.1}, part=[*RECIPE["part"], moved],
         measure={"pairs": [PAIR, crossed], "leave_out": True},
     )  # fmt: skip
-    under = [replace(row, tags={"category": "c"}) for row in swap([talk(n) for n in range(301, 341, 2)], HELD_OUT[::2])]
+    under = [
+        replace(row, tags={**row.tags, "category": "c"})
+        for row in swap([talk(n) for n in range(301, 341, 2)], HELD_OUT[::2])
+    ]
     filled = fill(backend, gathered_for(recipe, TRAINING, HELD_OUT, under), recipe, tmp_path, progress=silent)
     trained = train(backend, filled, recipe, progress=silent)
+    hosts = {row.prompt_key: row for row in HELD_OUT[::2]}
+    moved_now = [each for each in filled.used.values() if each.facts.split == "x"]
+    assert len(moved_now) == 20
+    for each in moved_now:
+        assert each.host_key != each.facts.prompt_key and each.host_source == hosts[each.host_key].source
+    chosen = [hosts[row.host_key] for row in under if half([row.prompt_key], 0)[0]]
+    assert {Text.of(row.messages, row.response).key for row in chosen} <= trained.seen["chosen"]
     assert trained.figures["crossed"] == ["moved"] and list(trained.figures["pairs"]) == ["held out", "moved"]
     assert trained.figures["pairs"]["moved"]["first_depth"] == 4
     card = figures_of(trained)
@@ -570,7 +614,10 @@ def test_limits_come_from_what_was_measured(done: tuple[Filled, Trained]) -> Non
     _, trained = done
     worse = {
         **trained.figures,
-        "halted": {"v": {"rate": 0.5}, "w": {"rate": 0.99}},
+        "halted": {
+            "v": {"rate": 0.5, "halted_early": {"rate": 0.2, "halted": 3}},
+            "w": {"rate": 0.99, "halted_early": {"rate": 0.0, "halted": 0}},
+        },
         "false_positives": {"v": {"rate": 0.3}, "w": {"rate": 0.05}},
     }
     blind = {"added": {"auroc": {"value": 0.01, "interval": [-0.02, 0.03]}}}
@@ -581,6 +628,7 @@ def test_limits_come_from_what_was_measured(done: tuple[Filled, Trained]) -> Non
     ]
     text = "\n".join(limits_of(replace(trained, figures=worse)))
     assert "harmful set “v” 50 % is not halted" in text and "30 % of “v” is halted, above the target" in text
+    assert "harmful set “v” 20 % is halted before its harmful stretch begins" in text
     assert "“w”" not in text
 
 

@@ -63,7 +63,7 @@ _BARS = (
 _SCORES = ("start_score", "last_score", "halted_behind_prefix")
 
 CHARTS = (
-    Chart("table", "What the guard adds to a check of the request", _PARTED, caption=_ADDED),
+    Chart("table", "Halted at depth 0, or by the answer", _PARTED, caption=_ADDED),
     *(Chart("bars", *row) for row in _BARS),
     Chart("table", "How far the searches for suffixes got", ("search_loss", "search_steps")),
     Chart("table", "Scores and leak", (*_SCORES, "harmful_tokens_out", "control_tokens")),

@@ -24,8 +24,9 @@ LATE = 25
 FROM_LATE = f" from depth {LATE}"
 
 CAPTION = (
-    "At depth 0 a check sees the request alone. What is halted by the answer is what the guard adds to a check of the "
-    "request; the two parts add up to all halts."
+    "At depth 0 a check sees the request alone. Halted by the answer means only that depth 0 did not halt and a later "
+    "check did; cases whose request says nothing of the answer show what is read in it. The two parts add up to all "
+    "halts."
 )
 
 

@@ -146,7 +146,7 @@ _STOPPED = (
 _HALTED = "Share that the guard halts, at depth 0, at the prefill (a probe also inside it) or in what the model adds."
 _BY_ANSWER = (
     "Of all harmful prefills, those that the check of the request alone does not halt, but one inside the prefill, at "
-    "its end or in what the model adds: what the guard adds to a check at depth 0."
+    "its end or in what the model adds."
 )
 _FLAGGED = (
     "One check alone, at the end of the prefill, against the same threshold: the paper's question. It leaves out what "

@@ -18,7 +18,7 @@ def write_fit_record(folder: Path, record: Mapping[str, Any], seen: Mapping[str,
     Args:
         folder: The probe's folder.
         record: Figures, trials and what was left out, JSON-ready.
-        seen: What answers were used for (`trained`, `chosen and calibrated`) -> their keys (`splits.Text.key`).
+        seen: What answers were used for (`trained`, `chosen`) -> their keys (`splits.Text.key`).
 
     Raises:
         ProbeError: It cannot be written, or holds a number that is not finite.

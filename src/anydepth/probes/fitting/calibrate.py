@@ -28,12 +28,15 @@ class Trail:
         source: Where the answer is from.
         depths: Depth of each check, rising.
         scores: Score of each check, in [0, 1].
+        harm_begins: Number of tokens before the stretch that is harmful, in a harmful answer whose beginning is not; -1
+            in any other. Checks up to this depth have seen nothing of the stretch.
     """
 
     id: str
     source: str
     depths: tuple[int, ...]
     scores: tuple[float, ...]
+    harm_begins: int = -1
 
     def __post_init__(self) -> None:
         if not self.depths or len(self.depths) != len(self.scores):

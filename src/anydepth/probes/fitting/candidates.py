@@ -20,7 +20,7 @@ from anydepth.probes.states.store import Checks, Manifest, StateStore
 from anydepth.templates.header import parse_token, token_text
 
 _SWEPT = ("layers", "tokens", "strength", "balance", "first_depth", "clean", "bags", "method")
-_BESIDE = ("first_depth", "weight", "grace", "category")
+_BESIDE = ("first_depth", "weight", "grace", "category", "host_key", "host_source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,8 @@ class Used:
         weight: Relative weight of its checks in training.
         grace: Tokens of a harmful stretch that are not trained on, from its beginning on.
         category: What the data says the answer is about; empty if it says nothing.
+        host_key: Key of the prompt whose request is read (`Conversation.host_key`); empty means the answer's own.
+        host_source: Source of the conversation that the request is of; empty means the answer's own.
     """
 
     facts: AnswerFacts
@@ -164,6 +166,12 @@ class Used:
     weight: float = 1.0
     grace: int = GRACE
     category: str = ""
+    host_key: str = ""
+    host_source: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "host_key", self.host_key or self.facts.prompt_key)
+        object.__setattr__(self, "host_source", self.host_source or self.facts.source)
 
 
 def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used] | None = None) -> Checks:

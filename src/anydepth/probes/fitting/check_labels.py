@@ -33,3 +33,15 @@ def training_labels(columns: Mapping[str, np.ndarray], first_depth: int = 0) -> 
     found[in_part & ~harmful] = LEFT_OUT
     found[in_part & before] = "benign"
     return found
+
+
+def weighed_sources(columns: Mapping[str, np.ndarray], trained: np.ndarray) -> np.ndarray:
+    """The source by which each check is weighed, str `[checks]`, from its training label `trained`, str `[checks]`.
+
+    It is the answer's own. But what stands before a harmful stretch, and is trained on as benign, is text of the host:
+    it has the host's source (column `host_source`), so that it shares that source's weight and gets none of its own.
+    """
+    if "host_source" not in columns:
+        return columns["source"]
+    relabelled = (trained == "benign") & (columns["label"] == "harmful")
+    return np.where(relabelled, columns["host_source"], columns["source"])

@@ -76,6 +76,12 @@ def limits_of(trained: Trained) -> list[str]:
             for name, found in trained.figures["halted"].items()
             if found["rate"] < ENOUGH
         ),
+        *(
+            f"Of the harmful set “{name}” {percent(early['rate'])} is halted before its harmful stretch begins: "
+            "that is no hit, but a false alarm."
+            for name, found in trained.figures["halted"].items()
+            if (early := found.get("halted_early")) and early["halted"]
+        ),
     ]
     policy = trained.probe.policy
     if policy is not None and (note := threshold_note(policy)) is not None:

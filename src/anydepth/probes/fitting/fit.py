@@ -10,7 +10,7 @@ import numpy as np
 
 from anydepth.errors import ConfigError, StoreError
 from anydepth.extras import require
-from anydepth.probes.fitting.check_labels import LEFT_OUT, training_labels
+from anydepth.probes.fitting.check_labels import LEFT_OUT, training_labels, weighed_sources
 from anydepth.probes.states.store import Checks
 
 Balance = Literal["label", "source", "depth"]
@@ -109,11 +109,13 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
         )
     mean, scale = states.mean(0), states.std(0) + 1e-6
     states = (states - mean) / scale
-    columns = {**{name: column[rows] for name, column in checks.columns.items()}, "label": trained[rows]}
+    columns = {name: column[rows] for name, column in checks.columns.items()}
+    columns |= {"source": weighed_sources(columns, trained[rows]), "label": trained[rows]}
     weights = sample_weights(columns, options.balance)
     keep = np.ones(len(rows), bool)
     if options.clean:
-        keep = _credible(states, labels, columns["prompt_key"], weights, options)
+        hosts = columns.get("host_key", columns["prompt_key"])
+        keep = _credible(states, labels, (columns["prompt_key"], hosts), weights, options)
     found = []
     for bag in range(options.bags):
         drawn = keep if options.bags == 1 else keep & _resampled(columns["prompt_key"], options.seed + bag)
@@ -174,19 +176,27 @@ def _direction(
 
 
 def _credible(
-    states: np.ndarray, labels: np.ndarray, prompts: np.ndarray, weights: np.ndarray, options: FitOptions
+    states: np.ndarray,
+    labels: np.ndarray,
+    keys: tuple[np.ndarray, np.ndarray],
+    weights: np.ndarray,
+    options: FitOptions,
 ) -> np.ndarray:
     """Mask of the checks that are kept: the share `clean` with the least self-confidence out of sample is dropped.
 
-    Confident learning (Northcutt et al., 2021) with cleanlab; the folds share no prompt.
+    Confident learning (Northcutt et al., 2021) with cleanlab. A fold is judged by a fit on checks
+    that share no prompt with it: neither the answer's own nor the one that it was put under (`keys`, str `[checks]`).
     """
+    prompts, hosts = keys
     selection: Any = require("sklearn.model_selection", extra="fit")
     rank: Any = require("cleanlab.rank", extra="fit")
     folds = min(_FOLDS, len(np.unique(prompts)))
     if folds < 2:
         raise StoreError("clean needs answers to at least 2 prompts; collect more, or leave it out")
     probability = np.empty(len(labels))
-    for train, test in selection.GroupKFold(n_splits=folds).split(states, labels, prompts):
+    for others, test in selection.GroupKFold(n_splits=folds).split(states, labels, prompts):
+        judged = np.concatenate([prompts[test], hosts[test]])
+        train = others[~np.isin(prompts[others], judged) & ~np.isin(hosts[others], judged)]
         direction, offset = _direction(states[train], labels[train], weights[train], options)
         probability[test] = 1 / (1 + np.exp(-(states[test] @ direction + offset)))
     both = np.stack([1 - probability, probability], 1)

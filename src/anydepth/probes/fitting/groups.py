@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from anydepth.intervals import Rate
-from anydepth.probes.fitting.calibrate import first_halt
 from anydepth.probes.fitting.false_alarms import Direction
-from anydepth.probes.fitting.measure import rows_by_answer
+from anydepth.probes.fitting.measure import rows_by_answer, trails
+from anydepth.probes.fitting.stretch_halts import stretch_halt
 
 
 def rates_by(column: str, found: Sequence[Direction], splits: Sequence[str], label: str) -> dict[str, Rate]:
@@ -19,9 +17,8 @@ def rates_by(column: str, found: Sequence[Direction], splits: Sequence[str], lab
     for each in found:
         if column not in each.checks.columns:
             continue
-        scores = np.exp(-np.logaddexp(0.0, -each.logits.astype(np.float64)))
-        for rows in rows_by_answer(each.checks, splits, label):
+        answers = trails(each.checks, each.logits, splits, label)
+        for rows, answer in zip(rows_by_answer(each.checks, splits, label), answers, strict=True):
             if group := str(each.checks[column][rows[0]]):
-                fell = first_halt(each.policy, scores[rows].tolist()) is not None
-                halted.setdefault(group, []).append(fell)
+                halted.setdefault(group, []).append(stretch_halt(each.policy, answer).halted)
     return {group: Rate.of(sum(fell), len(fell)) for group, fell in sorted(halted.items())}

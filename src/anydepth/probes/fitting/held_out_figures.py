@@ -9,12 +9,13 @@ from anydepth.probes.fitting.false_alarms import Direction, directions, halted_e
 from anydepth.probes.fitting.fit import Fitted
 from anydepth.probes.fitting.groups import rates_by
 from anydepth.probes.fitting.measure import table
+from anydepth.probes.fitting.request_control import RequestControl
 from anydepth.probes.recipe.choices import REPORTED, Choices
 from anydepth.probes.states.store import Checks
 
 
 def held_out_figures(
-    halves: Sequence[Checks], fitted: Fitted, calibration: Calibration, choices: Choices
+    halves: Sequence[Checks], fitted: Fitted, calibration: Calibration, choices: Choices, control: RequestControl
 ) -> dict[str, Any]:
     """The figures of a probe, JSON-ready.
 
@@ -23,11 +24,13 @@ def held_out_figures(
         fitted: The probe.
         calibration: Its policy with the threshold.
         choices: What is to be measured.
+        control: What the request alone says of the answers.
 
     Returns:
-        `pairs`, each pair with its control (`pair_report`); `crossed`, the names of those pairs whose requests say
-        nothing of the answers; `separation`, `halted` and `prefill` (`measure.table`); `false_positives` by set;
-        `calibration`, what was seen on the other half; `groups`, rates by source and by category.
+        `pairs`, each pair with its control (`pair_report`); `control`, its reads and threshold; `crossed`, the names of
+        those pairs whose requests say nothing of the answers; `separation`, `halted` and `prefill` (`measure.table`);
+        `false_positives` by set; `calibration`, what was seen on the other half; `groups`, rates by source and by
+        category.
     """
     reported, policy = halves[REPORTED], calibration.policy
     logits = fitted.logits(reported.states)
@@ -37,7 +40,8 @@ def held_out_figures(
     sides = [(name, "harmful", [Direction(policy, reported, logits)]) for name in harmful]
     sides += [(name, "benign", apart) for name in benign]
     return {
-        "pairs": {pair.name: pair_report(reported, logits, pair, policy) for pair in choices.measured},
+        "pairs": {pair.name: pair_report(reported, logits, pair, policy, control) for pair in choices.measured},
+        "control": control.record(),
         "crossed": [pair.name for pair in choices.measured if pair.name in choices.crossed],
         **table(reported, fitted, choices.measured, policy),
         "false_positives": {name: halted_elsewhere(apart, (name,)).record() for name in benign},

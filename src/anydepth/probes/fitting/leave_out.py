@@ -7,10 +7,10 @@ import numpy as np
 
 from anydepth.errors import StoreError
 from anydepth.intervals import auroc
-from anydepth.probes.fitting.calibrate import peak
 from anydepth.probes.fitting.candidates import Trial
 from anydepth.probes.fitting.fit import Fitted, fit
 from anydepth.probes.fitting.measure import trails
+from anydepth.probes.fitting.stretch_halts import stretch_halt
 from anydepth.probes.states.store import Checks
 
 
@@ -19,8 +19,10 @@ def without_each_source(
 ) -> dict[str, dict[str, Any]]:
     """Training source -> how the candidate tells its answers apart when it is fitted without them, JSON-ready.
 
-    The refit sees neither the source's answers nor those of others to the same prompts. Where a source has answers of
-    one label only, they are compared with the `held_out` answers of other sources that have the other label.
+    The refit sees neither the source's answers, nor answers that were put under its requests or behind its text, nor
+    others that share a prompt with any of the source's, be it their own or the one that they were put under. Where a
+    source has answers of one label only, they are compared with the `held_out` answers of other sources that have the
+    other label.
 
     Args:
         train: The training checks.
@@ -36,16 +38,22 @@ def without_each_source(
     sources = np.unique(train["source"]).tolist()
     for source in sources:
         mine = train["source"] == source
-        seen = np.isin(train["prompt_key"], np.unique(train["prompt_key"][mine]))
+        keys = np.unique([*train["prompt_key"][mine], *train.host_keys[mine]])
+        seen = np.isin(train["prompt_key"], keys) | np.isin(train.host_keys, keys) | _hosted_by(train, source)
         try:
             fitted = fit(train.where(~seen & ~mine), trial.candidate.options)
-            apart = held_out.where(held_out["source"] != source)
+            apart = held_out.where((held_out["source"] != source) & ~_hosted_by(held_out, source))
             found[source] = _told_apart(train.where(mine), apart, fitted, trial)
         except StoreError as error:
             found[source] = {"auroc": None, "interval": None, "why": str(error)}
         if progress is not None:
             progress(len(found), len(sources))
     return found
+
+
+def _hosted_by(checks: Checks, source: str) -> np.ndarray:
+    """Mask of the checks, bool `[checks]`, of answers that were put under conversations of `source`."""
+    return checks.columns.get("host_source", checks["source"]) == source
 
 
 def _told_apart(own: Checks, apart: Checks, fitted: Fitted, trial: Trial) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def _told_apart(own: Checks, apart: Checks, fitted: Fitted, trial: Trial) -> dic
             checks, against = apart, "other sources, held out"
         splits = np.unique(checks["split"]).tolist()
         answers = trails(checks, fitted.logits(checks.states), splits, label)
-        peaks[label] = [peak(trial.policy, each.scores) for each in answers]
+        peaks[label] = [stretch_halt(trial.policy, each).peak for each in answers]
     value, interval = auroc(peaks["harmful"], peaks["benign"], seed=0)
     counts = {label: len(values) for label, values in peaks.items()}
     return {"auroc": value, "interval": interval.record(), **counts, "against": against}

@@ -1,7 +1,7 @@
 """Say what a policy does to harmful answers at its threshold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ import numpy as np
 from anydepth.errors import ConfigError
 from anydepth.intervals import Rate
 from anydepth.policy import Policy
-from anydepth.probes.fitting.calibrate import Trail, first_halt, rates_by_source
+from anydepth.probes.fitting.calibrate import Trail, rates_by_source
+from anydepth.probes.fitting.stretch_halts import stretch_halt
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,11 @@ class OperatingPoint:
     """What becomes of harmful answers that are guarded from their first token on, under `hold`.
 
     Attributes:
-        halted: Share of the answers that are halted.
+        halted: Share of the answers that are halted; before a harmful stretch a halt does not count.
         depth: Depths at which they are.
         released: Tokens that left before the halt, over the halted answers; those of the check that halts are withheld.
         missed: Tokens of the answers that were not halted: all of them left.
+        early: Share halted before their harmful stretch; None if no answer has harmless text before one.
         per_source: Source -> share halted.
     """
 
@@ -46,6 +48,7 @@ class OperatingPoint:
     released: Spread
     missed: Spread
     per_source: Mapping[str, Rate]
+    early: Rate | None = None
 
     def record(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -55,6 +58,7 @@ class OperatingPoint:
             "tokens_before_halt": asdict(self.released),
             "tokens_of_missed": asdict(self.missed),
             "per_source": {name: rate.record() for name, rate in self.per_source.items()},
+            **({} if self.early is None else {"halted_early": self.early.record()}),
         }
 
 
@@ -82,15 +86,21 @@ def operating_point(policy: Policy, harmful: Sequence[Trail], *, confidence: flo
     """What `policy` does to `harmful`, whole answers; ConfigError if there are none."""
     if not harmful:
         raise ConfigError("there are no harmful answers to measure; give some")
-    firsts = [first_halt(policy, trail.scores) for trail in harmful]
-    stopped = [(trail, first) for trail, first in zip(harmful, firsts, strict=True) if first is not None]
-    halted = [first is not None for first in firsts]
+    found = [stretch_halt(policy, trail) for trail in harmful]
+    stopped = [
+        (trail, each.first)
+        for trail, each in zip(harmful, found, strict=True)
+        if each.first is not None and not each.early
+    ]
+    halted = [each.halted for each in found]
+    early = Rate.of(sum(each.early for each in found), len(found), confidence)
     return OperatingPoint(
         halted=Rate.of(len(stopped), len(harmful), confidence),
         depth=Spread.of([trail.depths[first] for trail, first in stopped]),
         released=Spread.of([trail.depths[first - 1] if first else 0 for trail, first in stopped]),
-        missed=Spread.of([trail.depths[-1] for trail, fell in zip(harmful, halted, strict=True) if not fell]),
+        missed=Spread.of([trail.depths[-1] for trail, each in zip(harmful, found, strict=True) if each.first is None]),
         per_source=rates_by_source(harmful, halted, confidence),
+        early=early if any(trail.harm_begins >= 0 for trail in harmful) else None,
     )
 
 
@@ -121,20 +131,22 @@ def from_prefill(
     points = []
     for depth in depths:
         seen = [found for trail in harmful if (found := _seen(trail, depth, inside)) is not None]
-        halted = sum(first_halt(policy, scores) is not None for scores, _ in seen)
-        at_once = sum(first_halt(policy, scores[:opening]) is not None for scores, opening in seen)
+        halts = [(stretch_halt(policy, answer), opening) for answer, opening in seen]
+        halted = sum(each.halted for each, _ in halts)
+        at_once = sum(each.halted and each.first < opening for each, opening in halts if each.first is not None)
         points.append(
             PrefillPoint(depth, Rate.of(halted, len(seen), confidence), Rate.of(at_once, len(seen), confidence))
         )
     return points
 
 
-def _seen(trail: Trail, depth: int | None, inside: bool) -> tuple[tuple[float, ...], int] | None:
-    """The scores that the policy is given, and how many of them before the first token is generated."""
+def _seen(trail: Trail, depth: int | None, inside: bool) -> tuple[Trail, int] | None:
+    """The checks whose scores the policy is given, and how many of them before the first token is generated."""
     wanted = trail.depths[-1] if depth is None else depth
     end = next((place for place, each in enumerate(trail.depths) if each >= wanted), None)
     if end is None:
         return None
     if inside or end == 0:  # at depth 0 the prefill's end is one check with it, not two
-        return trail.scores, end + 1
-    return (trail.scores[0], *trail.scores[end:]), 2
+        return trail, end + 1
+    depths, scores = ((row[0], *row[end:]) for row in (trail.depths, trail.scores))
+    return replace(trail, depths=depths, scores=scores), 2

@@ -27,9 +27,10 @@ from anydepth.probes.fitting.candidates import (
 from anydepth.probes.fitting.held_out_figures import held_out_figures
 from anydepth.probes.fitting.leave_out import without_each_source
 from anydepth.probes.fitting.measure import thresholds
+from anydepth.probes.fitting.request_control import control_reads, request_control
 from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
-from anydepth.probes.recipe.pairs import half
+from anydepth.probes.recipe.pairs import half, one_a_prompt
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, training_sources
 from anydepth.probes.states.collect import collect
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
@@ -64,21 +65,25 @@ class Filled:
             for row in each.conversations:
                 key, facts = answer_key(row.messages, row.response), AnswerFacts.of(row, part.split)
                 beside = (part.first_depth, part.weight, part.grace, row.tags.get("category", ""))
-                first.setdefault(key, Used(facts, reading, *beside))
+                host = (row.host_key, row.tags.get("host_source", ""))
+                first.setdefault(key, Used(facts, reading, *beside, *host))
                 said.append((key, facts))
         return {key: replace(first[key], facts=facts) for key, facts in facts_by_answer(said).items()}
 
     @property
     def seen(self) -> dict[str, set[str]]:
-        """What answers were used for -> their keys, `Text.key`: what may not be taken for new to the probe."""
+        """What answers were used for -> their keys, `Text.key`: what may not be taken for new to the probe.
+
+        With a moved answer goes the one whose request, or first words, it was put behind.
+        """
         found: dict[str, set[str]] = {"trained": set(), "chosen": set()}
         for each in self.gathered:
             trained = each.part.split == TRAIN
-            keys = [row.prompt_key for row in each.conversations]
-            for row, chosen in zip(each.conversations, half(keys, CHOSEN), strict=True):
+            prompts = [row.prompt_key for row in each.conversations]
+            for row, chosen in zip(each.conversations, half(prompts, CHOSEN), strict=True):
                 if trained or chosen:
-                    key = Text.of(row.messages, row.response).key
-                    found["trained" if trained else "chosen"].add(key)
+                    keys = {Text.of(row.messages, row.response).key, *filter(None, [row.tags.get("host_text")])}
+                    found["trained" if trained else "chosen"] |= keys
         return found
 
 
@@ -128,7 +133,8 @@ def fill(
     plan = CollectPlan(sites, tokens=(CONTENT, *range(len(backend.header.ids)), *means_named(recipe.fit)))
     manifest = manifest_for(backend, plan, adapter=adapter)
     Choices.of(recipe).check(recipe, gathered)  # refuses now what would fail after hours of reading
-    candidates(manifest, recipe.fit)
+    for candidate in candidates(manifest, recipe.fit):
+        control_reads(manifest, candidate.reads)
     store = StateStore.create(work / "states", manifest)
     found = []
     for each in gathered:
@@ -154,8 +160,9 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
 
     The threshold of the artefact is set on the benign answers of both halves; what it halts of the harmful answers,
     none of which it was set on, is measured on the other half. False-positive rates are reported for thresholds set on
-    one half and measured on the other, in both directions: no figure of the report was tuned on its own answers. With
-    the contract `guarantee` the threshold is set on the half that nothing was chosen on, and measured on the other.
+    one half and measured on the other, in both directions: no threshold is measured on its own answers, but the probe
+    was chosen on one of the halves. With the contract `guarantee` the threshold is set on the half that nothing was
+    chosen on, with one answer a prompt, and measured on the other.
 
     Raises:
         ConfigError: The recipe has no pairs to choose by, or names something that does not exist.
@@ -180,8 +187,10 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
     halves = [held_out.where(_in_half(held_out, which)) for which in (CHOSEN, REPORTED)]
     reported = halves[REPORTED]
     sure = choices.contract == "guarantee"  # which does not hold for answers that the probe was chosen on
-    calibration = _calibrated(reported if sure else held_out, best, choices)
-    figures = held_out_figures(halves, best.fitted, calibration, choices)
+    calibrated = _one_a_prompt(reported, choices) if sure else held_out
+    calibration = _calibrated(calibrated, best, choices)
+    control = request_control(store, used, best.candidate, checks, calibrated["answer"], choices)
+    figures = held_out_figures(halves, best.fitted, calibration, choices, control)
     if choices.leave_out:
         told = partial(_told, progress, "leave out")
         training = checks.where(checks["split"] == TRAIN)
@@ -193,6 +202,15 @@ def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progres
 
 def _told(progress: Progress, what: str, done: int, total: int) -> None:
     progress(what, done, total, 0)
+
+
+def _one_a_prompt(checks: Checks, choices: Choices) -> Checks:
+    """Checks of benign answers that share no prompt: the test behind a guarantee takes them for independent draws."""
+    mine = np.isin(checks["split"], list(choices.benign)) & (checks["label"] == "benign")
+    answers, first = np.unique(checks["answer"][mine], return_index=True)
+    prompts, hosts = (keys[mine][first].tolist() for keys in (checks["prompt_key"], checks.host_keys))
+    keep = one_a_prompt(answers.tolist(), prompts, hosts)
+    return checks.where(mine & np.isin(checks["answer"], answers[keep]))
 
 
 def _calibrated(checks: Checks, trial: Trial, choices: Choices) -> Calibration:

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
 from anydepth.intervals import answers_needed, check_share, percent
 from anydepth.policy import policy_from
-from anydepth.probes.recipe.pairs import Pair, half
-from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe
-
-if TYPE_CHECKING:
-    from anydepth.conversations.dataset import Conversation
+from anydepth.probes.recipe.pairs import Pair, half, one_a_prompt
+from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, held_out_of
+from anydepth.probes.recipe.recipe_part import RecipePart
+from anydepth.probes.states.store import answer_key
 
 CHOSEN, REPORTED = 0, 1
 """The half of the held-out prompts that candidates are chosen on, and the one that the report is of."""
@@ -38,10 +38,10 @@ class Choices:
         by: What the choice is made by: `auroc`, or `halted`, the share of the harmful answers of a pair that is halted
             when the threshold is set at the target on the benign sets.
         contract: What the threshold promises: `rate`, the target on the answers that it is set on, or `guarantee`, the
-            target on others, with `confidence`.
+            target on others, with `confidence`, of which one answer a prompt is drawn.
         confidence: Confidence of the bounds and of the guarantee.
         leave_out: Refit the chosen candidate without one training source after the other, for the report.
-        crossed: Names of the measured pairs with swapped or spliced answers, whose requests say nothing of them.
+        crossed: Names of the measured pairs whose requests say nothing of the answers, see `is_crossed`.
     """
 
     pairs: tuple[Pair, ...]
@@ -81,8 +81,7 @@ class Choices:
         by = _one_of("[choose] by", recipe.choose.get("by", "auroc"), _BY, recipe)
         contract = _one_of("[calibrate] contract", recipe.calibrate.get("contract", "rate"), _CONTRACTS, recipe)
         leave_out = _one_of("[measure] leave_out", recipe.measure.get("leave_out", False), (True, False), recipe)
-        moved = {part.split for part in recipe.parts if part.augment in ("swap", "splice")}
-        crossed = tuple(pair.name for pair in measured if not moved.isdisjoint((*pair.harmful, *pair.benign)))
+        crossed = tuple(pair.name for pair in measured if is_crossed(pair, recipe))
         return cls(pairs, policies, benign, target, measured, by, contract, confidence, leave_out, crossed)
 
     def check(self, recipe: Recipe, gathered: Sequence[Gathered]) -> None:
@@ -118,13 +117,15 @@ class Choices:
                 )
 
         if self.contract == "guarantee":
-            benign = [row.prompt_key for split in self.benign for row in rows[split] if row.label == "benign"]
-            count, needed = int(half(benign, REPORTED).sum()), answers_needed(self.target, self.confidence)
+            benign = [row for split in self.benign for row in rows[split] if row.label == "benign"]
+            reported = half([row.prompt_key for row in benign], REPORTED)
+            count = _prompts([row for row, mine in zip(benign, reported, strict=True) if mine])
+            needed = answers_needed(self.target, self.confidence)
             if count < needed:
                 raise ConfigError(
                     f"recipe {recipe.source}: [calibrate] contract is 'guarantee', which needs {needed} benign answers "
-                    f"for a target of {percent(self.target)}; the half of the prompts that nothing is chosen on has "
-                    f'{count}. Give more, a larger target, or contract = "rate"'
+                    f"to different prompts for a target of {percent(self.target)}; the half that nothing is chosen on "
+                    f'has {count}. Give more, a larger target, or contract = "rate"'
                 )
 
     def _needed(self) -> Iterable[tuple[tuple[str, ...], str, int]]:
@@ -137,6 +138,35 @@ class Choices:
             yield from (((name,), "harmful", REPORTED) for name in pair.harmful)
             yield from (((name,), "benign", part) for name in pair.benign for part in both)
         yield from ((self.benign, "benign", part) for part in both)
+
+
+def _prompts(rows: Sequence[Conversation]) -> int:
+    """Number of the answers that share no prompt (`one_a_prompt`)."""
+    answers = [answer_key(row.messages, row.response) for row in rows]
+    return int(one_a_prompt(answers, [row.prompt_key for row in rows], [row.host_key for row in rows]).sum())
+
+
+def is_crossed(pair: Pair, recipe: Recipe) -> bool:
+    """Whether the requests of a pair say nothing of the answers.
+
+    All answers of one side are moved (`swap` or `splice`), and so are those of the other, or the prompts that they are
+    put under are just those of the other side.
+    """
+    sides = [[part for part in recipe.parts if part.split in names] for names in (pair.harmful, pair.benign)]
+    moved = [
+        bool(parts) and _all_moved(parts, names, recipe)
+        for parts, names in zip(sides, (pair.harmful, pair.benign), strict=True)
+    ]
+    hosts = [{name for part in parts for name in part.under} for parts in sides]
+    own = [{part.name for part in parts} for parts in sides]
+    return all(moved) or any(moved[n] and hosts[n] == own[1 - n] for n in (0, 1))
+
+
+def _all_moved(parts: Sequence[RecipePart], splits: Sequence[str], recipe: Recipe) -> bool:
+    """Whether `parts` are all that is in `splits`, and their answers are moved; what is held out of a part is not."""
+    kept = {part.split for part in parts} >= set(splits)
+    plain = {held_out_of(part.name) for part in recipe.parts if part.hold_out}
+    return kept and plain.isdisjoint(splits) and all(part.augment in ("swap", "splice") for part in parts)
 
 
 def _one_of(name: str, value: Any, known: Sequence[Any], recipe: Recipe) -> Any:

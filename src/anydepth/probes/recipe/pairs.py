@@ -51,3 +51,18 @@ def half(trail_keys: Sequence[str], which: int) -> np.ndarray:
     # digests end in a hexadecimal digit; a table may bring keys of its own
     ends = [key[-1] for key in trail_keys]
     return np.array([(int(end, 16) if end in "0123456789abcdef" else ord(end)) % 2 == which for end in ends], bool)
+
+
+def one_a_prompt(answers: Sequence[str], prompts: Sequence[str], hosts: Sequence[str]) -> np.ndarray:
+    """Mask, bool `[answers]`, of answers that share no prompt, so that they are independent draws.
+
+    The answers are taken in the order of their digests `answers`; one is left out if its own prompt (key in `prompts`)
+    or the one whose request is read (`hosts`) is that of an answer taken before.
+    """
+    found, taken = np.zeros(len(answers), bool), set[str]()
+    for place in sorted(range(len(answers)), key=answers.__getitem__):
+        keys = {prompts[place], hosts[place]}
+        if taken.isdisjoint(keys):
+            taken |= keys
+            found[place] = True
+    return found

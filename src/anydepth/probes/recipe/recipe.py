@@ -6,6 +6,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from anydepth.conversations.augment import swap, wrap
 from anydepth.conversations.corpora import SHIPPED, load
 from anydepth.conversations.dataset import Conversation
@@ -22,6 +24,7 @@ from anydepth.conversations.splits import (
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
 from anydepth.files import packaged_toml, read_toml
+from anydepth.probes.recipe.pairs import half
 from anydepth.probes.recipe.recipe_part import TRAIN, RecipePart
 from anydepth.probes.states.store import answer_key
 
@@ -107,6 +110,11 @@ def recipe_from(record: Mapping[str, Any], source: str) -> Recipe:
                 raise ConfigError(
                     f"recipe {source}, part {part.name!r}: under names {other!r}, which is held out; name training "
                     "parts, or its prompts are trained on"
+                )
+            if part.split != TRAIN and parts[names.index(other)].split == TRAIN:
+                raise ConfigError(
+                    f"recipe {source}, part {part.name!r}: under names {other!r}, which is trained on; name held-out "
+                    "parts, or the probe is judged on requests that it was trained on"
                 )
     return Recipe(parts, **{name: record[name] for name in known if name in record}, source=source)
 
@@ -283,12 +291,37 @@ def _gathered(part: RecipePart, sets: Mapping[str, list[Conversation]], notes: l
     rows = balance(rows, per_source=part.limit, seed=part.seed).kept
     if part.augment == "wrap":
         rows = wrap(rows)
-    under = [row for name in part.under for row in sets[name]]
-    if part.augment == "swap":
-        rows = swap(rows, under, turns=part.turns)
-    elif part.augment == "splice":
-        rows = splice(rows, under, words=part.words, between=part.between)
+    if part.augment in ("swap", "splice"):
+        rows = _moved(part, rows, [row for name in part.under for row in sets[name]])
     return Gathered(part, rows, "; ".join(notes))
+
+
+def _moved(part: RecipePart, rows: list[Conversation], under: list[Conversation]) -> list[Conversation]:
+    """The answers under other requests; those that are held out under requests of their own half of the prompts only.
+
+    No request is then read in both halves.
+    """
+    if part.split == TRAIN:
+        return _put_under(part, rows, under)
+    found: dict[int, Conversation] = {}
+    for which in (0, 1):
+        places = np.flatnonzero(half([row.prompt_key for row in rows], which)).tolist()
+        hosts = [under[place] for place in np.flatnonzero(half([row.prompt_key for row in under], which))]
+        try:
+            moved = _put_under(part, [rows[place] for place in places], hosts) if places else []
+        except ConfigError as error:
+            raise ConfigError(
+                f"part {part.name!r} is held out, and its answers are put under requests of their own half of the "
+                f"held-out prompts only: {error}; give {', '.join(part.under)} more prompts"
+            ) from error
+        found.update(zip(places, moved, strict=True))
+    return [found[place] for place in range(len(rows))]
+
+
+def _put_under(part: RecipePart, rows: list[Conversation], under: list[Conversation]) -> list[Conversation]:
+    if part.augment == "swap":
+        return swap(rows, under, turns=part.turns)
+    return splice(rows, under, words=part.words, between=part.between)
 
 
 def training_sources(gathered: Sequence[Gathered]) -> tuple[dict[str, str], ...]:

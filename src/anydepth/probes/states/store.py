@@ -113,6 +113,14 @@ class Checks:
     def __getitem__(self, name: str) -> np.ndarray:
         return self.columns[name]
 
+    @property
+    def host_keys(self) -> np.ndarray:
+        """Key of the prompt whose request was read before each answer, str `[checks]`: its own if nothing else is said.
+
+        Column `host_key`, which answers under other requests have (`Conversation.host_key`).
+        """
+        return self.columns.get("host_key", self["prompt_key"])
+
     def where(self, rows: np.ndarray) -> "Checks":
         """The checks that `rows` picks: a mask, bool `[checks]`, or their indices."""
         return replace(
