@@ -95,8 +95,8 @@ def test_means_are_collected_where_they_are_asked_for(
     assert StateStore(out).manifest.tokens == (WHOLE, -2, CONTENT, 1)
     checks = StateStore(out).read([(Site(3), -2), (Site(3), WHOLE)])
     for depth, states in zip(checks["depth"], checks.states[:, :, 0], strict=True):
-        # the n-th token has the state n
-        assert states.tolist() == [max(depth - 0.5, 1) if depth else 0, (depth + 1) / 2 if depth else 0]
+        # the n-th token has the state n; what is missing counts as zero
+        assert states.tolist() == [depth - 0.5 if depth else 0, (depth + 1) / 2 if depth else 0]
 
 
 def test_layers_interval_and_control(run: Run, backend: ScriptedBackend, data: Path, tmp_path: Path) -> None:
