@@ -10,12 +10,12 @@ import torch
 from anydepth import Every, Guard, Threshold
 from anydepth.backends.protocol import WHOLE, CheckPoint, FinishedAnswer, Read, Site
 from anydepth.backends.transformers import TransformersBackend
-from anydepth.backends.transformers.answer_states import AnswerStates
+from anydepth.backends.transformers.answer_states import AnswerSpan, AnswerStates
 from anydepth.backends.transformers.blocks import default_site, find_blocks
 from anydepth.backends.transformers.read import read
 from anydepth.backends.transformers.session import TransformersSession
 from anydepth.detectors import LinearProbe, ProbeCard
-from anydepth.errors import UnsupportedModel
+from anydepth.errors import CheckError, UnsupportedModel
 from anydepth.scan import inside_prefill, scan_answer
 from anydepth.templates.template import Prompt
 from anydepth.types import Checked, Score
@@ -377,3 +377,12 @@ def test_states_are_kept_in_the_models_own_format_and_the_mean_is_float32():
     assert states.dtype == np.float32 and (states != torch.tensor(states).bfloat16().float().numpy()).any()
     session.close()
     assert session._kept is None
+
+
+def test_a_mean_over_a_state_that_was_not_kept_is_an_error_and_no_number():
+    kept = AnswerStates([Site(0)], 2)
+    kept.add({Site(0): [torch.ones(1, 5, 4)]}, 5)
+    span = AnswerSpan((2,), (0,), kept)
+    assert span.means(Site(0), -2, None, 5).tolist() == [[1.0] * 4]
+    with pytest.raises(CheckError, match="3 of the 4 states"):
+        span.means(Site(0), WHOLE, None, 6)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from anydepth.backends.protocol import Site
-from anydepth.errors import UnsupportedModel
+from anydepth.errors import CheckError, UnsupportedModel
 from anydepth.templates.header import mean_divisor
 
 
@@ -101,6 +101,9 @@ class AnswerSpan:
             token: A mean, as `Read.token` has it.
             tail: States of the branch's tail, `[b, t, hidden_size]`; None if it has no token.
             end: The column behind the answers.
+
+        Raises:
+            CheckError: The states of some of these tokens are not there.
         """
         return torch.stack([self._mean(place, site, token, tail, end) for place in range(len(self.starts))])
 
@@ -111,7 +114,8 @@ class AnswerSpan:
             at = end - tail.shape[1]
             fresh = at if self.kept is None else self.kept.end  # what is kept may be in the tail once more
             parts.append(tail[place, max(begin, fresh, at) - at :])
-        assert sum(map(len, parts)) == end - begin, "a state of the answer was not kept"
+        if (there := sum(map(len, parts))) != end - begin:
+            raise CheckError(f"{there} of the {end - begin} states of a mean at {site} are kept; open the answer anew")
         sums = torch.stack([part.sum(0, dtype=torch.float32) for part in parts])
         return sums.sum(0) / mean_divisor(token, end - self.starts[place])
 
