@@ -248,6 +248,8 @@ def _part(entry: Mapping[str, Any], source: str) -> RecipePart:
 def _candidates(
     part: RecipePart, rows: list[Conversation], permissive_only: bool, notes: list[str]
 ) -> list[Conversation]:
+    if part.request:
+        rows = [_asked(row, part) for row in rows]
     rows = [_begun(row, part) for row in rows]
     if not part.written:
         rows = [row for row in rows if row.response]
@@ -276,6 +278,17 @@ def _candidates(
         why = f"; left out: {'; '.join(notes)}" if notes else ""
         raise ConfigError(f"part {part.name!r} is empty: nothing of {of} passes its conditions{why}")
     return rows
+
+
+def _asked(row: Conversation, part: RecipePart) -> Conversation:
+    """The conversation with the request that its tag `part.request` holds, and nothing else before the answer."""
+    text = row.tags.get(part.request or "")
+    if not text:
+        raise ConfigError(
+            f"part {part.name!r}: conversation {row.id!r} of {row.source} has no column {part.request!r} to take the "
+            "request from; leave `request` out, or name a column that every conversation of the part has"
+        )
+    return replace(row, messages=[{"role": "user", "content": text}])
 
 
 def _begun(row: Conversation, part: RecipePart) -> Conversation:

@@ -43,6 +43,7 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("drop_refusals", "written", "between"), _SWITCH),
     **dict.fromkeys(("data", "sources", "under"), _TEXTS),
     "like": (lambda value: value is None or isinstance(value, str), "the name of another part"),
+    "request": (lambda value: value is None or (isinstance(value, str) and bool(value)), "the name of a column"),
     "split": (lambda value: isinstance(value, str) and bool(value), "train or the name of a held-out set"),
     "hold_out": (
         lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1,
@@ -84,6 +85,8 @@ class RecipePart:
         limit: Conversations a source at most, spread over the prompts.
         longest: Tokens of an answer to read at most.
         longest_prompt: Leave out prompts of more words.
+        request: Column (a tag of the conversation) that holds the request to put the answers under, in place of the
+            conversation: with `goal`, answers that a jailbreak drew stand under the plain request.
         depths: At which depths to read; by default where a guard checks (every 25 tokens, more often at first).
         drop_refusals: Leave out answers that begin with a refusal: their label is mostly wrong.
         labelled: The label of conversations that have none.
@@ -114,6 +117,7 @@ class RecipePart:
     limit: int | None = None
     longest: int | None = None
     longest_prompt: int | None = None
+    request: str | None = None
     depths: tuple[int, ...] | None = None
     drop_refusals: bool = False
     labelled: Literal["harmful", "benign"] | None = None
