@@ -70,6 +70,21 @@ def test_what_is_dropped_leaves_the_positions_right():
     assert (tokens.dropped, tokens.next, tokens.found) == (7, 17, [])
 
 
+def test_a_check_at_a_stop_string_counts_its_tokens_and_none_of_the_window_behind_it():
+    """The engine decodes to the end of the window; an answer that a stop string ends is checked at its last token."""
+    states = np.random.default_rng(2).standard_normal((12, 2, 3)).astype(np.float32)
+    tokens = AnswerTokens(40)
+    for begin, end in ((0, 5), (5, 6), (6, 12)):
+        tokens.add(40 + begin, states[begin:end])
+    stop = 7
+    for column, token in ((0, -3), (1, -3), (0, -9), (1, WHOLE)):
+        last = states[:stop, column][token:] if token != WHOLE else states[:stop, column]
+        plain = last.astype(float).sum(0) / (stop if token == WHOLE else -token)
+        np.testing.assert_allclose(tokens.mean(column, stop, token), plain, rtol=1e-6)
+    tokens.drop_before(stop - 3)
+    np.testing.assert_allclose(tokens.mean(0, stop, -3), states[4:7, 0].mean(0), rtol=1e-6)
+
+
 def test_means_of_states_are_summed_in_float64():
     tokens = AnswerTokens(0)
     states = np.array([[[2.0**25, 1.0]], [[1.0, 2.0]], [[1.0, 3.0]], [[2.0**25, 4.0]]], np.float32)
