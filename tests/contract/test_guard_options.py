@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from anydepth import Guard, GuardConfig, KofN, LinearProbe
 from anydepth.backends.transformers import load
 from anydepth.config import OPTIONS
+from anydepth.detectors import Cascade, Rethink
 from anydepth.errors import ConfigError
 from anydepth.policy import policy_record
 from anydepth.schedule import Every
@@ -247,5 +248,14 @@ def test_vllm_refuses_a_cascade(folder: Path, cascade: Path) -> None:
     from anydepth.vllm.setup import Setup
 
     settings = parse_settings({"guard": {"probe": str(cascade), "detector": "cascade"}})
-    with pytest.raises(ConfigError, match="vLLM cannot make the checks of a cascade; set"):
+    says = r"detector is '{}', a cascade: vLLM cannot make its checks, .*; set \[guard\] detector to probe or rethink"
+    with pytest.raises(ConfigError, match=says.format("cascade")):
         _ = Setup(EngineOptions(settings), model=load(folder)).guard  # type: ignore[arg-type]
+    own = parse_settings({"guard": {"detector": f"{__name__}:own_cascade"}})
+    with pytest.raises(ConfigError, match=says.format(f"{__name__}:own_cascade")):
+        _ = Setup(EngineOptions(own), model=load(folder)).guard  # type: ignore[arg-type]
+
+
+def own_cascade() -> Cascade:
+    """A cascade as a detector of one's own."""
+    return Cascade(Rethink(), Rethink(), 0.2, 0.8)

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from anydepth.backends.protocol import CONTENT, WHOLE, Read, Site
+from anydepth.backends.protocol import CONTENT, WHOLE, FinishedAnswer, Read, Site
 from anydepth.errors import CheckError, UnsupportedModel
+from anydepth.templates.template import Prompt
+from anydepth.vllm import vllm_backend
 from anydepth.vllm.additional_config import EngineOptions
 from anydepth.vllm.engine.answer_tokens import AnswerTokens
-from anydepth.vllm.engine.range_means import RangeMeans
+from anydepth.vllm.engine.range_sums import RangeSums
 from anydepth.vllm.setup import Setup
+from anydepth.vllm.vllm_backend import VllmBackend
 from anydepth.vllm.wire import Orders, Span
 from anydepth.vllm.worker.readout import HookReadOut, ReadOut
 from anydepth.vllm.worker.runner import RunnerState
@@ -67,6 +70,21 @@ def test_what_is_dropped_leaves_the_positions_right():
     assert (tokens.dropped, tokens.next, tokens.found) == (7, 17, [])
 
 
+def test_a_check_at_a_stop_string_counts_its_tokens_and_none_of_the_window_behind_it():
+    """The engine decodes to the end of the window; an answer that a stop string ends is checked at its last token."""
+    states = np.random.default_rng(2).standard_normal((12, 2, 3)).astype(np.float32)
+    tokens = AnswerTokens(40)
+    for begin, end in ((0, 5), (5, 6), (6, 12)):
+        tokens.add(40 + begin, states[begin:end])
+    stop = 7
+    for column, token in ((0, -3), (1, -3), (0, -9), (1, WHOLE)):
+        last = states[:stop, column][token:] if token != WHOLE else states[:stop, column]
+        plain = last.astype(float).sum(0) / (stop if token == WHOLE else -token)
+        np.testing.assert_allclose(tokens.mean(column, stop, token), plain, rtol=1e-6)
+    tokens.drop_before(stop - 3)
+    np.testing.assert_allclose(tokens.mean(0, stop, -3), states[4:7, 0].mean(0), rtol=1e-6)
+
+
 def test_means_of_states_are_summed_in_float64():
     tokens = AnswerTokens(0)
     states = np.array([[[2.0**25, 1.0]], [[1.0, 2.0]], [[1.0, 3.0]], [[2.0**25, 4.0]]], np.float32)
@@ -75,19 +93,53 @@ def test_means_of_states_are_summed_in_float64():
     assert mean.dtype == np.float32 and mean.tolist() == [np.float32((2**26 + 2) / 4), 2.5]
 
 
-def test_means_over_ranges_that_come_in_pieces():
+def test_sums_over_ranges_that_come_in_pieces():
     states = np.random.default_rng(0).standard_normal((20, 2, 3)).astype(np.float32)
     ranges = [[5, 9], [5, 17], [12, 17], [8, 9]]
-    means = RangeMeans(ranges)
-    assert (means.next, means.end) == (5, 17)
-    means.add(7, states[7:9])  # a gap: not kept
+    sums = RangeSums(ranges)
+    assert (sums.next, sums.end) == (5, 17)
+    sums.add(7, states[7:9])  # a gap: not kept
     for begin, end in ((3, 6), (3, 6), (6, 13), (10, 20)):
-        means.add(begin, states[begin:end])
-    assert means.next >= means.end
-    for found, (begin, end) in zip(means.means(), ranges, strict=True):
-        np.testing.assert_allclose(found, states[begin:end].astype(float).mean(0), rtol=1e-12)
-    nothing = RangeMeans([])
-    assert not range(nothing.next, nothing.end) and nothing.means() == []
+        sums.add(begin, states[begin:end])
+    assert sums.next >= sums.end
+    for found, (begin, end) in zip(sums.sums(), ranges, strict=True):
+        np.testing.assert_allclose(found, states[begin:end].astype(float).sum(0), rtol=1e-12)
+    nothing = RangeSums([])
+    assert not range(nothing.next, nothing.end) and nothing.sums() == []
+
+
+def test_the_sums_of_the_engine_are_divided_once_by_the_length_of_the_mean(tmp_path, monkeypatch):
+    """An engine that writes what it is asked for: the state at position p is p, at the second site ten times that."""
+    depths, tokens = (0, 1, 2, 5, 7), (1, -3, WHOLE, CONTENT)
+
+    def generate(prompts, sampling, use_tqdm):
+        for prompt, params in zip(prompts, sampling, strict=True):
+            asked = params.extra_args["anydepth"]
+            places = np.arange(float(len(prompt["prompt_token_ids"])), dtype=np.float32)
+            states = np.stack([places, 10 * places], 1)[:, :, None]
+            sums = RangeSums(asked["sums"])
+            sums.add(0, states)
+            found = [*states[asked["read"]], *sums.sums()]
+            np.save(tmp_path / f"{asked['file']}.npy", np.array(found, np.float32))
+
+    monkeypatch.setattr(vllm_backend, "require", lambda *_, **__: SimpleNamespace(SamplingParams=SimpleNamespace))
+    backend = object.__new__(VllmBackend)
+    backend.sites, backend._batches = (FIRST, SECOND), 0
+    backend._folder, backend._llm = SimpleNamespace(name=str(tmp_path)), SimpleNamespace(generate=generate)
+    backend._config = SimpleNamespace(max_model_len=100)
+    backend.__dict__["_identity"] = SimpleNamespace(hidden_size=1)
+    backend.template = SimpleNamespace(
+        header=SimpleNamespace(ids=(7, 8)), position=lambda prompt, token, depth: None if token >= 0 else 2 + depth
+    )
+    answer = FinishedAnswer(Prompt((1, 2, 3)), tuple(range(20, 27)), depths)
+    (found,) = backend.read_batch([answer], [SECOND, FIRST], tokens=tokens)
+    wanted = np.zeros((5, 4, 1))
+    for place, depth in enumerate(depths):
+        text = np.arange(3.0, 3 + depth)
+        wanted[place, :, 0] = 4 + depth, text[-3:].sum() / 3, text.mean() if depth else 0, 2 + depth
+    np.testing.assert_allclose(found[FIRST], wanted, rtol=1e-6)
+    np.testing.assert_allclose(found[SECOND], 10 * wanted, rtol=1e-6)
+    assert not list(tmp_path.iterdir())
 
 
 class Layers(ReadOut):

@@ -245,7 +245,7 @@ def test_the_defaults_are_a_guard():
 
 
 def test_the_pure_parts_import_no_vllm_and_no_torch():
-    engine = "flow_feed guarded_request admission pending_check positions held_output answer_tokens range_means"
+    engine = "flow_feed guarded_request admission pending_check positions held_output answer_tokens range_sums"
     names = ["report_field", "additional_config", "launch", "versions", "served_model", "setup", "worker.readout"]
     names += [f"engine.{name}" for name in engine.split()]
     code = "import sys\n" + "\n".join(f"import anydepth.vllm.{name}" for name in names)

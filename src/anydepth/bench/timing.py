@@ -81,10 +81,11 @@ def throughput(backend: "TransformersBackend", detector: Detector, interval: int
     prompt = filled(backend, QUESTION_TOKENS)
     plain = seconds(lambda: backend.unguarded([prompt], max_new_tokens=tokens, **endless(backend)))
     guard = Guard.from_backend(backend, detector, policy=Cusum(threshold=1e9), schedule=Every(interval))
-    return plain / seconds(lambda: _answer(guard, prompt, tokens))
+    return plain / seconds(lambda: guarded_answer(guard, prompt, tokens))
 
 
-def _answer(guard: Guard, prompt: Prompt, tokens: int) -> None:
+def guarded_answer(guard: Guard, prompt: Prompt, tokens: int) -> None:
+    """Write an answer of exactly `tokens` tokens; ConfigError if it is of another length, e.g. since it was halted."""
     turns = guard.turns([prompt], max_new_tokens=tokens, **endless(guard.backend))  # pyright: ignore
     generated = sum(len(getattr(event, "token_ids", ())) for turn in turns for _, event in turn)
     if generated != tokens:

@@ -10,6 +10,7 @@ from rich.progress import track
 from rich.text import Text
 
 from anydepth.cli.output import err, plural, warn
+from anydepth.conversations.dataset import digest
 from anydepth.conversations.splits import Text as Words
 from anydepth.conversations.splits import copies
 from anydepth.detectors import Cascade, Detector
@@ -18,6 +19,7 @@ from anydepth.fields import LABELS, label_of, text_of
 from anydepth.intervals import percent
 from anydepth.probes.fitting.band import CascadeTrail, cascade_trail
 from anydepth.probes.fitting.calibrate import Trail
+from anydepth.probes.recipe.pairs import one_a_prompt
 from anydepth.records import InputLine, Record, read_lines
 from anydepth.scan import scores_at
 from anydepth.types import Score
@@ -44,6 +46,15 @@ class TrafficAnswer:
     def text(self) -> Words:
         """What to compare it by."""
         return Words.of(self.record.messages, self.record.response)
+
+    @property
+    def prompt_keys(self) -> tuple[str, str]:
+        """Keys of its own prompt and of the one whose request is read, as `Conversation` has them.
+
+        Columns `prompt_key` and `host_key` say them; without them both are of the last message before the answer.
+        """
+        own = text_of(self.record.row, "prompt_key") or digest(self.text.turns.rpartition("\n")[2])
+        return own, text_of(self.record.row, "host_key") or own
 
 
 class TrafficReading:
@@ -132,6 +143,13 @@ def once(answers: Sequence[TrafficAnswer]) -> list[TrafficAnswer]:
     """The answers without copies of earlier ones: as evidence, a copy is worth nothing."""
     found = copies([answer.text for answer in answers])
     return [answer for place, answer in enumerate(answers) if place not in found]
+
+
+def one_each_prompt(answers: Sequence[TrafficAnswer]) -> list[TrafficAnswer]:
+    """The answers that share no prompt, in their order: a guarantee takes its answers for independent draws."""
+    prompts, hosts = zip(*(answer.prompt_keys for answer in answers), strict=True) if answers else ((), ())
+    mask = one_a_prompt([answer.text.key for answer in answers], prompts, hosts)
+    return [answer for answer, kept in zip(answers, mask, strict=True) if kept]
 
 
 def copies_note(answers: Sequence[TrafficAnswer], distinct: Sequence[TrafficAnswer]) -> str:

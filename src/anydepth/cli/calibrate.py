@@ -13,7 +13,7 @@ from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.benign_answers import TrafficAnswer, TrafficReading, copies_note, once
+from anydepth.cli.benign_answers import TrafficAnswer, TrafficReading, copies_note, once, one_each_prompt
 from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, plural, warn, write_json
 from anydepth.cli.shared_options import Loading, grouped
@@ -76,8 +76,9 @@ def calibrate(
     """Set a probe's threshold on your own harmless answers.
 
     Every answer is read at all its depths. The new threshold is the smallest with which at most --target of the answers
-    would be halted; it is written with the evidence into a new probe file. Copies of an answer count once. A record
-    that cannot be read is reported and left out (exit code 1); if more than one in ten fails, nothing is written.
+    would be halted; it is written with the evidence into a new probe file. Copies of an answer count once; with
+    --guarantee one answer a prompt counts. A record that cannot be read is reported and left out (exit code 1); if more
+    than one in ten fails, nothing is written.
 
     With --cascade the file also says where the probe is unsure, and at which threshold the probe and the second
     detector together halt at most --target of the answers; `--detector cascade` takes both from there.
@@ -98,12 +99,14 @@ def calibrate(
     read = TrafficReading()
     answers = read.usable(benign)
     read.refuse_if_too_many_failed(len(answers))
-    distinct = once(answers)
+    different = once(answers)
+    distinct = one_each_prompt(different) if guarantee else different
     wanted = needed if cascade is None else 2 * needed  # a band of other answers than the threshold
     if guarantee and len(distinct) < wanted:
         raise ConfigError(
             f"--guarantee needs {wanted} answers for --target {target:g}{'' if cascade is None else ' and --cascade'}, "
-            f"the input has {len(distinct)} that are no copies of others; give more, or a larger target"
+            f"the input has {len(distinct)} that are no copies of others and share no prompt; give more, or a larger "
+            "target"
         )
     seen = _seen_by_the_probe(artefact, distinct)
     if guarantee and seen:
@@ -114,7 +117,13 @@ def calibrate(
     second = None if cascade is None else detector_named(cascade)
     if second is not None:
         Guard.from_backend(guard.backend, second)  # what it cannot do on this model is an error now
-    notes = (copies_note(answers, distinct), seen, _shared_sources(old.card, distinct), _lost(old.card, second))
+    notes = (
+        copies_note(answers, different),
+        _prompt_note(different, distinct),
+        seen,
+        _shared_sources(old.card, distinct),
+        _lost(old.card, second),
+    )
     for note in filter(None, notes):
         warn(f"note: {note}")
     read.scan(guard, distinct)
@@ -137,7 +146,8 @@ def calibrate(
         found,
         schedule=str(guard.schedule),
         failed=read.failed,
-        copies=len(answers) - len(distinct),
+        copies=len(answers) - len(different),
+        same_prompt=len(different) - len(distinct),
         replaces=None if old.card.policy is None else dict(old.card.policy),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         **more,
@@ -176,6 +186,16 @@ def _seen_by_the_probe(artefact: Path | None, answers: Sequence[TrafficAnswer]) 
         if count := sum(answer.text.key in keys for answer in answers):
             found.append(f"{count} of {plural(len(answers), 'answer')} are among those that the probe was {use} on")
     return "; ".join(found)
+
+
+def _prompt_note(different: Sequence[TrafficAnswer], distinct: Sequence[TrafficAnswer]) -> str:
+    """How many answers share a prompt with others and are left out, as one sentence; empty without any."""
+    if len(different) == len(distinct):
+        return ""
+    return (
+        f"{len(different) - len(distinct)} of {plural(len(different), 'answer')} share a prompt with others; a "
+        f"guarantee holds for independent answers, so one a prompt counts, which leaves {len(distinct)}"
+    )
 
 
 def _shared_sources(card: ProbeCard, answers: Sequence[TrafficAnswer]) -> str:

@@ -48,6 +48,8 @@ def evidence_rows(found: Mapping[str, Any]) -> Rows:
         yield "on other prompts", f"{seen} ({other['halted']} of {other['answers']} benign answers)"
     yield "in words", found.get("note")
     yield "copies", f"{found['copies']} records, left out" if found.get("copies") else None
+    same = found.get("same_prompt")
+    yield "same prompt", f"{same} answers to the prompts of others, left out" if same else None
     yield "schedule", found.get("schedule")
     yield "data", found.get("data")
     if found.get("cascade"):

@@ -86,25 +86,48 @@ def swap(answers: Sequence[Conversation], prompts: Sequence[Conversation], *, tu
 def _swapped(
     answer: Conversation, prompts: Sequence[Conversation], exchanges: Sequence[Conversation], turns: int
 ) -> Conversation:
-    own = same_prompt(answer)
-    prompt = next(others(prompts, f"swap/{answer.id}", own), None)
+    prompt, *earlier = others_for(answer, prompts, exchanges, turns=turns)
+    messages = []
+    for each in earlier:
+        messages += [each.messages[-1], {"role": "assistant", "content": first_words(each.response, _EARLIER)}]
+    lead = next((n for n, each in enumerate(prompt.messages) if each.get("role") != "system"), 0)
+    moved = _with_messages(answer, (*prompt.messages[:lead], *messages, *prompt.messages[lead:]), "swap")
+    return replace(moved, tags={**moved.tags, **host_tags(prompt)})
+
+
+def others_for(
+    answer: Conversation,
+    prompts: Sequence[Conversation],
+    exchanges: Sequence[Conversation] = (),
+    *,
+    turns: int = 1,
+    name: str = "swap",
+) -> list[Conversation]:
+    """The conversations that `answer` is put under: one of `prompts`, then `turns - 1` of `exchanges` to stand before.
+
+    No two of them have the same request, and none has that of the answer. The digests of `name` and the answer's id
+    pick them.
+
+    Raises:
+        ConfigError: There is no such prompt, or there are too few such exchanges.
+    """
+    taken = same_prompt(answer)
+    prompt = next(_others(prompts, f"{name}/{answer.id}", taken), None)
     if prompt is None:
         raise ConfigError(
             f"answer {answer.id!r}: every prompt that it could be put under is its own; select other prompts as well"
         )
-    taken, messages = own | same_prompt(prompt), []
+    found = [prompt]
     for turn in range(1, turns):
-        earlier = next(others(exchanges, f"swap/{answer.id}/{turn}", taken), None)
+        taken |= same_prompt(found[-1])
+        earlier = next(_others(exchanges, f"{name}/{answer.id}/{turn}", taken), None)
         if earlier is None:
             raise ConfigError(
                 f"answer {answer.id!r}: {turns} turns need {turns - 1} harmless answers to other prompts, there are "
                 f"{turn - 1}; select more harmless conversations with their answers, or fewer turns"
             )
-        taken |= same_prompt(earlier)
-        messages += [earlier.messages[-1], {"role": "assistant", "content": first_words(earlier.response, _EARLIER)}]
-    lead = next((n for n, each in enumerate(prompt.messages) if each.get("role") != "system"), 0)
-    moved = _with_messages(answer, (*prompt.messages[:lead], *messages, *prompt.messages[lead:]), "swap")
-    return replace(moved, tags={**moved.tags, **host_tags(prompt)})
+        found.append(earlier)
+    return found
 
 
 def host_tags(host: Conversation) -> dict[str, str]:
@@ -122,7 +145,7 @@ def same_prompt(conversation: Conversation) -> set[str]:
     return {conversation.prompt_key, digest(normalise(conversation.prompt))}
 
 
-def others(rows: Sequence[Conversation], name: str, own: set[str]) -> Iterator[Conversation]:
+def _others(rows: Sequence[Conversation], name: str, own: set[str]) -> Iterator[Conversation]:
     """Those of `rows` that share no key with `own` (`same_prompt`), from the one on that the digest of `name` picks."""
     begin = digest_number(name) % len(rows) if rows else 0
     return (row for row in (*rows[begin:], *rows[:begin]) if own.isdisjoint(same_prompt(row)))

@@ -4,11 +4,10 @@
 harmful or a harmless answer.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from anydepth.conversations.augment import host_tags, same_prompt
+from anydepth.conversations.augment import first_words, host_tags, same_prompt
 from anydepth.conversations.dataset import Conversation
 from anydepth.digests import digest_number, short_digest
 from anydepth.errors import ConfigError
@@ -16,7 +15,6 @@ from anydepth.errors import ConfigError
 WORDS = (15, 75)
 """How many words of the harmless answer come first, at least and at most."""
 
-_WORD = re.compile(r"\S+")
 _JOINTS = (" ", "\n", "\n\n")
 
 
@@ -36,14 +34,13 @@ class _Host:
         `behind` words at least stay for the rest.
         """
         least, most = words
-        ends = [found.end() for found in _WORD.finditer(conversation.response)]
-        most = min(most, len(ends) - behind)
+        most = min(most, len(conversation.response.split()) - behind)
         if most < least:
             return None
         count = least + digest_number(f"splice words/{conversation.id}") % (most - least + 1)
         joint = _JOINTS[digest_number(f"splice joint/{conversation.id}") % len(_JOINTS)]
-        cut = ends[count - 1]
-        return cls(conversation, conversation.response[:cut], joint, conversation.response[cut:].lstrip())
+        first = first_words(conversation.response, count)
+        return cls(conversation, first, joint, conversation.response[len(first) :].lstrip())
 
 
 def splice(

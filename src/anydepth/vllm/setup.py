@@ -17,6 +17,7 @@ from anydepth.detectors import (
     TextDetector,
     declares_reads,
     detector_named,
+    detector_parts,
     find_shipped,
 )
 from anydepth.errors import CheckError, ConfigError, ProbeError
@@ -56,7 +57,7 @@ class Setup:
         table = self.options.settings.guard
         backend: Any = self.model  # detectors are bound to facts only; sessions are the scheduler's
         if table.detector == "cascade":
-            raise ConfigError(f"vLLM cannot make the checks of a cascade; {NO_CASCADE}")
+            raise ConfigError(_no_cascade(table.detector))
         detector = detector_named(table.detector)
         if detector is None:
             detector = find_shipped(backend) if table.probe is None else LinearProbe.load(table.probe)
@@ -65,6 +66,8 @@ class Setup:
                 f"no probe is shipped for {self.model.identity.name}; name one with [guard] probe, fit one with "
                 '`anydepth fit`, or set [guard] detector = "rethink"'
             )
+        if len(detector_parts(detector)) > 1:
+            raise ConfigError(_no_cascade(table.detector))
         if not declares_reads(detector) and not isinstance(detector, TextDetector):
             raise ConfigError(
                 f"detector {detector.name!r} says neither which states it reads nor how it judges a text, so vLLM "
@@ -166,3 +169,10 @@ class Setup:
         """Tokens that a check needs behind the last token of an answer, in the model's context."""
         steps = self.detector.max_new_tokens if isinstance(self.detector, TextDetector) else 1
         return len(self.header_ids) + steps
+
+
+def _no_cascade(name: str) -> str:
+    return (
+        f"[guard] detector is {name!r}, a cascade: vLLM cannot make its checks, since whether the second detector is "
+        f"asked follows from the score of the first; {NO_CASCADE}"
+    )

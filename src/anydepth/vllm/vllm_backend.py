@@ -26,7 +26,7 @@ class _Ask:
         row: Index of the answer.
         ids: Token ids of the request.
         positions: Where single states are read.
-        ranges: Ranges of positions, begin and end, that means are taken over.
+        ranges: Ranges of positions, begin and end, whose states are added up for means.
         cells: For each position, then each range: index of the depth and of the token.
     """
 
@@ -38,7 +38,7 @@ class _Ask:
 
     def extra(self, file: str) -> dict[str, Any]:
         """What `StateScheduler` is asked for."""
-        return {"read": self.positions, "means": self.ranges, "file": file}
+        return {"read": self.positions, "sums": self.ranges, "file": file}
 
 
 class VllmBackend(ServedModel):
@@ -130,7 +130,7 @@ class VllmBackend(ServedModel):
         for ask, name in zip(asks, names, strict=True):
             found = self._take(name)[:, places]
             for (index, column), states in zip(ask.cells, found, strict=True):
-                out[ask.row][:, index, column] = states * _share(tokens[column], answers[ask.row].depths[index])
+                out[ask.row][:, index, column] = states / _divisor(tokens[column], answers[ask.row].depths[index])
         return [dict(zip(sites, states, strict=True)) for states in out]
 
     def _asks(
@@ -199,6 +199,6 @@ class VllmBackend(ServedModel):
         return found
 
 
-def _share(token: int, depth: int) -> float:
-    """By what the mean over the tokens that an answer has is multiplied, so that those it lacks count as zero."""
-    return min(depth, -token) / mean_divisor(token, depth) if is_mean(token) else 1.0
+def _divisor(token: int, depth: int) -> int:
+    """What the engine's sum of states is divided by; a single state is not."""
+    return mean_divisor(token, depth) if is_mean(token) else 1

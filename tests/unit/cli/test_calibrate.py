@@ -277,6 +277,32 @@ def test_copies_count_once_and_are_named(
     assert (evidence["answers"], evidence["copies"], evidence["verified"]) == (40, 560, False)
 
 
+def test_a_guarantee_counts_one_answer_a_prompt(run: Run, opened: Any, artefact: Path, tmp_path: Path) -> None:
+    rows = [record(n) for n in range(30)]
+    again = [record(n + 100, prompt=f"W{n}!") for n in range(12)]  # the prompts of others but for case and punctuation
+    moved = [record(n + 300, prompt_key=f"k{n}", host_key="h") for n in range(3)]  # under one request
+    file = traffic(tmp_path, [*again, *rows, *moved])
+    given = ["calibrate", artefact, "--model", "org/m", "--benign", file, "--guarantee"]
+    result = run(*given, "--target", "0.09")
+    assert result.exit_code == 2
+    assert (
+        "needs 32 answers for --target 0.09, the input has 31 that are no copies of others and share" in result.stderr
+    )
+    result = run(*given, "--target", "0.1")
+    assert result.exit_code == 0, result.stderr
+    told = " ".join(result.stderr.split())
+    assert (
+        "note: 14 of 45 answers share a prompt with others" in told and "one a prompt counts, which leaves 31" in told
+    )
+    assert "14 answers to the prompts of others, left out" in " ".join(result.stdout.split())
+    evidence = LinearProbe.load("mine.calibrated.safetensors").card.calibration
+    assert [evidence[key] for key in ("answers", "copies", "same_prompt", "verified")] == [31, 0, 14, True]
+    Path("mine.calibrated.safetensors").unlink()
+    result = run(*given[:-1], "--target", "0.1")
+    evidence = LinearProbe.load("mine.calibrated.safetensors").card.calibration
+    assert (evidence["answers"], evidence["same_prompt"]) == (45, 0) and "share a prompt" not in result.stderr
+
+
 def test_answers_that_the_probe_was_made_with_are_named(
     run: Run, opened: list[GuardOptions], probe: LinearProbe, artefact: Path, tmp_path: Path
 ) -> None:

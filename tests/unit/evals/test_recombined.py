@@ -67,7 +67,7 @@ def test_a_crossed_answer_stands_under_another_request(made: Context) -> None:
         assert case.transcript.token_ids == stored(made, "", own, 12).token_ids
         assert requests[case.transcript.prompt.ids] != own.id
     assert len({case.transcript.prompt.ids for case in cases}) > 1
-    assert list(crossed(made, HARMFUL, list(reversed(BENIGN)), 12)) == cases[:3], "drawn by digests alone"
+    assert list(crossed(made, HARMFUL[1:2], BENIGN, 12)) == cases[1:2], "whatever stands beside an answer"
 
 
 def test_a_set_up_has_two_harmless_exchanges_first(made: Context) -> None:
@@ -84,6 +84,9 @@ def test_a_set_up_has_two_harmless_exchanges_first(made: Context) -> None:
         assert (own.prompt in last) == (case.variant == "own request")
         assert len(asked) == 3, "three different requests"
         assert sum(each in harmless for each in asked) >= 2
+        earlier, (host, *before) = text.rpartition("<|im_start|> user")[0], others(made, "set-up", own, BENIGN, 3)
+        assert [each.prompt for each in before] == sorted(harmless, key=earlier.find)[-2:], "in both variants the same"
+        assert (host.prompt in last) == (case.variant == "harmless request")
         assert case.transcript.token_ids == stored(made, "", own, 12).token_ids
 
 
@@ -122,10 +125,14 @@ def test_a_mixture_that_is_cut_before_the_harm_is_left_out(made: Context) -> Non
 
 def test_others_have_other_requests_and_too_few_are_an_error(made: Context) -> None:
     same = Conversation("again", BENIGN[0].messages, "w1 w2")
-    found = others(made, "purpose", BENIGN[0], [same, *BENIGN], 4)
+    unanswered = Conversation("none", ({"role": "user", "content": "w9"},))
+    found = others(made, "purpose", BENIGN[0], [same, unanswered, *BENIGN], 4)
     assert sorted(each.id for each in found) == [f"benign-{number}" for number in range(1, 5)]
-    assert others(made, "another", BENIGN[0], BENIGN, 4) != found, "drawn anew for each purpose"
-    with pytest.raises(ConfigError, match=r"'set-up' needs 3 harmless answers .* there are 2 beside 'benign-0'"):
+    pool = [same, unanswered, *BENIGN]
+    drawn = {tuple(each.id for each in others(made, f"p{n}", BENIGN[0], pool, 2)) for n in range(20)}
+    assert len(drawn) > 3, "drawn anew for each purpose"
+    says = r"'set-up' needs 3 harmless answers .* 'benign-0': 3 turns need 2 .* there are 1; .* pairs_benign_validation"
+    with pytest.raises(ConfigError, match=says):
         list(set_ups(made, BENIGN[:1], BENIGN[:3], 12))
 
 

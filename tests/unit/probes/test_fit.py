@@ -216,13 +216,37 @@ def test_bags_are_seeded_and_averaged() -> None:
     assert not np.array_equal(whole.weight, one.weight) and cosine(whole.weight, one.weight) > 0.9
 
 
-def test_a_bag_draws_prompts_not_checks() -> None:
-    from anydepth.probes.fitting.fit import _resampled
+def test_a_bag_draws_own_prompts_and_those_of_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 40 prompts has an answer of its own, and one that is moved under the request of the seventh next."""
+    plain = planted(40, depths=(4, 25))
+    keys = list(dict.fromkeys(plain["prompt_key"].tolist()))
+    next_of = {key: keys[(place + 7) % 40] for place, key in enumerate(keys)}
+    hosts = np.array([next_of[key] for key in plain["prompt_key"]])
+    columns = {name: np.concatenate([column, column]) for name, column in plain.columns.items()}
+    columns["host_key"] = np.concatenate([plain["prompt_key"], hosts])
+    numbered = np.arange(160, dtype=np.float32)[:, None, None]
+    bags: list[np.ndarray] = []
 
-    prompts = planted(40)["prompt_key"]
-    drawn = _resampled(prompts, 3)
-    assert len(set(prompts[drawn])) == int(0.63 * 40) and not set(prompts[drawn]) & set(prompts[~drawn])
-    assert _resampled(np.array(["k"] * 3), 0).all(), "one prompt cannot be drawn twice"
+    def direction_of(
+        states: np.ndarray, labels: np.ndarray, weights: np.ndarray, options: FitOptions
+    ) -> tuple[np.ndarray, float]:
+        places = np.rint(states[:, 0] * numbered.std() + numbered.mean()).astype(int)
+        bags.append(np.zeros(160))
+        bags[-1][places] = weights
+        return np.ones(1), 0.0
+
+    monkeypatch.setattr("anydepth.probes.fitting.fit._direction", direction_of)
+    monkeypatch.setattr("anydepth.probes.fitting.fit.sample_weights", lambda columns, balance: np.ones(160))
+    fit(Checks(columns, numbered), FitOptions(bags=30, first_depth=0))
+    for bag in bags:
+        times = dict(zip(plain["prompt_key"].tolist(), bag[:80].tolist(), strict=True))
+        assert sum(times.values()) == 40 and 15 < sum(count > 0 for count in times.values()) < 35
+        assert bag[:80].tolist() == [times[key] for key in plain["prompt_key"]], "all checks of a prompt go together"
+        assert bag[80:].tolist() == [times[key] * times[next_of[key]] for key in plain["prompt_key"]]
+    assert len({tuple(bag) for bag in bags}) == 30
+    bags.clear()
+    fit(Checks(columns, numbered), FitOptions(first_depth=0))
+    assert [bag.tolist() for bag in bags] == [[1.0] * 160], "a single fit draws nothing"
 
 
 def test_what_stands_before_a_harmful_stretch_is_weighed_with_its_hosts_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ ONE = {"name": "a", "data": "x"}
         ({"limit": 0}, "part 'a': limit is 0; it must be"),
         ({"longest": 1.5}, "part 'a': longest is 1.5; it must be"),
         ({"longest_prompt": True}, "part 'a': longest_prompt is True"),
+        ({"request": ""}, "part 'a': request is ''; it must be the name of a column"),
+        ({"request": ["goal"]}, "part 'a': request is ['goal']; it must be the name of a column"),
         ({"label": "bad"}, "part 'a': label is 'bad'; it must be harmful or benign"),
         ({"labelled": "safe"}, "part 'a': labelled is 'safe'; it must be harmful or benign"),
         ({"written": "yes"}, "part 'a': written is 'yes'; it must be true or false"),
@@ -360,6 +363,38 @@ def test_held_out_prompts_never_train_not_even_wrapped_or_from_another_part(tmp_
     assert found["wrapped"].part.schedule == Listed((8,)) and len(found["wrapped"].conversations) == len(
         found["own"].conversations
     )
+
+
+def test_a_request_column_puts_the_answers_under_it_and_nothing_else(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "be brief"},
+        *({"role": role, "content": f"w{n}"} for n, role in enumerate(("user", "assistant", "user"))),
+    ]
+    asked = [row(n, goal=f"{MORE[n // 2]} {n // 2}") for n in range(8)]
+    asked[3] |= {"messages": turns, "prompt": None}
+    other = row(9, source="other")  # has no such column, and the part does not take it
+    data = table(tmp_path / "t.jsonl", [*asked, other])
+    found = gathered(
+        {"name": "own", "data": data},
+        {"name": "plain", "like": "own", "sources": ["s?"], "request": "goal", "longest_prompt": 2},
+    )
+    before = {each.id: each for each in found["own"].conversations}
+    assert len(before) == 9 and len(before["r3"].messages) == 4
+    plain = found["plain"].conversations
+    assert ids(found["plain"]) == [f"r{n}" for n in range(8)]
+    for number, each in enumerate(plain):
+        assert each.messages == ({"role": "user", "content": f"{MORE[number // 2]} {number // 2}"},)
+        assert replace(each, messages=before[each.id].messages) == before[each.id], "all else stays"
+        assert each.prompt_key == each.host_key == plain[number ^ 1].prompt_key != before[each.id].prompt_key
+
+
+def test_a_conversation_without_the_request_column_is_named(tmp_path: Path) -> None:
+    data = table(tmp_path / "t.jsonl", [row(1, goal="w1"), row(2, goal=""), row(3)])
+    says = r"part 'plain': conversation 'r2' of s0 has no column 'goal' .* leave `request` out, or name a column"
+    with pytest.raises(ConfigError, match=says):
+        gathered({"name": "plain", "data": data, "request": "goal"})
+    with pytest.raises(ConfigError, match="conversation 'r3' of s1 has no column 'goal'"):
+        gathered({"name": "plain", "data": data, "request": "goal", "label": "harmful"})
 
 
 def test_spliced_answers_are_put_behind_harmless_ones_of_other_parts(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+from anydepth.conversations.augment import others_for
 from anydepth.conversations.dataset import Conversation
 from anydepth.errors import ConfigError
 from anydepth.evals.answers.turns import exchange
 from anydepth.evals.attacks.disguises import Case, case_of
 from anydepth.evals.attacks.interleave import Mixture
-from anydepth.evals.context import Context, fresh_first
+from anydepth.evals.context import Context
 
 OWN, HARMLESS = "own request", "harmless request"
 """Under which request an answer stands: the one that it was written for, or one of a harmless conversation."""
@@ -39,7 +40,7 @@ def set_ups(
 ) -> Iterator[Case]:
     """The answers behind two exchanges of `harmless`: to their own request, and to one of `harmless`."""
     for row in rows:
-        *before, other = others(context, "set-up", row, harmless, TURNS_BEFORE + 1)
+        other, *before = others(context, "set-up", row, harmless, TURNS_BEFORE + 1)
         history = [message for each in before for message in exchange(each)]
         for variant, request in ((OWN, row), (HARMLESS, other)):
             messages = (*history, *request.messages)
@@ -73,21 +74,21 @@ def interleaved(
 def others(
     context: Context, purpose: str, row: Conversation, pool: Sequence[Conversation], count: int
 ) -> list[Conversation]:
-    """`count` conversations of `pool` with other requests than that of `row`, drawn with the run's seed.
+    """`count` conversations of `pool` with answers, of different requests and none that of `row`.
 
-    Different requests come first.
+    They are chosen as training chooses the request of a swapped answer (`others_for`), with the run's seed.
 
     Raises:
         ConfigError: The pool has fewer.
     """
-    different = [each for each in pool if each.prompt_key != row.prompt_key and each.response]
-    if len(different) < count:
+    answered = [each for each in pool if each.response]
+    try:
+        return others_for(row, answered, answered, turns=count, name=f"{context.options.seed}/{purpose}")
+    except ConfigError as error:
         raise ConfigError(
-            f"suite {context.suite}: {purpose!r} needs {count} harmless answers to other requests beside each answer, "
-            f"and there are {len(different)} beside {row.id!r}; give a larger table pairs_benign_validation"
-        )
-    drawn = sorted(different, key=lambda each: context.digest(purpose, row.id, each.id))
-    return fresh_first(drawn, lambda each: each.prompt_key)[:count]
+            f"suite {context.suite}: {purpose!r} needs {count} harmless answers to other requests beside each answer: "
+            f"{error}; here they come from the table pairs_benign_validation, give a larger one"
+        ) from error
 
 
 def pieces_of(kind: str, text: str) -> list[str]:

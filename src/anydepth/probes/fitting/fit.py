@@ -11,6 +11,7 @@ import numpy as np
 from anydepth.errors import ConfigError, StoreError
 from anydepth.extras import require
 from anydepth.probes.fitting.check_labels import LEFT_OUT, training_labels, weighed_sources
+from anydepth.probes.fitting.prompt_draws import draws
 from anydepth.probes.states.store import Checks
 
 Balance = Literal["label", "source", "depth"]
@@ -18,7 +19,6 @@ Method = Literal["logistic", "mass-mean"]
 
 _DEPTH_RANGES = (0, 8, 25, 50, 100, 200, 400)
 _AT_ONCE = 4096
-_BAG = 0.63
 _FOLDS = 5
 
 
@@ -31,7 +31,8 @@ class FitOptions:
         balance: What weighs the same: both labels; within a label each source too; within a source each depth too.
         first_depth: Checks at smaller depths are not trained on: there is little answer to judge.
         clean: Share of the training checks whose label is dropped as the least credible (confident learning), 0 to 1.
-        bags: Fits on resampled prompts to average; 1 is a single fit on all of them.
+        bags: Fits on prompts drawn with replacement to average; 1 is a single fit on all of them. An answer under
+            another request counts as often as its own prompt and that request are drawn, multiplied.
         method: `logistic`, or the baseline `mass-mean`: the direction between the means of the two labels.
         seed: Seed of the resampling.
     """
@@ -113,13 +114,13 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
     columns |= {"source": weighed_sources(columns, trained[rows]), "label": trained[rows]}
     weights = sample_weights(columns, options.balance)
     keep = np.ones(len(rows), bool)
+    keys = columns["prompt_key"], columns.get("host_key", columns["prompt_key"])
     if options.clean:
-        hosts = columns.get("host_key", columns["prompt_key"])
-        keep = _credible(states, labels, (columns["prompt_key"], hosts), weights, options)
+        keep = _credible(states, labels, keys, weights, options)
     found = []
-    for bag in range(options.bags):
-        drawn = keep if options.bags == 1 else keep & _resampled(columns["prompt_key"], options.seed + bag)
-        found.append(_direction(states[drawn], labels[drawn], weights[drawn], options))
+    for times in _bags(keys, options):
+        drawn = keep & (times > 0)
+        found.append(_direction(states[drawn], labels[drawn], weights[drawn] * times[drawn], options))
     weight = np.mean([each for each, _ in found], axis=0) / scale
     bias = float(np.mean([offset for _, offset in found]) - weight @ mean)
     shape = (checks.states.shape[1], checks.states.shape[2])
@@ -204,8 +205,9 @@ def _credible(
     return quality > np.quantile(quality, options.clean)
 
 
-def _resampled(prompts: np.ndarray, seed: int) -> np.ndarray:
-    """Mask of the checks whose prompt is drawn: as many of the prompts as a bootstrap sample has on average."""
-    names = np.unique(prompts)
-    rng = np.random.default_rng(seed)
-    return np.isin(prompts, rng.choice(names, size=min(len(names), max(2, int(_BAG * len(names)))), replace=False))
+def _bags(keys: tuple[np.ndarray, np.ndarray], options: FitOptions) -> np.ndarray:
+    """How often each check counts in each bag, float32 `[bags, checks]`, by the `keys` of its prompt and its host."""
+    if options.bags == 1:
+        return np.ones((1, len(keys[0])), np.float32)
+    prompts, hosts = keys
+    return draws([prompts], [hosts], seed=options.seed, resamples=options.bags)[0]

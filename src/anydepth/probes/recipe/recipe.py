@@ -248,8 +248,6 @@ def _part(entry: Mapping[str, Any], source: str) -> RecipePart:
 def _candidates(
     part: RecipePart, rows: list[Conversation], permissive_only: bool, notes: list[str]
 ) -> list[Conversation]:
-    if part.request:
-        rows = [_asked(row, part) for row in rows]
     rows = [_begun(row, part) for row in rows]
     if not part.written:
         rows = [row for row in rows if row.response]
@@ -260,6 +258,8 @@ def _candidates(
     unlabelled = sum(row.label is None for row in rows)
     rows = [row for row in rows if row.label is not None]
     _note(notes, unlabelled, "without a label")
+    if part.request:
+        rows = [_asked(row, part) for row in rows]
     if part.longest_prompt is not None:
         rows = [row for row in rows if len(row.prompt.split()) <= part.longest_prompt]
     if part.drop_refusals:
@@ -288,7 +288,7 @@ def _asked(row: Conversation, part: RecipePart) -> Conversation:
             f"part {part.name!r}: conversation {row.id!r} of {row.source} has no column {part.request!r} to take the "
             "request from; leave `request` out, or name a column that every conversation of the part has"
         )
-    return replace(row, messages=[{"role": "user", "content": text}])
+    return replace(row, messages=({"role": "user", "content": text},))
 
 
 def _begun(row: Conversation, part: RecipePart) -> Conversation:

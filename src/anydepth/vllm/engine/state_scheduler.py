@@ -9,7 +9,7 @@ import numpy as np
 
 from anydepth.errors import ConfigError
 from anydepth.vllm.engine.positions import Place
-from anydepth.vllm.engine.range_means import RangeMeans
+from anydepth.vllm.engine.range_sums import RangeSums
 from anydepth.vllm.engine.reading_scheduler import ReadingScheduler
 from anydepth.vllm.report_field import KEY
 from anydepth.vllm.wire import Findings
@@ -22,22 +22,22 @@ class Wanted:
     Attributes:
         file: Name of the file to write, without its ending.
         positions: Where single states are read.
-        means: The means over ranges of tokens.
+        sums: The sums over ranges of tokens.
         found: Position and index of the site -> the state there, float32 `[hidden_size]`.
     """
 
     file: str
     positions: list[int]
-    means: RangeMeans
+    sums: RangeSums
     found: dict[Place, np.ndarray] = field(default_factory=dict)
 
 
 class StateScheduler(ReadingScheduler):
     """The `scheduler_cls` of an engine that collects states. It guards nothing.
 
-    A request asks for the file `NAME.npy` with `extra_args["anydepth"] = {"read": [position, ...], "means": [[begin,
-    end], ...], "file": name}`. It is a float32 array `[positions + means, sites, hidden_size]`: the states at the
-    positions, then the mean state of each range of positions.
+    A request asks for the file `NAME.npy` with `extra_args["anydepth"] = {"read": [position, ...], "sums": [[begin,
+    end], ...], "file": name}`. It is a float32 array `[positions + sums, sites, hidden_size]`: the states at the
+    positions, then the sum of the states of each range of positions.
     """
 
     collects = True
@@ -53,9 +53,9 @@ class StateScheduler(ReadingScheduler):
     def add_request(self, request: Any) -> None:
         """Note what the request asks for."""
         asked = (request.sampling_params.extra_args or {}).get(KEY) or {}
-        if asked.get("read") or asked.get("means"):
+        if asked.get("read") or asked.get("sums"):
             self._wanted[request.request_id] = Wanted(
-                Path(asked["file"]).name, list(asked.get("read", ())), RangeMeans(asked.get("means", ()))
+                Path(asked["file"]).name, list(asked.get("read", ())), RangeSums(asked.get("sums", ()))
             )
         super().add_request(request)
 
@@ -66,7 +66,7 @@ class StateScheduler(ReadingScheduler):
 
     def _unread_tokens(self, request_id: str) -> range:
         wanted = self._wanted.get(request_id)
-        return range(0) if wanted is None else range(wanted.means.next, wanted.means.end)
+        return range(0) if wanted is None else range(wanted.sums.next, wanted.sums.end)
 
     def _take(self, findings: Findings) -> None:
         """Keep what a step has found; write the file of each request that is complete."""
@@ -75,7 +75,7 @@ class StateScheduler(ReadingScheduler):
                 self._wanted[request_id].found[position, site] = state.copy()  # not a view of the whole step
         for request_id, found in findings.spans.items():
             if request_id in self._wanted:
-                self._wanted[request_id].means.add(*found)
+                self._wanted[request_id].sums.add(*found)
         touched = {request_id for request_id, *_ in findings.states} | set(findings.spans)
         for request_id in touched & set(self._wanted):
             if not self._unread(request_id) and not self._unread_tokens(request_id):
@@ -83,4 +83,4 @@ class StateScheduler(ReadingScheduler):
 
     def _write(self, wanted: Wanted) -> None:
         states = [np.array([wanted.found[position, site] for site in self._sites]) for position in wanted.positions]
-        np.save(self._folder / f"{wanted.file}.npy", np.array([*states, *wanted.means.means()], dtype=np.float32))
+        np.save(self._folder / f"{wanted.file}.npy", np.array([*states, *wanted.sums.sums()], dtype=np.float32))

@@ -1,12 +1,12 @@
-"""Take means over ranges of a request's tokens while the engine's steps bring their states."""
+"""Add up states over ranges of a request's tokens while the engine's steps bring them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 
-class RangeMeans:
-    """Means of states over ranges of tokens; of all the states, only sums at the ends of ranges and steps are kept.
+class RangeSums:
+    """Sums of states over ranges of tokens; of all the states, only sums at the ends of ranges and steps are kept.
 
     Args:
         ranges: Begin and end (exclusive) of each range: positions in the request, begin below end. May be empty.
@@ -34,6 +34,6 @@ class RangeMeans:
         self._sums |= {self.next + end: total.copy() for end, total in zip(ends, totals, strict=True)}
         self._total, self.next = totals[-1].copy(), self.next + len(new)
 
-    def means(self) -> list[np.ndarray]:
-        """The mean of each range, float64 `[...]`, once `next` has come to `end`."""
-        return [(self._sums[end] - self._sums[begin]) / (end - begin) for begin, end in self._ranges]
+    def sums(self) -> list[np.ndarray]:
+        """The sum of each range, float64 `[...]`, once `next` has come to `end`."""
+        return [self._sums[end] - self._sums[begin] for begin, end in self._ranges]
