@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from anydepth.conversations.corpora import load
-from anydepth.conversations.dataset import Conversation
+from anydepth.conversations.dataset import Conversation, Label
 from anydepth.conversations.splits import balance
 from anydepth.errors import ConfigError
 from anydepth.evals.answers.sets import SETS, family, gather, not_trained_on, spread
@@ -193,8 +193,23 @@ def test_tasks_of_one_benchmark_are_one_source() -> None:
 def test_prompts_of_the_training_recipe_are_left_out() -> None:
     rows = load("anydepth:benign_prompts")
     (part,) = [part for part in read_recipe().parts if "anydepth:benign_prompts" in part.data]
-    left = {each.id for each in not_trained_on(rows)}
+    left = {each.id for each in not_trained_on("anydepth:benign_prompts", rows)}
     for dropped in (0, 10):  # near-duplicates of held-out prompts that the recipe drops make room for others
         taken = balance(rows[dropped:], per_source=part.limit, seed=part.seed)
         assert not left & {each.id for each in taken.kept}
     assert len(left) > 40
+
+
+def test_rows_of_a_training_part_are_left_out_by_source_and_label() -> None:
+    parts = [part for part in read_recipe().parts if part.split == "train" and "probe_validation" in part.data]
+    (part,) = [part for part in parts if part.label == "benign" and "pyrit" in part.sources]
+
+    def row(source: str, label: Label, number: int) -> Conversation:
+        request = ({"role": "user", "content": f"Request {number}"},)
+        return Conversation(f"{source}-{label}-{number}", request, "An answer.", label=label, source=source)
+
+    trained = [row("pyrit", "benign", number) for number in range(5)]
+    others = [row("elsewhere", "benign", number) for number in range(5)] + [row("pyrit", "harmful", 0)]
+    assert part.limit is not None and part.limit > 5
+    assert not_trained_on("probe_validation", [*trained, *others]) == others
+    assert not_trained_on("pairs_benign_validation", trained) == trained

@@ -112,18 +112,16 @@ def spread(rows: Sequence[Conversation], count: int, group: Callable[[Conversati
 
 
 def _chosen(context: Context, of: AnswerSet, count: int) -> list[Conversation]:
-    rows = context.table(of.table, label=of.label, unseen=of.unseen)
-    if of.table == _PROMPTS:
-        rows = not_trained_on(rows)
+    rows = not_trained_on(of.table, context.table(of.table, label=of.label, unseen=of.unseen))
     return spread(rows, count, lambda row: row.tags.get(of.tag, "") if of.tag else family(row.source))
 
 
-def not_trained_on(rows: Sequence[Conversation]) -> list[Conversation]:
-    """The package's own prompts without those that the recipe of the shipped probes trains on, and some spare ones.
+def not_trained_on(table: str, rows: Sequence[Conversation]) -> list[Conversation]:
+    """The rows of `table` without those that the recipe of the shipped probes trains on, and some spare ones.
 
     Which it takes depends on what else is left out as a near-duplicate; the spare ones make up for that.
     """
-    taken = {row.id for row in trained_on(_PROMPTS, rows, _SPARE)}
+    taken = {row.id for row in trained_on(table, rows, _SPARE)}
     return [row for row in rows if row.id not in taken]
 
 
@@ -131,7 +129,9 @@ def trained_on(table: str, rows: Sequence[Conversation], spare: int) -> list[Con
     """The rows of `table` that the recipe of the shipped probes trains on, and up to `spare` more of each source."""
     parts = [part for part in read_recipe().parts if part.split == TRAIN and table in part.data]
     most = {part: None if part.limit is None else part.limit + spare for part in parts}
-    return [row for part in parts for row in balance(rows, per_source=most[part], seed=part.seed).kept]
+    return [
+        row for part in parts for row in balance(filter(part.admits, rows), per_source=most[part], seed=part.seed).kept
+    ]
 
 
 def _key(of: AnswerSet, row: Conversation) -> str:

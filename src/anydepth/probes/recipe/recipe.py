@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -251,10 +250,7 @@ def _candidates(
     rows = [_begun(row, part) for row in rows]
     if not part.written:
         rows = [row for row in rows if row.response]
-    if part.sources:
-        rows = [row for row in rows if any(fnmatch(row.source, pattern) for pattern in part.sources)]
-    if part.label is not None:
-        rows = [row for row in rows if row.label == part.label]
+    rows = [row for row in rows if part.admits(row)]
     unlabelled = sum(row.label is None for row in rows)
     rows = [row for row in rows if row.label is not None]
     _note(notes, unlabelled, "without a label")

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any, Literal
 
+from anydepth.conversations.dataset import Conversation
 from anydepth.conversations.splice import WORDS
 from anydepth.errors import ConfigError
 from anydepth.schedule import Every, Listed, Schedule
@@ -148,6 +150,11 @@ class RecipePart:
                 raise ConfigError(f'part {self.name!r}: {key} is given; it goes with augment = "{only}" only')
         if self.augment == "splice" and self.written:
             raise ConfigError(f"part {self.name!r}: the model cannot write spliced answers; leave `written` out")
+
+    def admits(self, row: Conversation) -> bool:
+        """Whether the part takes conversations of this one's source and label."""
+        source = not self.sources or any(fnmatch(row.source, pattern) for pattern in self.sources)
+        return source and self.label in (None, row.label)
 
     @property
     def schedule(self) -> Schedule:
