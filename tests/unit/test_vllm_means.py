@@ -14,7 +14,7 @@ from anydepth.vllm.engine.range_means import RangeMeans
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.wire import Orders, Span
 from anydepth.vllm.worker.readout import HookReadOut, ReadOut
-from anydepth.vllm.worker.runner import RunnerState
+from anydepth.vllm.worker.runner_state import RunnerState
 from anydepth.vllm.worker.step_reader import StepReader
 
 FIRST, SECOND = Site(1), Site(2, "self_attn")
