@@ -11,7 +11,7 @@ from pathlib import Path
 
 from anydepth.patches import PATCHES
 
-CHECKED = {"0.32.0": "tests/vllm passed on a CPU", "0.33.0": "found in its source; no build for a CPU exists"}
+CHECKED = {"0.32.0": "run on a CPU", "0.33.0": "found in its source, not run: there is no build for a CPU"}
 """Version of vLLM -> how the plugin was last checked on it."""
 
 

@@ -94,8 +94,7 @@ class ReadingScheduler(_base.AsyncScheduler):
         given = [] if max_cache_hit_length is None else [max_cache_hit_length]
         limit = min([*ends, *given], default=None)
         if takes_limit():
-            whole = request.num_tokens - 1 if limit is None else min(limit, request.num_tokens - 1)
-            return super()._get_local_prefix_cache_hit(request, whole)
+            return super()._get_local_prefix_cache_hit(request, limit)
         return super()._get_local_prefix_cache_hit(request if limit is None else PrefixLimit(request, limit))
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, Any]:

@@ -197,9 +197,9 @@ class GuardedScheduler(ReadingScheduler):
         }
 
     def _take(self, findings: Findings, step: Any) -> None:
-        for name, found in findings.spans.items():
-            if reader := self._guarded.get(name) or self._check_requests.get(name):
-                reader.tokens.add(*found)
+        for name, (first, found) in findings.spans.items():
+            if reader := self._guarded.get(name) or self._check_requests.get(name):  # no token that never came
+                reader.tokens.add(first, found[: max(0, reader.request.num_tokens - first)])
         for guarded in self._guarded.values():
             for check in guarded.pending:
                 check.take(findings.states)
