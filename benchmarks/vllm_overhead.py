@@ -3,11 +3,14 @@
     OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1 \
         python benchmarks/vllm_overhead.py MODEL --out benchmarks/vllm-overhead.json
 
-One process, two engines: vLLM as it is (without asynchronous scheduling, which the guard does not allow) and vLLM with
-the guard. Each round gives both the same requests and lets them take a step each in turn, so that a slow moment of the
-machine, however short, hits both. Throughput is tokens over the sum of an engine's steps; the ratio is taken round by
-round, with a bootstrap interval of their median. The prefix cache is emptied before each, as if the prompts were new.
-`arithmetic` is what the header's tokens cost a machine that is bound by compute: 1 / (1 + header / interval).
+One process, two engines: vLLM as it is and vLLM with the guard, both without asynchronous scheduling. Each round gives
+both the same requests and lets them take a step each in turn, so that a slow moment of the machine, however short, hits
+both. Throughput is tokens over the sum of an engine's steps; the ratio is taken round by round, with a bootstrap
+interval of their median. The prefix cache is emptied before each, as if the prompts were new. `arithmetic` is what the
+header's tokens cost a machine that is bound by compute: 1 / (1 + header / interval).
+
+With --asynchronous both engines schedule a step ahead. Then each runs a round to its end before the other, since the
+steps of one would hide those of the other. vLLM switches this off on a CPU; here it stays on there, too.
 """
 
 import argparse
@@ -46,8 +49,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--compiled", action="store_true", help="leave vLLM's compilation on")
+    parser.add_argument("--asynchronous", action="store_true", help="asynchronous scheduling, in both engines")
+    parser.add_argument("--memory", type=float, help="share of the GPU's memory for each of the two engines, e.g. 0.4")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.asynchronous:
+        keep_asynchronous()
     rounds = args.rounds * len(args.concurrent) if len(args.rounds) == 1 else args.rounds
     if len(rounds) != len(args.concurrent):
         parser.error(
@@ -63,13 +70,28 @@ def main() -> None:
         "model": Path(args.model).name, "vllm": vllm.__version__, "machine": platform.machine(),
         "processors": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS"), "dtype": args.dtype,
         "interval": args.interval, "doubling": args.doubling, "tokens": args.tokens, "rounds": rounds,
-        "header": len(scheduler(guarded).setup.header_ids), "release": "hold",
+        "header": len(scheduler(guarded).setup.header_ids), "release": "hold", "asynchronous": args.asynchronous,
+        "second_runner": scheduler(guarded).vllm_config.use_v2_model_runner,
         "load_average": os.getloadavg()[0], "groups": groups,
     }  # fmt: skip
     text = json.dumps(result, indent=1)
     print(text)
     if args.out:
         args.out.write_text(text + "\n")
+
+
+def keep_asynchronous() -> None:
+    """Let an engine on a CPU schedule asynchronously, which vLLM's platform switches off there."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    update: Any = CpuPlatform.check_and_update_config.__func__
+
+    def keeping(cls: Any, config: Any) -> None:
+        wanted = config.scheduler_config.async_scheduling
+        update(cls, config)
+        config.scheduler_config.async_scheduling = wanted
+
+    CpuPlatform.check_and_update_config = classmethod(keeping)
 
 
 def start(args: argparse.Namespace, *, guard: bool) -> Any:
@@ -79,17 +101,18 @@ def start(args: argparse.Namespace, *, guard: bool) -> Any:
     from anydepth.settings import parse_settings
     from anydepth.vllm import engine_options
 
-    ours: dict[str, Any] = {"async_scheduling": False}
+    ours: dict[str, Any] = {} if args.memory is None else {"gpu_memory_utilization": args.memory}
     if guard:
         table: dict[str, Any] = {
             "interval": args.interval, "doubling": args.doubling, "policy": {"name": "threshold", "threshold": 1.0}
         }  # fmt: skip
         if args.probe:
             table["probe"] = args.probe
-        ours = engine_options(parse_settings({"guard": table}))
+        ours |= engine_options(parse_settings({"guard": table}))
     return LLM(
         model=args.model, dtype=args.dtype, enforce_eager=not args.compiled, max_model_len=args.context,
-        max_num_seqs=max(args.concurrent), block_size=32, disable_log_stats=True, **ours,
+        max_num_seqs=max(args.concurrent), block_size=32, disable_log_stats=True,
+        async_scheduling=args.asynchronous, **ours,
     )  # fmt: skip
 
 
@@ -128,7 +151,10 @@ def measure(plain: Any, guarded: Any, args: argparse.Namespace, count: int, roun
 
 
 def race(llms: Sequence[Any], args: argparse.Namespace, count: int) -> list[float]:
-    """Seconds that each engine's steps took for `count` answers of the same length, a step of each in turn."""
+    """Seconds that each engine's steps took for `count` answers of the same length.
+
+    They take a step each in turn; with asynchronous scheduling one runs to its end before the other.
+    """
     from vllm import SamplingParams
 
     params = SamplingParams(max_tokens=args.tokens, temperature=0.0, ignore_eos=True)
@@ -142,11 +168,13 @@ def race(llms: Sequence[Any], args: argparse.Namespace, count: int) -> list[floa
             engine.add_request(f"answer{n}", {"prompt_token_ids": ids}, params)
     while any(engine.has_unfinished_requests() for engine in engines):
         for place, engine in enumerate(engines):
-            if engine.has_unfinished_requests():
+            while engine.has_unfinished_requests():
                 begun = time.perf_counter()
                 outputs = engine.step()
                 seconds[place] += time.perf_counter() - begun
                 told[place] += sum(len(each.outputs[0].token_ids) for each in outputs if each.finished)
+                if not args.asynchronous:
+                    break
     assert told == [args.tokens * count] * len(llms), f"answers were cut short: {told}"
     return seconds
 

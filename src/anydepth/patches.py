@@ -91,6 +91,25 @@ MODEL_RUNNER = Patch(
         "GPUModelRunner._setup_eagle3_aux_hidden_state_outputs": "self",
         "GPUModelRunner.execute_model": "self scheduler_output intermediate_tensors",
         "GPUModelRunner._prepare_inputs": "self scheduler_output num_scheduled_tokens",
+        "GPUModelRunner._prepare_input_ids": (
+            "self scheduler_output num_reqs total_num_scheduled_tokens cu_num_tokens"
+        ),
+        "GPUModelRunner.sample_tokens": "self grammar_output",
+    },
+    tested="0.32.0",
+)
+SECOND_MODEL_RUNNER = Patch(
+    what="the class of the worker's second model runner, by one that reads hidden states",
+    why="vLLM has no setting for the class of its model runner",
+    module="vllm.v1.worker.gpu.model_runner",
+    members={
+        "GPUModelRunner.load_model": "self load_dummy_weights args model kwargs",
+        "GPUModelRunner.execute_model": (
+            "self scheduler_output intermediate_tensors dummy_run skip_attn_for_dummy_run is_profile context_len "
+            "valid_dummy_state_slots randomize_inputs"
+        ),
+        "GPUModelRunner.prepare_inputs": "self scheduler_output batch_req_state batch_desc num_active_loras",
+        "GPUModelRunner.sample": "self hidden_states input_batch grammar_output",
         "GPUModelRunner.sample_tokens": "self grammar_output",
     },
     tested="0.32.0",
@@ -103,5 +122,5 @@ VLLM_LINEAR = Patch(
     | {"ReplicatedLinear.forward": "self x"},
     tested="0.32.0",
 )
-PATCHES = (ENGINE_ARGUMENTS, OUTPUTS, MODEL_RUNNER, VLLM_LINEAR)
+PATCHES = (ENGINE_ARGUMENTS, OUTPUTS, MODEL_RUNNER, SECOND_MODEL_RUNNER, VLLM_LINEAR)
 """All of them."""

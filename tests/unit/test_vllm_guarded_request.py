@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from anydepth import Every, Threshold
+from anydepth import Adaptive, Every, Threshold
 from anydepth.audit.answer import Account
 from anydepth.audit.trail import Audit
 from anydepth.backends.protocol import WHOLE
@@ -13,7 +13,7 @@ from anydepth.config import GuardConfig
 from anydepth.templates.template import Prompt
 from anydepth.types import Score
 from anydepth.vllm.engine.flow_feed import FlowFeed
-from anydepth.vllm.engine.guarded_request import GuardedRequest, RequestStage
+from anydepth.vllm.engine.guarded_request import GuardedRequest, NextStep, RequestStage
 from anydepth.vllm.engine.pending_check import PendingCheck
 
 SETUP = SimpleNamespace(score=lambda values: Score(sum(values.values())), means=(), nothing=0.0)
@@ -23,8 +23,42 @@ def guarded(*, prefill=0):
     guard = GuardConfig(policy=Threshold(0.5), schedule=Every(4, doubling=False))
     prompt = Prompt(tuple(range(10 + prefill)), prefill)
     account = Account(Audit(None), "a", 0, "vllm", "m", prompt, guard, frozenset())
-    feed = FlowFeed(guard.plan(max_new_tokens=8, prefill=prefill), account, 10, frozenset())
-    return GuardedRequest(SimpleNamespace(request_id="own"), feed, prompt)
+    feed = FlowFeed(guard.plan(max_new_tokens=8, prefill=prefill), account, frozenset())
+    own = SimpleNamespace(request_id="own", num_output_placeholders=0)
+    return GuardedRequest(own, feed, prompt)
+
+
+def running(*, schedule=None, most=8):
+    """A guarded request whose prompt of ten tokens is computed and was found harmless."""
+    guard = GuardConfig(policy=Threshold(0.5), schedule=schedule or Every(4, doubling=False))
+    prompt = Prompt(tuple(range(10)), 0)
+    account = Account(Audit(None), "a", 0, "vllm", "m", prompt, guard, frozenset())
+    feed = FlowFeed(guard.plan(max_new_tokens=most, prefill=0), account, frozenset({2}))
+    feed.begin({})
+    feed.answer(0, Score(0.1))
+    own = SimpleNamespace(
+        request_id="own", num_output_placeholders=0, num_output_tokens=0, num_tokens=10, num_computed_tokens=10,
+        num_in_flight_tokens=0, num_stale_output_tokens=0, drop_stale_output=False,
+    )  # fmt: skip
+    return GuardedRequest(own, feed, prompt)
+
+
+def schedule_step(request):
+    """What vLLM's asynchronous scheduler notes when it schedules a decode step."""
+    own = request.request
+    own.num_computed_tokens = own.num_tokens + own.num_output_placeholders
+    own.num_output_placeholders += 1
+    own.num_in_flight_tokens += 1
+
+
+def step_comes(request, token, ended=None):
+    """A step's token comes to the scheduler."""
+    own = request.request
+    own.num_output_placeholders -= 1
+    own.num_in_flight_tokens -= 1
+    own.num_tokens += 1
+    own.num_output_tokens += 1
+    request.feed.push([token], ended)
 
 
 def check(depth, name, *values):
@@ -130,7 +164,8 @@ def test_a_mean_over_a_token_that_was_not_read_is_a_failed_check(missing):
 
 def test_the_answer_is_read_in_the_request_that_runs_all_of_it():
     request = guarded(prefill=9)
-    request.request.num_tokens = 19
+    request.request.num_tokens = 18
+    request.request.num_output_placeholders = 1  # a token that a step under way is sampling is read by the next one
     assert request.token_reader == "own" and request.unread_tokens == range(10, 19)
     request.pending = [check(9, "one", 0.1), check(4, "two", 0.1), check(0, "one", 0.1)]
     assert request.token_reader == "own"
@@ -140,3 +175,79 @@ def test_the_answer_is_read_in_the_request_that_runs_all_of_it():
     request.conclude("one", SETUP)
     request.conclude("two", SETUP)
     assert request.token_reader == "own"
+
+
+def test_a_check_rides_one_step_before_its_depth_is_known_and_the_next_step_does_not_wait_for_it():
+    request = running()
+    for token in range(3):  # the step that comes next is scheduled before the token of the one before is there
+        assert request.next_step is NextStep.DECODE
+        schedule_step(request)
+        if token:
+            step_comes(request, 20 + token)
+    assert request.depth == 2 and request.depth_soon == 3 and request.next_step is NextStep.DECODE
+    schedule_step(request)
+    assert request.depth_soon == 4 and request.next_step is NextStep.CHECK and request.known_soon == 14
+    request.pending = [PendingCheck(4, request.request, [(14, 0)], {0: 0.2}, step="ride")]
+    schedule_step(request)
+    step_comes(request, 23)
+    step_comes(request, 24)
+    assert request.feed.due == 4 and request.stage is RequestStage.CHECKING
+    assert request.feed.reach == 8 and request.next_step is NextStep.DECODE  # decoded, never released if it halts
+    schedule_step(request)
+    assert request.feed.released == []
+    request.conclude("own", SETUP)
+    assert len(request.feed.released) == 4 and request.feed.due is None
+
+
+@pytest.mark.parametrize("schedule", [Every(1), Adaptive()])
+def test_a_request_sits_out_when_a_check_may_be_due_before_the_verdict_of_the_one_before(schedule):
+    request = running(schedule=schedule)
+    schedule_step(request)
+    assert request.depth_soon == 1 and request.next_step is NextStep.CHECK
+    request.pending = [PendingCheck(1, request.request, [(11, 0)], {0: 0.2}, step="ride")]
+    schedule_step(request)
+    step_comes(request, 20)
+    assert request.next_step is NextStep.SIT_OUT
+    request.conclude("own", SETUP)
+    assert request.next_step is (NextStep.CHECK if isinstance(schedule, Every) else NextStep.DECODE)
+
+
+def test_the_last_check_of_a_full_answer_rides_ahead_and_nothing_is_decoded_behind_it():
+    request = running(most=2)
+    schedule_step(request)
+    schedule_step(request)
+    step_comes(request, 20)
+    assert request.depth_soon == 2 == request.feed.reach and request.next_step is NextStep.CHECK
+    request.pending = [PendingCheck(2, request.request, [(12, 0)], {0: 0.2}, step="ride")]
+    schedule_step(request)
+    step_comes(request, 21, "length")
+    request.ending = ("capped", None)
+    assert request.next_step is NextStep.SIT_OUT and not request.drop_ahead()
+    request.conclude("own", SETUP)
+    assert request.feed.over and request.feed.released == [20, 21]
+
+
+def test_what_was_scheduled_behind_an_end_that_nobody_knew_is_dropped():
+    request = running()
+    schedule_step(request)
+    schedule_step(request)
+    request.pending = [PendingCheck(4, request.request, [(14, 0)], step="ride")]
+    step_comes(request, 2, "stop")
+    request.ending = ("stopped", None)
+    assert request.feed.due is None and request.feed.over  # depth 0 again: the same state, the same reading
+    request = running()
+    for _ in range(2):
+        schedule_step(request)
+    step_comes(request, 20)
+    schedule_step(request)
+    request.pending = [PendingCheck(4, request.request, [(14, 0)], step="ride")]
+    step_comes(request, 2, "stop")
+    request.ending = ("stopped", None)
+    own = request.request
+    assert request.feed.due == 1 and request.drop_ahead() and not request.pending
+    assert (own.num_computed_tokens, own.num_output_placeholders) == (11, 0)
+    assert own.drop_stale_output and own.num_stale_output_tokens == own.num_in_flight_tokens == 1
+    own.num_tokens, own.num_output_tokens = 11, 1  # `take_off_end`
+    assert request.stage is RequestStage.DUE and request.next_step is NextStep.CHECK
+    own.num_output_tokens = 2
+    assert request.next_step is NextStep.OVERDUE

@@ -17,7 +17,7 @@ from anydepth.vllm.setup import Setup
 from anydepth.vllm.vllm_backend import VllmBackend
 from anydepth.vllm.wire import Orders, Span
 from anydepth.vllm.worker.readout import HookReadOut, ReadOut
-from anydepth.vllm.worker.runner import RunnerState
+from anydepth.vllm.worker.runner_state import RunnerState
 from anydepth.vllm.worker.step_reader import StepReader
 
 FIRST, SECOND = Site(1), Site(2, "self_attn")

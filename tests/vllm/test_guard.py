@@ -72,7 +72,7 @@ def test_scores_are_those_of_transformers(engine, reference, probe):
     assert lowest < 0.2 and highest > 0.8 and 0 < ended < len(PROMPTS), "the comparison must not be trivial"
 
 
-def test_sixteen_answers_at_once_get_their_own_verdicts(engine):
+def test_sixteen_answers_at_once_get_their_own_verdicts(engine, asynchronous):
     guard = {"interval": 10, "threshold": 0.75}
     alone = [engine.answer(each, guard=guard) for each in PROMPTS[:16]]
     together = engine.answers(PROMPTS[:16], guard=guard)
@@ -87,7 +87,9 @@ def test_sixteen_answers_at_once_get_their_own_verdicts(engine):
             report = parse_stop_reason(other.stop_reason)
             assert report == other.report and report["reason"] == "policy" and report["score"] >= 0.75
             held = sum(w["stop"] - w["start"] for w in record["windows"] if w["state"] == "withheld")
-            assert len(other.token_ids) + held == report["generated"] and held <= report["withheld_tokens"] <= held + 1
+            assert len(other.token_ids) + held == report["generated"]
+            # one was sampled in the step of the check; with asynchronous scheduling one more may be under way
+            assert held + 1 <= report["withheld_tokens"] <= held + 1 + asynchronous
     assert engine.verified().blocked >= 6
 
 
@@ -128,7 +130,7 @@ def test_the_end_of_turn_is_checked_and_counts_no_depth(engine):
     engine.verified()
 
 
-def test_release_modes(engine):
+def test_release_modes(engine, asynchronous):
     plain = engine.answer(PROMPTS[2], guard=OFF, ignore_eos=True)
     eager = engine.answer(PROMPTS[2], guard={"release": "eager", "interval": 10, "threshold": 1.0}, ignore_eos=True)
     assert eager.token_ids == plain.token_ids and max(map(len, eager.pieces)) == 1
@@ -139,7 +141,7 @@ def test_release_modes(engine):
         cut = engine.answer(PROMPTS[2], guard=guard, ignore_eos=True)
         depth = next(each["depth"] for each in checks if each["score"] >= worst)
         assert cut.halted and len(cut.token_ids) == depth
-        assert parse_stop_reason(cut.stop_reason)["withheld_tokens"] <= 1
+        assert parse_stop_reason(cut.stop_reason)["withheld_tokens"] <= 1 + asynchronous
 
 
 def test_a_prefix_that_is_cached_does_not_hide_depth_0(engine, reference, probe):

@@ -106,7 +106,7 @@ def _run_vllm(
         )
     command = server_command(settings, flags)
     check_place(settings, address=not any(flag.startswith(_ADDRESS_FLAGS) for flag in flags))
-    os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
+    os.execve(command[0], command, {**ENVIRONMENT, **os.environ})
 
 
 def _with_policy(settings: "Settings", policy: opt.PolicyName | None, threshold: float | None) -> "Settings":

@@ -21,9 +21,9 @@ VARIABLE = "ANYDEPTH_GUARD"
 """Environment variable with the path of a guard.toml: the plugin then fills in the options below."""
 
 ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
-"""What vLLM has to find in its environment: the guard reads from the first model runner."""
+"""What vLLM finds in its environment unless there is another value: the first model runner."""
 
-OWN_FLAGS = ("model", "scheduler-cls", "worker-cls", "additional-config", "async-scheduling", "no-async-scheduling")
+OWN_FLAGS = ("model", "scheduler-cls", "worker-cls", "additional-config")
 """Flags of vLLM that are ours to give."""
 
 
@@ -39,13 +39,13 @@ def engine_options(settings: Settings, **extra: Any) -> dict[str, Any]:
 
 def _with_classes(additional: dict[str, Any]) -> dict[str, Any]:
     """The options of vLLM that belong to an `additional_config` with our table."""
-    os.environ.update(ENVIRONMENT)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     table = additional[KEY]
     collects = isinstance(table, Mapping) and table.get("collect")
     return {
         "scheduler_cls": COLLECTOR if collects else SCHEDULER,
         "worker_cls": WORKER,
-        "async_scheduling": False,
         "additional_config": additional,
     }
 
@@ -56,7 +56,6 @@ def serve_arguments(settings: Settings, **extra: Any) -> list[str]:
     return [
         *("--scheduler-cls", options["scheduler_cls"]),
         *("--worker-cls", options["worker_cls"]),
-        "--no-async-scheduling",
         *("--additional-config", json.dumps(options["additional_config"])),
     ]
 

@@ -18,11 +18,12 @@ def _limits(scheduler: Any, setup: Setup) -> Iterator[tuple[Any, str]]:
     """Each limit: whether the engine is beyond it, and what to do then."""
     config = scheduler.vllm_config
     parallel, plan = config.parallel_config, config.scheduler_config
-    yield plan.async_scheduling, "asynchronous scheduling runs ahead of the checks; add --no-async-scheduling"
-    yield config.use_v2_model_runner, "the second model runner is not supported; set VLLM_USE_V2_MODEL_RUNNER=0"
     yield config.speculative_config, "speculative decoding would verify the header; leave --speculative-config out"
     yield parallel.pipeline_parallel_size > 1, "pipeline parallelism is not supported; use tensor or data parallelism"
-    yield scheduler.dcp_world_size > 1, "context parallelism is not supported; leave it out"
+    context = scheduler.dcp_world_size > 1 or parallel.prefill_context_parallel_size > 1
+    yield context, "context parallelism is not supported; leave it out"
+    sharded = parallel.enable_batch_sharded_sampling
+    yield sharded, "batch-sharded sampling moves the rows that are sampled; leave --enable-batch-sharded-sampling out"
     yield scheduler.connector, "KV connectors fill the cache behind the guard's back; leave --kv-transfer-config out"
     yield scheduler.ec_connector, "encoder connectors are not supported; leave --ec-transfer-config out"
     yield scheduler.has_mamba_layers, "recurrent layers cannot take the header back; use the Transformers engine"

@@ -3,8 +3,8 @@
 from anydepth.errors import ConfigError
 from anydepth.extras import require
 
-SUPPORTED = ("0.32",)
-"""Minor versions whose scheduler and model runner the tests of this package have been run against."""
+SUPPORTED = ("0.32", "0.33")
+"""The two newest minor versions; `anydepth.vllm.internals.CHECKED` says how the plugin was checked on each."""
 
 
 def check_version(version: str | None = None) -> str:

@@ -591,9 +591,7 @@ def test_variables_of_the_template_go_to_vllm_and_to_the_guard(monkeypatch):
     assert ours["template_kwargs"] == {"thinking": False}
 
 
-@pytest.mark.parametrize(
-    "flag", ["--worker-cls", "--scheduler_cls=x", "--additional-config.anydepth.x", "--async-scheduling", "--model=x"]
-)
+@pytest.mark.parametrize("flag", ["--worker-cls", "--scheduler_cls=x", "--additional-config.anydepth.x", "--model=x"])
 def test_flags_that_are_the_guards_own(flag):
     with pytest.raises(ConfigError, match="guard's own"):
         server_command(settings_of(), [flag])

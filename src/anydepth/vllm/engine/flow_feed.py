@@ -7,6 +7,7 @@ from typing import Literal
 
 from anydepth.audit.answer import Account
 from anydepth.flow import Check, Command, Decode, Flow, Outcome, Plan, Reply, guarded, step
+from anydepth.schedule import next_check
 from anydepth.types import Answer, Decoded, Halted, Released, Score
 from anydepth.writer import AnswerWriter
 
@@ -36,6 +37,7 @@ class FlowFeed:
     _flow: Flow | None = None
     _command: Command | Outcome | None = None
     _tokens: deque[int] = field(default_factory=deque)
+    _taken: int = 0
     _ended: Literal["stop", "length"] | None = None
     _known: tuple[int, Score] | None = None
 
@@ -44,8 +46,11 @@ class FlowFeed:
         self._writer = AnswerWriter(account.prompt, account.guard.refusal, decode, account)
 
     def begin(self, inside: Mapping[int, Score | Exception]) -> None:
-        """Start the flow; `inside` has what the checks inside the prefill replied, a depth."""
-        self.plan = replace(self.plan, inside=inside)
+        """Start the flow; `inside` has what the checks inside the prefill replied, a depth.
+
+        The flow may ask for the whole way to the next check: tokens come one by one as it is.
+        """
+        self.plan = replace(self.plan, inside=inside, chunk=None)
         self._flow = guarded(self.plan)
         self._command = step(self._flow)
 
@@ -81,6 +86,20 @@ class FlowFeed:
     def due(self) -> int | None:
         """The depth at which a check is waited for, or None."""
         return self._command.depth if isinstance(self._command, Check) else None
+
+    @property
+    def reach(self) -> int:
+        """Up to which depth may be decoded before another check: where the check stands that comes after the due one.
+
+        While a check is due whose score decides where the next one stands, it is the depth of the due one.
+        """
+        command, plan = self._command, self.plan
+        if isinstance(command, Decode):
+            return plan.prefill + self._taken + command.n
+        if not isinstance(command, Check) or not getattr(plan.schedule, "fixed", False):
+            return plan.prefill + self._taken
+        generated = max(command.depth - plan.prefill, 0)
+        return plan.prefill + min(next_check(plan.schedule, generated, ()), plan.max_new_tokens)
 
     def push(self, token_ids: list[int], ended: Literal["stop", "length"] | None = None) -> None:
         """Bring tokens that the model has sampled, and whether the answer ends with them."""
@@ -125,6 +144,7 @@ class FlowFeed:
     def _decoded(self, n: int) -> Decoded:
         """Up to `n` tokens of those that wait, and the end if they are the last."""
         taken = tuple(self._tokens.popleft() for _ in range(min(n, len(self._tokens))))
+        self._taken += len(taken)
         if self._tokens or self._ended is None:
             return Decoded(taken)
         ends = int(bool(taken) and taken[-1] in self.end_token_ids)

@@ -21,6 +21,15 @@ class RequestStage(Enum):
     OVER = "the answer has ended"
 
 
+class NextStep(Enum):
+    """What a guarded request may do in the step that is scheduled next."""
+
+    DECODE = "compute tokens, without a check"
+    CHECK = "compute the header behind its last token"
+    SIT_OUT = "nothing, until a verdict or the end of the answer is known"
+    OVERDUE = "nothing: the check that is due was passed by"
+
+
 @dataclass(slots=True, eq=False)
 class GuardedRequest:
     """A request of vLLM's, the flow of its answer, and how its next check is being made.
@@ -68,9 +77,31 @@ class GuardedRequest:
         return self.prompt.prefill + self.request.num_output_tokens
 
     @property
+    def known_soon(self) -> int:
+        """Tokens of the request with those that steps under way are sampling; vLLM schedules one step ahead."""
+        return self.request.num_tokens + self.request.num_output_placeholders
+
+    @property
+    def depth_soon(self) -> int:
+        """The depth with the tokens that steps under way are sampling: that of a check which rides in the next step."""
+        return self.depth + self.request.num_output_placeholders
+
+    @property
+    def next_step(self) -> NextStep:
+        """What a request that is in none of vLLM's waiting queues may do next, if its checks can ride."""
+        stage = self.stage
+        if stage is RequestStage.OVER or not self.decodes:
+            return NextStep.DECODE
+        if stage is RequestStage.DUE:
+            return NextStep.CHECK if self.feed.due == self.depth_soon else NextStep.OVERDUE
+        if self.ending is None and self.depth_soon < self.feed.reach:
+            return NextStep.DECODE
+        return NextStep.CHECK if stage is RequestStage.FREE else NextStep.SIT_OUT
+
+    @property
     def decodes(self) -> bool:
         """True if the whole prompt is computed, and at most the last token is not."""
-        return self.request.num_computed_tokens >= self.request.num_tokens - 1
+        return self.request.num_computed_tokens >= self.known_soon - 1
 
     @property
     def check_requests(self) -> dict[str, Any]:
@@ -80,7 +111,7 @@ class GuardedRequest:
     @property
     def unread_tokens(self) -> range:
         """Positions of the answer's tokens, as far as there are any, that have not been read."""
-        return range(self.tokens.next, self.request.num_tokens)
+        return range(self.tokens.next, self.known_soon)
 
     @property
     def token_reader(self) -> str:
@@ -99,7 +130,8 @@ class GuardedRequest:
         """
         for check in self.pending:
             if check.request.request_id == request_id:
-                check.over, check.failed = True, failed
+                check.over = True
+                check.failure = "the check request was not finished" if failed else check.failure
         if all(check.over for check in self.pending):
             results = {check.depth: check.score(setup, self.tokens) for check in self.pending}
             self.pending = []
@@ -120,6 +152,24 @@ class GuardedRequest:
         if self.feed.begun and not self.pending:
             depth = self.tokens.read if self.feed.due is None else min(self.feed.due, self.tokens.read)
             self.tokens.drop_before(depth - longest)
+
+    def drop_ahead(self) -> bool:
+        """Take back the step that was scheduled behind the end of the answer, before the end was known.
+
+        vLLM does the same with a streaming request whose turn has ended: the step goes on, and nothing of it is taken.
+
+        Returns:
+            False if there is nothing to take back: no step is under way, or the check that is due rides in it.
+        """
+        request = self.request
+        if not request.num_output_placeholders or any(check.depth == self.feed.due for check in self.pending):
+            return False
+        self.pending = []
+        request.num_computed_tokens -= request.num_output_placeholders
+        request.num_output_placeholders = 0
+        request.drop_stale_output = True
+        request.num_stale_output_tokens = request.num_in_flight_tokens
+        return True
 
     def take_off_end(self, hash_block_size: int) -> None:
         """Take the end-of-turn token off the request: the last check stands before it.

@@ -22,16 +22,18 @@ class PendingCheck:
         places: Where to read single states; None for a look-ahead, which is judged by the text that `request`
             generates.
         values: Index of a read -> what the worker found there (`Findings`), as far as it has come.
+        step: vLLM's record of the step in which the check rides, once it was scheduled; None if it rides in none.
         over: True once vLLM is done with the request, as far as the check needs it.
-        failed: True if vLLM did not finish it.
+        failure: Why no score can be had of it, or None.
     """
 
     depth: int
     request: Any
     places: Sequence[Place] | None
     values: dict[int, Any] = field(default_factory=dict)
+    step: Any = None
     over: bool = False
-    failed: bool = False
+    failure: str | None = None
 
     @property
     def unread(self) -> list[Place]:
@@ -50,8 +52,8 @@ class PendingCheck:
         An error stands for a place or token that was not read, a request that was not finished, or a detector that
         failed.
         """
-        if self.failed:
-            return CheckError("the check request was not finished")
+        if self.failure is not None:
+            return CheckError(self.failure)
         if self.unread:
             return CheckError(f"nothing was read at position {min(self.unread)[0]}")
         try:

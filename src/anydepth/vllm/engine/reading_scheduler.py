@@ -2,6 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from functools import cache
+from inspect import signature
 from typing import Any, ClassVar
 
 from anydepth.errors import ConfigError
@@ -12,11 +14,17 @@ from anydepth.vllm.setup import Setup
 from anydepth.vllm.versions import check_version
 from anydepth.vllm.wire import ATTRIBUTE, Findings, Orders, Span
 
-_base: Any = require("vllm.v1.core.sched.scheduler", extra="vllm")
+_base: Any = require("vllm.v1.core.sched.async_scheduler", extra="vllm")
+
+
+@cache
+def takes_limit() -> bool:
+    """Whether vLLM asks its prefix cache for a hit of at most so many tokens, which it does since 0.33."""
+    return "max_cache_hit_length" in signature(_base.Scheduler._get_local_prefix_cache_hit).parameters
 
 
 class PrefixLimit:
-    """A request as the prefix cache is to see it: one whose cached part ends before position `limit`."""
+    """A request as the prefix cache of vLLM 0.32 is to see it: one whose cached part ends before position `limit`."""
 
     def __init__(self, request: Any, limit: int) -> None:
         self._request, self.num_tokens = request, min(limit + 1, request.num_tokens)
@@ -25,8 +33,11 @@ class PrefixLimit:
         return getattr(self._request, name)
 
 
-class ReadingScheduler(_base.Scheduler):
+class ReadingScheduler(_base.AsyncScheduler):
     """What the guarding and the state-collecting scheduler share.
+
+    The base is vLLM's scheduler for asynchronous scheduling. It also works without: then no token is under way when it
+    schedules.
 
     Attributes:
         collects: True if the scheduler is for engines that collect states instead of guarding answers.
@@ -55,8 +66,8 @@ class ReadingScheduler(_base.Scheduler):
         """Positions in a request of the answer's tokens that have yet to be read for means; empty if there are none."""
 
     @abstractmethod
-    def _take(self, findings: Findings) -> None:
-        """Keep what the worker has read in a step."""
+    def _take(self, findings: Findings, step: Any) -> None:
+        """Keep what the worker has read in a step; `step` is vLLM's record of it."""
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Schedule a step, with the places that it computes as orders for the worker."""
@@ -68,20 +79,25 @@ class ReadingScheduler(_base.Scheduler):
                 if begin <= position < begin + count:
                     orders.states[name, position, index] = position - begin
             unread = self._unread_tokens(name)
-            if unread and begin <= unread.start < begin + count:
-                stop = min(unread.stop, begin + count)
-                orders.spans[name] = Span(unread.start, unread.start - begin, stop - unread.start)
+            drafts = len(output.scheduled_spec_decode_tokens.get(name, ()))
+            first = max(begin, unread.start)  # what is before it is read by a step that is under way
+            if (size := min(unread.stop, begin + count - drafts) - first) > 0:
+                orders.spans[name] = Span(first, first - begin, size)
         if orders:
             setattr(output, ATTRIBUTE, orders)
         return output
 
-    def _get_local_prefix_cache_hit(self, request: Any) -> Any:
+    def _get_local_prefix_cache_hit(self, request: Any, max_cache_hit_length: int | None = None) -> Any:
         """Let no cached prefix reach beyond the first state that has yet to be read: cached tokens are not computed."""
         unread = [position for position, _ in self._unread(request.request_id)]
-        first = min([*unread, *self._unread_tokens(request.request_id)[:1]], default=None)
-        return super()._get_local_prefix_cache_hit(request if first is None else PrefixLimit(request, first))
+        ends = [*unread, *self._unread_tokens(request.request_id)[:1]]
+        given = [] if max_cache_hit_length is None else [max_cache_hit_length]
+        limit = min([*ends, *given], default=None)
+        if takes_limit():
+            return super()._get_local_prefix_cache_hit(request, limit)
+        return super()._get_local_prefix_cache_hit(request if limit is None else PrefixLimit(request, limit))
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, Any]:
         """Keep what was read, then go on as vLLM does."""
-        self._take(getattr(model_runner_output, ATTRIBUTE, None) or Findings())
+        self._take(getattr(model_runner_output, ATTRIBUTE, None) or Findings(), scheduler_output)
         return super().update_from_output(scheduler_output, model_runner_output)

@@ -12,7 +12,8 @@ from anydepth.extras import require
 from anydepth.vllm.engine.admission import open_admission
 from anydepth.vllm.engine.answer_report import answer_report
 from anydepth.vllm.engine.check_requests import is_check_request, make_checks
-from anydepth.vllm.engine.guarded_request import GuardedRequest, RequestStage
+from anydepth.vllm.engine.core_outputs import FinishReason, core_output, outputs_of
+from anydepth.vllm.engine.guarded_request import GuardedRequest, NextStep, RequestStage
 from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.engine.positions import Place, end_places
 from anydepth.vllm.engine.reading_scheduler import ReadingScheduler
@@ -21,7 +22,6 @@ from anydepth.vllm.wire import Findings
 
 logger = logging.getLogger("vllm.anydepth")
 
-_engine: Any = require("vllm.v1.engine", extra="vllm")
 Status: Any = require("vllm.v1.request", extra="vllm").RequestStatus
 
 
@@ -31,6 +31,11 @@ class GuardedScheduler(ReadingScheduler):
     A check rides in the decode step: the header is scheduled as draft tokens behind the last token. Where none can
     ride, the request leaves vLLM's queues until its check requests have answered. A request with a check due never
     decodes without it, so that nothing has to be caught up with.
+
+    With asynchronous scheduling a step is scheduled while the one before it runs. A check then rides at the depth that
+    the answer will have, and the step after it is scheduled before the verdict is known: one token more is decoded, and
+    never released if the verdict halts. A request sits a step out if a second check would be due before the verdict of
+    the first, or if it has ended.
     """
 
     collects = False
@@ -54,7 +59,7 @@ class GuardedScheduler(ReadingScheduler):
             guarded = self._admission.admit(request)
         except AnydepthError as error:
             reason = stop_reason(refusal_report(error))
-            self._refused.append((request.client_index, _output(request, _engine.FinishReason.STOP, reason)))
+            self._refused.append((request.client_index, core_output(request, FinishReason.STOP, reason)))
             return
         super().add_request(request)
         if guarded is not None:
@@ -86,14 +91,18 @@ class GuardedScheduler(ReadingScheduler):
         order = {request.request_id: place for place, request in enumerate(self.running)}
         if riders:
             self.running.sort(key=lambda request: request.request_id not in first)
+        for guarded in riders:
+            guarded.request.max_tokens += 1  # vLLM sees no need for a step behind the last token
         output = super().schedule(*args, **kwargs)
+        for guarded in riders:
+            guarded.request.max_tokens -= 1
         if riders:
             self.running.sort(key=lambda request: order.get(request.request_id, len(order)))
-            self._take_back(riders, output)
+            self._see_off(riders, output)
         return output
 
     def _add_headers(self) -> list[GuardedRequest]:
-        """Put the header behind requests with a check due; those that the budget has no room for sit the step out."""
+        """Put the header behind requests whose check is due; those that must not go on without it sit the step out."""
         for guarded in list(self._guarded.values()):
             if guarded.stage is RequestStage.DUE and not guarded.held and guarded.request.status == Status.PREEMPTED:
                 self._attend(guarded, apart=True)  # it would be resumed with the token after the check
@@ -102,34 +111,50 @@ class GuardedScheduler(ReadingScheduler):
         budget = min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
         for request in self.running:
             guarded = self._guarded.get(request.request_id)
-            if guarded is None or guarded.stage is not RequestStage.DUE or not guarded.decodes:
+            step = NextStep.DECODE if guarded is None else guarded.next_step
+            if guarded is None or step is NextStep.DECODE:
                 continue
-            due = guarded.feed.due or 0
-            if due != guarded.depth:  # cannot be: the last resort, so that it could never go unseen
-                guarded.feed.answer(due, CheckError(f"overdue: the answer is at depth {guarded.depth}"))
+            if step is NextStep.OVERDUE:  # cannot be: the last resort, so that it could never go unseen
+                error = CheckError(f"overdue: the answer is at depth {guarded.depth_soon}")
+                guarded.feed.answer(guarded.feed.due or 0, error)
                 continue
-            if content and request.num_computed_tokens == request.num_tokens:
+            if step is NextStep.SIT_OUT or not self.setup.reads:
+                self._sit_out(request)
+                continue
+            if content and request.num_computed_tokens == guarded.known_soon:
                 request.num_computed_tokens -= 1  # the last token's state is read too: it is computed again
-            need = request.num_tokens + len(header) - request.num_computed_tokens
+            need = guarded.known_soon + len(header) - request.num_computed_tokens
             if need > budget:
-                request.next_decode_eligible_step = self.current_step + 2  # the step after the one that comes now
+                self._sit_out(request)
                 continue
             budget -= need
             request.spec_token_ids = list(header)
-            guarded.pending = [PendingCheck(due, request, end_places(request.num_tokens, self.setup.reads))]
+            places = end_places(guarded.known_soon, self.setup.reads)
+            guarded.pending = [PendingCheck(guarded.depth_soon, request, places)]
             riders.append(guarded)
         return riders
 
-    def _take_back(self, riders: list[GuardedRequest], output: Any) -> None:
-        """Take back the checks that do not ride: requests were preempted, or the budget was smaller after all."""
+    def _sit_out(self, request: Any) -> None:
+        """Leave a request out of the step that is scheduled next."""
+        request.next_decode_eligible_step = self.current_step + 2
+
+    def _see_off(self, riders: list[GuardedRequest], output: Any) -> None:
+        """Note in which step the checks ride, and take the header off again: no token of it is ever accepted.
+
+        A check whose request was not scheduled after all, because it was preempted for one, is taken back.
+        """
         header = list(self.setup.header_ids)
         for guarded in riders:
-            request, due = guarded.request, guarded.feed.due or 0
+            request, (check,) = guarded.request, guarded.pending
             if request.request_id not in output.num_scheduled_tokens:
                 guarded.pending, request.spec_token_ids = [], []
-            elif output.scheduled_spec_decode_tokens.get(request.request_id) != header:
-                guarded.pending = []
-                guarded.feed.answer(due, CheckError("the header was cut short"))
+                continue
+            check.step = output
+            drafts = output.scheduled_spec_decode_tokens.get(request.request_id, [])
+            if drafts != header:
+                check.failure = "the header was cut short"
+            request.num_computed_tokens -= len(drafts)
+            request.num_output_placeholders -= len(drafts)
 
     def get_grammar_bitmask(self, scheduler_output: Any) -> Any:
         """Masks for the tokens that are sampled: none for the header, none for answers that have ended."""
@@ -142,7 +167,8 @@ class GuardedScheduler(ReadingScheduler):
     def _unread(self, request_id: str) -> Iterable[Place]:
         guarded = self._guarded.get(request_id) or self._check_requests.get(request_id)
         pending = [] if guarded is None else guarded.pending
-        return [place for check in pending if check.request.request_id == request_id for place in check.unread]
+        own = [check for check in pending if check.request.request_id == request_id and check.step is None]
+        return [place for check in own for place in check.unread]
 
     def _unread_tokens(self, request_id: str) -> range:
         guarded = self._guarded.get(request_id) or self._check_requests.get(request_id)
@@ -155,13 +181,14 @@ class GuardedScheduler(ReadingScheduler):
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, Any]:
         """Bring the scores to the flows, then the tokens; send what was released."""
         touched = [g for each in scheduler_output.num_scheduled_tokens if (g := self._guarded.get(each))]
+        scheduler_output.scheduled_spec_decode_tokens = {}  # `_see_off` has taken the headers off already
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         touched += self._hold_back(outputs)
         for guarded in dict.fromkeys(touched):
             self._attend(guarded)
             self._send(guarded, outputs)
         for client, output in self._refused:
-            _outputs_of(outputs, client).append(output)
+            outputs_of(outputs, client).append(output)
         self._refused.clear()
         return {
             client: each
@@ -169,15 +196,16 @@ class GuardedScheduler(ReadingScheduler):
             if each.outputs or each.scheduler_stats or each.finished_requests
         }
 
-    def _take(self, findings: Findings) -> None:
-        for name, found in findings.spans.items():
-            if reader := self._guarded.get(name) or self._check_requests.get(name):
-                reader.tokens.add(*found)
+    def _take(self, findings: Findings, step: Any) -> None:
+        for name, (first, found) in findings.spans.items():
+            if reader := self._guarded.get(name) or self._check_requests.get(name):  # no token that never came
+                reader.tokens.add(first, found[: max(0, reader.request.num_tokens - first)])
         for guarded in self._guarded.values():
             for check in guarded.pending:
                 check.take(findings.states)
-                # What rode is over with this step; depth 0 may be read in several, until the prompt is computed.
-                if check.request is guarded.request and (guarded.request.num_output_tokens or not check.unread):
+                # What rode is over with its step; depth 0 may be read in several, until the prompt is computed.
+                rode = check.step is step
+                if rode or (check.request is guarded.request and check.step is None and not check.unread):
                     guarded.conclude(guarded.request.request_id, self.setup)
             guarded.forget(self.setup.longest_mean)
 
@@ -191,20 +219,24 @@ class GuardedScheduler(ReadingScheduler):
             if name in self._check_requests and not stopped and self.setup.decided(request.output_token_ids):
                 request.status, stopped = Status.FINISHED_STOPPED, True
             return new_token_ids, stopped
-        feed = guarded.feed
-        if guarded.pending:  # the prompt is computed, and depth 0 was not read
+        feed, status = guarded.feed, request.status
+        if any(check.step is None for check in guarded.pending):  # the prompt is computed, and depth 0 was not read
             guarded.conclude(name, self.setup)
-        if feed.over:
-            return [], self._end(guarded)
-        if guarded.ending is not None:
-            return [], False  # sampled behind the end of the answer: never part of it
+        if feed.over or guarded.ending is not None:  # sampled while the answer was checked, or behind its end
+            if feed.halted and guarded.ending is None:
+                feed.withheld += max(len(new_token_ids), request.num_output_placeholders)
+            if not is_stale:
+                request.num_output_placeholders -= len(new_token_ids)
+            return [], self._end(guarded) if feed.over else False
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if stopped:
             guarded.ending = (request.status, request.stop_reason)
             length = request.status == Status.FINISHED_LENGTH_CAPPED
-            request.status, request.stop_reason = Status.RUNNING, None
+            request.status, request.stop_reason = status, None
             feed.push(new_token_ids, "length" if length else "stop")
             guarded.take_off_end(self.hash_block_size)
+            if not feed.over and guarded.drop_ahead():
+                self._sit_out(request)  # until the worker has dropped it, too
         else:
             feed.push(new_token_ids)
         return new_token_ids, self._end(guarded) if feed.over else False
@@ -238,7 +270,7 @@ class GuardedScheduler(ReadingScheduler):
                     if finish is not None and not guarded.feed.over:  # vLLM gave it up
                         del self._guarded[name]
                         guarded.feed.broken("error")
-                        kept.append(_output(guarded.request, finish, output.stop_reason))
+                        kept.append(core_output(guarded.request, finish, output.stop_reason))
                 else:
                     kept.append(output)
             each.outputs = kept
@@ -293,14 +325,14 @@ class GuardedScheduler(ReadingScheduler):
         fields = guarded.output.take(len(tokens))
         if feed.over:
             if not request.is_finished():
+                queue = request.status
                 self._end(guarded)
-                status, reason = request.status, request.stop_reason
-                request.status = Status.PREEMPTED if guarded.held else Status.RUNNING
+                status, request.status = request.status, queue
                 super().finish_requests(request.request_id, status)
             finish, reason = request.get_finished_reason(), request.stop_reason
             fields["kv_transfer_params"] = {KEY: self._report(guarded)}
             del self._guarded[request.request_id]
-        _outputs_of(outputs, request.client_index).append(_output(request, finish, reason, tokens, **fields))
+        outputs_of(outputs, request.client_index).append(core_output(request, finish, reason, tokens, **fields))
 
     def shutdown(self) -> None:
         """Close the accounts of answers that are under way, then the audit trail."""
@@ -309,15 +341,3 @@ class GuardedScheduler(ReadingScheduler):
         self._guarded.clear()
         self._admission.audit.close()
         super().shutdown()
-
-    def make_spec_decoding_stats(self, *args: Any, **kwargs: Any) -> None:
-        """The header is no speculation: none of it counts in vLLM's figures."""
-
-
-def _output(request: Any, finish: Any, reason: Any, tokens: list[int] | None = None, **fields: Any) -> Any:
-    fields |= {"finish_reason": finish, "stop_reason": reason}
-    return _engine.EngineCoreOutput(request_id=request.request_id, new_token_ids=tokens or [], **fields)
-
-
-def _outputs_of(outputs: dict[int, Any], client: int) -> list[Any]:
-    return outputs.setdefault(client, _engine.EngineCoreOutputs(outputs=[])).outputs

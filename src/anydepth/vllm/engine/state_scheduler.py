@@ -68,7 +68,7 @@ class StateScheduler(ReadingScheduler):
         wanted = self._wanted.get(request_id)
         return range(0) if wanted is None else range(wanted.sums.next, wanted.sums.end)
 
-    def _take(self, findings: Findings) -> None:
+    def _take(self, findings: Findings, step: Any) -> None:
         """Keep what a step has found; write the file of each request that is complete."""
         for (request_id, position, site), state in findings.states.items():
             if request_id in self._wanted:

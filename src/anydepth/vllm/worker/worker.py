@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from anydepth.errors import ConfigError
 from anydepth.extras import require
-from anydepth.patches import MODEL_RUNNER
+from anydepth.patches import MODEL_RUNNER, SECOND_MODEL_RUNNER
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.versions import check_version
-from anydepth.vllm.worker.runner import GuardedRunner, RunnerState
+from anydepth.vllm.worker.runner import GuardedRunner
+from anydepth.vllm.worker.runner_state import RunnerState
+from anydepth.vllm.worker.second_runner import SecondGuardedRunner
 
 _WORKERS = {
     "cpu": ("vllm.v1.worker.cpu_worker", "CPUWorker"),
@@ -26,16 +27,20 @@ class GuardedWorker(_platform_worker()):
     """Give it to vLLM as `worker_cls`."""
 
     def init_device(self) -> None:
-        """Make the model runner a guarded one; vLLM has no setting for its class."""
+        """Make the model runner, the first or the second one, a guarded one; vLLM has no setting for its class."""
         check_version()
-        if self.vllm_config.use_v2_model_runner:
-            raise ConfigError("vLLM would use its second model runner; set VLLM_USE_V2_MODEL_RUNNER=0")
         super().init_device()
         runner = self.model_runner
         runner.anydepth = RunnerState(Setup.of(self.vllm_config))
-        guarded = type(f"Guarded{type(runner).__name__}", (GuardedRunner, type(runner)), {})
-        MODEL_RUNNER.check()
-        MODEL_RUNNER.replace(runner, "__class__", guarded)
+        second = self.vllm_config.use_v2_model_runner
+        ours: Any = SecondGuardedRunner if second else GuardedRunner
+        guarded = type(f"Guarded{type(runner).__name__}", (ours, type(runner)), {})
+        if second:
+            SECOND_MODEL_RUNNER.check()
+            SECOND_MODEL_RUNNER.replace(runner, "__class__", guarded)
+        else:
+            MODEL_RUNNER.check()
+            MODEL_RUNNER.replace(runner, "__class__", guarded)
 
     def compile_or_warm_up_model(self) -> Any:
         """Try hooks once, at the end of vLLM's start, in the pass that it makes for idle engines."""
