@@ -89,6 +89,7 @@ class TransformersBackend(Passes):
         if asked := options.get("min_new_tokens", self.model.generation_config.min_new_tokens):
             options |= {"min_new_tokens": None, "min_length": length + asked}
         budget = self.budget(length, max_new_tokens)
+        self._allow_batch(prompts, length + budget)
         with self.lock:  # seeding it passes through the random state that a window of another thread may be using
             try_options(self.model, self.inputs.cache_name, options)
             return TransformersSession(self, prompts, budget=budget, seed=seed, options=options)
@@ -110,8 +111,20 @@ class TransformersBackend(Passes):
         """
         if not all(answers):
             raise PromptError("an answer to replay is empty; leave it out")
-        self.budget(max(len(prompt.ids) for prompt in prompts), 1, max(map(len, answers)))
+        length, longest = max(len(prompt.ids) for prompt in prompts), max(map(len, answers))
+        self.budget(length, 1, longest)
+        self._allow_batch(prompts, length + longest)
         return ReplaySession(self, prompts, answers, stopped, eos=eos)
+
+    def _allow_batch(self, prompts: Sequence[Prompt], length: int) -> None:
+        """Refuse rows of different lengths where the longest decides on the position factors of all."""
+        mixed = len({len(prompt.ids) for prompt in prompts}) > 1
+        if mixed and self.inputs.starts_anew(1, length + len(self.header.ids) + len(self.header.answer_ids)):
+            raise UnsupportedModel(
+                f"{self.identity.name} cannot answer prompts of different lengths in one batch beyond "
+                f"{self.inputs.switches_at} tokens, since position factors change there for all rows at once; give "
+                "one prompt at a time, or a smaller max_new_tokens"
+            )
 
     def unguarded(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
@@ -144,14 +157,27 @@ class TransformersBackend(Passes):
             return packed.read_batch(self, answers, tuple(sites), tokens=tokens, suffix=suffix)
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `anydepth inspect`: blocks, default site, how each cache layer is forked, whether packing works."""
-        reason, kinds = packed.refusal(self), fork_kinds(self.new_cache(32, {}))
-        return {
-            "layers": len(find_blocks(self.model)),
+        """Facts for `anydepth inspect`: blocks, default site, how each cache layer is forked, whether packing works.
+
+        What does not work has its reason beside it, under `site_reason`, `cache_reason` and `packed_reason`.
+        """
+        facts: dict[str, Any] = {
+            "layers": self.identity.num_layers,
             "hidden_size": self.identity.hidden_size,
-            "default_site": str(default_site(self.model)),
             "context_length": self.context_length,
-            "cache": [{"layer": layer, "fork": kind, "count": count} for layer, kind, count in kinds],
-            "packed": reason is None,
-            "packed_reason": reason,
+            "default_site": None,
+            "site_reason": None,
+            "cache": [],
+            "cache_reason": None,
         }
+        try:
+            facts |= {"default_site": str(default_site(self.model)), "layers": len(find_blocks(self.model))}
+        except UnsupportedModel as error:
+            facts["site_reason"] = str(error)
+        try:
+            kinds = fork_kinds(self.new_cache(32, {}))
+            facts["cache"] = [{"layer": layer, "fork": kind, "count": count} for layer, kind, count in kinds]
+        except UnsupportedModel as error:
+            facts["cache_reason"] = str(error)
+        reason = packed.refusal(self)
+        return facts | {"packed": reason is None, "packed_reason": reason}

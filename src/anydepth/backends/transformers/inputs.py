@@ -10,11 +10,11 @@ import transformers
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 
 from anydepth.backends.transformers.blocks import text_config
-from anydepth.backends.transformers.handover import hands_over
+from anydepth.backends.transformers.handover import hands_over, hands_positions
 from anydepth.errors import UnsupportedModel
 
 # What `forward` calls its cache. Since Transformers 5.24 it is `cache` for all models; before, one of the others.
-_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 class ForwardInputs:
@@ -25,12 +25,13 @@ class ForwardInputs:
     Attributes:
         cache_name: What `forward` and `generate` call the cache.
         takes_positions: Whether `forward` takes the positions of the new tokens.
+        counts_padding: Whether `generate` leaves the positions of a padded text to `forward`, which counts the padding.
         keeps_logits: Whether `forward` can leave out the logits that nobody needs.
     """
 
     def __init__(self, model: Any) -> None:
         names = inspect.signature(model.forward).parameters
-        cache_name = next((name for name in _CACHE_NAMES if name in names), None)
+        cache_name = next((name for name in CACHE_NAMES if name in names), None)
         if cache_name is None:
             raise UnsupportedModel(
                 f"{type(model).__name__} keeps its state outside of a Transformers Cache, so it cannot be forked; "
@@ -46,6 +47,7 @@ class ForwardInputs:
             )
         self._model, self.cache_name = model, cache_name
         self.takes_positions = "position_ids" in names
+        self.counts_padding = self.takes_positions and not hands_positions(model, cache_name)
         self.keeps_logits = "logits_to_keep" in names
 
     @cached_property
@@ -57,6 +59,35 @@ class ForwardInputs:
         layers = self._cache().layers
         return self.cache_name != "cache_params" and any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
+    @cached_property
+    def switches_at(self) -> int | None:
+        """Number of tokens beyond which a text has other position factors from its first token on (longrope).
+
+        States of a shorter text are of no use to a longer one there: `generate` runs such a text anew. None for other
+        models.
+        """
+        config = text_config(self._model)
+        rope = getattr(config, "rope_parameters", None) or {}
+        for each in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+            if each.get("rope_type") == "longrope":
+                return each.get("original_max_position_embeddings") or config.original_max_position_embeddings
+        return None
+
+    def starts_anew(self, cached: int, length: int) -> bool:
+        """True if a text of `length` tokens cannot be continued from the states of its first `cached` ones."""
+        return self.switches_at is not None and 0 < cached <= self.switches_at < length
+
+    @cached_property
+    def masks_by_index(self) -> bool:
+        """True if a layer masks by the index of a key, and not with the mask it is given (GPT-Neo's local attention).
+
+        Such a layer holds a square of booleans that hides more than what comes later.
+        """
+        squares = [each for each in self._model.buffers() if each.dtype == torch.bool and each.ndim >= 2]
+        return any(
+            each.shape[-1] == each.shape[-2] and not torch.equal(each, torch.ones_like(each).tril()) for each in squares
+        )
+
     def build(self, ids: torch.Tensor, cache: Cache | None, mask: torch.Tensor) -> dict[str, Any]:
         """Arguments for the new tokens `ids` `[b, t]`; `mask` `[b, cached + t]` marks what is no padding."""
         new = ids.shape[1]
@@ -64,7 +95,7 @@ class ForwardInputs:
         # No mask where there is no padding: attention then takes its faster path, as `generate` does.
         if not bool(mask.all()):
             arguments["attention_mask"] = mask if self.slices_history else mask[:, -new:]
-        if self.takes_positions:
+        if self.takes_positions and not self.counts_padding:
             arguments["position_ids"] = (mask.cumsum(-1)[:, -new:] - 1).clamp(min=0)
         return arguments
 
