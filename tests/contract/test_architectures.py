@@ -15,6 +15,9 @@ from anydepth.backends.transformers.identity import identify
 from anydepth.backends.transformers.read import read
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import UnsupportedModel
+from anydepth.probes.states.collect import collect_into
+from anydepth.probes.states.plan import CollectPlan
+from anydepth.probes.states.sites import sites_for
 from tests import tiny
 from tests.contract.contract import (
     GREEDY,
@@ -28,7 +31,8 @@ from tests.contract.contract import (
     watcher_for,
 )
 from tests.contract.test_inside_prefill import probe_of
-from tests.contract.test_prove import GEMMA, SHARED, TWO_KINDS, backend_of
+from tests.contract.test_prove import GEMMA, SHARED, TWO_KINDS, backend_of, recurrent_gemma
+from tests.conversations import conversations
 
 SWITCH = 40
 ROPE = {
@@ -244,3 +248,39 @@ def test_a_model_without_one_width_is_refused_by_name() -> None:
     parts = {f"{part}_config": dict(sizes) for part in ("patcher", "encoder", "decoder", "global")}
     with pytest.raises(UnsupportedModel, match=r"BltForCausalLM has no .*hidden_size.* in its configuration.*a server"):
         backend_of("BltConfig", "BltForCausalLM", **options, **parts)
+
+
+def test_the_self_test_says_what_works_and_how_well() -> None:
+    tests = {each["check"]: each for each in backend_of("LlamaConfig", "LlamaForCausalLM", **tiny._SMALL).self_test()}
+    assert [*tests] == ["state", "packed", "look-ahead"] and all(each["works"] for each in tests.values())
+    assert tests["state"]["detail"].startswith("at 3.input_layernorm@3: two readings differ by 0.0e+00, a fork and the")
+    assert tests["packed"]["detail"].startswith("off by ")
+    rope = {"vocab_size": 256, "hidden_size": 32, "n_layer": 4, "n_head": 4}
+    tests = {each["check"]: each for each in backend_of("BloomConfig", "BloomForCausalLM", **rope).self_test()}
+    assert tests["state"]["works"] and not tests["packed"]["works"] and "ValueError" in tests["packed"]["detail"]
+    options = {**tiny._SMALL, "num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "block_size": 16}
+    layers = ["linear_attention", "full_attention"] * 2
+    mini = backend_of("MiniMaxConfig", "MiniMaxForCausalLM", **options, layer_types=layers)
+    tests = mini.self_test()
+    assert not any(each["works"] for each in tests) and "MiniMax uses cache" in tests[0]["detail"]
+
+
+def test_collecting_is_refused_where_a_check_changes_the_answer(tmp_path: Any) -> None:
+    backend = recurrent_gemma()
+    plan = CollectPlan(sites_for(backend))
+    with pytest.raises(UnsupportedModel, match="changes the answer's own cache"):
+        collect_into(tmp_path / "store", backend, conversations(1), plan)
+
+
+def test_collecting_reads_by_forks_where_a_packed_pass_gives_other_states(tmp_path: Any) -> None:
+    options = {"vocab_size": 256, "d_model": 32, "n_heads": 4, "n_layers": 4, "max_seq_len": 512}
+    backend = backend_of("MptConfig", "MptForCausalLM", **options)
+    backend.model.generation_config.use_cache = True
+    _, report = collect_into(tmp_path / "store", backend, conversations(1), CollectPlan(sites_for(backend)))
+    assert report.answers == 1 and "differ from a fork's" in (report.by_forks or "")
+
+
+def test_default_blocks_to_collect_are_those_that_run_on_every_token() -> None:
+    backend = backend_of("Gemma4TextConfig", "Gemma4ForCausalLM", **SHARED, **GEMMA, **TWO_KINDS)
+    assert backend.describe()["readable_layers"] == 2
+    assert sites_for(backend) == (Site(1),)

@@ -74,14 +74,21 @@ def find_module(model: nn.Module, site: Site) -> nn.Module:
 def default_site(model: nn.Module) -> Site:
     """The paper's kind of site at two thirds of the depth; the block output where no module stands before attention.
 
-    Blocks that take their keys and values from lower ones are left out: `generate` of Gemma 4 runs them on the last
-    token of the prompt only, so they have no state of the header there. Then it is the highest block below them.
+    Where the upper blocks run on some tokens only (`readable_blocks`), it is at most the highest block below them.
     """
     blocks = find_blocks(model)
-    own = len(blocks) - (getattr(text_config(model), "num_kv_shared_layers", None) or 0)
-    block = min(max(1, round(len(blocks) * 2 / 3)), max(own, 1) - 1)
+    block = min(max(1, round(len(blocks) * 2 / 3)), max(readable_blocks(model), 1) - 1)
     modules = dict(blocks[block].named_children())
     for name in _BEFORE_ATTENTION:
         if name in modules and not isinstance(modules[name], nn.ModuleList):  # a list is not called itself
             return Site(block, name)
     return Site(max(block - 1, 0), "output")
+
+
+def readable_blocks(model: nn.Module) -> int:
+    """How many blocks, from the first on, run on every token: a site in a later one has no state of some tokens.
+
+    Blocks that take their keys and values from lower ones are not counted: `generate` of Gemma 4 runs them on the last
+    token of the prompt only, so that there is no state of the header at depth 0.
+    """
+    return len(find_blocks(model)) - (getattr(text_config(model), "num_kv_shared_layers", None) or 0)

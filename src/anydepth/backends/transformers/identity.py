@@ -25,8 +25,8 @@ def identify(model: Any) -> ModelIdentity:
     config = text_config(model)
     if lacking := [name for name in _SHAPE if not hasattr(config, name)]:
         raise UnsupportedModel(
-            f"{type(model).__name__} has no {', '.join(lacking)} in its configuration, so it is no stack of blocks that "
-            "could be read; guard it through a server with a look-ahead detector"
+            f"{type(model).__name__} has no {', '.join(lacking)} in its configuration, so it is no stack of blocks "
+            "that could be read; guard it through a server with a look-ahead detector"
         )
     shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)
     digest = hashlib.sha256(repr(shape).encode())
