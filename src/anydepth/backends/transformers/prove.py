@@ -116,7 +116,7 @@ def _use(session: TransformersSession, needs: frozenset[Capability], reads: tupl
 def _try_packing(
     passes: Passes, prompt: Prompt, answer: tuple[int, ...], reads: tuple[Read, ...], forked: np.ndarray
 ) -> float | str:
-    """How far a packed pass is off the states of the forks, float32 `[2, reads, hidden_size]`; why, if it is too far."""
+    """How far a packed pass is off the states of the forks, float32 `[2, reads, hidden_size]`; or why it fails."""
     tokens = sorted({read.token for read in reads})
     finished = FinishedAnswer(prompt, answer, (0, len(answer)))
     try:

@@ -15,7 +15,7 @@ def default_layers(blocks: int) -> tuple[int, ...]:
 
 
 def sites_for(backend: Reader, layers: Sequence[int | str] | None = None) -> tuple[Site, ...]:
-    """Where to read at `layers`, by default `default_layers` of the blocks that can be read, in the order of the blocks.
+    """Where to read at `layers`, by default `default_layers` of those that can be read, in the order of the blocks.
 
     A number is a block, at the module that probes of this model read by default; text is a site, e.g. `15.self_attn`.
 
