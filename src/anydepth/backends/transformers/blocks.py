@@ -42,10 +42,10 @@ def _language_parts(model: nn.Module) -> Iterator[nn.Module]:
 
     A tower for images or sound may have as many blocks as the language model.
     """
-    if hasattr(model, "get_decoder"):
-        part = model.get_decoder()
-        if isinstance(part, nn.Module):
-            yield part
+    find = getattr(model, "get_decoder", None)  # of the library's models, not of every module
+    part = find() if callable(find) else None
+    if isinstance(part, nn.Module):
+        yield part
     yield model
 
 

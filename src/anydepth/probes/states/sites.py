@@ -1,6 +1,7 @@
 """Choose where to read a model: the blocks around its upper middle, where published probes stand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from anydepth.backends.protocol import Reader, Site
 from anydepth.errors import UnsupportedModel
@@ -24,7 +25,7 @@ def sites_for(backend: Reader, layers: Sequence[int | str] | None = None) -> tup
         ConfigError: A text is not of the form BLOCK.MODULE.
     """
     describe = getattr(backend, "describe", None)
-    facts = describe() if describe else {"default_site": str(Site(0))}
+    facts: Mapping[str, Any] = describe() if describe else {"default_site": str(Site(0))}
     if facts["default_site"] is None:
         raise UnsupportedModel(facts["site_reason"])
     module = Site.parse(facts["default_site"]).module
