@@ -38,7 +38,7 @@ def recurrent_gemma() -> TransformersBackend:
 @pytest.mark.parametrize("detector", ["probe", "rethink"])
 def test_a_model_whose_state_a_check_changes(detector: str) -> None:
     backend = recurrent_gemma()
-    with pytest.raises(UnsupportedModel, match=r"changes the answer's own cache.*guard it through a server"):
+    with pytest.raises(UnsupportedModel, match=r"changes the answer's own cache.*take a model that passes"):
         Guard.from_backend(backend, probe_of(backend) if detector == "probe" else Rethink())
 
 
@@ -54,6 +54,8 @@ def test_a_model_that_reads_in_both_directions() -> None:
     backend = backend_of("BertConfig", "BertLMHeadModel", **options)
     with pytest.raises(UnsupportedModel, match=r"another state than the text has"):
         Guard.from_backend(backend, probe_of(backend))
+    with pytest.raises(UnsupportedModel, match=r"other probabilities than the text gives.*anydepth inspect"):
+        Guard.from_backend(backend, Rethink())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from anydepth.backends.protocol import Capability, FinishedAnswer, Read, Site
 from anydepth.backends.transformers import packed
-from anydepth.backends.transformers.blocks import default_site, find_blocks, find_module, readable_blocks
+from anydepth.backends.transformers.blocks import NOT_HERE, default_site, find_blocks, find_module, readable_blocks
 from anydepth.backends.transformers.fork import fork_kinds
 from anydepth.backends.transformers.generation_options import vet_options
 from anydepth.backends.transformers.handover import try_options
@@ -72,7 +72,7 @@ class TransformersBackend(Passes):
         try:
             self._try(*wanted)
         except UnsupportedModel as error:
-            remedy = "guard it through a server of its own, with a look-ahead detector"
+            remedy = NOT_HERE
             if (kind := self.model.generation_config.cache_implementation) is not None:
                 remedy = f"take cache_implementation ({kind}) out of the model's generation config, or {remedy}"
             if reads:

@@ -12,6 +12,12 @@ from anydepth.errors import UnsupportedModel
 DEFAULT_MODULE = "input_layernorm"
 _BEFORE_ATTENTION = (DEFAULT_MODULE, "attn_hyper_connection")  # the second makes one state of a block's several streams
 
+NOT_HERE = (
+    "it cannot be guarded in this process: take a model that passes `anydepth inspect MODEL --prove`, or, unless this "
+    "one is recurrent, try vLLM (`anydepth serve --engine vllm`)"
+)
+"""What is left for a model on which no kind of check works."""
+
 # Every check looks the blocks up, and a walk over all modules would cost a good part of a small model's decode step.
 _FOUND: WeakKeyDictionary[nn.Module, nn.ModuleList] = WeakKeyDictionary()
 

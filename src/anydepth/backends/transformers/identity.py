@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from anydepth.backends.protocol import ModelIdentity
-from anydepth.backends.transformers.blocks import find_blocks, text_config
+from anydepth.backends.transformers.blocks import NOT_HERE, find_blocks, text_config
 from anydepth.errors import UnsupportedModel
 
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -26,7 +26,7 @@ def identify(model: Any) -> ModelIdentity:
     if lacking := [name for name in _SHAPE if not hasattr(config, name)]:
         raise UnsupportedModel(
             f"{type(model).__name__} has no {', '.join(lacking)} in its configuration, so it is no stack of blocks "
-            "that could be read; guard it through a server with a look-ahead detector"
+            f"that could be read; {NOT_HERE}"
         )
     shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)
     digest = hashlib.sha256(repr(shape).encode())

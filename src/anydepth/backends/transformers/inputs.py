@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 
-from anydepth.backends.transformers.blocks import text_config
+from anydepth.backends.transformers.blocks import NOT_HERE, text_config
 from anydepth.backends.transformers.handover import hands_over, hands_positions
 from anydepth.errors import UnsupportedModel
 
@@ -35,7 +35,7 @@ class ForwardInputs:
         if cache_name is None:
             raise UnsupportedModel(
                 f"{type(model).__name__} keeps its state outside of a Transformers Cache, so it cannot be forked; "
-                "guard it through a server with a look-ahead detector"
+                f"{NOT_HERE}"
             )
         # The name alone will not do: XLM has a `cache`, and its `generate` adds a token to every text; a model whose
         # code is not the library's may still say `past_key_values` where the library hands over a `cache`.
@@ -43,7 +43,7 @@ class ForwardInputs:
             raise UnsupportedModel(
                 f"generate() of {type(model).__name__} does not hand the tokens and the cache that it is given on to "
                 f"forward({cache_name}=...) as they are (Transformers {transformers.__version__}), so its answers "
-                "cannot be forked; guard it through a server with a look-ahead detector"
+                f"cannot be forked; {NOT_HERE}"
             )
         self._model, self.cache_name = model, cache_name
         self.takes_positions = "position_ids" in names

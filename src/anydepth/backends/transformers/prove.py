@@ -17,6 +17,7 @@ from anydepth.backends.transformers import packed
 from anydepth.backends.transformers.answer_states import AnswerSpan
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.passes import GREEDY, Passes
+from anydepth.backends.transformers.read import to_numpy
 from anydepth.backends.transformers.replay_session import ReplaySession
 from anydepth.backends.transformers.session import TransformersSession
 from anydepth.errors import AnydepthError, UnsupportedModel
@@ -31,16 +32,18 @@ _FLOAT32, _HALF = 0.003, 0.5
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a trial measured: relative differences, each the largest of all reads; None where nothing was compared.
+    """What a trial measured: relative differences, each the largest of all reads.
+
+    Of a detector that reads no state, they are those of the next token's probabilities.
 
     Attributes:
         again: Between two readings of one depth, on two forks.
         whole: Between a fork and a pass over the whole text.
-        packed: Between a packed pass and the forks; None also where the model cannot be read in one.
+        packed: Between a packed pass and the forks; None where no state is read, or not in one pass.
     """
 
     again: float
-    whole: float | None = None
+    whole: float
     packed: float | None = None
 
 
@@ -80,14 +83,16 @@ def _prove(
     with _trial(passes, f"a check at depth {len(answer)}"):
         first, again = (_use(session, needs, reads) for _ in range(2))
     twice = _same(passes, first, again, "a check changes the answer's own cache: two readings of one depth")
-    if not reads:
-        return Trial(twice)
     with _trial(passes, "a pass over the whole text"):
         text = Branch.fresh((*prompt.ids, *answer), passes.model.device)
-        whole = passes.read_header(text, reads, AnswerSpan((len(prompt.ids),)))[0]
-    off = _same(
-        passes, first, whole, "a check reads another state than the text has: a fork and a pass over the whole text"
-    )
+        if reads:
+            whole = passes.read_header(text, reads, AnswerSpan((len(prompt.ids),)))[0]
+        else:
+            whole = np.exp(to_numpy(passes.next_logprobs(text.append(passes.header.ids + passes.header.answer_ids))))
+    what = "another state than the text has" if reads else "other probabilities than the text gives"
+    off = _same(passes, first, whole, f"a check finds {what}: a fork and a pass over the whole text")
+    if not reads:
+        return Trial(twice, off)
     if packed.refusal(passes) is not None:
         return Trial(twice, off)
     found = _try_packing(passes, prompt, answer, reads, np.stack([at_start, first]))
