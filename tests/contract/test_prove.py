@@ -51,7 +51,12 @@ def test_a_model_with_a_cache_of_its_own(detector: str) -> None:
 
 def test_a_model_that_reads_in_both_directions() -> None:
     options = {**SMALL, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
-    backend = backend_of("BertConfig", "BertLMHeadModel", **options)
+    with pytest.raises(UnsupportedModel, match=r"BertLMHeadModel reads a text in both directions.*is_decoder=True"):
+        backend_of("BertConfig", "BertLMHeadModel", **options)
+    backend_of("BertConfig", "BertLMHeadModel", **options, is_decoder=True)
+    small = {name: value for name, value in tiny._SMALL.items() if name != "num_key_value_heads"}
+    backend_of("GPTNeoXConfig", "GPTNeoXForCausalLM", **small, is_decoder=False)  # is causal whatever it says
+    backend = backend_of("RoFormerConfig", "RoFormerForCausalLM", **options)  # which says nothing of its layers
     with pytest.raises(UnsupportedModel, match=r"another state than the text has"):
         Guard.from_backend(backend, probe_of(backend))
     with pytest.raises(UnsupportedModel, match=r"other probabilities than the text gives.*anydepth inspect"):

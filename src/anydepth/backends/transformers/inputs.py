@@ -20,7 +20,8 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 class ForwardInputs:
     """How a model's `forward` takes new tokens: the name of its cache, and how many tokens it takes at once.
 
-    Raises UnsupportedModel for a model whose `forward` takes no Transformers Cache, or does not get it from `generate`.
+    Raises UnsupportedModel for an encoder, and for a model whose `forward` takes no Transformers Cache, or does not get
+    it from `generate`.
 
     Attributes:
         cache_name: What `forward` and `generate` call the cache.
@@ -30,6 +31,11 @@ class ForwardInputs:
     """
 
     def __init__(self, model: Any) -> None:
+        if _is_encoder(model):
+            raise UnsupportedModel(
+                f"{type(model).__name__} reads a text in both directions (is_decoder=False in its config.json), so it "
+                "cannot write an answer token by token; give a checkpoint of a decoder, which has is_decoder=True"
+            )
         names = inspect.signature(model.forward).parameters
         cache_name = next((name for name in CACHE_NAMES if name in names), None)
         if cache_name is None:
@@ -134,3 +140,9 @@ class ForwardInputs:
 
     def _cache(self) -> DynamicCache:
         return DynamicCache(config=text_config(self._model))
+
+
+def _is_encoder(model: Any) -> bool:
+    """True if no layer is causal. The configuration alone will not do: that of GPT-NeoX says is_decoder=False."""
+    causal = [each.is_causal for each in model.modules() if hasattr(each, "is_causal")]
+    return getattr(text_config(model), "is_decoder", None) is False and bool(causal) and not any(causal)

@@ -27,8 +27,6 @@ _KEPT = {"max_new_tokens", "eos_token_id", "pad_token_id", "compile_config", "di
 # where a turn ends.
 GREEDY: Mapping[str, Any] = {name: value for name, value in PLAIN.items() if name not in _KEPT}
 
-_WITH_CACHE = {"return_dict_in_generate": True}
-
 
 class Passes:
     """A causal language model and its tokenizer, and the passes that sessions, scans and trials run on them.
@@ -138,6 +136,7 @@ class Passes:
             The ids that were given and the new ones, `[b, t + new]`, and the cache that holds them all but the last:
             another one than `cache` where the library had to start anew (`ForwardInputs.switches_at`).
         """
+        more = {} if self.inputs.switches_at is None else {"return_dict_in_generate": True}
         with torch.no_grad(), warnings.catch_warnings():
             # A minimum of the whole answer is no mistake in one of its windows.
             warnings.filterwarnings("ignore", message="Unfeasible length constraints")
@@ -146,10 +145,11 @@ class Passes:
                 attention_mask=mask,
                 max_new_tokens=n,
                 stopping_criteria=StoppingCriteriaList([stop]),
-                **{"pad_token_id": self.pad_id, self.inputs.cache_name: cache, **options, **_WITH_CACHE},
+                **{"pad_token_id": self.pad_id, self.inputs.cache_name: cache, **options, **more},
             )
-        kept = next((out[name] for name in CACHE_NAMES if out.get(name) is not None), cache)
-        return out.sequences, kept if self.inputs.switches_at is not None else cache
+        if not more:
+            return out, cache
+        return out.sequences, next(out[name] for name in CACHE_NAMES if out.get(name) is not None)
 
     def read_branch(self, branch: Branch, sites: tuple[Site, ...]) -> dict[Site, torch.Tensor]:
         """States of the tail of every row, `[b, t, hidden_size]` per site; the pass ends at the last site."""
