@@ -62,9 +62,9 @@ What a peculiarity leads to (`tests/contract/test_architectures.py`):
 - **Blocks that share keys and values** (Gemma 4 E2B and E4B). The library runs them on the last token of a prompt
   only. The default site is the highest block below them, and a site in one of them is refused by the trial check.
   Reading there would take another call of the library than an unguarded answer makes.
-- **State outside of the cache** (RecurrentGemma), **caches of the model's own** (MiniMax, xLSTM, DeepSeek-V4,
-  MiniMax-M3 with sparse layers), **forward passes that want the whole text** (CPM-Ant, ProphetNet): refused when the
-  guard is made.
+- **Caches of a model's own**: those of DeepSeek-V4 and of MiniMax-M3's sparse layers are forked.
+- **State outside of the cache** (RecurrentGemma), **a cache that the model makes itself** (MiniMax, xLSTM), **forward
+  passes that want the whole text** (CPM-Ant, ProphetNet): refused when the guard is made.
 - **Layers that run several times** (HRM): no block can be read, and a look-ahead works.
 - **Encoders** (a BERT checkpoint as it is): refused when the model is opened, since they read a text in both
   directions.

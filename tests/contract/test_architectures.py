@@ -148,6 +148,46 @@ def test_the_default_site_of_blocks_with_several_streams() -> None:
     assert largest_difference(backend, prompt, plain, watcher) < TOLERANCE
 
 
+# -- caches of a model's own -------------------------------------------------------------------------------------------
+
+CSA = "compressed_sparse_attention"
+EXPERTS = {"n_routed_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+INDEX = {"index_n_heads": 4, "index_head_dim": 8}
+OWN_CACHES = {
+    "DeepseekV4": {
+        **EXPERTS, **INDEX, "num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 16, "sliding_window": 24,
+        "index_topk": 16, "o_groups": 2, "o_lora_rank": 16, "hc_mult": 2,
+        "layer_types": ["sliding_attention", CSA, "heavily_compressed_attention", CSA],
+        "compress_rates": {CSA: 4, "heavily_compressed_attention": 8},
+    },
+    "MiniMaxM3VL": {
+        **EXPERTS, **INDEX, "head_dim": 8, "dense_intermediate_size": 48, "shared_intermediate_size": 48,
+        "rotary_dim": 4, "index_block_size": 8, "index_topk_blocks": 2,
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+    },
+}  # fmt: skip
+
+
+def with_own_cache(name: str) -> TransformersBackend:
+    config = f"{name}Config" if name == "DeepseekV4" else f"{name}TextConfig"
+    return backend_of(config, f"{name}ForCausalLM", **{**tiny._SMALL, **OWN_CACHES[name]})
+
+
+@pytest.mark.parametrize("name", OWN_CACHES)
+def test_a_cache_of_the_models_own_is_forked(name: str) -> None:
+    backend = with_own_cache(name)
+    layers = {each["layer"] for each in backend.describe()["cache"]}
+    assert any(each.startswith(name) for each in layers)
+    Guard.from_backend(backend, probe_of(backend))
+    prompts = [prompt_of(backend), prompt_of(backend, words=3, prefill=None)]
+    for options in (GREEDY, SAMPLED):
+        (plain,) = backend.unguarded(prompts[:1], max_new_tokens=MAX_NEW_TOKENS, seed=3, **options)
+        watcher = watcher_for(backend)
+        assert run(backend, prompts[:1], watcher, **options)[0] == [plain]
+        assert largest_difference(backend, prompts[0], plain, watcher) < TOLERANCE
+        assert run(backend, prompts[:1], LooksAhead(), **options)[0] == [plain]
+
+
 # -- which list of blocks, and which weights ---------------------------------------------------------------------------
 
 
