@@ -1,0 +1,114 @@
+"""Try both contracts on a tiny random model of every causal language model of Transformers.
+
+`python -m benchmarks.architectures` writes architectures.json beside this file, one entry a shape; `--page` writes the
+table of docs/architectures.md from it. Each shape runs in a process of its own, forked from one that has the libraries.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchmarks.architecture_shapes import VARIANTS, build, model_types
+from tests.contract.architectures import MARK, PAGE
+
+HERE = Path(__file__).resolve().parent
+RECORD = HERE / "architectures.json"
+SECONDS = 90
+"""Processor time that one shape may take, in seconds."""
+
+
+def tried(shape: str) -> dict[str, Any]:
+    """What becomes of one shape, in this process: `outcome`, and what explains it."""
+    from benchmarks.architecture_trial import trial
+
+    try:
+        model = build(shape)
+    except Exception as error:  # the library's constructor, on a configuration that was guessed
+        return {"outcome": "not built", "note": f"{type(error).__name__}: {error}"}
+    try:
+        return trial(model)
+    except Exception as error:
+        where = [f"{each.filename}:{each.lineno}" for each in traceback.extract_tb(error.__traceback__)][-3:]
+        return {"outcome": "crash", "note": f"{type(error).__name__}: {error}", "where": where}
+
+
+def in_a_process(shape: str, folder: Path) -> dict[str, Any]:
+    """`tried` in a child that is stopped after `SECONDS`."""
+    out = folder / f"{shape.replace('/', '_')}.json"
+    began = time.monotonic()
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        log = os.open(folder / f"{shape}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(log, 1), os.dup2(log, 2)
+        out.write_text(json.dumps(tried(shape)))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    seconds = round(time.monotonic() - began, 1)
+    if status:
+        found = {"outcome": "no result", "note": f"ended with status {status} after {seconds} s"}
+    else:
+        found = json.loads(out.read_text())
+    return {"shape": shape, **found, "seconds": seconds}
+
+
+def page(record: dict[str, Any]) -> str:
+    """The section of docs/architectures.md."""
+    rows = record["shapes"]
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["outcome"]] = counts.get(row["outcome"], 0) + 1
+    told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items(), key=lambda each: -each[1]))
+    lines = [
+        MARK,
+        "",
+        "## Every causal language model of Transformers",
+        "",
+        f"A sweep over {len(rows)} shapes with Transformers {record['transformers']}, float32, on one thread: {told}.",
+        "Tiny models with random weights; prompts and answers of up to about 100 tokens, past every window. A state is",
+        "true if it differs from a full recompute by at most 1e-4 of the state's largest number.",
+        "",
+        "| model type | outcome | scan | default site | note |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        note = " ".join(str(row.get("note", "")).split()).replace("|", "\\|").replace("<", "&lt;")
+        scan = {True: "packed", False: "forks"}.get(row.get("packed"), "")
+        lines.append(f"| {row['shape']} | {row['outcome']} | {scan} | {row.get('site', '')} | {note[:400]} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Sweep the named shapes, or all of them; or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shapes", nargs="*", help="model types or variants; by default all that the record lacks")
+    parser.add_argument("--page", action="store_true", help="write docs/architectures.md from the record, and end")
+    parser.add_argument("--logs", type=Path, default=Path("/tmp/anydepth-architectures"), help="where children write")
+    parser.add_argument("--record", type=Path, default=RECORD)
+    given = parser.parse_args()
+    record = json.loads(given.record.read_text()) if given.record.exists() else {"shapes": []}
+    if given.page:
+        before = PAGE.read_text(encoding="utf-8").partition(MARK)[0].rstrip()
+        PAGE.write_text(f"{before}\n\n{page(record)}", encoding="utf-8")
+        return
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    given.logs.mkdir(parents=True, exist_ok=True)
+    rows = {row["shape"]: row for row in record["shapes"]}
+    for shape in given.shapes or [each for each in (*model_types(), *VARIANTS) if each not in rows]:
+        rows[shape] = in_a_process(shape, given.logs)
+        print(json.dumps(rows[shape])[:300], file=sys.stderr, flush=True)
+        record = {"transformers": transformers.__version__, "shapes": [rows[name] for name in sorted(rows)]}
+        given.record.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
