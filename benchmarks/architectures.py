@@ -58,6 +58,12 @@ def in_a_process(shape: str, folder: Path) -> dict[str, Any]:
     return {"shape": shape, **found, "seconds": seconds}
 
 
+def _not_run(there: set[str]) -> list[str]:
+    """A sentence about the shapes that the record lacks; none if it has them all."""
+    lacking = [shape for shape in (*model_types(), *VARIANTS) if shape not in there]
+    return [f"Not run on this version ({len(lacking)}): {', '.join(lacking)}."] if lacking else []
+
+
 def page(record: dict[str, Any]) -> str:
     """The section of docs/architectures.md."""
     rows = record["shapes"]
@@ -71,8 +77,15 @@ def page(record: dict[str, Any]) -> str:
         "## Every causal language model of Transformers",
         "",
         f"A sweep over {len(rows)} shapes with Transformers {record['transformers']}, float32, on one thread: {told}.",
-        "Tiny models with random weights; prompts and answers of up to about 100 tokens, past every window. A state is",
-        "true if it differs from a full recompute by at most 1e-4 of the state's largest number.",
+        *_not_run({row["shape"] for row in rows}),
+        "",
+        "*Passes*: the guarded answer is that of plain `generate`, alone, in a padded batch and with look-aheads",
+        "in between, and each state differs from that of a pass over the whole text by at most 1e-4 of the state's",
+        "largest number: on forks, and in a packed pass where the column says so. Tiny models with random weights,",
+        "texts of up to 100 tokens, past every window. Where the library gives a padded row other positions than",
+        "the row has alone, the pass over the whole text is padded too. Indexers that pick tokens pick all of them",
+        "here (`index_topk` is larger than the texts): where they leave some out, a recompute of the tiny",
+        "DeepSeek-V3.2 and V4 differed, and the cause was not found.",
         "",
         "| model type | outcome | scan | default site | note |",
         "|---|---|---|---|---|",
