@@ -19,6 +19,9 @@ from tests.contract.contract import (
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 
+MARK = "<!-- the sweep: written by `python -m benchmarks.architectures --page` -->"
+"""What the part of the page begins with that this module does not write."""
+
 HEAD = """\
 # Architectures
 
@@ -45,10 +48,35 @@ The last column names what the family cannot do, or does at a higher price.
 """
 
 FOOT = """
-A family that is not listed works if its cache layers are of a kind in
-`anydepth/backends/transformers/fork.py`; an unknown kind is refused by name. `anydepth inspect MODEL` shows all of this
-for a real model. `tests/contract/test_cache_kinds.py` covers caches of other kinds: a static cache is forked in place
-behind the parent's end, a quantised one is shared.
+A family that is not listed works if its cache layers are of a kind in `anydepth/backends/transformers/fork.py`; an
+unknown kind is refused by name. `anydepth inspect MODEL` shows all of this for a real model, and `anydepth inspect
+MODEL --prove` tries each kind of check on it. `tests/contract/test_cache_kinds.py` covers caches of other kinds: a
+static cache is forked in place behind the parent's end, a quantised one is shared.
+
+What a peculiarity leads to (`tests/contract/test_architectures.py`):
+
+- **Position factors that change with the length** (longrope: Phi-3.5, Phi-4-mini beyond 4,096 tokens). The library
+  runs such a text anew where it passes that length, and leaves the caller's cache behind. The guard goes on with the
+  new cache, runs a check that passes the length over the whole text, and scans longer answers on forks. Prompts of
+  different lengths in one batch are refused if the batch may pass the length.
+- **Blocks that share keys and values** (Gemma 4 E2B and E4B). The library runs them on the last token of a prompt
+  only. The default site is the highest block below them, and a site in one of them is refused by the trial check.
+  Reading there would take another call of the library than an unguarded answer makes.
+- **Caches of a model's own**: those of DeepSeek-V4 and of MiniMax-M3's sparse layers are forked.
+- **State outside of the cache** (RecurrentGemma), **a cache that the model makes itself** (MiniMax, xLSTM), **forward
+  passes that want the whole text** (CPM-Ant, ProphetNet): refused when the guard is made.
+- **Layers that run several times** (HRM): no block can be read, and a look-ahead works.
+- **Encoders** (a BERT checkpoint as it is): refused when the model is opened, since they read a text in both
+  directions.
+- **No `position_ids`, or a mask by index** (BART and its kin, MPT, RoFormer, GPT-Neo, BLOOM): scanned on forks; the
+  scan's notes and `anydepth inspect --prove` say why.
+- **Padding that counts as text** (EXAONE 4.5, HyperCLOVA X Vision): in a batch of prompts of different lengths, the
+  library gives the shorter ones other positions than they have alone. Checks use the positions of the batch.
+- **Models of text and images or sound** are loaded for text, with the tokenizer of their processor.
+
+Quantised weights keep both contracts (`tests/contract/test_quantised.py`, on a CPU): Quanto in 8 and 4 bits, torchao
+in 8 and 4 bits, and GGUF (Q8_0, which the library unpacks when it loads the file). bitsandbytes is in the test, but
+has not been run. A probe that was fitted on the weights before binds, since norms and biases are not quantised.
 """
 
 
@@ -95,7 +123,9 @@ def main() -> None:
             if not keeps_both(backend, options):
                 raise SystemExit(f"{family} breaks the contract with {options}; mend it before writing the page")
         rows.append(row(family, backend))
-    PAGE.write_text(HEAD.format(version=transformers.__version__) + "\n".join(rows) + "\n" + FOOT, encoding="utf-8")
+    sweep = PAGE.read_text(encoding="utf-8").partition(MARK)
+    page = HEAD.format(version=transformers.__version__) + "\n".join(rows) + "\n" + FOOT
+    PAGE.write_text(f"{page}\n{sweep[1]}{sweep[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def recurrent_gemma() -> TransformersBackend:
 @pytest.mark.parametrize("detector", ["probe", "rethink"])
 def test_a_model_whose_state_a_check_changes(detector: str) -> None:
     backend = recurrent_gemma()
-    with pytest.raises(UnsupportedModel, match=r"changes the answer's own cache.*guard it through a server"):
+    with pytest.raises(UnsupportedModel, match=r"changes the answer's own cache.*take a model that passes"):
         Guard.from_backend(backend, probe_of(backend) if detector == "probe" else Rethink())
 
 
@@ -49,19 +49,18 @@ def test_a_model_with_a_cache_of_its_own(detector: str) -> None:
         Guard.from_backend(backend, probe_of(backend) if detector == "probe" else Rethink())
 
 
-def test_a_site_that_does_not_run_over_the_whole_prompt_names_a_remedy_that_works() -> None:
-    backend = backend_of("Gemma4TextConfig", "Gemma4ForCausalLM", **SHARED, **GEMMA, **TWO_KINDS)
-    with pytest.raises(UnsupportedModel, match=r"a check at depth 0 failed.*Rethink.*or another site"):
-        Guard.from_backend(backend, probe_of(backend))
-    answer = Guard.from_backend(backend, Rethink()).generate("w1", max_new_tokens=4, do_sample=False)
-    assert not answer.verdict.errors
-
-
 def test_a_model_that_reads_in_both_directions() -> None:
     options = {**SMALL, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
-    backend = backend_of("BertConfig", "BertLMHeadModel", **options)
+    with pytest.raises(UnsupportedModel, match=r"BertLMHeadModel reads a text in both directions.*is_decoder=True"):
+        backend_of("BertConfig", "BertLMHeadModel", **options)
+    backend_of("BertConfig", "BertLMHeadModel", **options, is_decoder=True)
+    small = {name: value for name, value in tiny._SMALL.items() if name != "num_key_value_heads"}
+    backend_of("GPTNeoXConfig", "GPTNeoXForCausalLM", **small, is_decoder=False)  # is causal whatever it says
+    backend = backend_of("RoFormerConfig", "RoFormerForCausalLM", **options)  # which says nothing of its layers
     with pytest.raises(UnsupportedModel, match=r"another state than the text has"):
         Guard.from_backend(backend, probe_of(backend))
+    with pytest.raises(UnsupportedModel, match=r"other probabilities than the text gives.*anydepth inspect"):
+        Guard.from_backend(backend, Rethink())
 
 
 @pytest.mark.parametrize(

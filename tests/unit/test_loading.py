@@ -17,12 +17,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from anydepth.backends.transformers import cpu, load, passes
+from anydepth.backends.transformers.blocks import find_blocks
 from anydepth.backends.transformers.checkpoint_files import file_fault, folder_of
 from anydepth.backends.transformers.cpu.operands import SwappedLinear
-from anydepth.backends.transformers.opening import open_adapter, open_model, open_tokenizer
+from anydepth.backends.transformers.opening import auto_class, open_adapter, open_model, open_tokenizer
 from anydepth.cli import app
 from anydepth.errors import ModelError
 from tests import tiny
+from tests.contract.contract import TOLERANCE, largest_difference, prompt_of, run, watcher_for
 
 Change = Callable[[Path], Any]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
@@ -518,3 +520,47 @@ def test_a_model_with_an_adapter_in_its_folder_is_refused(folder: Path, tmp_path
 
 def test_a_tokenizer_alone_is_opened(saved: Path) -> None:
     assert open_tokenizer(saved).chat_template == tiny.CHATML
+
+
+def llava() -> Any:
+    """A model of text and images, both of whose towers have four blocks."""
+    vision = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4, "intermediate_size": 48}
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **tiny._SMALL},
+        vision_config={"model_type": "clip_vision_model", **vision, "image_size": 28, "patch_size": 14},
+        image_token_id=9,
+    )
+    torch.manual_seed(0)
+    return transformers.LlavaForConditionalGeneration(config).float().eval()
+
+
+def test_a_model_of_text_and_images_is_loaded_with_the_template_of_its_processor(tmp_path: Path) -> None:
+    model = llava()
+    model.save_pretrained(tmp_path)
+    tokenizer = tiny.tiny_tokenizer()
+    template, tokenizer.chat_template = tokenizer.chat_template, None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    backend = load(tmp_path)
+    assert type(backend.model) is transformers.LlavaForConditionalGeneration
+    assert backend.identity.model_type == "llama" and len(find_blocks(backend.model)) == 4
+    assert find_blocks(backend.model) is backend.model.model.language_model.layers
+    prompt, watcher = prompt_of(backend), watcher_for(backend)
+    (plain,) = backend.unguarded([prompt], max_new_tokens=20, do_sample=False)
+    released, _ = run(backend, [prompt], watcher, do_sample=False)
+    assert released[0][:20] == plain
+    assert largest_difference(backend, prompt, released[0], watcher) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("made", "auto"),
+    [
+        (lambda: transformers.LlamaConfig(), transformers.AutoModelForCausalLM),
+        (lambda: transformers.Gemma3Config(), transformers.AutoModelForCausalLM),
+        (lambda: transformers.LlavaConfig(), transformers.AutoModelForImageTextToText),
+        (lambda: transformers.ViTConfig(), transformers.AutoModelForCausalLM),  # which says what it takes
+    ],
+)
+def test_the_class_that_loads_a_model_is_chosen_by_its_configuration(tmp_path: Path, made: Any, auto: Any) -> None:
+    made().save_pretrained(tmp_path)
+    assert auto_class(tmp_path) is auto

@@ -24,6 +24,9 @@ _QUESTION = "How are you?"
 def inspect(
     model: opt.Model,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Try each kind of check, and exit with 1 if one fails.")
+    ] = False,
     *,
     loading: Loading,
 ) -> None:
@@ -31,13 +34,20 @@ def inspect(
 
     The header with the token that is read, how a prompt ends, what brings the answer after it, the layers, how each
     kind of cache layer is forked, whether a finished answer can be scanned in one pass, and whether a probe is shipped.
+    With --prove, each kind of check is tried on a prompt of one word: a state on a fork against a pass over the whole
+    text, a packed pass against forks (where that fails, forks are read instead), and a look-ahead.
     """
     backend = load.open_backend(loading.of(model))
+    trials = backend.self_test() if prove else []  # first: it finds out whether a packed pass works
     record = describe(backend, has_probe=find_shipped(backend) is not None)
+    if prove:
+        record["trials"] = trials
     if as_json:
         write_json(record)
     else:
         Console(highlight=False).print(fact_table(_rows(record)))
+    if any(not trial["works"] and trial["check"] != "packed" for trial in trials):
+        raise typer.Exit(1)
 
 
 def describe(backend: "TransformersBackend", *, has_probe: bool) -> dict[str, Any]:
@@ -83,11 +93,20 @@ def _rows(record: dict[str, Any]) -> Rows:
         ("a prompt ends in", _one_line(record["prompt_end"]) + ("" if record["prompt_has_read_token"] else lacking)),
         ("an answer opens with", _one_line(record["answer_opener"]) or "nothing: it begins at once"),
         ("channels", ", ".join(record["channels"]) + thoughts),
-        ("read at", f"{record['default_site']} by default" + (f", published: {site}" if site else "")),
-        ("cache", _cache(record["cache"])),
+        ("read at", _site(record["default_site"], record["site_reason"]) + (f", published: {site}" if site else "")),
+        ("cache", record["cache_reason"] or _cache(record["cache"])),
         ("one-pass scan", "yes" if record["packed"] else f"no, check by check: {record['packed_reason']}"),
         ("shipped probe", "yes" if record["shipped_probe"] else "no: pass --probe, or use --detector rethink"),
+        *((f"trial: {each['check']}", _trial(each)) for each in record.get("trials", ())),
     ]
+
+
+def _site(default: str | None, reason: str | None) -> str:
+    return f"nowhere: {reason}" if default is None else f"{default} by default"
+
+
+def _trial(trial: dict[str, Any]) -> str:
+    return f"{'works' if trial['works'] else 'does not work'}: {trial['detail']}"
 
 
 def _one_line(text: str) -> str:

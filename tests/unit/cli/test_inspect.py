@@ -24,15 +24,25 @@ def template() -> ChatTemplate:
     )
 
 
+TRIALS = [
+    {"check": "state", "works": True, "detail": "at 15.input_layernorm@3: two readings differ by 0.0e+00"},
+    {"check": "packed", "works": False, "detail": "a packed pass failed in a trial"},
+    {"check": "look-ahead", "works": True, "detail": "text and next token after the header, on a fork"},
+]
+
+
 def backend(*, packed_reason: str | None = None) -> Any:
     return SimpleNamespace(
         identity=ModelIdentity("org/m", "abc123", "llama", 576, 30, "f00d"),
         header=Header((2, 198, 1, 520), 3, (), ("<|im_end|>", "\\n", "<|im_start|>", "assistant")),
         template=template(),
+        self_test=lambda: [dict(each) for each in TRIALS],
         describe=lambda: {
             "layers": 30,
             "hidden_size": 576,
             "default_site": "15.input_layernorm",
+            "site_reason": None,
+            "cache_reason": None,
             "context_length": 8192,
             "cache": [{"layer": "DynamicLayer", "fork": "shared", "count": 30}],
             "packed": packed_reason is None,
@@ -123,3 +133,28 @@ def test_json(run: Run, opened: None) -> None:
         "shipped_probe": True,
     }
     assert {key: record[key] for key in expected} == expected
+
+
+def test_prove_shows_the_trials(run: Run, opened: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "trials" not in json.loads(run("inspect", "org/m", "--json").stdout)
+    result = run("inspect", "org/m", "--prove")
+    assert result.exit_code == 0, result.stderr  # without a packed pass, forks are read
+    shown = " ".join(result.stdout.split())
+    assert "trial: state works: at 15.input_layernorm@3: two readings differ by 0.0e+00" in shown
+    assert "trial: packed does not work: a packed pass failed in a trial" in shown
+    failing = backend()
+    failing.self_test = lambda: [{"check": "state", "works": False, "detail": "it differs by 9 %"}, *TRIALS[1:]]
+    monkeypatch.setattr(load, "open_backend", lambda model: failing)
+    result = run("inspect", "org/m", "--prove", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["trials"][0]["detail"] == "it differs by 9 %"
+
+
+def test_a_model_without_blocks_or_a_forkable_cache(run: Run, opened: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = backend().describe()
+    without = {"default_site": None, "site_reason": "no list of blocks", "cache": [], "cache_reason": "layer 2 is odd"}
+    other = backend()
+    other.describe = lambda: facts | without
+    monkeypatch.setattr(load, "open_backend", lambda model: other)
+    shown = " ".join(run("inspect", "org/m").stdout.split())
+    assert "read at nowhere: no list of blocks" in shown and "cache layer 2 is odd" in shown

@@ -39,6 +39,10 @@ class AnswerStates:
         """The sites whose states are kept."""
         return tuple(self._parts)
 
+    def clear(self) -> None:
+        """Forget all columns, so that they can be seen anew."""
+        self._parts, self.end = {site: [] for site in self._parts}, 0
+
     def add(self, seen: Mapping[Site, Sequence[torch.Tensor]], end: int) -> None:
         """Keep the states of the columns from `self.end` up to `end`, one tensor a forward pass.
 

@@ -9,16 +9,16 @@ import torch
 
 from anydepth.backends.protocol import Capability, FinishedAnswer, Read, Site
 from anydepth.backends.transformers import packed
-from anydepth.backends.transformers.blocks import default_site, find_blocks, find_module
+from anydepth.backends.transformers.blocks import NOT_HERE, default_site, find_blocks, find_module, readable_blocks
 from anydepth.backends.transformers.fork import fork_kinds
 from anydepth.backends.transformers.generation_options import vet_options
 from anydepth.backends.transformers.handover import try_options
 from anydepth.backends.transformers.passes import Passes
-from anydepth.backends.transformers.prove import prove
+from anydepth.backends.transformers.prove import Trial, prove
 from anydepth.backends.transformers.randomness import seeded
 from anydepth.backends.transformers.replay_session import ReplaySession
 from anydepth.backends.transformers.session import TransformersSession
-from anydepth.errors import PromptError, TemplateError, UnsupportedModel
+from anydepth.errors import AnydepthError, ConfigError, PromptError, TemplateError, UnsupportedCache, UnsupportedModel
 from anydepth.templates.template import Prompt
 
 
@@ -40,6 +40,30 @@ class TransformersBackend(Passes):
         """Raise UnsupportedModel if `site` does not exist in this model."""
         find_module(self.model, site)
 
+    def self_test(self) -> list[dict[str, Any]]:
+        """Try every kind of check at the default site, as `Guard` does for the kinds that its detector needs.
+
+        Returns:
+            One mapping a kind: `check` (state, packed or look-ahead), `works`, and `detail`: what was measured, or why
+            it does not work.
+        """
+        found = []
+        try:
+            reads = (Read(default_site(self.model), self.header.read_index),)
+            trial = self._try(frozenset({Capability.HIDDEN_STATES}), reads)
+            packs = trial.packed is not None
+            why = f"off by {trial.packed:.1e}" if packs else packed.refusal(self)
+            detail = f"two readings differ by {trial.again:.1e}, a fork and the whole text by {trial.whole:.1e}"
+            found += [("state", True, f"at {reads[0]}: {detail}"), ("packed", packs, why)]
+        except AnydepthError as error:
+            found += [("state", False, str(error)), ("packed", False, "no state can be read")]
+        try:
+            self._try(frozenset({Capability.LOOK_AHEAD}), ())
+            found.append(("look-ahead", True, "text and next token after the header, on a fork"))
+        except AnydepthError as error:
+            found.append(("look-ahead", False, str(error)))
+        return [dict(zip(("check", "works", "detail"), each, strict=True)) for each in found]
+
     def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
         """Make one check of each needed kind on a short prompt; UnsupportedModel if one fails. See `Backend.prove`."""
         wanted = (needs, tuple(reads))
@@ -48,7 +72,7 @@ class TransformersBackend(Passes):
         try:
             self._try(*wanted)
         except UnsupportedModel as error:
-            remedy = "guard it through a server of its own, with a look-ahead detector"
+            remedy = NOT_HERE
             if (kind := self.model.generation_config.cache_implementation) is not None:
                 remedy = f"take cache_implementation ({kind}) out of the model's generation config, or {remedy}"
             if reads:
@@ -58,7 +82,7 @@ class TransformersBackend(Passes):
             raise UnsupportedModel(f"{error}; {remedy}") from error
         self.proved.add(wanted)
 
-    def _try(self, needs: frozenset[Capability], reads: tuple[Read, ...]) -> None:
+    def _try(self, needs: frozenset[Capability], reads: tuple[Read, ...]) -> Trial:
         prompt = self.template.prompt("Hello")
         try:
             self.budget(len(prompt.ids), 1)
@@ -67,7 +91,7 @@ class TransformersBackend(Passes):
                 f"{self.identity.name} cannot be asked anything: with its chat template even a message of one word "
                 f"does not fit ({error}); give the template a shorter default system prompt, or the model more context"
             ) from error
-        prove(self, needs, reads, prompt)
+        return prove(self, needs, reads, prompt)
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
@@ -89,6 +113,7 @@ class TransformersBackend(Passes):
         if asked := options.get("min_new_tokens", self.model.generation_config.min_new_tokens):
             options |= {"min_new_tokens": None, "min_length": length + asked}
         budget = self.budget(length, max_new_tokens)
+        self._allow_batch(prompts, length + budget)
         with self.lock:  # seeding it passes through the random state that a window of another thread may be using
             try_options(self.model, self.inputs.cache_name, options)
             return TransformersSession(self, prompts, budget=budget, seed=seed, options=options)
@@ -110,8 +135,20 @@ class TransformersBackend(Passes):
         """
         if not all(answers):
             raise PromptError("an answer to replay is empty; leave it out")
-        self.budget(max(len(prompt.ids) for prompt in prompts), 1, max(map(len, answers)))
+        length, longest = max(len(prompt.ids) for prompt in prompts), max(map(len, answers))
+        self.budget(length, 1, longest)
+        self._allow_batch(prompts, length + longest)
         return ReplaySession(self, prompts, answers, stopped, eos=eos)
+
+    def _allow_batch(self, prompts: Sequence[Prompt], length: int) -> None:
+        """Refuse rows of different lengths where the longest decides on the position factors of all."""
+        mixed = len({len(prompt.ids) for prompt in prompts}) > 1
+        if mixed and self.inputs.starts_anew(1, length + len(self.header.ids) + len(self.header.answer_ids)):
+            raise UnsupportedModel(
+                f"{self.identity.name} cannot answer prompts of different lengths in one batch beyond "
+                f"{self.inputs.switches_at} tokens, since position factors change there for all rows at once; give "
+                "one prompt at a time, or a smaller max_new_tokens"
+            )
 
     def unguarded(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
@@ -144,14 +181,29 @@ class TransformersBackend(Passes):
             return packed.read_batch(self, answers, tuple(sites), tokens=tokens, suffix=suffix)
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `anydepth inspect`: blocks, default site, how each cache layer is forked, whether packing works."""
-        reason, kinds = packed.refusal(self), fork_kinds(self.new_cache(32, {}))
-        return {
-            "layers": len(find_blocks(self.model)),
+        """Facts for `anydepth inspect`: blocks, default site, how each cache layer is forked, whether packing works.
+
+        What does not work has its reason beside it, under `site_reason`, `cache_reason` and `packed_reason`.
+        """
+        facts: dict[str, Any] = {
+            "layers": self.identity.num_layers,
+            "readable_layers": 0,
             "hidden_size": self.identity.hidden_size,
-            "default_site": str(default_site(self.model)),
             "context_length": self.context_length,
-            "cache": [{"layer": layer, "fork": kind, "count": count} for layer, kind, count in kinds],
-            "packed": reason is None,
-            "packed_reason": reason,
+            "default_site": None,
+            "site_reason": None,
+            "cache": [],
+            "cache_reason": None,
         }
+        try:
+            facts |= {"default_site": str(default_site(self.model)), "layers": len(find_blocks(self.model))}
+            facts["readable_layers"] = readable_blocks(self.model)
+        except UnsupportedModel as error:
+            facts["site_reason"] = str(error)
+        try:
+            kinds = fork_kinds(self.new_cache(32, {}))
+            facts["cache"] = [{"layer": layer, "fork": kind, "count": count} for layer, kind, count in kinds]
+        except (UnsupportedCache, ConfigError) as error:
+            facts["cache_reason"] = str(error)
+        reason = packed.refusal(self)
+        return facts | {"packed": reason is None, "packed_reason": reason}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria, StopStringCriteria
 
 
 class Endings(StoppingCriteria):
@@ -37,3 +37,13 @@ class Endings(StoppingCriteria):
         # The first row to end decides: on Apple's GPUs the library looks one token late, and takes that token back.
         self.ended = torch.where(self.ended.any(), self.ended, ended & self._live)
         return self.ended.any().expand(input_ids.shape[0])
+
+
+def take_criteria(options: dict[str, Any], defaults: GenerationConfig, tokenizer: Any) -> list[Any]:
+    """The criteria that end a row by its text; takes `stopping_criteria` and `stop_strings` out of `options`."""
+    strings = options.get("stop_strings", defaults.stop_strings)
+    options["stop_strings"] = None  # `generate` would want the tokenizer, and take the model's own
+    criteria: list[Any] = list(options.pop("stopping_criteria", None) or ())
+    if strings:
+        criteria.append(StopStringCriteria(tokenizer, strings))
+    return criteria

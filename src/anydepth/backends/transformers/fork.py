@@ -68,10 +68,21 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 _BY_CLASS = {getattr(cache_utils, name): kind for name, kind in _KINDS.items() if hasattr(cache_utils, name)}
 _BY_CLASS[GrowingLayer] = ("slots", GrowingLayer.fork)
 
+# Kinds that a model of the library brings along, in its own module.
+_OF_MODELS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "DeepseekV4HCACache": ("cloned", _states_cloned),
+    "DeepseekV4CSACache": ("cloned", _states_cloned),
+    "MiniMaxM3VLSparseCache": ("shared", copy.copy),  # so called up to Transformers 5.23
+    "MiniMaxM3VLSparseCacheLayer": ("shared", copy.copy),
+}
+
 
 def _kind(layer: Any, index: int) -> tuple[str, Callable[[Any], Any]]:
     # By exact class: a subclass may update in place what its parent rebinds.
-    kind = _BY_CLASS.get(type(layer))
+    owner = type(layer)
+    kind = _BY_CLASS.get(owner)
+    if kind is None and owner.__module__.startswith("transformers.models."):
+        kind = _OF_MODELS.get(owner.__name__)
     if kind is None:
         raise UnsupportedCache(
             f"layer {index} of the cache is a {type(layer).__name__}, which anydepth does not know how to fork; "

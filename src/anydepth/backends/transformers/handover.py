@@ -1,7 +1,7 @@
 """Find out what `generate` hands to a model's `forward`, without a forward pass."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from threading import get_ident
 from typing import Any
@@ -14,6 +14,7 @@ from anydepth.backends.transformers.generation_options import PLAIN
 from anydepth.errors import ConfigError, UnsupportedModel
 
 _TWO_TOKENS = [[0, 0]]
+_PADDED = [[0, 1]]
 
 
 class _Reached(Exception):
@@ -37,6 +38,24 @@ def hands_over(model: Any, name: str) -> bool:
     return arguments.get(name) is cache and tokens is not None and tokens.tolist() == _TWO_TOKENS
 
 
+def hands_positions(model: Any, name: str) -> bool:
+    """True if `generate` hands `forward` the positions of a padded text.
+
+    Where it does not, the model counts the padding on the left as text, and every later token has another position than
+    the row alone would give it.
+
+    Args:
+        model: A model for which `hands_over` is true.
+        name: What `forward` calls its cache.
+    """
+    cache = DynamicCache(config=text_config(model))
+    options = {**PLAIN, "max_new_tokens": 1, "pad_token_id": 0, name: cache}
+    try:
+        return _first_arguments(model, options, _PADDED).get("position_ids") is not None
+    except Exception:  # it takes no padded text at all, and says so itself
+        return True
+
+
 def try_options(model: Any, name: str, options: Mapping[str, Any]) -> None:
     """Raise ConfigError with the library's own words if `generate` refuses the values of these options.
 
@@ -57,7 +76,9 @@ def try_options(model: Any, name: str, options: Mapping[str, Any]) -> None:
         raise ConfigError(f"transformers' generate() refuses the options ({names}): {error}") from error
 
 
-def _first_arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def _first_arguments(
+    model: Any, options: Mapping[str, Any], mask: Sequence[Sequence[int]] = ((1, 1),)
+) -> dict[str, Any]:
     """Keyword arguments of the first call of `forward` by `generate`; empty where it makes none."""
     ids = torch.tensor(_TWO_TOKENS, device=model.device)
     seen: dict[str, Any] = {}
@@ -71,5 +92,5 @@ def _first_arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     hook = model.register_forward_pre_hook(look, with_kwargs=True)
     with hook, suppress(_Reached), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to warn of, the real call does
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        model.generate(input_ids=ids, attention_mask=torch.tensor(mask, device=ids.device), **options)
     return seen

@@ -9,32 +9,39 @@ import torch
 import transformers
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 
-from anydepth.backends.transformers.blocks import text_config
-from anydepth.backends.transformers.handover import hands_over
+from anydepth.backends.transformers.blocks import NOT_HERE, text_config
+from anydepth.backends.transformers.handover import hands_over, hands_positions
 from anydepth.errors import UnsupportedModel
 
 # What `forward` calls its cache. Since Transformers 5.24 it is `cache` for all models; before, one of the others.
-_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 class ForwardInputs:
     """How a model's `forward` takes new tokens: the name of its cache, and how many tokens it takes at once.
 
-    Raises UnsupportedModel for a model whose `forward` takes no Transformers Cache, or does not get it from `generate`.
+    Raises UnsupportedModel for an encoder, and for a model whose `forward` takes no Transformers Cache, or does not get
+    it from `generate`.
 
     Attributes:
         cache_name: What `forward` and `generate` call the cache.
         takes_positions: Whether `forward` takes the positions of the new tokens.
+        counts_padding: Whether `generate` leaves the positions of a padded text to `forward`, which counts the padding.
         keeps_logits: Whether `forward` can leave out the logits that nobody needs.
     """
 
     def __init__(self, model: Any) -> None:
+        if _is_encoder(model):
+            raise UnsupportedModel(
+                f"{type(model).__name__} reads a text in both directions (is_decoder=False in its config.json), so it "
+                "cannot write an answer token by token; give a checkpoint of a decoder, which has is_decoder=True"
+            )
         names = inspect.signature(model.forward).parameters
-        cache_name = next((name for name in _CACHE_NAMES if name in names), None)
+        cache_name = next((name for name in CACHE_NAMES if name in names), None)
         if cache_name is None:
             raise UnsupportedModel(
                 f"{type(model).__name__} keeps its state outside of a Transformers Cache, so it cannot be forked; "
-                "guard it through a server with a look-ahead detector"
+                f"{NOT_HERE}"
             )
         # The name alone will not do: XLM has a `cache`, and its `generate` adds a token to every text; a model whose
         # code is not the library's may still say `past_key_values` where the library hands over a `cache`.
@@ -42,10 +49,11 @@ class ForwardInputs:
             raise UnsupportedModel(
                 f"generate() of {type(model).__name__} does not hand the tokens and the cache that it is given on to "
                 f"forward({cache_name}=...) as they are (Transformers {transformers.__version__}), so its answers "
-                "cannot be forked; guard it through a server with a look-ahead detector"
+                f"cannot be forked; {NOT_HERE}"
             )
         self._model, self.cache_name = model, cache_name
         self.takes_positions = "position_ids" in names
+        self.counts_padding = self.takes_positions and not hands_positions(model, cache_name)
         self.keeps_logits = "logits_to_keep" in names
 
     @cached_property
@@ -57,6 +65,35 @@ class ForwardInputs:
         layers = self._cache().layers
         return self.cache_name != "cache_params" and any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
+    @cached_property
+    def switches_at(self) -> int | None:
+        """Number of tokens beyond which a text has other position factors from its first token on (longrope).
+
+        States of a shorter text are of no use to a longer one there: `generate` runs such a text anew. None for other
+        models.
+        """
+        config = text_config(self._model)
+        rope = getattr(config, "rope_parameters", None) or {}
+        for each in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+            if each.get("rope_type") == "longrope":
+                return each.get("original_max_position_embeddings") or config.original_max_position_embeddings
+        return None
+
+    def starts_anew(self, cached: int, length: int) -> bool:
+        """True if a text of `length` tokens cannot be continued from the states of its first `cached` ones."""
+        return self.switches_at is not None and 0 < cached <= self.switches_at < length
+
+    @cached_property
+    def masks_by_index(self) -> bool:
+        """True if a layer masks by the index of a key, and not with the mask it is given (GPT-Neo's local attention).
+
+        Such a layer holds a square of booleans that hides more than what comes later.
+        """
+        squares = [each for each in self._model.buffers() if each.dtype == torch.bool and each.ndim >= 2]
+        return any(
+            each.shape[-1] == each.shape[-2] and not torch.equal(each, torch.ones_like(each).tril()) for each in squares
+        )
+
     def build(self, ids: torch.Tensor, cache: Cache | None, mask: torch.Tensor) -> dict[str, Any]:
         """Arguments for the new tokens `ids` `[b, t]`; `mask` `[b, cached + t]` marks what is no padding."""
         new = ids.shape[1]
@@ -64,7 +101,7 @@ class ForwardInputs:
         # No mask where there is no padding: attention then takes its faster path, as `generate` does.
         if not bool(mask.all()):
             arguments["attention_mask"] = mask if self.slices_history else mask[:, -new:]
-        if self.takes_positions:
+        if self.takes_positions and not self.counts_padding:
             arguments["position_ids"] = (mask.cumsum(-1)[:, -new:] - 1).clamp(min=0)
         return arguments
 
@@ -103,3 +140,9 @@ class ForwardInputs:
 
     def _cache(self) -> DynamicCache:
         return DynamicCache(config=text_config(self._model))
+
+
+def _is_encoder(model: Any) -> bool:
+    """True if no layer is causal. The configuration alone will not do: that of GPT-NeoX says is_decoder=False."""
+    causal = [each.is_causal for each in model.modules() if hasattr(each, "is_causal")]
+    return getattr(text_config(model), "is_decoder", None) is False and bool(causal) and not any(causal)

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
-
 from anydepth.backends.transformers import cpu
 from anydepth.backends.transformers.backend import TransformersBackend
-from anydepth.backends.transformers.opening import base_of, open_adapter, open_model, open_tokenizer
+from anydepth.backends.transformers.opening import auto_class, base_of, open_adapter, open_model, open_tokenizer
 from anydepth.errors import ModelError
 from anydepth.reasons import reason
 
+_FINDS_CONFIG = ("token", "cache_dir", "trust_remote_code", "code_revision", "gguf_file", "local_files_only")
 _DTYPES = ("auto", "fast", "float32", "bfloat16", "float16")
 
 
@@ -38,7 +37,9 @@ def load(
         adapter: Hub id or folder of a PEFT adapter (extra `peft`).
         base_weights: Read hidden states through the weights below the adapter.
         template_kwargs: Extra arguments of the chat template.
-        **model_kwargs: Passed to `AutoModelForCausalLM.from_pretrained`, e.g. `device_map`, `attn_implementation`.
+        **model_kwargs: Passed to `from_pretrained` of the library's auto class for the model, which is that of causal
+            language models, or of models that take images or sound besides text; e.g. `device_map`,
+            `attn_implementation`.
 
     Raises:
         ModelError: The model, tokenizer or adapter cannot be loaded; its files lack weights that the model has, hold
@@ -55,7 +56,9 @@ def load(
     tokenizer = open_tokenizer(model, revision=revision)
     arguments = {**model_kwargs, "dtype": "auto" if dtype == "fast" else dtype}
     weights, its_revision = (model, revision) if base is None else (base, None)
-    loaded = open_model(AutoModelForCausalLM, weights, revision=its_revision, **arguments)
+    found = {name: arguments[name] for name in _FINDS_CONFIG if name in arguments}
+    auto = auto_class(weights, revision=its_revision, **found)
+    loaded = open_model(auto, weights, revision=its_revision, **arguments)
     if device is not None:
         loaded = _moved(loaded, device)
     if loaded.device.type == "cpu":

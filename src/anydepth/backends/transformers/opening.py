@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+)
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from anydepth.backends.transformers.checkpoint_files import file_fault, find_fault, folder_of, has_tokenizer
@@ -21,10 +28,41 @@ Place = str | Path
 """A hub id or a folder."""
 
 
+_SEVERAL_INPUTS = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
+_TEMPLATE_FILE = "chat_template.json"
+
+
 def open_tokenizer(place: Place, *, revision: str | None = None, what: str = "model") -> Any:
-    """Load a tokenizer; ModelError if it cannot be."""
+    """Load a tokenizer, with the chat template of its processor if it has none; ModelError if it cannot be loaded."""
     with opening(what, place, revision, part="tokenizer"):
-        return AutoTokenizer.from_pretrained(place, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = _template_of_processor(place, revision)
+        return tokenizer
+
+
+def _template_of_processor(place: Place, revision: str | None) -> str | None:
+    """The template in the file that older processors (of text and images) keep it in."""
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(str(place), _TEMPLATE_FILE, revision=revision, **missing)
+    return None if file is None else json.loads(Path(file).read_bytes()).get("chat_template")
+
+
+def auto_class(place: Place, *, revision: str | None = None, **where: Any) -> Any:
+    """The class that loads a model which answers text with text: also one that takes images or sound besides.
+
+    Args:
+        place: Hub id or folder.
+        revision: Commit, tag or branch of the hub repository.
+        **where: Those of `from_pretrained` that say how its configuration is found, e.g. `token`.
+
+    Raises:
+        ModelError: The library cannot read its configuration.
+    """
+    with opening("model", place, revision):
+        config = AutoConfig.from_pretrained(place, revision=revision, **where)
+    known = (AutoModelForCausalLM, *_SEVERAL_INPUTS)
+    return next((auto for auto in known if type(config) in auto._model_mapping), AutoModelForCausalLM)
 
 
 def open_model(

@@ -39,6 +39,8 @@ def refusal(passes: Passes) -> str | None:
     attention = passes.model.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         return f"its attention implementation {attention!r} takes no 4-D mask; load it with attn_implementation='sdpa'"
+    if passes.inputs.masks_by_index:
+        return "it has layers that mask by the index of a token in the text, and not with the mask they are given"
     if "chunked_attention" in (getattr(text_config(passes.model), "layer_types", None) or ()):
         return "it has chunked attention layers, whose mask depends on chunk borders"
     return None
@@ -61,6 +63,11 @@ def read_batch(
         raise UnsupportedModel(f"{passes.identity.name} cannot be read in a packed pass: {reason}")
     for answer in answers:
         _check(answer, passes.context_length, len(passes.header.ids))
+        if passes.inputs.starts_anew(1, answer.prompt.start + answer.deepest + len(passes.header.ids)):
+            raise UnsupportedModel(
+                f"{passes.identity.name} cannot be read in a packed pass beyond {passes.inputs.switches_at} tokens: "
+                "position factors change there for the whole text, also for what comes before"
+            )
     own = suffix is None
     header = tuple(passes.header.ids if suffix is None else suffix)[: max((*tokens, CONTENT)) + 1]
     texts = [

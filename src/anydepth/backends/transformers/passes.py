@@ -17,7 +17,7 @@ from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.caches import new_cache
 from anydepth.backends.transformers.generation_options import PLAIN
 from anydepth.backends.transformers.identity import identify
-from anydepth.backends.transformers.inputs import ForwardInputs
+from anydepth.backends.transformers.inputs import CACHE_NAMES, ForwardInputs
 from anydepth.backends.transformers.read import read, to_numpy
 from anydepth.errors import ConfigError, PromptError
 from anydepth.templates.template import ChatTemplate, Header
@@ -127,25 +127,35 @@ class Passes:
         n: int,
         stop: StoppingCriteria,
         options: Mapping[str, Any],
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, Any]:
         """One window: up to `n` tokens after `ids` `[b, t]` by the library's own `generate`, on `cache`.
 
-        `mask` is 1 for tokens and 0 for padding; returns the ids that were given and the new ones, `[b, t + new]`.
+        `mask` is 1 for tokens and 0 for padding.
+
+        Returns:
+            The ids that were given and the new ones, `[b, t + new]`, and the cache that holds them all but the last:
+            another one than `cache` where the library had to start anew (`ForwardInputs.switches_at`).
         """
+        more = {} if self.inputs.switches_at is None else {"return_dict_in_generate": True}
         with torch.no_grad(), warnings.catch_warnings():
             # A minimum of the whole answer is no mistake in one of its windows.
             warnings.filterwarnings("ignore", message="Unfeasible length constraints")
-            return self.model.generate(
+            out = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=n,
                 stopping_criteria=StoppingCriteriaList([stop]),
-                **{"pad_token_id": self.pad_id, self.inputs.cache_name: cache, **options},
+                **{"pad_token_id": self.pad_id, self.inputs.cache_name: cache, **options, **more},
             )
+        if not more:
+            return out, cache
+        return out.sequences, next(out[name] for name in CACHE_NAMES if out.get(name) is not None)
 
     def read_branch(self, branch: Branch, sites: tuple[Site, ...]) -> dict[Site, torch.Tensor]:
         """States of the tail of every row, `[b, t, hidden_size]` per site; the pass ends at the last site."""
-        return self.read_tokens(branch.tail, self._cache_of(branch), branch.whole_mask, sites)
+        ids, cache, mask = self._ready(branch)
+        states = self.read_tokens(ids, cache, mask, sites)
+        return {site: each[:, each.shape[1] - branch.tail.shape[1] :] for site, each in states.items()}
 
     def run_header(self, branch: Branch, reads: Sequence[Read]) -> dict[Site, torch.Tensor]:
         """States of the tail and, behind it, of the header as far as `reads` need it: `[b, t + h, hidden_size]`.
@@ -186,7 +196,7 @@ class Passes:
 
     def next_logprobs(self, branch: Branch) -> torch.Tensor:
         """Log-probabilities of the token after every row, float32 `[b, vocab_size]`."""
-        logits = self.feed(branch.tail, self._cache_of(branch), branch.whole_mask)
+        logits = self.feed(*self._ready(branch))
         return logits.float().log_softmax(-1)
 
     def feed(self, ids: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
@@ -210,8 +220,15 @@ class Passes:
         else:
             mask = torch.ones_like(ids)
         stop = _Decided(ids.shape[1], self.decode_text, decided)
-        out = self.generate(ids, mask, cache, max_new_tokens, stop, GREEDY)
+        out, _ = self.generate(ids, mask, cache, max_new_tokens, stop, GREEDY)
         return [self.decode_text(row) for row in out[:, ids.shape[1] :].tolist()]
+
+    def _ready(self, branch: Branch) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """What of a branch is to be fed over which cache, and the mask over both: the tail, or the whole text anew."""
+        if branch.cache is not None and self.inputs.starts_anew(branch.mask.shape[1], branch.length):
+            whole = torch.cat([branch.history, branch.tail], 1)
+            return whole, self.new_cache(whole.shape[1], {}), branch.whole_mask
+        return branch.tail, self._cache_of(branch), branch.whole_mask
 
     def _cache_of(self, branch: Branch, room: int = 0) -> Any:
         return branch.cache if branch.cache is not None else self.new_cache(branch.tail.shape[1] + room, {})

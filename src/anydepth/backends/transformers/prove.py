@@ -7,6 +7,7 @@ pass over the whole text gives.
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from anydepth.backends.transformers import packed
 from anydepth.backends.transformers.answer_states import AnswerSpan
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.passes import GREEDY, Passes
+from anydepth.backends.transformers.read import to_numpy
 from anydepth.backends.transformers.replay_session import ReplaySession
 from anydepth.backends.transformers.session import TransformersSession
 from anydepth.errors import AnydepthError, UnsupportedModel
@@ -28,7 +30,24 @@ ANSWER_TOKENS = 3
 _FLOAT32, _HALF = 0.003, 0.5
 
 
-def prove(passes: Passes, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt) -> None:
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial measured: relative differences, each the largest of all reads.
+
+    Of a detector that reads no state, they are those of the next token's probabilities.
+
+    Attributes:
+        again: Between two readings of one depth, on two forks.
+        whole: Between a fork and a pass over the whole text.
+        packed: Between a packed pass and the forks; None where no state is read, or not in one pass.
+    """
+
+    again: float
+    whole: float
+    packed: float | None = None
+
+
+def prove(passes: Passes, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt) -> Trial:
     """Try checks on a model once; see `Backend.prove`. Sets `packing_refused` where only a packed pass failed.
 
     Args:
@@ -42,10 +61,12 @@ def prove(passes: Passes, needs: frozenset[Capability], reads: tuple[Read, ...],
     with passes.lock:
         session = TransformersSession(passes, [prompt], budget=ANSWER_TOKENS, seed=0, options=options)
         with closing(session):
-            _prove(session, needs, reads, prompt)
+            return _prove(session, needs, reads, prompt)
 
 
-def _prove(session: TransformersSession, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt) -> None:
+def _prove(
+    session: TransformersSession, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt
+) -> Trial:
     passes = session.passes
     with _trial(passes, "a check at depth 0"):
         at_start = _use(session, needs, reads)
@@ -61,15 +82,24 @@ def _prove(session: TransformersSession, needs: frozenset[Capability], reads: tu
             session.decode(len(answer))
     with _trial(passes, f"a check at depth {len(answer)}"):
         first, again = (_use(session, needs, reads) for _ in range(2))
-    _same(passes, first, again, "a check changes the answer's own cache: two readings of one depth")
-    if not reads:
-        return
+    twice = _same(passes, first, again, "a check changes the answer's own cache: two readings of one depth")
     with _trial(passes, "a pass over the whole text"):
         text = Branch.fresh((*prompt.ids, *answer), passes.model.device)
-        whole = passes.read_header(text, reads, AnswerSpan((len(prompt.ids),)))[0]
-    _same(passes, first, whole, "a check reads another state than the text has: a fork and a pass over the whole text")
-    if packed.refusal(passes) is None:
-        passes.packing_refused = _packing_fault(passes, prompt, answer, reads, np.stack([at_start, first]))
+        if reads:
+            whole = passes.read_header(text, reads, AnswerSpan((len(prompt.ids),)))[0]
+        else:
+            whole = np.exp(to_numpy(passes.next_logprobs(text.append(passes.header.ids + passes.header.answer_ids))))
+    what = "another state than the text has" if reads else "other probabilities than the text gives"
+    off = _same(passes, first, whole, f"a check finds {what}: a fork and a pass over the whole text")
+    if not reads:
+        return Trial(twice, off)
+    if packed.refusal(passes) is not None:
+        return Trial(twice, off)
+    found = _try_packing(passes, prompt, answer, reads, np.stack([at_start, first]))
+    if isinstance(found, str):
+        passes.packing_refused = found
+        return Trial(twice, off)
+    return Trial(twice, off, found)
 
 
 def _use(session: TransformersSession, needs: frozenset[Capability], reads: tuple[Read, ...]) -> np.ndarray:
@@ -88,10 +118,10 @@ def _use(session: TransformersSession, needs: frozenset[Capability], reads: tupl
     return found
 
 
-def _packing_fault(
+def _try_packing(
     passes: Passes, prompt: Prompt, answer: tuple[int, ...], reads: tuple[Read, ...], forked: np.ndarray
-) -> str | None:
-    """Why a packed pass does not give the states of the forks, float32 `[2, reads, hidden_size]`; None if it does."""
+) -> float | str:
+    """How far a packed pass is off the states of the forks, float32 `[2, reads, hidden_size]`; or why it fails."""
     tokens = sorted({read.token for read in reads})
     finished = FinishedAnswer(prompt, answer, (0, len(answer)))
     try:
@@ -101,13 +131,15 @@ def _packing_fault(
         return f"a packed pass failed in a trial: {type(error).__name__}: {error}"
     found = np.stack([states[read.site][:, tokens.index(read.token)] for read in reads], 1)
     off = max(_difference(mine, theirs) for mine, theirs in zip(found, forked, strict=True))
-    return None if off <= _tolerance(passes) else f"a packed pass gives states that differ from a fork's by {off:.0%}"
+    return off if off <= _tolerance(passes) else f"a packed pass gives states that differ from a fork's by {off:.0%}"
 
 
-def _same(passes: Passes, one: np.ndarray, other: np.ndarray, what: str) -> None:
+def _same(passes: Passes, one: np.ndarray, other: np.ndarray, what: str) -> float:
+    """The difference of two readings; UnsupportedModel if it is too large."""
     off = _difference(one, other)
     if off > _tolerance(passes):
         raise _refused(passes, f"{what} differ by {off:.1%}")
+    return off
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:

@@ -48,6 +48,9 @@ class ReplaySession(TransformersSession):
         given = done + min([n, *left])
         begin = self._cached
         self._append(self._answers[:, done:given])
+        if self.passes.inputs.starts_anew(begin, self._cached):  # as `generate` does
+            self.cache, begin = self.passes.new_cache(self._prompt_length + self._budget, {}), 0
+            self._forget()
         self.passes.feed(self._ids[:, begin : self._cached], self.cache, self._mask[:, : self._cached])
         self._ended = [
             stopped and length == given and row.live

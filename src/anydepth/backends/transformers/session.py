@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import StopStringCriteria
 
 from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Site, sites_of
 from anydepth.backends.transformers.answer_states import AnswerSpan, AnswerStates
 from anydepth.backends.transformers.branch import Branch
-from anydepth.backends.transformers.endings import Endings
+from anydepth.backends.transformers.endings import Endings, take_criteria
 from anydepth.backends.transformers.fork import can_rewind, fork, select_rows
 from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.randomness import RandomStream
@@ -73,7 +72,7 @@ class TransformersSession:
         self._start_states: dict[tuple[Read, ...], np.ndarray] = {}
         self._randomness = RandomStream(seed, self._model.device)
         self._end_tokens = passes.end_tokens(options)
-        self._text_criteria = self._stop_criteria()
+        self._text_criteria = take_criteria(self._options, passes.model.generation_config, passes.tokenizer)
 
     @property
     def rows(self) -> int:
@@ -142,11 +141,12 @@ class TransformersSession:
 
     def _advance(self, n: int, sites: tuple[Site, ...] = ()) -> dict[Site, list[torch.Tensor]]:
         """Decode `n` tokens; the states at `sites` of what is fed, one tensor a pass. Those of answers are kept."""
-        kept = None if self.passes.reads_base_weights else self._kept_up_to(self._cached)
+        begin = self._cached
+        kept = None if self.passes.reads_base_weights else self._kept_up_to(begin)
         wanted = tuple(dict.fromkeys((*sites, *(kept.sites if kept else ()))))
         with captured(self._model, wanted, stop=False) as seen:
             self._generate(n)
-        if kept is not None:
+        if kept is not None and kept.end == begin:
             kept.add(seen, self._cached)
         return {site: seen[site] for site in sites}
 
@@ -160,7 +160,10 @@ class TransformersSession:
         live = [row.live for row in self._rows]
         endings = Endings(self._end_tokens, self._text_criteria, live, self._ids[:, :begin])
         with self._randomness.use():
-            out = self.passes.generate(ids, mask, self.cache, n, endings, options)
+            out, cache = self.passes.generate(ids, mask, self.cache, n, endings, options)
+        if cache is not self.cache:  # the text was run anew, from its first token on
+            self.cache = cache
+            self._forget()
         self._append(out[:, ids.shape[1] :])
         self._ended = endings.ended.tolist()
 
@@ -168,14 +171,6 @@ class TransformersSession:
         self._ids = torch.cat([self._ids, fresh], 1)
         self._mask = torch.cat([self._mask, torch.ones_like(fresh)], 1)
         self._cached = self._ids.shape[1] - 1  # the last token has not been fed yet
-
-    def _stop_criteria(self) -> list[Any]:
-        strings = self._options.get("stop_strings", self._model.generation_config.stop_strings)
-        self._options["stop_strings"] = None  # `generate` would want the tokenizer, and take the model's own
-        criteria: list[Any] = list(self._options.pop("stopping_criteria", None) or ())
-        if strings:
-            criteria.append(StopStringCriteria(self.passes.tokenizer, strings))
-        return criteria
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
@@ -259,6 +254,9 @@ class TransformersSession:
             return self.cache
         if self._base_cache is None:
             self._base_cache = self.passes.new_cache(self._prompt_length + self._budget, {})
+        if self.passes.inputs.starts_anew(self._base_cached, self._cached):
+            self._base_cache, self._base_cached = self.passes.new_cache(self._prompt_length + self._budget, {}), 0
+            self._forget()
         if self._base_cached < self._cached:
             ids, mask = self._ids[:, self._base_cached : self._cached], self._mask[:, : self._cached]
             kept = self._kept_up_to(self._base_cached)
@@ -278,6 +276,11 @@ class TransformersSession:
             every, takes_back = dict.fromkeys((*there, *sites)), self._ids.device.type == "mps"
             self._kept = AnswerStates(every, min(self._starts), takes_back=takes_back)
 
+    def _forget(self) -> None:
+        """Drop the states that are kept: other passes have taken the place of those they were read in."""
+        if self._kept is not None:
+            self._kept.clear()
+
     def _kept_up_to(self, column: int) -> AnswerStates | None:
         """What is kept, if it goes up to `column`, so that what is fed next can be added."""
         return self._kept if self._kept is not None and self._kept.end == column else None
@@ -289,7 +292,7 @@ class TransformersSession:
             sites = self._kept.sites
             ids, mask = self._ids[:, : self._cached], self._mask[:, : self._cached]
             states = self.passes.read_tokens(ids, self.passes.new_cache(self._cached, {}), mask, sites)
-            self._kept = AnswerStates(sites, min(self._starts), takes_back=self._kept.takes_back)
+            self._kept.clear()
             self._kept.add({site: [each] for site, each in states.items()}, self._cached)
 
     def _span(self, rows: Sequence[int]) -> AnswerSpan:
@@ -301,8 +304,8 @@ class TransformersSession:
     def _branch_at_start(self, row: int) -> Branch:
         """Fork one row where its answer begins: rewind the cache if it can be, else start from the prompt again."""
         prompt = self._rows[row].prompt
-        if can_rewind(self.cache):
-            keep = self._prompt_length - prompt.prefill - 1  # the last prompt token is fed again, for its logits
+        keep = self._prompt_length - prompt.prefill - 1  # the last prompt token is fed again, for its logits
+        if can_rewind(self.cache) and not self.passes.inputs.starts_anew(keep, self._cached):
             twin = fork(self.cache) if self.rows == 1 else select_rows(self.cache, [row])
             twin.crop(keep - self._cached)
             tail = self._ids[[row], keep : keep + 1]

@@ -58,13 +58,17 @@ class AskedModel:
     @classmethod
     def load(cls, model: str, *, dtype: str = "auto") -> "AskedModel":
         """Load an external guard by hub id or folder; ModelError if it cannot be."""
-        from transformers import AutoModelForCausalLM
-
-        from anydepth.backends.transformers.opening import base_of, open_adapter, open_model, open_tokenizer
+        from anydepth.backends.transformers.opening import (
+            auto_class,
+            base_of,
+            open_adapter,
+            open_model,
+            open_tokenizer,
+        )
 
         tokenizer = open_tokenizer(model, what="guard model")
         base = base_of(model)
-        loaded = open_model(AutoModelForCausalLM, base or model, what="guard model", dtype=dtype)
+        loaded = open_model(auto_class(base or model), base or model, what="guard model", dtype=dtype)
         if base is not None:
             loaded = open_adapter(loaded, model)
         if not tokenizer.chat_template:

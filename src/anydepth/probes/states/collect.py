@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import CONTENT, CheckPoint, FinishedAnswer, Read, Reader, Site, require_sessions
+from anydepth.backends.protocol import (
+    CONTENT,
+    Capability,
+    CheckPoint,
+    FinishedAnswer,
+    Read,
+    Reader,
+    Site,
+    require_sessions,
+)
 from anydepth.conversations.dataset import Conversation
 from anydepth.digests import short_digest
 from anydepth.errors import PromptError, UnsupportedModel
@@ -180,7 +189,13 @@ def collect_group(
     *,
     on_batch: Callable[[Collected], None] | None = None,
 ) -> Collected:
-    """Read the answers of one group and write their shard: the unit of work of every engine."""
+    """Read the answers of one group and write their shard: the unit of work of every engine.
+
+    Raises UnsupportedModel if the model gives other states on a fork than the text has (`Reader.prove`).
+    """
+    manifest = store.manifest
+    reads = [Read(site, token) for site in manifest.sites for token in manifest.tokens]
+    backend.prove(frozenset({Capability.HIDDEN_STATES}), reads)  # once; from then on it is known
     report = Collected()
     rows: list[CheckRow] = []
     states: dict[Site, list[np.ndarray]] = {site: [] for site in plan.sites}
