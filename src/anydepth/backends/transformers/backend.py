@@ -14,7 +14,7 @@ from anydepth.backends.transformers.fork import fork_kinds
 from anydepth.backends.transformers.generation_options import vet_options
 from anydepth.backends.transformers.handover import try_options
 from anydepth.backends.transformers.passes import Passes
-from anydepth.backends.transformers.prove import Trial, prove
+from anydepth.backends.transformers.prove import TrialCheck, prove
 from anydepth.backends.transformers.randomness import seeded
 from anydepth.backends.transformers.replay_session import ReplaySession
 from anydepth.backends.transformers.session import TransformersSession
@@ -82,7 +82,7 @@ class TransformersBackend(Passes):
             raise UnsupportedModel(f"{error}; {remedy}") from error
         self.proved.add(wanted)
 
-    def _try(self, needs: frozenset[Capability], reads: tuple[Read, ...]) -> Trial:
+    def _try(self, needs: frozenset[Capability], reads: tuple[Read, ...]) -> TrialCheck:
         prompt = self.template.prompt("Hello")
         try:
             self.budget(len(prompt.ids), 1)

@@ -31,7 +31,7 @@ _FLOAT32, _HALF = 0.003, 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TrialCheck:
     """What a trial measured: relative differences, each the largest of all reads.
 
     Of a detector that reads no state, they are those of the next token's probabilities.
@@ -47,7 +47,7 @@ class Trial:
     packed: float | None = None
 
 
-def prove(passes: Passes, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt) -> Trial:
+def prove(passes: Passes, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt) -> TrialCheck:
     """Try checks on a model once; see `Backend.prove`. Sets `packing_refused` where only a packed pass failed.
 
     Args:
@@ -66,7 +66,7 @@ def prove(passes: Passes, needs: frozenset[Capability], reads: tuple[Read, ...],
 
 def _prove(
     session: TransformersSession, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt
-) -> Trial:
+) -> TrialCheck:
     passes = session.passes
     with _trial(passes, "a check at depth 0"):
         at_start = _use(session, needs, reads)
@@ -92,14 +92,14 @@ def _prove(
     what = "another state than the text has" if reads else "other probabilities than the text gives"
     off = _same(passes, first, whole, f"a check finds {what}: a fork and a pass over the whole text")
     if not reads:
-        return Trial(twice, off)
+        return TrialCheck(twice, off)
     if packed.refusal(passes) is not None:
-        return Trial(twice, off)
+        return TrialCheck(twice, off)
     found = _try_packing(passes, prompt, answer, reads, np.stack([at_start, first]))
     if isinstance(found, str):
         passes.packing_refused = found
-        return Trial(twice, off)
-    return Trial(twice, off, found)
+        return TrialCheck(twice, off)
+    return TrialCheck(twice, off, found)
 
 
 def _use(session: TransformersSession, needs: frozenset[Capability], reads: tuple[Read, ...]) -> np.ndarray:
