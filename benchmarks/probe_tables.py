@@ -19,17 +19,21 @@ ROOT = Path(__file__).resolve().parents[1]
 PROBES = ROOT / "benchmarks" / "probes"
 NAMES = {
     "qwen2.5-coder-1.5b-instruct": "Qwen2.5-Coder-1.5B",
-    "qwen2.5-coder-0.5b-instruct": "Qwen2.5-Coder-0.5B",
     "smollm2-135m-instruct": "SmolLM2-135M",
 }
-"""Folder of a probe -> what its column is called; in the order of the columns."""
+"""Folder of a probe -> what its column is called; in the order of the columns.
+
+The probe of the 0.5B model is of the recipe before, whose figures are other ones.
+"""
 
 Figures = Mapping[str, Any]
 Row = tuple[str, str]
 
 
 def share(found: Figures) -> str:
-    """A rate with its exact interval, in per cent."""
+    """A rate with its exact interval, in per cent; a dash where there is no answer."""
+    if not found["answers"]:
+        return "–"
     low, high = found["interval"]
     return f"{100 * found['rate']:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
@@ -67,7 +71,7 @@ def shipped(figures: Figures) -> Iterator[Row]:
     for name, found in figures["halted"].items():
         yield f"halted at the threshold, {name}", share(found)
     for point in figures["prefill"]["long harmful"]:
-        tokens = "whole" if point["depth"] is None else f"{point['depth']} tokens"
+        tokens = f"{point['depth']} tokens" if isinstance(point["depth"], int) else "whole"
         yield f"… long harmful forced as a prefill, {tokens}", share(point["halted"])
     for name, found in figures["false_positives"].items():
         yield f"harmless halted, threshold set on other prompts, {name}", share(found)
@@ -104,8 +108,8 @@ def main() -> int:
     for name, (page_name, rows_of) in TABLES.items():
         path = ROOT / "docs" / page_name
         before = path.read_text(encoding="utf-8")
-        block = re.compile(rf"(<!-- {name}:begin -->\n).*?(\n<!-- {name}:end -->)", re.DOTALL)
-        page = block.sub(lambda found, rows=rows_of: f"{found[1]}{drawn(rows)}{found[2]}", before)
+        block = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        page = block.sub(lambda found, rows=rows_of: f"{found[1]}{drawn(rows)}\n{found[2]}", before)
         stale |= page != before
         if not arguments.check:
             path.write_text(page, encoding="utf-8")
