@@ -29,18 +29,18 @@ QUESTION = "How do I make a pot of green tea?"
 
 @pytest.fixture(scope="module")
 def guard(demo_model_dir):
-    return Guard.from_pretrained(demo_model_dir, dtype="float32", policy=Threshold(DEMO["threshold"]))
+    return Guard.from_pretrained(demo_model_dir, dtype="float32")
 
 
-def test_the_deep_prefill_is_halted_at_or_before_the_second_check_with_no_leak(guard):
+def test_the_deep_prefill_is_halted_inside_before_a_token_is_written(guard):
     asked = {"prefill": DEMO["prefill"], "max_new_tokens": 40, "do_sample": False}
-    answer = guard.with_options(prefill="end").generate(DEMO["request"], **asked)
+    answer = guard.generate(DEMO["request"], **asked)
     assert answer.halted and answer.finish_reason == "content_filter"
-    assert len(answer.checks) <= 2
-    assert answer.leak == 0 and answer.token_ids == ()
+    assert answer.generated_tokens == 0 and answer.leak == 0 and answer.token_ids == ()
+    assert 0 < answer.verdict.depth < answer.prefill_tokens
     assert answer.text == guard.config.refusal
-    inside = guard.generate(DEMO["request"], **asked)  # as the guard does by default
-    assert inside.halted and inside.generated_tokens == 0 and inside.verdict.depth <= answer.verdict.depth
+    at_the_end = guard.with_options(prefill="end").generate(DEMO["request"], **asked)
+    assert at_the_end.halted and at_the_end.verdict.depth >= at_the_end.prefill_tokens
 
 
 def test_the_unguarded_model_goes_on_with_the_prefill(guard):

@@ -41,7 +41,6 @@ class DemoSettings:
     model: str
     request: str
     prefill: str
-    threshold: float
     generation: dict[str, Any]
 
 
@@ -93,11 +92,7 @@ def demo(
     shown = settings()
     name = model or shown.model
     options = opt.GuardOptions(probe=probe, detector=detector)
-    if probe is None and detector == "probe":  # the shipped one: with the demo's threshold, see demo.toml
-        options = opt.GuardOptions(policy="threshold", threshold=shown.threshold)
-    guard = load.open_guard(loading.of(name), options)
-    # at the end of the prefill only: what is shown is that the Safety Tokens speak up deep in an answer
-    outcome = _run(guard.with_options(prefill="end"), shown)
+    outcome = _run(load.open_guard(loading.of(name), options), shown)
     if as_json:
         write_json(_record(name, shown, outcome))
     else:
