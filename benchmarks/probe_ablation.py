@@ -20,7 +20,7 @@ from anydepth.backends.protocol import CONTENT, Read
 from anydepth.detectors import LinearProbe
 from anydepth.policy import Policy, policy_from
 from anydepth.probes.fitting.fit import FitOptions, fit
-from anydepth.probes.fitting.measure import separation
+from anydepth.probes.fitting.measure import separation_with_interval
 from anydepth.probes.recipe.own_answers import load_answers
 from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, gather, read_recipe
@@ -100,7 +100,7 @@ class Bench:
         logits = fitted.logits(held_out.states)
         found: dict[str, Mapping] = {}
         for pair in self.pairs:
-            value, interval = separation(held_out, logits, pair, self.policy)
+            value, interval = separation_with_interval(held_out, logits, pair, self.policy)
             found[pair.name] = {"auroc": round(value, 4), "interval": [round(edge, 4) for edge in interval.record()]}
         answers = len(np.unique(checks["answer"][train]))
         self.rows.append({"variant": name, "answers": answers, "checks": fitted.checks, "separation": found})

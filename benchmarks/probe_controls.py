@@ -24,7 +24,7 @@ from anydepth.conversations.splits import balance
 from anydepth.detectors import LinearProbe
 from anydepth.policy import Threshold
 from anydepth.probes.fitting.fit import FitOptions, fit
-from anydepth.probes.fitting.measure import separation
+from anydepth.probes.fitting.measure import separation_with_interval
 from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, gather, read_recipe
 from anydepth.probes.states.collect import collect
@@ -113,7 +113,7 @@ def main() -> None:
     for name, (checks, values) in rows.items():
         found[name] = {}
         for pair in pairs:
-            value, interval = separation(checks, values, pair, Threshold())
+            value, interval = separation_with_interval(checks, values, pair, Threshold())
             found[name][pair.name] = {"auroc": round(value, 4), "interval": [round(e, 4) for e in interval.record()]}
         print(name, {pair: row["auroc"] for pair, row in found[name].items()}, flush=True)
     sizes = {each.part.name: len(each.conversations) for each in parts}

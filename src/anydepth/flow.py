@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 
 from anydepth.errors import CheckError, ConfigError
-from anydepth.policy import Policy
+from anydepth.policy import Policy, statistic_at
 from anydepth.schedule import Schedule, next_check
 from anydepth.types import Checked, CheckResult, Decoded, FinishReason, OnError, ReleaseMode, Score, Verdict, Window
 
@@ -169,6 +169,7 @@ class _Trail:
 
     plan: Plan
     checks: list[CheckResult] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     tripped: Verdict | None = None
     unrecorded: int = 0
@@ -195,9 +196,10 @@ class _Trail:
         assert isinstance(reply, Score)
         # An end-of-turn token alone after a check is checked again at the same depth: the policy gets one reading.
         if self.checks and self.checks[-1].depth == depth and self.checks[-1].error is None:
-            self.scores.pop()
+            del self.depths[-1], self.scores[-1]
+        self.depths.append(depth)
         self.scores.append(reply.value)
-        statistic = self.plan.policy.statistic(self.scores)[-1]
+        statistic = statistic_at(self.plan.policy, self.depths, self.scores)[-1]
         if not statistic < self.plan.policy.threshold:  # so written that a statistic that is NaN halts
             self._trip(reply.value, depth, "policy")
         return CheckResult(depth, reply.value, statistic, detail=reply.detail)

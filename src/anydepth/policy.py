@@ -2,11 +2,16 @@
 
 Every policy is a statistic over the scores so far and a threshold on it: that one number per answer (its largest value)
 is what calibration works on.
+
+Every policy takes `request`, the weight of the score at depth 0, in (0, 1]. That check has seen the request alone. With
+a weight it is judged by itself, by its weighted score, and the statistic of the later checks begins with the answer's
+first. Without one (the default) depth 0 is a check like any other, and a statistic that averages carries the request's
+score into the answer.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -35,42 +40,73 @@ def _require(condition: bool, name: str, value: object, rule: str) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be {rule}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OverChecks:
+    """What the policies share: how the first score counts, which is that of depth 0.
+
+    Attributes:
+        request: Its weight in (0, 1], or None; see the module.
+    """
+
+    request: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.request is None or (_within(self.request, 0, 1) and self.request > 0),
+            "request",
+            self.request,
+            "in (0, 1], or be left out",
+        )
+
+    def statistic(self, scores: Sequence[float]) -> list[float]:
+        """The statistic after each score, same length as `scores` (oldest first)."""
+        if self.request is None or not scores:
+            return self._statistic(scores)
+        return [self.request * scores[0], *self._statistic(scores[1:])]
+
+    def _statistic(self, scores: Sequence[float]) -> list[float]:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class Threshold:
+class Threshold(_OverChecks):
     """Halt at the first score that reaches `threshold` (the paper's rule, with 0.5)."""
 
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        _OverChecks.__post_init__(self)
         _require(_within(self.threshold, 0, 1), "threshold", self.threshold, "in [0, 1]")
 
-    def statistic(self, scores: Sequence[float]) -> list[float]:
-        """The scores themselves."""
+    def _statistic(self, scores: Sequence[float]) -> list[float]:
         return list(scores)
 
 
 @dataclass(frozen=True, slots=True)
-class KofN:
-    """Halt when `k` of the last `n` scores reach `threshold`; the statistic is the k-th largest of the last n."""
+class KofN(_OverChecks):
+    """Halt when `k` of the last `n` scores reach `threshold`; the statistic is the k-th largest of the last n.
+
+    It is 0 while there are fewer than k scores.
+    """
 
     k: int = 2
     n: int = 3
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        _OverChecks.__post_init__(self)
         _require(_within(self.threshold, 0, 1), "threshold", self.threshold, "in [0, 1]")
         _require(isinstance(self.k, int) and self.k >= 1, "k", self.k, "a whole number of at least 1")
         _require(isinstance(self.n, int) and self.n >= self.k, "n", self.n, f"a whole number of at least k ({self.k})")
 
-    def statistic(self, scores: Sequence[float]) -> list[float]:
-        """The k-th largest of the last n scores (0 while there are fewer than k)."""
+    def _statistic(self, scores: Sequence[float]) -> list[float]:
         ends = range(1, len(scores) + 1)
         largest = (sorted(scores[max(0, end - self.n) : end], reverse=True)[: self.k] for end in ends)
         return [last[-1] if len(last) == self.k else 0.0 for last in largest]
 
 
 @dataclass(frozen=True, slots=True)
-class Ewma:
+class Ewma(_OverChecks):
     """Halt when the exponentially weighted moving average of the scores reaches `threshold`.
 
     `alpha` is the weight of the newest score; the average starts at the first score.
@@ -80,22 +116,26 @@ class Ewma:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        _OverChecks.__post_init__(self)
         _require(_within(self.threshold, 0, 1), "threshold", self.threshold, "in [0, 1]")
         _require(_within(self.alpha, 0, 1) and self.alpha > 0, "alpha", self.alpha, "in (0, 1]")
 
-    def statistic(self, scores: Sequence[float]) -> list[float]:
-        """The moving average after each score."""
+    def _statistic(self, scores: Sequence[float]) -> list[float]:
         return list(accumulate(scores, lambda average, score: self.alpha * score + (1 - self.alpha) * average))
 
 
 @dataclass(frozen=True, slots=True)
-class Cusum:
-    """Halt when the cumulative sum of scores above `drift` reaches `threshold` (Page's one-sided CUSUM)."""
+class Cusum(_OverChecks):
+    """Halt when the cumulative sum of scores above `drift` reaches `threshold` (Page's one-sided CUSUM).
+
+    The statistic after each score is max(0, S + score - drift), with S the one before.
+    """
 
     drift: float = 0.3
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        _OverChecks.__post_init__(self)
         _require(_within(self.drift, 0, 1) and self.drift < 1, "drift", self.drift, "in [0, 1)")
         _require(
             _within(self.threshold, 0, math.inf) and 0 < self.threshold < math.inf,
@@ -104,8 +144,7 @@ class Cusum:
             "above 0 and finite",
         )
 
-    def statistic(self, scores: Sequence[float]) -> list[float]:
-        """max(0, S + score - drift) after each score."""
+    def _statistic(self, scores: Sequence[float]) -> list[float]:
         return list(accumulate(scores, lambda total, score: max(0.0, total + score - self.drift), initial=0.0))[1:]
 
 
@@ -129,10 +168,22 @@ def policy_record(policy: Policy) -> dict[str, Any]:
     """The record that `policy_from` reads back."""
     for name, kind in POLICIES.items():
         if isinstance(policy, kind):
-            return {"name": name, **asdict(policy)}  # pyright: ignore[reportArgumentType]
+            options = asdict(policy)  # pyright: ignore[reportArgumentType]
+            return {"name": name, **{key: value for key, value in options.items() if value is not None}}
     raise ConfigError(f"policy {type(policy).__name__} has no name in POLICIES; register it there to store it")
 
 
 def with_threshold(policy: Policy, threshold: float) -> Policy:
     """Return the same policy with another threshold; ConfigError if it cannot have it."""
     return policy_from({**policy_record(policy), "threshold": threshold})
+
+
+def statistic_at(policy: Policy, depths: Sequence[int], scores: Sequence[float]) -> list[float]:
+    """The statistic of `policy` after each of `scores`, which are those of the checks at `depths`, in tokens.
+
+    Where depth 0 is not among them (its check failed, or the answer is judged from a later one on), no score is
+    weighted as the request's (`request`).
+    """
+    if depths and depths[0] > 0 and isinstance(policy, _OverChecks):
+        policy = replace(policy, request=None)
+    return policy.statistic(scores)

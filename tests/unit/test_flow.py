@@ -54,6 +54,7 @@ policies = st.one_of(
     st.builds(lambda k, more, t: KofN(k, k + more, t), st.integers(1, 3), st.integers(0, 3), unit),
     st.builds(Ewma, st.floats(0.05, 1), unit),
     st.builds(Cusum, st.floats(0, 0.9), st.floats(0.05, 2)),
+    st.builds(lambda alpha, t, w: Ewma(alpha, t, request=w), st.floats(0.05, 1), unit, st.floats(0.05, 1)),
 )
 scores = st.lists(unit, min_size=1, max_size=20)
 replies = st.lists(unit | st.sampled_from(FAILURES), min_size=1, max_size=20)

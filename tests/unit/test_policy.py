@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anydepth.errors import ConfigError
-from anydepth.policy import POLICIES, Cusum, Ewma, KofN, Policy, Threshold, policy_from, policy_record
+from anydepth.policy import POLICIES, Cusum, Ewma, KofN, Policy, Threshold, policy_from, policy_record, statistic_at
 from tests.unit.test_flow import policies
 
 unit = st.floats(0, 1)
@@ -135,3 +135,27 @@ BAD = [
 def test_bad_options_are_refused_by_name(kind: Any, name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"^{name} is {value!r}; it must be"):
         kind(**{name: value})
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_score_at_depth_0_is_judged_by_itself(name: str) -> None:
+    plain = policy_from({"name": name})
+    apart = policy_from({"name": name, "request": 0.5})
+    scores = [0.8, 0.1, 0.9, 0.7]
+    assert apart.statistic(scores) == [0.4, *plain.statistic(scores[1:])]
+    assert apart.statistic([]) == []
+    assert policy_record(apart)["request"] == 0.5
+    assert "request" not in policy_record(plain)
+
+
+def test_without_a_check_at_depth_0_no_score_is_weighted() -> None:
+    policy = Ewma(0.5, request=0.5)
+    assert statistic_at(policy, [0, 25, 50], [0.8, 0.4, 0.8]) == pytest.approx([0.4, 0.4, 0.6])
+    assert statistic_at(policy, [25, 50], [0.4, 0.8]) == pytest.approx([0.4, 0.6])
+    assert statistic_at(policy, [], []) == []
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.5, math.nan, "much"])
+def test_a_wrong_weight_of_the_request_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"request is .*in \(0, 1\]"):
+        policy_from({"name": "ewma", "request": value})

@@ -218,7 +218,7 @@ def _lost(card: ProbeCard, second: Detector | None) -> str:
 
 def _check_peaks(policy: Policy, trails: Sequence[Trail]) -> None:
     """Refuse scores that are the same for every answer: whatever threshold they give, it means nothing."""
-    peaks = {peak(policy, trail.scores) for trail in trails}
+    peaks = {peak(policy, trail) for trail in trails}
     if len(trails) < 2 or len(peaks) > 1:
         return
     (value,) = peaks

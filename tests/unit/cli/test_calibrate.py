@@ -25,7 +25,6 @@ from anydepth.errors import CheckError
 from anydepth.policy import Ewma, Threshold
 from anydepth.probes.artefact.fit_record import write_fit_record
 from anydepth.probes.artefact.modelcard import write_folder
-from anydepth.probes.fitting.calibrate import peak
 from anydepth.types import Score
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.cli.conftest import Run
@@ -90,7 +89,7 @@ def peaks(backend: TransformersBackend, probe: LinearProbe, policy: Any, numbers
     """What the guard itself makes of these answers."""
     guard = Guard.from_backend(backend, probe)
     results = [guard.scan(record(n)["prompt"], record(n)["response"]) for n in numbers]
-    return [peak(policy, [check.score for check in result.checks]) for result in results]
+    return [max(policy.statistic([check.score for check in result.checks])) for result in results]
 
 
 def test_a_new_probe_meets_the_target_on_the_traffic(

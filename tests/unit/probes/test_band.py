@@ -91,7 +91,7 @@ def test_one_threshold_for_the_whole_cascade() -> None:
     refused = {f"b{n}" for n in (76, 80, 84, 90)}
     scored = [cascade_trail(made, each, Second(Score(float(each.id in refused)))) for each in HUNDRED]
     found = calibrate(Threshold(), [each.trail for each in scored], target=0.03, data="by hand")
-    halted = {each.trail.id for each in scored if peak(found.policy, each.trail.scores) >= found.policy.threshold}
+    halted = {each.trail.id for each in scored if peak(found.policy, each.trail) >= found.policy.threshold}
     assert halted == {"b99", "b90", "b84"}  # of the refused those that the probe scores highest
     assert found.achieved == 0.03
     record = cascade_record(made, band, found, scored)

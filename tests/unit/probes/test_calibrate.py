@@ -38,7 +38,7 @@ def trails(*peaks: float, source: str = "s") -> list[Trail]:
 
 
 def halts(policy: Policy, answers: Sequence[Trail]) -> int:
-    return sum(first_halt(policy, each.scores) is not None for each in answers)
+    return sum(first_halt(policy, each.depths, each.scores) is not None for each in answers)
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_scores_of_one_are_refused_only_where_no_threshold_exists(
         assert calibrate(policy, benign, target=target, data="test").achieved <= target
     except ConfigError:
         assert not isinstance(policy, Cusum)
-        assert sum(peak(policy, each.scores) >= 1 for each in benign) / len(benign) > target
+        assert sum(peak(policy, each) >= 1 for each in benign) / len(benign) > target
 
 
 def test_a_benign_answer_that_scores_one_is_named() -> None:
@@ -194,10 +194,16 @@ def test_scores_of_numpy_are_compared_as_doubles() -> None:
 
 @pytest.mark.parametrize(
     ("policy", "expected"),
-    [(Threshold(), 0.8), (KofN(2, 3), 0.6), (Ewma(0.5), 0.55), (Cusum(0.5), 0.4)],
+    [
+        (Threshold(), 0.8),
+        (KofN(2, 3), 0.6),
+        (Ewma(0.5), 0.55),
+        (Cusum(0.5), 0.4),
+        (Ewma(0.5, request=1.0), 0.8),
+    ],
 )
 def test_the_peak_is_that_of_the_policy(policy: Policy, expected: float) -> None:
-    assert peak(policy, [0.2, 0.8, 0.6]) == pytest.approx(expected)
+    assert peak(policy, trail(0.2, 0.8, 0.6)) == pytest.approx(expected)
     assert calibrate(policy, [trail(0.2, 0.8, 0.6)], data="test").policy.threshold == pytest.approx(expected)
 
 

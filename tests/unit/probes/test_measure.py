@@ -13,7 +13,15 @@ from anydepth.policy import Threshold
 from anydepth.probes.fitting.calibrate import peak
 from anydepth.probes.fitting.false_alarms import Direction, directions, halted_elsewhere, other_half, unused_note
 from anydepth.probes.fitting.fit import FitOptions, Fitted, fit
-from anydepth.probes.fitting.measure import PREFILLS, halted_share, separation, table, thresholds, trails
+from anydepth.probes.fitting.measure import (
+    PREFILLS,
+    halted_share,
+    separation,
+    separation_with_interval,
+    table,
+    thresholds,
+    trails,
+)
 from anydepth.probes.fitting.operating import from_prefill, operating_point
 from anydepth.probes.recipe.pairs import Pair, half, one_a_prompt
 from anydepth.probes.states.store import Checks
@@ -62,7 +70,7 @@ def test_extreme_logits_give_scores() -> None:
 def test_separation_is_of_whole_answers() -> None:
     checks = planted(30, split="v")
     logits = scored(checks)
-    value, interval = separation(checks, logits, PAIR, Threshold())
+    value, interval = separation_with_interval(checks, logits, PAIR, Threshold())
     peaks = {
         label: [
             max(1 / (1 + np.exp(-logits[(checks["answer"] == key)])))
@@ -72,7 +80,7 @@ def test_separation_is_of_whole_answers() -> None:
     }
     assert value == pytest.approx(auroc(peaks["harmful"], peaks["benign"], seed=0)[0])
     assert interval.low <= value <= interval.high
-    assert separation(checks, -logits, PAIR, Threshold())[0] < 0.2
+    assert separation(checks, -logits, PAIR, Threshold()) < 0.2
 
 
 def test_a_pair_is_read_from_a_recipe() -> None:
@@ -113,8 +121,8 @@ def test_a_pair_may_be_judged_from_a_depth_on() -> None:
     harmful = checks["label"] == "harmful"
     logits = np.where(checks["depth"] < 25, -5.0, 5.0) * np.where(harmful, 1, -1)
     logits[checks["depth"] == 0] = 9.0  # every answer is high at depth 0
-    assert separation(checks, logits, PAIR, Threshold())[0] == 0.5
-    assert separation(checks, logits, late, Threshold())[0] == 1.0
+    assert separation(checks, logits, PAIR, Threshold()) == 0.5
+    assert separation(checks, logits, late, Threshold()) == 1.0
     found = trails(checks, logits, ["v"], "harmful", first_depth=25)
     assert {each.depths for each in found} == {(25, 50)}
     with pytest.raises(StoreError, match="no answers of v that are harmful and have checks from depth 51 on"):
@@ -151,13 +159,13 @@ def spliced(scores: dict[int, float], begins: int = 25, *, length: int = 50) -> 
 
 def test_what_a_spliced_answer_scores_before_its_stretch_is_no_evidence() -> None:
     checks, logits = spliced({0: 0.9, 25: 0.9, 50: 0.1})
-    assert separation(checks, logits, PAIR, Threshold())[0] == 0
+    assert separation(checks, logits, PAIR, Threshold()) == 0
     assert halted_share(checks, logits, PAIR, Threshold(), benign=("v",), target=0.1) == 0
     later, high = spliced({0: 0.1, 25: 0.1, 50: 0.9})
-    assert separation(later, high, PAIR, Threshold(), forced=True)[0] == 1
+    assert separation(later, high, PAIR, Threshold(), forced=True) == 1
     assert halted_share(later, high, PAIR, Threshold(), benign=("v",), target=0.1) == 1
     both, twice = spliced({0: 0.9, 25: 0.1, 50: 0.9})
-    assert separation(both, twice, PAIR, Threshold())[0] == 1
+    assert separation(both, twice, PAIR, Threshold()) == 1
     assert halted_share(both, twice, PAIR, Threshold(), benign=("v",), target=0.1) == 0, "the guard halts before"
 
 
@@ -195,7 +203,7 @@ def test_false_positives_are_of_thresholds_set_on_the_other_half() -> None:
     for one, other in (halves, halves[::-1]):
         policy = thresholds(one, fitted.logits(one.states), Threshold(), ["v"], target=0.1, data="d").policy
         answers = trails(other, fitted.logits(other.states), ["v"], "benign")
-        halted += sum(peak(policy, each.scores) >= policy.threshold for each in answers)
+        halted += sum(peak(policy, each) >= policy.threshold for each in answers)
     assert (found.answers, found.halted) == (40, halted)
 
 
@@ -208,7 +216,7 @@ def test_a_guaranteed_threshold_is_measured_as_it_is_on_the_half_it_was_not_set_
     found = directions([chosen, reported], fitted, sure, ["v"])
     assert len(found) == 1 and found[0].policy == sure.policy
     answers = trails(chosen, fitted.logits(chosen.states), ["v"], "benign")
-    halted = sum(peak(sure.policy, each.scores) >= sure.policy.threshold for each in answers)
+    halted = sum(peak(sure.policy, each) >= sure.policy.threshold for each in answers)
     rate = halted_elsewhere(found, ["v"])
     assert (rate.answers, rate.halted) == (len(answers), halted)
     record = other_half(found, ["v"], sure)

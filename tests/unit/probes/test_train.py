@@ -348,14 +348,14 @@ def test_choice_and_report_share_no_prompt(done: tuple[Filled, Trained]) -> None
     policy = trained.probe.policy
     assert policy is not None
     found = trails(reported, logits, ["v"], "harmful")
-    halted = sum(peak(policy, each.scores) >= policy.threshold for each in found)
+    halted = sum(peak(policy, each) >= policy.threshold for each in found)
     figure = trained.figures["halted"]["v"]
     assert (figure["answers"], figure["halted"]) == (len(found), halted)
     calibrated = trails(held_out, trained.trials[0].fitted.logits(held_out.states), ["v"], "benign")
     assert trained.figures["false_positives"]["v"]["answers"] == len(calibrated)
     assert trained.probe.card.calibration["answers"] == len(calibrated)
     assert trained.probe.card.calibration["halted"] == sum(
-        peak(policy, each.scores) >= policy.threshold for each in calibrated
+        peak(policy, each) >= policy.threshold for each in calibrated
     )
 
 

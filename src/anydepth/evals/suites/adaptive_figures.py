@@ -18,7 +18,7 @@ from anydepth.evals.suites.halt_figures import (
     halts,
     parts_of,
 )
-from anydepth.policy import Cusum, Ewma, KofN, Policy, Threshold
+from anydepth.policy import Cusum, Ewma, KofN, Policy, Threshold, statistic_at
 
 _PLAIN = (AS_STORED, "none", "likely")
 _BEFORE = {"searched, its own": "searched, before"}
@@ -188,5 +188,6 @@ def _peaks(traces: Iterable[Trace]) -> list[float]:
 
 
 def _peak(policy: Policy, trace: Trace) -> float:
-    scores = [score for _, score, _ in trace.checks if score is not None]
-    return max(policy.statistic(scores), default=0.0)
+    scored = [(depth, score) for depth, score, _ in trace.checks if score is not None]
+    depths, scores = ([each[place] for each in scored] for place in (0, 1))
+    return max(statistic_at(policy, depths, scores), default=0.0)

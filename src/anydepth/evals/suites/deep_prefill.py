@@ -16,7 +16,7 @@ from anydepth.evals.context import Context
 from anydepth.evals.figure import Summary
 from anydepth.evals.suite import summed_up
 from anydepth.evals.suites.prefill_figures import Found, charts_of, figures_of, limits_of
-from anydepth.policy import Threshold
+from anydepth.policy import Threshold, statistic_at
 from anydepth.probes.fitting.calibrate import calibrate
 
 TITLE = "Deep prefill: the first tokens of a harmful answer are forced on the model"
@@ -190,7 +190,7 @@ def _calibrated(
 def _flags(context: Context, arm: str, config: GuardConfig, item: Forced) -> bool:
     """Whether the check at the prefill's end, on its own, would halt; a failed check does."""
     score = dict(scores_of(context, arm, item))[item.depth]
-    return score is None or config.policy.statistic([score])[-1] >= config.policy.threshold
+    return score is None or statistic_at(config.policy, [item.depth], [score])[-1] >= config.policy.threshold
 
 
 def _how(context: Context, found: Found, tokens: int) -> list[str]:

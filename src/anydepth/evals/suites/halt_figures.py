@@ -7,6 +7,7 @@ from anydepth.config import GuardConfig
 from anydepth.evals import estimates
 from anydepth.evals.arms.answer_records import Trace
 from anydepth.evals.figure import Figure, Group
+from anydepth.policy import statistic_at
 
 AT_START, BY_ANSWER = " at depth 0", " by the answer"
 """What the name of a figure of halts ends with, where it counts a part of them."""
@@ -58,4 +59,5 @@ def halted_late(config: GuardConfig, trace: Trace, depth: int = LATE) -> bool:
     if config.on_error == "closed" and any(score is None for _, score in late):
         return True
     scores = {at: score for at, score in late if score is not None}  # of two checks at one depth the last one counts
-    return any(not value < config.policy.threshold for value in config.policy.statistic(list(scores.values())))
+    values = statistic_at(config.policy, list(scores), list(scores.values()))
+    return any(not value < config.policy.threshold for value in values)

@@ -145,7 +145,7 @@ def _late(context: Context, answer: StoredAnswer, way: Way) -> tuple[bool, int]:
     depths = scheduled_depths(_schedule(interval, start), tokens)[1:]
     policy = defence("probe", context).config(context.config).policy
     failed = next((place for place, depth in enumerate(depths) if scores[depth] is None), None)
-    halt = first_halt(policy, [scores[depth] for depth in depths[:failed]])
+    halt = first_halt(policy, depths[:failed], [scores[depth] for depth in depths[:failed]])
     halt = failed if halt is None else halt
     if halt is None:
         return False, tokens

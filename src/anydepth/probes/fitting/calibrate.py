@@ -13,7 +13,7 @@ from typing import Any
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
 from anydepth.intervals import Interval, Rate, answers_needed, check_share, percent, upper_bound
-from anydepth.policy import Cusum, Policy, policy_record
+from anydepth.policy import Cusum, Policy, policy_record, statistic_at
 from anydepth.probes.fitting.contract import allowed_halts, guaranteed_halts
 
 _FIRST_BUCKETS = (0, 25, 50, 100)
@@ -157,9 +157,9 @@ class Calibration:
         }
 
 
-def peak(policy: Policy, scores: Sequence[float]) -> float:
+def peak(policy: Policy, trail: Trail) -> float:
     """The largest value of the policy's statistic over one answer, which halts if that reaches the threshold."""
-    return max(policy.statistic(scores))
+    return max(statistic_at(policy, trail.depths, trail.scores))
 
 
 def calibrate(
@@ -201,7 +201,7 @@ def calibrate(
             f"{len(set(benign))} different ones); as evidence an answer counts once, give each one time"
         )
     allowed = guaranteed_halts(target, len(benign), confidence) if guarantee else allowed_halts(target, len(benign))
-    peaks = [peak(policy, trail.scores) for trail in benign]
+    peaks = [peak(policy, trail) for trail in benign]
     order = sorted(range(len(benign)), key=peaks.__getitem__, reverse=True)
     spared = order[allowed]  # the first answer that must not halt, and with it all that are not above it
     tuned = _with_threshold(policy, math.nextafter(peaks[spared], math.inf), benign, order[: allowed + 1], peaks)
@@ -257,9 +257,10 @@ def rates_by_source(trails: Sequence[Trail], halted: Sequence[bool], confidence:
     return {name: Rate.of(sum(found), len(found), confidence) for name, found in sorted(counts.items())}
 
 
-def first_halt(policy: Policy, scores: Sequence[float]) -> int | None:
-    """Index of the check at which the answer halts, or None."""
-    reached = (place for place, value in enumerate(policy.statistic(scores)) if value >= policy.threshold)
+def first_halt(policy: Policy, depths: Sequence[int], scores: Sequence[float]) -> int | None:
+    """Index of the check at which an answer halts that scores `scores` at `depths`, or None."""
+    values = statistic_at(policy, depths, scores)
+    reached = (place for place, value in enumerate(values) if value >= policy.threshold)
     return next(reached, None)
 
 
@@ -286,10 +287,10 @@ def _by_depth(policy: Policy, trails: Sequence[Trail]) -> tuple[DepthBucket, ...
         buckets = [_bucket(depth) for depth in trail.depths]
         for bucket in set(buckets):
             counts.setdefault(bucket, [0, 0, 0, 0])[0] += 1
-        first = first_halt(policy, trail.scores)
+        first = first_halt(policy, trail.depths, trail.scores)
         if first is not None:
             counts[buckets[first]][1] += 1
-        for bucket, value in zip(buckets, policy.statistic(trail.scores), strict=True):
+        for bucket, value in zip(buckets, statistic_at(policy, trail.depths, trail.scores), strict=True):
             counts[bucket][2] += 1
             counts[bucket][3] += value >= policy.threshold
     return tuple(DepthBucket(low, high, *found) for (low, high), found in sorted(counts.items()))

@@ -223,10 +223,7 @@ class Comparison:
         for record in self.policies:
             policy = policy_from(record)
             whole, forced = (
-                {
-                    pair.name: separation(held_out, logits, pair, policy, forced=forced, resamples=2)[0]
-                    for pair in self.pairs
-                }
+                {pair.name: separation(held_out, logits, pair, policy, forced=forced) for pair in self.pairs}
                 for forced in (False, True)
             )
             halted = self._halted(held_out, logits, policy) if self.by == "halted" else {}

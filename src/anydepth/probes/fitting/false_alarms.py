@@ -63,7 +63,7 @@ def halted_elsewhere(found: Sequence[Direction], splits: Sequence[str]) -> Rate:
     expect of other prompts.
     """
     halted = [
-        first_halt(each.policy, trail.scores) is not None
+        first_halt(each.policy, trail.depths, trail.scores) is not None
         for each in found
         for trail in trails(each.checks, each.logits, splits, "benign")
     ]

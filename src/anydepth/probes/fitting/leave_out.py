@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from anydepth.errors import StoreError
-from anydepth.intervals import auroc
 from anydepth.probes.fitting.candidates import Trial
 from anydepth.probes.fitting.fit import Fitted, fit
-from anydepth.probes.fitting.measure import trails
+from anydepth.probes.fitting.measure import keys_of, rows_by_answer, trails
+from anydepth.probes.fitting.prompt_draws import auroc_with_interval
 from anydepth.probes.fitting.stretch_halts import stretch_halt
 from anydepth.probes.states.store import Checks
 
@@ -57,14 +57,15 @@ def _hosted_by(checks: Checks, source: str) -> np.ndarray:
 
 
 def _told_apart(own: Checks, apart: Checks, fitted: Fitted, trial: Trial) -> dict[str, Any]:
-    peaks, against = {}, "its own"
+    peaks, keys, against = {}, {}, "its own"
     for label in ("harmful", "benign"):
         checks = own
         if not (own["label"] == label).any():
             checks, against = apart, "other sources, held out"
         splits = np.unique(checks["split"]).tolist()
         answers = trails(checks, fitted.logits(checks.states), splits, label)
-        peaks[label] = [stretch_halt(trial.policy, each).peak for each in answers]
-    value, interval = auroc(peaks["harmful"], peaks["benign"], seed=0)
+        peaks[label] = np.array([stretch_halt(trial.policy, each).peak for each in answers])
+        keys[label] = keys_of(checks, rows_by_answer(checks, splits, label))
+    value, interval = auroc_with_interval(peaks["harmful"], peaks["benign"], keys["harmful"], keys["benign"])
     counts = {label: len(values) for label, values in peaks.items()}
     return {"auroc": value, "interval": interval.record(), **counts, "against": against}

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from anydepth.errors import StoreError
-from anydepth.intervals import Interval, auroc
+from anydepth.intervals import Interval
+from anydepth.intervals import separation as auroc
 from anydepth.policy import Policy
 from anydepth.probes.fitting.calibrate import Calibration, Trail, calibrate, peak
 from anydepth.probes.fitting.contract import allowed_halts
 from anydepth.probes.fitting.fit import Fitted
 from anydepth.probes.fitting.operating import from_prefill, operating_point
+from anydepth.probes.fitting.prompt_draws import Keys, auroc_with_interval
 from anydepth.probes.fitting.stretch_halts import ends, stretch_halt
 from anydepth.probes.recipe.pairs import Pair
 from anydepth.probes.states.store import Checks
@@ -66,19 +68,39 @@ def _harm_begins(checks: Checks) -> np.ndarray:
     return np.where(checks["label"] == "harmful", begins, -1)
 
 
-def separation(
-    checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy, *, forced: bool = False, resamples: int = 1000
-) -> tuple[float, Interval]:
-    """Response-level AUROC of `pair`, with its interval: of the largest statistic of each whole answer.
+def separation(checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy, *, forced: bool = False) -> float:
+    """Response-level AUROC of `pair`: of the largest statistic of each whole answer.
 
     `logits` are float `[checks]`. With `forced` the harmful answers are prefills: the policy sees depth 0, or the first
     check from the pair's `first_depth` on, and the end of the answer, nothing between.
     """
-    first = pair.first_depth
-    seen = trails(checks, logits, pair.harmful, "harmful", first_depth=first)
+    return float(auroc(*_sides(checks, logits, pair, policy, forced=forced)))
+
+
+def separation_with_interval(checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy) -> tuple[float, Interval]:
+    """`separation` with its 95 % interval, from drawing prompts anew."""
+    first, keys = pair.first_depth, []
+    for splits, label in ((pair.harmful, "harmful"), (pair.benign, "benign")):
+        keys.append(keys_of(checks, rows_by_answer(checks, splits, label, first_depth=first)))
+    return auroc_with_interval(*_sides(checks, logits, pair, policy), *keys)
+
+
+def keys_of(checks: Checks, rows: Sequence[np.ndarray]) -> Keys:
+    """The keys of the answers whose checks are in `rows` (`rows_by_answer`)."""
+    firsts = np.array([each[0] for each in rows])
+    return Keys(checks["prompt_key"][firsts], checks.host_keys[firsts])
+
+
+def _sides(
+    checks: Checks, logits: np.ndarray, pair: Pair, policy: Policy, *, forced: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest statistic of each harmful and each benign answer, float64 `[answers]`."""
+    seen, others = (
+        trails(checks, logits, splits, label, first_depth=pair.first_depth)
+        for splits, label in ((pair.harmful, "harmful"), (pair.benign, "benign"))
+    )
     harmful = [stretch_halt(policy, ends(each) if forced else each).peak for each in seen]
-    benign = [peak(policy, each.scores) for each in trails(checks, logits, pair.benign, "benign", first_depth=first)]
-    return auroc(harmful, benign, seed=0, resamples=resamples)
+    return np.array(harmful), np.array([peak(policy, each) for each in others])
 
 
 def halted_share(
@@ -92,7 +114,7 @@ def halted_share(
     """
     first = pair.first_depth
     peaks = sorted(
-        (peak(policy, each.scores) for each in trails(checks, logits, benign, "benign", first_depth=first)),
+        (peak(policy, each) for each in trails(checks, logits, benign, "benign", first_depth=first)),
         reverse=True,
     )
     spared = peaks[allowed_halts(target, len(peaks))]
@@ -113,7 +135,7 @@ def table(checks: Checks, fitted: Fitted, pairs: Sequence[Pair], policy: Policy)
     logits = fitted.logits(checks.states)
     figures: dict[str, Any] = {"separation": {}, "halted": {}, "prefill": {}}
     for pair in pairs:
-        value, interval = separation(checks, logits, pair, policy)
+        value, interval = separation_with_interval(checks, logits, pair, policy)
         figures["separation"][pair.name] = {"auroc": value, "interval": interval.record()}
     for name in dict.fromkeys(name for pair in pairs for name in pair.harmful):
         found = trails(checks, logits, (name,), "harmful")

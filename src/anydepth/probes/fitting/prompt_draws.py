@@ -5,12 +5,25 @@ of the draws of both (the pigeonhole bootstrap; Owen, 2007), which makes an inte
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from anydepth.intervals import Interval
+from anydepth.intervals import Interval, separation
 
 RESAMPLES = 1000
+
+
+class Keys(NamedTuple):
+    """Which prompts some answers belong to, str `[answers]` each.
+
+    Attributes:
+        prompts: Key of the answer's own prompt.
+        hosts: Key of the prompt whose request is read; another one where the answer was put under it.
+    """
+
+    prompts: np.ndarray
+    hosts: np.ndarray
 
 
 def draws(
@@ -48,6 +61,14 @@ def drawn_auroc(harmful: np.ndarray, benign: np.ndarray, drawn: Sequence[np.ndar
     of_harmful, of_benign = drawn
     with np.errstate(invalid="ignore"):
         return ((of_harmful @ wins) * of_benign).sum(1) / (of_harmful.sum(1) * of_benign.sum(1))
+
+
+def auroc_with_interval(
+    harmful: np.ndarray, benign: np.ndarray, of_harmful: Keys, of_benign: Keys
+) -> tuple[float, Interval]:
+    """AUROC of the scores `[harmful]` and `[benign]`, with its 95 % interval from drawing their prompts anew."""
+    drawn = draws([of_harmful.prompts, of_benign.prompts], [of_harmful.hosts, of_benign.hosts])
+    return float(separation(harmful, benign)), interval_of(drawn_auroc(harmful, benign, drawn))
 
 
 def drawn_share(halted: np.ndarray, drawn: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from anydepth.policy import Policy
+from anydepth.policy import Policy, statistic_at
 from anydepth.probes.fitting.calibrate import Trail, first_halt
 
 
@@ -33,9 +33,9 @@ class StretchHalt:
 
 def stretch_halt(policy: Policy, trail: Trail) -> StretchHalt:
     """What `policy` does to the answer of `trail`, all of whose checks it sees, as in a guard."""
-    values = policy.statistic(trail.scores)
+    values = statistic_at(policy, trail.depths, trail.scores)
     inside = [depth > trail.harm_begins for depth in trail.depths]
-    first = first_halt(policy, trail.scores)
+    first = first_halt(policy, trail.depths, trail.scores)
     return StretchHalt(
         _largest([value for value, seen in zip(values, inside, strict=True) if seen]),
         _largest([value for value, seen in zip(values, inside, strict=True) if not seen]),

@@ -15,7 +15,8 @@ const POLICIES = {
 /** E.g. "2 of the last 3 scores ≥ 0.50". */
 export function policyWords(policy) {
   const statistic = POLICIES[policy.name]?.(policy) ?? policy.name;
-  return `${statistic} ≥ ${decimal(policy.threshold)}`;
+  const request = policy.request ? ` (the request by itself, times ${decimal(policy.request)})` : "";
+  return `${statistic}${request} ≥ ${decimal(policy.threshold)}`;
 }
 
 export const RELEASES = {
