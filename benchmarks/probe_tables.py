@@ -19,12 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PROBES = ROOT / "benchmarks" / "probes"
 NAMES = {
     "qwen2.5-coder-1.5b-instruct": "Qwen2.5-Coder-1.5B",
+    "qwen2.5-coder-0.5b-instruct": "Qwen2.5-Coder-0.5B",
     "smollm2-135m-instruct": "SmolLM2-135M",
 }
-"""Folder of a probe -> what its column is called; in the order of the columns.
-
-The probe of the 0.5B model is of the recipe before, whose figures are other ones.
-"""
+"""Folder of a probe -> what its column is called; in the order of the columns."""
 
 Figures = Mapping[str, Any]
 Row = tuple[str, str]
