@@ -4,7 +4,7 @@
     probe_ablation.py PROBE --data-dir DIR [-o FILE.json]     # PROBE: what `anydepth fit` wrote, with its work folder
 
 Every row is fitted on the states that `fit` collected and measured on all held-out answers: response-level AUROC with a
-bootstrap interval over answers, with the policy that the probe was calibrated with. The same table as Markdown beside
+bootstrap interval over prompts, with the policy that the probe was calibrated with. The same table as Markdown beside
 the JSON.
 """
 
