@@ -18,7 +18,7 @@ from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.testing import ScriptedTokenizer
 from anydepth.types import Score
 from anydepth.vllm.additional_config import EngineOptions, engine_options
-from anydepth.vllm.checkpoint_identity import identify
+from anydepth.backends.checkpoint_identity import identify
 from anydepth.vllm.engine.admission import Admission
 from anydepth.vllm.engine.answer_tokens import AnswerTokens
 from anydepth.vllm.engine.held_output import HeldOutput

@@ -8,7 +8,7 @@ from anydepth.backends.protocol import Capability, ModelIdentity, Site
 from anydepth.errors import ModelError, UnsupportedModel
 from anydepth.extras import require
 from anydepth.templates.template import ChatTemplate, Header
-from anydepth.vllm.checkpoint_identity import identify
+from anydepth.backends.checkpoint_identity import identify
 
 
 class ServedModel:
