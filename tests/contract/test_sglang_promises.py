@@ -12,7 +12,7 @@ from tests.contract.promises import *  # noqa: F403 - the tests themselves
 from tests.fake_sglang import FakeSglang
 from tests.vllm import model
 
-READS = ("2.input_layernorm@3", "3.input_layernorm@3")
+READS = ("1.input_layernorm@2", "3.input_layernorm@2")
 
 
 class Sglang(Library):
@@ -28,6 +28,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sglang]:
     folder = model.build(tmp_path_factory.mktemp("tiny"))
     path = tmp_path_factory.mktemp("probe") / "probe.safetensors"
     probe = model.planted_probe(path, model.Reference(folder), READS)
-    fake = FakeSglang(folder, (1, 2))
+    fake = FakeSglang(folder, (0, 2))
     yield Sglang(SglangBackend(fake.url, folder), probe)
     fake.close()
