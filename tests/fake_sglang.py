@@ -37,6 +37,7 @@ class FakeSglang:
         incremental: Whether a piece of a stream has the new tokens only.
         server: Fields of `/server_info` that differ.
         model: Fields of `/model_info` that differ.
+        api_key: Without it in a request, the answer is 401; None asks for none.
 
     Attributes:
         url: Where it listens.
@@ -55,7 +56,9 @@ class FakeSglang:
         incremental: bool = False,
         server: Mapping[str, Any] | None = None,
         model: Mapping[str, Any] | None = None,
+        api_key: str | None = None,
     ) -> None:
+        self.api_key = api_key
         self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self._layers, self._incremental, self._lock = sorted(layers), incremental, threading.Lock()
@@ -195,10 +198,13 @@ def _handler_of(fake: FakeSglang) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             info = {"/model_info": fake.model_info, "/server_info": fake.server_info}
-            self._json(200, info[self.path])
+            if self._let_in():
+                self._json(200, info[self.path])
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not self._let_in():
+                return
             fake.requests.append((self.path, body))
             try:
                 if self.path == "/abort_request":
@@ -214,6 +220,12 @@ def _handler_of(fake: FakeSglang) -> type[BaseHTTPRequestHandler]:
                 self._json(refused.status, refused.body)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
+
+        def _let_in(self) -> bool:
+            if fake.api_key is None or self.headers["Authorization"] == f"Bearer {fake.api_key}":
+                return True
+            self._json(401, {"error": "Unauthorized"})
+            return False
 
         def _json(self, status: int, body: Any) -> None:
             content = b"" if body is None else json.dumps(body).encode()

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +263,30 @@ def test_a_request_that_the_server_refuses_is_an_error_with_its_reason(backend: 
         SglangBackend("127.0.0.1:30000", "anything")
 
 
+def test_a_key_is_sent_and_its_lack_is_named(folder: Path, probe: LinearProbe) -> None:
+    fake = FakeSglang(folder, (1, 2), api_key="open")
+    with pytest.raises(ModelError, match="/model_info: HTTP 401: Unauthorized; pass api_key"):
+        SglangBackend(fake.url, folder)
+    answer = guarded(SglangBackend(fake.url, folder, api_key="open"), probe).generate(
+        REQUEST, max_new_tokens=3, **GREEDY
+    )
+    assert answer.finish_reason == "length"
+    fake.close()
+
+
+def test_answers_of_several_threads_are_those_of_one(
+    backend: SglangBackend, server: FakeSglang, probe: LinearProbe
+) -> None:
+    guard = guarded(backend, probe)
+    requests = [f"w{n} w{n + 3}" for n in range(6)]
+    alone = [guard.generate(each, max_new_tokens=8, **GREEDY) for each in requests]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda each: guard.generate(each, max_new_tokens=8, **GREEDY), requests))
+    assert [each.token_ids for each in together] == [each.token_ids for each in alone]
+    for ours, theirs in zip(together, alone, strict=True):
+        np.testing.assert_allclose([c.score for c in ours.checks], [c.score for c in theirs.checks], atol=1e-6)
+
+
 # -- which model, which states -----------------------------------------------------------------------------------------
 
 
@@ -326,8 +352,6 @@ def test_a_detector_that_looks_ahead_is_refused(backend: SglangBackend) -> None:
 
 
 def test_a_probe_of_another_model_is_refused(backend: SglangBackend, probe: LinearProbe) -> None:
-    from dataclasses import replace
-
     other = replace(probe.card, model=replace(probe.card.model, fingerprint="0" * 32))
     with pytest.raises(ProbeMismatch, match="model: the probe was fitted with"):
         guarded(backend, LinearProbe(probe.weight, probe.bias, other))
