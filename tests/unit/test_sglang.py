@@ -332,7 +332,7 @@ def test_a_layer_that_is_not_returned_is_named_with_the_option(
     [
         (["2.input_layernorm@3", "2.input_layernorm@2"], CapabilityError, "@3, 2.input_layernorm@2: give"),
         (["2.input_layernorm@content"], CapabilityError, "the state of one header token"),
-        (["2.input_layernorm@mean25"], CapabilityError, "mean25, a mean over answer tokens"),
+        (["2.input_layernorm@mean25"], CapabilityError, "@mean25: give a probe that reads one header"),
         (["0.input_layernorm@3"], UnsupportedModel, "before the first block"),
         (["2.post_attention_layernorm@3"], UnsupportedModel, "is not the norm that block 2 begins with"),
         (["2.mlp@3"], UnsupportedModel, "is not the norm"),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from anydepth.backends.checkpoint_identity import block_vectors
-from anydepth.backends.protocol import Read, Site, require_no_means
+from anydepth.backends.protocol import Read, Site
 from anydepth.backends.transformers.blocks import find_blocks, find_module
 from anydepth.errors import CapabilityError, CheckError, UnsupportedModel
 from anydepth.reasons import reason
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 def token_of(reads: Sequence[Read]) -> int:
     """The one header token that all `reads` are of; CapabilityError if there are several, or others are read."""
-    require_no_means(reads, WHO)
     tokens = sorted({read.token for read in reads})
     if len(tokens) != 1 or tokens[0] < 0:
         raise CapabilityError(
