@@ -14,10 +14,10 @@ import torch
 import transformers
 
 from anydepth import LinearProbe
+from anydepth.backends.checkpoint_identity import identify
 from anydepth.backends.protocol import Read, Site
 from anydepth.detectors import ProbeCard
 from anydepth.templates.template import ChatTemplate
-from anydepth.vllm.checkpoint_identity import identify
 
 
 def write(config_file: Path, tokenizer_name: str, folder: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from anydepth import LinearProbe
-from anydepth.vllm.checkpoint_identity import identify
+from anydepth.backends.checkpoint_identity import identify
 from benchmarks.random_model import write
 from tests.tiny import VOCABULARY, tiny_tokenizer
 

@@ -11,6 +11,7 @@ import pytest
 from anydepth import Threshold
 from anydepth.audit.trail import AuditError
 from anydepth.audit.verify import verify_audit
+from anydepth.backends.checkpoint_identity import identify
 from anydepth.backends.protocol import CONTENT, WHOLE, Read, Site
 from anydepth.errors import CheckError, ConfigError
 from anydepth.settings import Settings, parse_settings
@@ -18,7 +19,6 @@ from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.testing import ScriptedTokenizer
 from anydepth.types import Score
 from anydepth.vllm.additional_config import EngineOptions, engine_options
-from anydepth.vllm.checkpoint_identity import identify
 from anydepth.vllm.engine.admission import Admission
 from anydepth.vllm.engine.answer_tokens import AnswerTokens
 from anydepth.vllm.engine.held_output import HeldOutput

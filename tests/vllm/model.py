@@ -7,10 +7,10 @@ import torch
 import transformers
 
 from anydepth import LinearProbe
+from anydepth.backends.checkpoint_identity import identify
 from anydepth.backends.protocol import WHOLE, Read, Site
 from anydepth.detectors import ProbeCard
 from anydepth.templates.template import ChatTemplate
-from anydepth.vllm.checkpoint_identity import identify
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 READS = (

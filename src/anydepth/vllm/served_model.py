@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from anydepth.backends.checkpoint_identity import identify
 from anydepth.backends.protocol import Capability, ModelIdentity, Site
 from anydepth.errors import ModelError, UnsupportedModel
 from anydepth.extras import require
 from anydepth.templates.template import ChatTemplate, Header
-from anydepth.vllm.checkpoint_identity import identify
 
 
 class ServedModel:

@@ -23,7 +23,7 @@ def identify(model: str, config: Any, revision: str | None = None) -> ModelIdent
     """
     text = config.get_text_config(decoder=True)
     shape = (text.model_type, text.hidden_size, text.num_hidden_layers, text.vocab_size)
-    folder = _folder(model, revision)
+    folder = checkpoint_folder(model, revision)
     return ModelIdentity(
         name=model,
         revision=getattr(config, "_commit_hash", None) or revision,
@@ -34,10 +34,11 @@ def identify(model: str, config: Any, revision: str | None = None) -> ModelIdent
     )
 
 
-def _folder(model: str, revision: str | None) -> Path | None:
+def checkpoint_folder(model: str, revision: str | None = None) -> Path | None:
+    """The folder of the checkpoint's files: `model` itself, or the hub's copy on this machine; None without one."""
     if Path(model).is_dir():
         return Path(model)
-    hub = require("huggingface_hub", extra="vllm")
+    hub = require("huggingface_hub", extra="transformers")
     try:
         return Path(hub.snapshot_download(model, revision=revision, local_files_only=True))
     except (OSError, ValueError):
@@ -46,8 +47,8 @@ def _folder(model: str, revision: str | None) -> Path | None:
 
 def _fingerprint(folder: Path, shape: tuple[Any, ...]) -> str:
     """Digest over the blocks' one-dimensional weights in bf16; empty if the checkpoint is not of safetensors."""
-    torch = require("torch", extra="vllm")
-    vectors = _vectors(folder, shape[2])
+    torch = require("torch", extra="transformers")
+    vectors = block_vectors(folder, shape[2])
     if not vectors:
         return ""
     digest = hashlib.sha256(repr(shape).encode())
@@ -56,9 +57,18 @@ def _fingerprint(folder: Path, shape: tuple[Any, ...]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _vectors(folder: Path, layers: int) -> dict[str, Any]:
-    """One-dimensional floating weights of the blocks, by block number and name inside the block."""
-    safetensors = require("safetensors", extra="vllm")
+def block_vectors(folder: Path, layers: int) -> dict[str, Any]:
+    """The one-dimensional floating weights of the blocks, e.g. those of the norms, from the safetensors files.
+
+    Args:
+        folder: The checkpoint's files.
+        layers: Number of blocks.
+
+    Returns:
+        A torch tensor in the file's number format for each name, which is the block's number with four digits and the
+        name inside the block: `0015.input_layernorm.weight`. Empty without safetensors files.
+    """
+    safetensors = require("safetensors", extra="transformers")
     names: list[str] = []
     vectors: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
