@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -330,9 +331,7 @@ def test_a_layer_that_is_not_returned_is_named_with_the_option(
 @pytest.mark.parametrize(
     ("reads", "error", "message"),
     [
-        (["2.input_layernorm@3", "2.input_layernorm@2"], CapabilityError, "@3, 2.input_layernorm@2: give"),
-        (["2.input_layernorm@content"], CapabilityError, "the state of one header token"),
-        (["2.input_layernorm@mean25"], CapabilityError, "@mean25: give a probe that reads one header"),
+        (["2.input_layernorm@mean25"], CapabilityError, "@mean25, a mean over answer tokens: give a probe that reads"),
         (["0.input_layernorm@3"], UnsupportedModel, "before the first block"),
         (["2.post_attention_layernorm@3"], UnsupportedModel, "is not the norm that block 2 begins with"),
         (["2.mlp@3"], UnsupportedModel, "is not the norm"),
@@ -393,12 +392,29 @@ def test_finished_answers_are_read_as_transformers_reads_them(
         FinishedAnswer(backend.template.prompt("w5"), (30, 31), (2, 0)),
     ]
     sites = (Site(2), Site(1, "output"))
-    for ours, theirs in zip(
-        backend.read_batch(answers, sites, tokens=[3]), reference.read_batch(answers, sites, tokens=[3]), strict=True
-    ):
+    batches = (each.read_batch(answers, sites, tokens=[-1, 3]) for each in (backend, reference))
+    for ours, theirs in zip(*batches, strict=True):
         for site in sites:
             assert ours[site].shape == theirs[site].shape
             np.testing.assert_allclose(ours[site], theirs[site], atol=2e-4)
+
+
+def test_header_tokens_and_the_one_before_them_are_read_in_one_request(
+    backend: SglangBackend, server: FakeSglang, reference: TransformersBackend
+) -> None:
+    reads = [Read.parse(each) for each in ("2.input_layernorm@3", "2.input_layernorm@content", "2.input_layernorm@1")]
+    prompt = backend.template.prompt(REQUEST)
+    answer = prompt.ids[:4]
+    points = [CheckPoint(0, 0), CheckPoint(0, len(answer))]
+    found = []
+    for each in (backend, reference):
+        with closing(each.replay(prompt, answer)) as session:
+            start = session.hidden_states(points[:1], reads)
+            session.decode(len(answer))
+            found.append([start, session.hidden_states(points[1:], reads)])
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+    (_, body), *_ = reversed([each for each in server.requests if each[0] == "/v1/completions"])
+    assert [len(text) for text in body["prompt"]] == [len(prompt.ids) + len(answer) + n for n in (4, 0, 2)]
 
 
 def test_a_scan_needs_no_session(backend: SglangBackend, reference: TransformersBackend, probe: LinearProbe) -> None:

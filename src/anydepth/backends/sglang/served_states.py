@@ -12,25 +12,24 @@ from torch import nn
 from torch.func import functional_call
 
 from anydepth.backends.checkpoint_identity import block_vectors
-from anydepth.backends.protocol import Read, Site
+from anydepth.backends.protocol import Read, Site, require_no_means
 from anydepth.backends.transformers.blocks import find_blocks, find_module
-from anydepth.errors import CapabilityError, CheckError, UnsupportedModel
+from anydepth.errors import CheckError, UnsupportedModel
 from anydepth.reasons import reason
+from anydepth.templates.template import Prompt
 
 WHO = "the SGLang backend"
+
+Place = tuple[Prompt, Sequence[int], int]
+"""Where a check reads: a prompt, the tokens of its answer, and the depth."""
 
 logger = logging.getLogger(__name__)
 
 
-def token_of(reads: Sequence[Read]) -> int:
-    """The one header token that all `reads` are of; CapabilityError if there are several, or others are read."""
-    tokens = sorted({read.token for read in reads})
-    if len(tokens) != 1 or tokens[0] < 0:
-        raise CapabilityError(
-            f"{WHO} reads the state of one header token at a check; the probe reads {', '.join(map(str, reads))}: give "
-            "a probe that reads one header token, or use another engine"
-        )
-    return tokens[0]
+def tokens_of(reads: Sequence[Read]) -> tuple[int, ...]:
+    """The tokens that `reads` are of, as `Read.token`; CapabilityError if one of them is a mean."""
+    require_no_means(reads, WHO)
+    return tuple(dict.fromkeys(read.token for read in reads))
 
 
 def layer_of(site: Site) -> int:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, GenerationConfig
 from anydepth.backends.checkpoint_identity import checkpoint_folder, identify
 from anydepth.backends.protocol import Capability, FinishedAnswer, ModelIdentity, Read, Site, sites_of
 from anydepth.backends.sglang.served_facts import ask_facts, require_model
-from anydepth.backends.sglang.served_states import WHO, ServedStates, layer_of, token_of
+from anydepth.backends.sglang.served_states import WHO, Place, ServedStates, layer_of, tokens_of
 from anydepth.backends.sglang.sglang_client import SglangClient
 from anydepth.backends.sglang.sglang_sampling import sampling_params
 from anydepth.backends.sglang.sglang_session import SglangSession, session_of
@@ -34,7 +34,8 @@ class SglangBackend:
 
     The server writes the answers and gives the outputs of the blocks that it was started for; the checkpoint's files on
     this machine give the tokenizer, the chat template, the identity and the weights of the norms that a probe reads.
-    A check reads one header token, at one or several sites. Several threads may use a backend at once.
+    A check reads header tokens and the one before them, each in a text of its own, at one or several sites. Several
+    threads may use a backend at once.
 
     Args:
         url: Where the server listens, e.g. `http://127.0.0.1:30000`.
@@ -108,22 +109,22 @@ class SglangBackend:
         """Write a token and make two checks of a short text.
 
         Raises:
-            CapabilityError: The reads are not of one header token.
+            CapabilityError: One of the reads is a mean.
             UnsupportedModel: The server was not started for their layers, or a check fails.
         """
         if not reads:
             return
-        token = token_of(reads)
+        tokens_of(reads)
         self._require_layers(sites_of(reads))
         prompt = self.template.prompt("Hello")
         answer = prompt.ids[:_TRIAL_TOKENS]
-        texts = [self.text_at(prompt, answer, depth, token) for depth in (0, len(answer), len(answer))]
+        depths = (0, len(answer), len(answer))
         try:
             with closing(
                 self._stream(prompt, {**sampling_params({}, {}, self._end_tokens), "max_new_tokens": 1})
             ) as one:
                 one.take(1)
-            start, first, again = (self.read_texts([text], reads)[0] for text in texts)
+            start, first, again = (self.read_at([(prompt, answer, depth)], reads)[0] for depth in depths)
         except (CheckError, ModelError) as error:
             raise UnsupportedModel(f"checks do not work on the server at {self._client.url}: {error}") from error
         if (off := _difference(first, again)) > _TOLERANCE:
@@ -218,28 +219,45 @@ class SglangBackend:
 
     # -- states --------------------------------------------------------------------------------------------------------
 
-    def text_at(
-        self, prompt: Prompt, answer: Sequence[int], depth: int, token: int, suffix: Sequence[int] | None = None
-    ) -> tuple[int, ...]:
-        """The text whose last token is read at `depth`: prompt, `depth` tokens of `answer`, header up to `token`.
+    def read_at(
+        self, places: Sequence[Place], reads: Sequence[Read], suffix: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """All `reads` at each place, float32 `[len(places), len(reads), hidden_size]`; one text for each token read.
+
+        Raises:
+            CapabilityError: One of the reads is a mean.
+            PromptError: A depth is outside its answer, or does not fit the server's context.
+            CheckError: The server fails, counts other tokens than were sent, or gives no state that can be the model's.
+        """
+        tokens, sites = tokens_of(reads), sites_of(reads)
+        texts = [self._text_at(place, token, suffix) for place in places for token in tokens]
+        shape = (len(places), len(tokens), len(sites), self.identity.hidden_size)
+        found = self._read_texts(texts, sites).reshape(shape)
+        columns = [(tokens.index(read.token), sites.index(read.site)) for read in reads]
+        return np.stack([found[:, token, site] for token, site in columns], 1)
+
+    def _text_at(self, place: Place, token: int, suffix: Sequence[int] | None) -> tuple[int, ...]:
+        """The text whose last token is read: prompt, answer up to the depth, header up to `token` (`Read.token`).
 
         At depth 0 the header is the prompt's own, unless the prompt lacks the token. With a `suffix` in place of the
         header it is always appended.
         """
-        if suffix is None and not depth:
-            own = self.template.position(prompt, token)
-            if own is not None:
-                return prompt.ids[: own + 1]
+        prompt, answer, depth = place
+        if not 0 <= depth <= len(answer):
+            raise PromptError(f"depth {depth} is outside the answer, which has {len(answer)} tokens")
+        own = self.template.position(prompt, token) if suffix is None and not depth else None
         ids = self.header.ids if suffix is None else suffix
-        return (*prompt.ids[: prompt.start], *answer[:depth], *ids[: token + 1])
+        behind = (*prompt.ids[: prompt.start], *answer[:depth], *ids[: token + 1])
+        text = behind if own is None else prompt.ids[: own + 1]
+        if self.context_length is not None and len(text) > self.context_length:
+            raise PromptError(
+                f"a check at depth {depth} has {len(text)} tokens, and {WHO} reads {self.context_length}: shorten "
+                "them, or start the server with a longer --context-length"
+            )
+        return text
 
-    def read_texts(self, texts: Sequence[Sequence[int]], reads: Sequence[Read]) -> np.ndarray:
-        """The states of the last token of each text, float32 `[len(texts), len(reads), hidden_size]`.
-
-        Raises:
-            CheckError: The server fails, counts other tokens than were sent, or gives no state that can be the model's.
-        """
-        sites = [read.site for read in reads]
+    def _read_texts(self, texts: Sequence[Sequence[int]], sites: Sequence[Site]) -> np.ndarray:
+        """The states of the last token of each text, float32 `[len(texts), len(sites), hidden_size]`."""
         self._require_layers(sites)
         parts = [texts[begin : begin + _TEXTS] for begin in range(0, len(texts), _TEXTS)]
         found = [
@@ -299,29 +317,15 @@ class SglangBackend:
         """Hidden states at all depths of several finished answers, one text a depth; see `Reader.read_batch`.
 
         Raises:
-            CapabilityError: `tokens` is not one header token.
+            CapabilityError: One of `tokens` is a mean.
             PromptError: A depth is outside its answer, or does not fit the server's context.
             CheckError: The server gives no state.
         """
         reads = [Read(site, token) for site in sites for token in tokens]
-        token = token_of(reads)
-        texts = [self._text_of(answer, depth, token, suffix) for answer in answers for depth in answer.depths]
-        found = iter(self.read_texts(texts, reads))
-        rows = [[next(found) for _ in answer.depths] for answer in answers]
-        shape = (len(sites), self.identity.hidden_size)
-        stacked = [np.stack(row) if row else np.zeros((0, *shape), np.float32) for row in rows]
-        return [{site: row[:, [place]] for place, site in enumerate(sites)} for row in stacked]
-
-    def _text_of(self, answer: FinishedAnswer, depth: int, token: int, suffix: Sequence[int] | None) -> tuple[int, ...]:
-        if not 0 <= depth <= len(answer.answer_ids):
-            raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
-        text = self.text_at(answer.prompt, answer.answer_ids, depth, token, suffix)
-        if self.context_length is not None and len(text) > self.context_length:
-            raise PromptError(
-                f"a check at depth {depth} has {len(text)} tokens, and {WHO} reads {self.context_length}: shorten "
-                "them, or start the server with a longer --context-length"
-            )
-        return text
+        places = [(answer.prompt, answer.answer_ids, depth) for answer in answers for depth in answer.depths]
+        found = self.read_at(places, reads, suffix).reshape(len(places), len(sites), len(tokens), -1)
+        ends = np.cumsum([len(answer.depths) for answer in answers])[:-1]
+        return [{site: rows[:, place] for place, site in enumerate(sites)} for rows in np.split(found, ends)]
 
     def first_token_ids(self, texts: Sequence[str]) -> list[int]:
         """The first token of each text as the start of an answer."""

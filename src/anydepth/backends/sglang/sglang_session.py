@@ -7,7 +7,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from anydepth.backends.protocol import CheckPoint, Read
-from anydepth.backends.sglang.served_states import token_of
+from anydepth.backends.sglang.served_states import Place
 from anydepth.backends.sglang.token_stream import TokenSource
 from anydepth.errors import CapabilityError
 from anydepth.templates.template import Prompt
@@ -17,12 +17,8 @@ from anydepth.types import Decoded
 class TextReader(Protocol):
     """What a session needs of its backend."""
 
-    def text_at(self, prompt: Prompt, answer: Sequence[int], depth: int, token: int) -> tuple[int, ...]:
-        """The text whose last token is read at a check."""
-        ...
-
-    def read_texts(self, texts: Sequence[Sequence[int]], reads: Sequence[Read]) -> np.ndarray:
-        """The states of the last token of each text, float32 `[len(texts), len(reads), hidden_size]`."""
+    def read_at(self, places: Sequence[Place], reads: Sequence[Read]) -> np.ndarray:
+        """All `reads` at each place, float32 `[len(places), len(reads), hidden_size]`."""
         ...
 
 
@@ -98,17 +94,16 @@ class SglangSession:
         """Make all `reads` for each point, float32 `[len(points), len(reads), hidden_size]`.
 
         Raises:
-            CapabilityError: The reads are not of one header token.
+            CapabilityError: One of the reads is a mean.
             CheckError: The server gives no state, or none that can be the model's.
         """
-        token = token_of(reads)
-        texts = []
+        places: list[Place] = []
         for point in points:
             row = self._rows[point.row]
             if point.depth not in (0, len(row.answer)):
                 raise ValueError(f"row {point.row} is at depth {len(row.answer)}; it cannot be read at {point.depth}")
-            texts.append(self._reader.text_at(row.prompt, row.answer, point.depth, token))
-        return self._reader.read_texts(texts, reads)
+            places.append((row.prompt, row.answer, point.depth))
+        return self._reader.read_at(places, reads)
 
     def look_ahead(
         self, points: Sequence[CheckPoint], max_new_tokens: int, decided: Callable[[str], bool]
