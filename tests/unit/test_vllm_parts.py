@@ -18,7 +18,6 @@ from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.testing import ScriptedTokenizer
 from anydepth.types import Score
 from anydepth.vllm.additional_config import EngineOptions, engine_options
-from anydepth.vllm.checkpoint_identity import identify
 from anydepth.vllm.engine.admission import Admission
 from anydepth.vllm.engine.answer_tokens import AnswerTokens
 from anydepth.vllm.engine.held_output import HeldOutput
@@ -228,20 +227,6 @@ def test_a_guard_that_is_asked_for_twice_is_the_explicit_one(tmp_path):
     given = SimpleNamespace(additional_config={"anydepth": {"settings": {"guard": {"interval": 3}}}})
     assert fill_in(given, {"ANYDEPTH_GUARD": str(tmp_path / "guard.toml")})
     assert engine_options(given.additional_config).settings.guard.interval == 3
-
-
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma-2", "Qwen3"])
-def test_the_fingerprint_from_the_files_is_that_of_the_loaded_model(tmp_path, family):
-    from anydepth.backends.transformers.identity import identify as from_model
-
-    model = tiny.tiny_model(family)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data.uniform_(-1, 1)
-    model.save_pretrained(tmp_path)
-    found = identify(str(tmp_path), model.config)
-    assert found.fingerprint == from_model(model).fingerprint and found.name == str(tmp_path)
-    assert identify(str(tmp_path / "nowhere"), model.config).fingerprint == ""
 
 
 def test_the_defaults_are_a_guard():

@@ -1,8 +1,10 @@
 """Tell which checkpoint an engine serves, from the checkpoint's files: the engine itself renames and fuses weights."""
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,9 @@ def _folder(model: str, revision: str | None) -> Path | None:
 
 
 def _fingerprint(folder: Path, shape: tuple[Any, ...]) -> str:
-    """Digest over the blocks' one-dimensional weights in bf16; empty if the checkpoint is not of safetensors."""
+    """Digest over the blocks' one-dimensional weights in bf16; empty if they are not found, or not in safetensors."""
     torch = require("torch", extra="vllm")
-    vectors = _vectors(folder, shape[2])
+    vectors = _vectors(folder, shape)
     if not vectors:
         return ""
     digest = hashlib.sha256(repr(shape).encode())
@@ -56,28 +58,59 @@ def _fingerprint(folder: Path, shape: tuple[Any, ...]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _vectors(folder: Path, layers: int) -> dict[str, Any]:
-    """One-dimensional floating weights of the blocks, by block number and name inside the block."""
+def _vectors(folder: Path, shape: tuple[Any, ...]) -> dict[str, Any]:
+    """One-dimensional floating weights of the language model's blocks, by block number and name inside the block."""
     safetensors = require("safetensors", extra="vllm")
+    _, width, layers, vocabulary = shape
     names: list[str] = []
+    embeddings: list[str] = []
     vectors: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _files(folder):
         with safetensors.safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 names.append(name)
                 part = file.get_slice(name)
-                if len(part.get_shape()) == 1 and part.get_dtype() in _FLOATS:
+                size = part.get_shape()
+                if size == [vocabulary, width]:
+                    embeddings.append(name)
+                if len(size) == 1 and part.get_dtype() in _FLOATS:
                     vectors[name] = file.get_tensor(name)
-    prefix = _block_prefix(names, layers)
+    prefix = _block_prefix(names, embeddings, layers)
     matches = ((_BLOCK.match(name), vector) for name, vector in vectors.items())
-    return {f"{int(found[2]):04d}.{found[3]}": vector for found, vector in matches if found and found[1] == prefix}
+    return {
+        f"{int(found[2]):04d}.{found[3]}": vector
+        for found, vector in matches
+        if found and found[1] == prefix and int(found[2]) < layers
+    }
 
 
-def _block_prefix(names: Sequence[str], layers: int) -> str | None:
-    """What comes before the block number: the shallowest prefix with one entry a hidden layer."""
+def _files(folder: Path) -> list[Path]:
+    """The files that are loaded: of the index, or the one file. Mistral puts the same weights beside them again."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def _block_prefix(names: Sequence[str], embeddings: Sequence[str], layers: int) -> str | None:
+    """What comes before the number of the language model's blocks; None if there is no telling.
+
+    A tower for images or sound may have as many blocks as the language model, and the language model may be stored with
+    a block more than it runs. The language model's blocks are those that are stored nearest to its embeddings.
+    """
     numbers: dict[str, set[int]] = {}
     for name in names:
         if found := _BLOCK.match(name):
             numbers.setdefault(found[1], set()).add(int(found[2]))
-    fitting = [prefix for prefix, seen in numbers.items() if seen == set(range(layers))]
-    return min(fitting, key=lambda prefix: (prefix.count("."), prefix), default=None)
+    fitting = [prefix for prefix, seen in numbers.items() if seen >= set(range(layers))]
+    far = {prefix: min((_steps(prefix, name) for name in embeddings), default=0) for prefix in fitting}
+    nearest = [prefix for prefix in fitting if far[prefix] == min(far.values())]
+    return nearest[0] if len(nearest) == 1 else None
+
+
+def _steps(prefix: str, name: str) -> int:
+    """How many steps up and down the tree of modules lead from the parent of a weight's module to the list of blocks."""
+    one, other = prefix.rstrip(".").split("."), name.split(".")[:-2]
+    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+    return len(one) + len(other) - 2 * shared
