@@ -110,7 +110,7 @@ def _block_prefix(names: Sequence[str], embeddings: Sequence[str], layers: int) 
 
 
 def _steps(prefix: str, name: str) -> int:
-    """How many steps up and down the tree of modules lead from the parent of a weight's module to the list of blocks."""
+    """How many steps up and down the tree of modules lead from the parent of a weight's module to a list of blocks."""
     one, other = prefix.rstrip(".").split("."), name.split(".")[:-2]
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
     return len(one) + len(other) - 2 * shared
