@@ -5,6 +5,7 @@
 # make test-vllm     the tests on a real vLLM engine (CPU build, an environment of its own, 4 GB); VLLM=0.32.0 chooses the
 #                    version, RUNNER=second vLLM's second model runner (slow)
 # make test-newest   what a user gets today: a fresh environment without constraints.txt, and the contract suite on it
+# make test-transformers TRANSFORMERS=5.16.1     the contract suite on another release, put before the installed one
 # make docs          the documentation in site/
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=path the virtual environment, WORKERS=4 the processes that test,
@@ -26,7 +27,7 @@ versions of constraints.txt (the first run needs a network)." >&2; exit 1; }
 export TOKENIZERS_PARALLELISM ?= false
 
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test test-all test-vllm test-newest check docs clean
+.PHONY: help demo venv test test-all test-vllm test-newest test-transformers check docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -104,6 +105,13 @@ test-newest:
 	'$(NEWEST_VENV)/bin/pip' list | grep -iE '^(torch|transformers|accelerate|peft|numpy|safetensors|tokenizers|huggingface_hub) '
 	'$(NEWEST_VENV)/bin/python' -m pytest tests/contract/test_families.py -k '$(NEWEST_FAMILIES)' $(PYTEST_ARGS)
 	'$(NEWEST_VENV)/bin/python' -m pytest $(NEWEST_OPTIONS) $(PYTEST_ARGS)
+
+# The environment stays as it is: the release lies in a folder of its own, with what it needs in another version.
+TRANSFORMERS ?= 5.16.1
+TRANSFORMERS_DIR ?= $(HOME)/.cache/anydepth/transformers-$(TRANSFORMERS)
+test-transformers: $(STAMPS)/dev
+	$(BIN)/python scripts/other_transformers.py '$(TRANSFORMERS)' '$(TRANSFORMERS_DIR)'
+	PYTHONPATH='$(TRANSFORMERS_DIR)' $(PYTEST) tests/contract -m 'not slow and not matrix' $(PYTEST_ARGS)
 
 check: $(STAMPS)/dev
 	$(BIN)/ruff check .

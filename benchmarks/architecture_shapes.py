@@ -76,15 +76,22 @@ _OWN: dict[str, dict[str, Any]] = {
     "dory": {"n_input_layers": 1, "n_output_layers": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "longcat_flash": {"qk_head_dim": 16},
+    "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16, "layers_block_type": ["mamba", "hybrid"] * 2},
+    "xmod": {"default_language": "en_XX"},
 }
 
 # Other shapes of some types: base type, and the fields that differ.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert+encoder": ("bert", {"is_decoder": False}),
+    "big_bird+encoder": ("big_bird", {"is_decoder": False}),
+    "megatron-bert+encoder": ("megatron-bert", {"is_decoder": False}),
+    "rembert+encoder": ("rembert", {"is_decoder": False}),
+    "roformer+encoder": ("roformer", {"is_decoder": False}),
     "falcon+alibi": ("falcon", {"alibi": True}),
     "gemma4_text+shared": ("gemma4_text", {
         "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}),
     "minimax_m3_vl_text+sparse": ("minimax_m3_vl_text", {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2}),
+    "moshi+wide": ("moshi", {"sliding_window": 512}),
     "phi3+longrope": ("phi3", {"original_max_position_embeddings": 32, "rope_parameters": {
         "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32,
         "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}, "sliding_window": None}),

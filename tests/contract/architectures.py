@@ -59,6 +59,8 @@ What a peculiarity leads to (`tests/contract/test_architectures.py`):
   runs such a text anew where it passes that length, and leaves the caller's cache behind. The guard goes on with the
   new cache, runs a check that passes the length over the whole text, and scans longer answers on forks. Prompts of
   different lengths in one batch are refused if the batch may pass the length.
+  Where the library goes on there from the last token alone (Phi-3 before Transformers 5.20; by its source,
+  Phi-4-multimodal in 5.24 still), the model is refused.
 - **Blocks that share keys and values** (Gemma 4 E2B and E4B). The library runs them on the last token of a prompt
   only. The default site is the highest block below them, and a site in one of them is refused by the trial check.
   Reading there would take another call of the library than an unguarded answer makes.
@@ -67,7 +69,7 @@ What a peculiarity leads to (`tests/contract/test_architectures.py`):
   passes that want the whole text** (CPM-Ant, ProphetNet): refused when the guard is made.
 - **Layers that run several times** (HRM): no block can be read, and a look-ahead works.
 - **Encoders** (a BERT checkpoint as it is): refused when the model is opened, since they read a text in both
-  directions.
+  directions. Where layers do not say so (RoFormer, RemBERT, Megatron-BERT, BigBird), it is tried once.
 - **No `position_ids`, or a mask by index** (BART and its kin, MPT, RoFormer, GPT-Neo, BLOOM): scanned on forks; the
   scan's notes and `anydepth inspect --prove` say why.
 - **Padding that counts as text** (EXAONE 4.5, HyperCLOVA X Vision): in a batch of prompts of different lengths, the

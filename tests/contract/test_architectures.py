@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 
 from anydepth import Guard, Rethink, Threshold
 from anydepth.backends.protocol import WHOLE, Capability, CheckPoint, FinishedAnswer, Read, Site
@@ -54,6 +55,8 @@ QWEN4 = {
 
 def phi() -> TransformersBackend:
     """A model whose position factors change, for the whole text, beyond 40 tokens."""
+    if Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("this Transformers loses the text there, and such a model is refused")
     return backend_of("Phi3Config", "Phi3ForCausalLM", **tiny._SMALL, **LONG)
 
 
@@ -193,6 +196,8 @@ def test_a_cache_of_the_models_own_is_forked(name: str) -> None:
 
 def moss() -> Any:
     """A model with an audio tower that has as many blocks as its language model."""
+    if not hasattr(transformers, "MossTranscribeDiarizeConfig"):
+        pytest.skip("this Transformers does not have the model yet")
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4, "intermediate_size": 48}
     config = transformers.MossTranscribeDiarizeConfig(
         text_config={"model_type": "qwen3", **tiny._SMALL, "head_dim": 8}, audio_config={**sizes, "num_mel_bins": 8}
@@ -274,6 +279,8 @@ def test_where_generate_counts_padding_a_check_counts_it_too() -> None:
 
 def test_a_site_that_does_not_run_on_the_whole_prompt_is_refused_and_another_works() -> None:
     backend = backend_of("Gemma4TextConfig", "Gemma4ForCausalLM", **SHARED, **GEMMA, **TWO_KINDS)
+    if not hasattr(backend.model.get_decoder(), "_maybe_slice_kv_shared_inputs"):
+        pytest.skip("this Transformers runs the upper blocks on the whole prompt")
     reads = (Read(Site(3), backend.header.read_index),)
     card = ProbeCard(model=backend.identity, header_ids=backend.header.ids, reads=reads)
     probe = LinearProbe(np.ones((1, backend.identity.hidden_size), np.float32), 0.0, card)

@@ -1,5 +1,8 @@
 """A model on which no check can work is refused when the guard is made, with the reason and a remedy."""
 
+import functools
+import inspect
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import transformers
 
 from anydepth import Guard, Rethink, Threshold
 from anydepth.backends.transformers import TransformersBackend
+from anydepth.backends.transformers.inputs import CACHE_NAMES, ForwardInputs, _looks_ahead
 from anydepth.errors import ConfigError, TemplateError, UnsupportedModel
 from tests import tiny
 from tests.contract.test_inside_prefill import PREFILL, probe_of
@@ -19,6 +23,8 @@ HYBRID = {**tiny._SMALL, "num_local_experts": 2, "num_experts_per_tok": 1, "head
 SHARED = {**tiny._SMALL, "head_dim": 8, "num_kv_shared_layers": 2, "sliding_window": 24}
 GEMMA = {"vocab_size_per_layer_input": 256, "hidden_size_per_layer_input": 8}
 TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+ROFORMER_DECODES = "create_causal_mask" in inspect.getsource(sys.modules[transformers.RoFormerModel.__module__])
+"""Whether this Transformers makes a decoder of RoFormer with is_decoder=True; 5.16 does not."""
 LINEAR = {"layer_types": ["linear_attention", "full_attention"] * 2}
 
 
@@ -56,11 +62,54 @@ def test_a_model_that_reads_in_both_directions() -> None:
     backend_of("BertConfig", "BertLMHeadModel", **options, is_decoder=True)
     small = {name: value for name, value in tiny._SMALL.items() if name != "num_key_value_heads"}
     backend_of("GPTNeoXConfig", "GPTNeoXForCausalLM", **small, is_decoder=False)  # is causal whatever it says
-    backend = backend_of("RoFormerConfig", "RoFormerForCausalLM", **options)  # which says nothing of its layers
+    if not ROFORMER_DECODES:
+        return
+    backend = backend_of("RoFormerConfig", "RoFormerForCausalLM", **options, is_decoder=True)
+    backend.model.config.is_decoder = False  # it looks ahead from now on
     with pytest.raises(UnsupportedModel, match=r"another state than the text has"):
         Guard.from_backend(backend, probe_of(backend))
     with pytest.raises(UnsupportedModel, match=r"other probabilities than the text gives.*anydepth inspect"):
         Guard.from_backend(backend, Rethink())
+
+
+@functools.wraps(transformers.Phi3ForCausalLM.prepare_inputs_for_generation)
+def without_the_text(model: Any, input_ids: torch.Tensor, **given: Any) -> dict[str, Any]:
+    """Phi-3's own method as it was up to Transformers 5.19."""
+    if input_ids.shape[1] > 40:
+        given = {name: None if name in CACHE_NAMES else value for name, value in given.items()}
+    return transformers.GenerationMixin.prepare_inputs_for_generation(model, input_ids, **given)
+
+
+def test_longrope_needs_a_library_that_runs_the_text_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope["original_max_position_embeddings"] = 40
+    options = {**tiny._SMALL, "rope_parameters": rope, "original_max_position_embeddings": 40}
+    monkeypatch.setattr(transformers.Phi3ForCausalLM, "prepare_inputs_for_generation", without_the_text)
+    with pytest.raises(
+        UnsupportedModel, match=r"Phi3ForCausalLM has other position factors beyond 40 tokens.*5\.20', or"
+    ):
+        backend_of("Phi3Config", "Phi3ForCausalLM", **options)
+    backend_of("LlamaConfig", "LlamaForCausalLM", **tiny._SMALL)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_encoder_whose_layers_do_not_say_so(dtype: torch.dtype) -> None:
+    options = {**SMALL, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+    encoder, decoder = (
+        transformers.RoFormerForCausalLM(transformers.RoFormerConfig(**options, is_decoder=is_decoder)).to(dtype).eval()
+        for is_decoder in (False, True)
+    )
+    for parameter in (*encoder.parameters(), *decoder.parameters()):
+        parameter.data.mul_(4 if parameter.ndim > 1 else 1)
+    assert not any(hasattr(each, "is_causal") for each in encoder.modules())
+    with pytest.raises(UnsupportedModel, match="RoFormerForCausalLM reads a text in both directions"):
+        ForwardInputs(encoder)
+    assert _looks_ahead(decoder) is not ROFORMER_DECODES
+    if ROFORMER_DECODES:
+        ForwardInputs(decoder)
+    else:
+        with pytest.raises(UnsupportedModel, match=r"is_decoder=True in its config\.json.*use a newer Transformers"):
+            ForwardInputs(decoder)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from anydepth.patches import MODEL_RUNNER, PATCHES
-from anydepth.vllm.internals import CHECKED, INTERNALS, missing, table
+from anydepth.vllm.internals import CHECKED, INTERNALS, REPLACED, missing, table
 from anydepth.vllm.versions import SUPPORTED
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +22,14 @@ def test_every_supported_version_was_checked():
     assert [version.rpartition(".")[0] for version in CHECKED] == list(SUPPORTED)
 
 
+def test_what_is_replaced_is_listed_by_the_patches_alone():
+    ours = [each for each in PATCHES if each.extra == "vllm"]
+    wanted = {(each.module, member): parameters for each in ours for member, parameters in each.members.items()}
+    found = {(each.module, f"{each.owner}.{name}"): own for each in REPLACED for name, own in each.calls.items()}
+    assert found == {member: (parameters,) for member, parameters in wanted.items()}
+    assert not found.keys() & {(each.module, f"{each.owner}.{name}") for each in INTERNALS for name in each.calls}
+
+
 @pytest.mark.parametrize("internal", INTERNALS, ids=[f"{each.module}.{each.owner}" for each in INTERNALS])
 def test_what_is_listed_is_used_where_the_list_says(internal):
     folder = (OWN / internal.by).parent
@@ -33,10 +41,8 @@ def test_what_is_listed_is_used_where_the_list_says(internal):
 def a_release(folder: Path, *, without: str = "", other: str = "") -> Path:
     """The source of a vLLM that has all that is listed, but for one name and for the parameters of another."""
     classes: dict[Path, dict[str, list[str]]] = {}
-    owned = [(each.module, each.owner, name, own[-1]) for each in INTERNALS for name, own in each.calls.items()]
-    for patch in PATCHES:
-        if patch.module.startswith("vllm."):
-            owned += [(patch.module, *member.split("."), own) for member, own in patch.members.items()]
+    every = (*INTERNALS, *REPLACED)
+    owned = [(each.module, each.owner, name, own[-1]) for each in every for name, own in each.calls.items()]
     for module, owner, name, parameters in owned:
         path = folder.joinpath(*module.split(".")[1:]).with_suffix(".py")
         body = classes.setdefault(path, {}).setdefault(owner, [])

@@ -11,7 +11,6 @@ import pytest
 from anydepth import Threshold
 from anydepth.audit.trail import AuditError
 from anydepth.audit.verify import verify_audit
-from anydepth.backends.checkpoint_identity import identify
 from anydepth.backends.protocol import CONTENT, WHOLE, Read, Site
 from anydepth.errors import CheckError, ConfigError
 from anydepth.settings import Settings, parse_settings
@@ -228,20 +227,6 @@ def test_a_guard_that_is_asked_for_twice_is_the_explicit_one(tmp_path):
     given = SimpleNamespace(additional_config={"anydepth": {"settings": {"guard": {"interval": 3}}}})
     assert fill_in(given, {"ANYDEPTH_GUARD": str(tmp_path / "guard.toml")})
     assert engine_options(given.additional_config).settings.guard.interval == 3
-
-
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma-2", "Qwen3"])
-def test_the_fingerprint_from_the_files_is_that_of_the_loaded_model(tmp_path, family):
-    from anydepth.backends.transformers.identity import identify as from_model
-
-    model = tiny.tiny_model(family)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data.uniform_(-1, 1)
-    model.save_pretrained(tmp_path)
-    found = identify(str(tmp_path), model.config)
-    assert found.fingerprint == from_model(model).fingerprint and found.name == str(tmp_path)
-    assert identify(str(tmp_path / "nowhere"), model.config).fingerprint == ""
 
 
 def test_the_defaults_are_a_guard():

@@ -1,8 +1,10 @@
 """Tell which checkpoint an engine serves, from the checkpoint's files: the engine itself renames and fuses weights."""
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,10 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path | None:
 
 
 def _fingerprint(folder: Path, shape: tuple[Any, ...]) -> str:
-    """Digest over the blocks' one-dimensional weights in bf16; empty if the checkpoint is not of safetensors."""
+    """Digest over the blocks' one-dimensional weights in bf16; empty if they are not found, or not in safetensors."""
     torch = require("torch", extra="transformers")
-    vectors = block_vectors(folder, shape[2])
+    _, width, layers, vocabulary = shape
+    vectors = block_vectors(folder, layers=layers, embeddings=(vocabulary, width))
     if not vectors:
         return ""
     digest = hashlib.sha256(repr(shape).encode())
@@ -57,37 +60,69 @@ def _fingerprint(folder: Path, shape: tuple[Any, ...]) -> str:
     return digest.hexdigest()[:32]
 
 
-def block_vectors(folder: Path, layers: int) -> dict[str, Any]:
-    """The one-dimensional floating weights of the blocks, e.g. those of the norms, from the safetensors files.
+def block_vectors(folder: Path, *, layers: int, embeddings: tuple[int, int]) -> dict[str, Any]:
+    """The one-dimensional floating weights of the language model's blocks, e.g. those of the norms.
 
     Args:
         folder: The checkpoint's files.
         layers: Number of blocks.
+        embeddings: Shape of the language model's embeddings: vocabulary and width.
 
     Returns:
         A torch tensor in the file's number format for each name, which is the block's number with four digits and the
-        name inside the block: `0015.input_layernorm.weight`. Empty without safetensors files.
+        name inside the block: `0015.input_layernorm.weight`. Empty without safetensors files, and where it cannot be
+        told which blocks are the language model's.
     """
     safetensors = require("safetensors", extra="transformers")
     names: list[str] = []
+    tables: list[str] = []
     vectors: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _files(folder):
         with safetensors.safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 names.append(name)
                 part = file.get_slice(name)
-                if len(part.get_shape()) == 1 and part.get_dtype() in _FLOATS:
+                size = part.get_shape()
+                if tuple(size) == embeddings:
+                    tables.append(name)
+                if len(size) == 1 and part.get_dtype() in _FLOATS:
                     vectors[name] = file.get_tensor(name)
-    prefix = _block_prefix(names, layers)
+    prefix = _block_prefix(names, tables, layers)
     matches = ((_BLOCK.match(name), vector) for name, vector in vectors.items())
-    return {f"{int(found[2]):04d}.{found[3]}": vector for found, vector in matches if found and found[1] == prefix}
+    return {
+        f"{int(found[2]):04d}.{found[3]}": vector
+        for found, vector in matches
+        if found and found[1] == prefix and int(found[2]) < layers
+    }
 
 
-def _block_prefix(names: Sequence[str], layers: int) -> str | None:
-    """What comes before the block number: the shallowest prefix with one entry a hidden layer."""
+def _files(folder: Path) -> list[Path]:
+    """The files that are loaded: of the index, or the one file. Mistral puts the same weights beside them again."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def _block_prefix(names: Sequence[str], embeddings: Sequence[str], layers: int) -> str | None:
+    """What comes before the number of the language model's blocks; None if there is no telling.
+
+    A tower for images or sound may have as many blocks as the language model, and the language model may be stored with
+    a block more than it runs. The language model's blocks are those that are stored nearest to its embeddings.
+    """
     numbers: dict[str, set[int]] = {}
     for name in names:
         if found := _BLOCK.match(name):
             numbers.setdefault(found[1], set()).add(int(found[2]))
-    fitting = [prefix for prefix, seen in numbers.items() if seen == set(range(layers))]
-    return min(fitting, key=lambda prefix: (prefix.count("."), prefix), default=None)
+    fitting = [prefix for prefix, seen in numbers.items() if seen >= set(range(layers))]
+    far = {prefix: min((_steps(prefix, name) for name in embeddings), default=0) for prefix in fitting}
+    nearest = [prefix for prefix in fitting if far[prefix] == min(far.values())]
+    return nearest[0] if len(nearest) == 1 else None
+
+
+def _steps(prefix: str, name: str) -> int:
+    """How many steps up and down the tree of modules lead from the parent of a weight's module to a list of blocks."""
+    one, other = prefix.rstrip(".").split("."), name.split(".")[:-2]
+    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+    return len(one) + len(other) - 2 * shared

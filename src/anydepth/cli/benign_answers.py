@@ -152,14 +152,28 @@ def one_each_prompt(answers: Sequence[TrafficAnswer]) -> list[TrafficAnswer]:
     return [answer for answer, kept in zip(answers, mask, strict=True) if kept]
 
 
-def copies_note(answers: Sequence[TrafficAnswer], distinct: Sequence[TrafficAnswer]) -> str:
-    """How many copies there are, as one sentence; empty without any."""
-    if len(answers) == len(distinct):
+COPIES = (
+    "record",
+    "are copies of others (the same text but for case, space and punctuation, or nearly so); each counts once",
+)
+SHARED_PROMPTS = (
+    "answer",
+    "share a prompt with others; a guarantee holds for independent answers, so one a prompt counts",
+)
+
+
+def left_out_note(before: Sequence[TrafficAnswer], after: Sequence[TrafficAnswer], why: tuple[str, str]) -> str:
+    """How many answers do not count, as one sentence; empty if all do.
+
+    Args:
+        before: The answers.
+        after: Those that count.
+        why: What one of `before` is called, and what is said of the others: `COPIES` or `SHARED_PROMPTS`.
+    """
+    if len(before) == len(after):
         return ""
-    return (
-        f"{len(answers) - len(distinct)} of {plural(len(answers), 'record')} are copies of others (the same text but "
-        f"for case, space and punctuation, or nearly so); each counts once, which leaves {len(distinct)}"
-    )
+    thing, reason = why
+    return f"{len(before) - len(after)} of {plural(len(before), thing)} {reason}, which leaves {len(after)}"
 
 
 def _shown(what: str, each: Sequence[T]) -> Iterable[T]:

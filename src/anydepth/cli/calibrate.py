@@ -13,7 +13,15 @@ from rich.text import Text
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.benign_answers import TrafficAnswer, TrafficReading, copies_note, once, one_each_prompt
+from anydepth.cli.benign_answers import (
+    COPIES,
+    SHARED_PROMPTS,
+    TrafficAnswer,
+    TrafficReading,
+    left_out_note,
+    once,
+    one_each_prompt,
+)
 from anydepth.cli.evidence import evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, plural, warn, write_json
 from anydepth.cli.shared_options import Loading, grouped
@@ -118,8 +126,8 @@ def calibrate(
     if second is not None:
         Guard.from_backend(guard.backend, second)  # what it cannot do on this model is an error now
     notes = (
-        copies_note(answers, different),
-        _prompt_note(different, distinct),
+        left_out_note(answers, different, COPIES),
+        left_out_note(different, distinct, SHARED_PROMPTS),
         seen,
         _shared_sources(old.card, distinct),
         _lost(old.card, second),
@@ -186,16 +194,6 @@ def _seen_by_the_probe(artefact: Path | None, answers: Sequence[TrafficAnswer]) 
         if count := sum(answer.text.key in keys for answer in answers):
             found.append(f"{count} of {plural(len(answers), 'answer')} are among those that the probe was {use} on")
     return "; ".join(found)
-
-
-def _prompt_note(different: Sequence[TrafficAnswer], distinct: Sequence[TrafficAnswer]) -> str:
-    """How many answers share a prompt with others and are left out, as one sentence; empty without any."""
-    if len(different) == len(distinct):
-        return ""
-    return (
-        f"{len(different) - len(distinct)} of {plural(len(different), 'answer')} share a prompt with others; a "
-        f"guarantee holds for independent answers, so one a prompt counts, which leaves {len(distinct)}"
-    )
 
 
 def _shared_sources(card: ProbeCard, answers: Sequence[TrafficAnswer]) -> str:

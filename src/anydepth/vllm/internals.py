@@ -1,7 +1,7 @@
 """List what the plugin uses of vLLM that vLLM promises to nobody, and find it in the source of a release.
 
-`anydepth.patches` lists what is replaced. Both lists are looked up in vLLM's source without importing it, so that a
-release can be judged before it is installed: `python scripts/check_vllm.py FOLDER`.
+`anydepth.patches` lists what is replaced; `REPLACED` is made from it. Both lists are looked up in vLLM's source without
+importing it, so that a release can be judged before it is installed: `python scripts/check_vllm.py FOLDER`.
 """
 
 import ast
@@ -119,7 +119,20 @@ INTERNALS = (
         "worker/worker.py",
     ),
 )
-"""All of them."""
+"""All that is used and not replaced."""
+
+
+def _replaced() -> Iterator[Internal]:
+    for patch in PATCHES:
+        calls: dict[str, dict[str, tuple[str, ...]]] = {}
+        for member, parameters in patch.members.items():
+            owner, _, name = member.partition(".")
+            calls.setdefault(owner, {})[name] = (parameters,)
+        yield from (Internal(patch.module, owner, each, (), "patches.py") for owner, each in calls.items())
+
+
+REPLACED = tuple(each for each in _replaced() if each.module.startswith("vllm."))
+"""All that `anydepth.patches` replaces in vLLM."""
 
 
 def missing(folder: Path) -> list[str]:
@@ -129,16 +142,10 @@ def missing(folder: Path) -> list[str]:
         folder: The package `vllm`, installed or unpacked from a wheel.
     """
     found = []
-    for each in INTERNALS:
+    for each in (*INTERNALS, *REPLACED):
         methods, attributes = _members(folder, each.module, each.owner)
         found += _unlike(f"{each.module}.{each.owner}", methods, each.calls)
         found += [f"{each.module}.{each.owner} has no {name}" for name in each.attributes if name not in attributes]
-    for patch in PATCHES:
-        if patch.module.partition(".")[0] == "vllm":
-            for member, parameters in patch.members.items():
-                owner, _, name = member.partition(".")
-                methods, _ = _members(folder, patch.module, owner)
-                found += _unlike(f"{patch.module}.{owner}", methods, {name: (parameters,)})
     return found
 
 

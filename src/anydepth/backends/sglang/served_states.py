@@ -120,7 +120,9 @@ class ServedStates:
     def _load(self, site: Site, module: nn.Module) -> dict[str, torch.Tensor]:
         """The weights of one norm, float32, by their names in the module."""
         keys = {name: f"{site.block:04d}.{site.module}.{name}" for name, _ in module.named_parameters()}
-        vectors = {} if self._folder is None else block_vectors(self._folder, len(find_blocks(self._skeleton)))
+        table = self._skeleton.get_input_embeddings().weight.shape
+        found = {"layers": len(find_blocks(self._skeleton)), "embeddings": (table[0], self._width)}
+        vectors = {} if self._folder is None else block_vectors(self._folder, **found)
         if lacking := [key for key in keys.values() if key not in vectors]:
             raise UnsupportedModel(
                 f"the weights of {site} ({', '.join(lacking)}) are not in the checkpoint's safetensors files; give "

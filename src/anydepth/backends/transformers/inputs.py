@@ -20,8 +20,8 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 class ForwardInputs:
     """How a model's `forward` takes new tokens: the name of its cache, and how many tokens it takes at once.
 
-    Raises UnsupportedModel for an encoder, and for a model whose `forward` takes no Transformers Cache, or does not get
-    it from `generate`.
+    Raises UnsupportedModel for an encoder, for a model whose `forward` takes no Transformers Cache, or does not get it
+    from `generate`, and for one whose `generate` loses the text where position factors change (longrope).
 
     Attributes:
         cache_name: What `forward` and `generate` call the cache.
@@ -31,17 +31,18 @@ class ForwardInputs:
     """
 
     def __init__(self, model: Any) -> None:
-        if _is_encoder(model):
-            raise UnsupportedModel(
-                f"{type(model).__name__} reads a text in both directions (is_decoder=False in its config.json), so it "
-                "cannot write an answer token by token; give a checkpoint of a decoder, which has is_decoder=True"
-            )
         names = inspect.signature(model.forward).parameters
         cache_name = next((name for name in CACHE_NAMES if name in names), None)
         if cache_name is None:
             raise UnsupportedModel(
                 f"{type(model).__name__} keeps its state outside of a Transformers Cache, so it cannot be forked; "
                 f"{NOT_HERE}"
+            )
+        if _is_encoder(model):
+            raise UnsupportedModel(
+                f"{type(model).__name__} reads a text in both directions (is_decoder={text_config(model).is_decoder} "
+                "in its config.json), so it cannot write an answer token by token; give a checkpoint of a decoder, "
+                "which has is_decoder=True, or, where it has, use a newer Transformers"
             )
         # The name alone will not do: XLM has a `cache`, and its `generate` adds a token to every text; a model whose
         # code is not the library's may still say `past_key_values` where the library hands over a `cache`.
@@ -55,6 +56,12 @@ class ForwardInputs:
         self.takes_positions = "position_ids" in names
         self.counts_padding = self.takes_positions and not hands_positions(model, cache_name)
         self.keeps_logits = "logits_to_keep" in names
+        if self.switches_at is not None and _loses_text(model, cache_name, self.switches_at):
+            raise UnsupportedModel(
+                f"{type(model).__name__} has other position factors beyond {self.switches_at} tokens, where generate() "
+                f"of Transformers {transformers.__version__} goes on from the last token alone; run: pip install "
+                "'transformers>=5.20', or take a checkpoint without longrope"
+            )
 
     @cached_property
     def slices_history(self) -> bool:
@@ -144,5 +151,33 @@ class ForwardInputs:
 
 def _is_encoder(model: Any) -> bool:
     """True if no layer is causal. The configuration alone will not do: that of GPT-NeoX says is_decoder=False."""
+    said = getattr(text_config(model), "is_decoder", None)
     causal = [each.is_causal for each in model.modules() if hasattr(each, "is_causal")]
-    return getattr(text_config(model), "is_decoder", None) is False and bool(causal) and not any(causal)
+    if causal or said is None:
+        return said is False and bool(causal) and not any(causal)
+    return _looks_ahead(model)
+
+
+def _looks_ahead(model: Any) -> bool:
+    """True if a later token changes the logits of the first one; tried once, where layers do not say.
+
+    RoFormer's do not. In Transformers 5.16 it looks ahead even as a decoder.
+    """
+    ids = torch.arange(8, device=model.device)[None]
+    other = torch.cat([ids[:, :-1], ids[:, -1:] + 1], 1)
+    with torch.no_grad():
+        one, two = (model(input_ids=each, attention_mask=torch.ones_like(each)).logits[0, 0] for each in (ids, other))
+    return bool((one - two).abs().max() > 1e-2 * one.abs().max())
+
+
+def _loses_text(model: Any, cache_name: str, length: int) -> bool:
+    """True if `generate` drops the cache of `length` tokens at the next one, and feeds that token alone.
+
+    Phi-3 does so up to Transformers 5.19, and Phi-4-multimodal in 5.24 still.
+    """
+    cache = DynamicCache(config=text_config(model))
+    cache.get_seq_length = lambda *_: length  # type: ignore[method-assign]
+    ids = torch.zeros(1, length + 1, dtype=torch.long, device=model.device)
+    given = {"attention_mask": torch.ones_like(ids), "use_cache": True, "next_sequence_length": 1, cache_name: cache}
+    found = model.prepare_inputs_for_generation(ids, **given)
+    return found.get(cache_name) is None and found["input_ids"].shape[1] == 1
