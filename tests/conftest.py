@@ -25,6 +25,7 @@ LONGEST = (
     "browser/test_report.py",
     "contract/test_demo_model.py",
     "server/test_litellm.py",
+    "server/test_clients.py",
     "server/test_faults.py",
     "contract/test_generation_config.py",
     "contract/test_eval.py",

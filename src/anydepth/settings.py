@@ -42,6 +42,12 @@ def _checked_band(band: list[float]) -> list[float]:
     return band
 
 
+def _says_something(refusal: str) -> str:
+    if not refusal.strip():
+        raise ValueError("clients take an answer without text for a fault; write a sentence")
+    return refusal
+
+
 PolicyRecord = Annotated[dict[str, str | int | float], AfterValidator(_checked_policy)]
 
 
@@ -93,7 +99,9 @@ class GuardTable(_Table):
     prefill: Literal["inside", "end"] = Field(
         "inside", description="Check a client's prefill at the depths inside it too (probes only), or at its end only."
     )
-    refusal: str = Field("I can't help with that.", min_length=1, description="Text in place of what is withheld.")
+    refusal: Annotated[str, AfterValidator(_says_something)] = Field(
+        "I can't help with that.", description="Text in place of what is withheld."
+    )
 
     @property
     def threshold(self) -> float | None:
@@ -130,6 +138,16 @@ class GuardTable(_Table):
             return Adaptive(**self.adaptive)  # pyright: ignore[reportArgumentType] checked by Adaptive itself
         except TypeError as error:
             raise ValueError(f"adaptive takes closest, widest, alert and rise: {error}") from error
+
+
+class BlockedTable(_Table):
+    """`[blocked]`: what clients get in place of an answer that was halted."""
+
+    style: Literal["answer", "error"] = Field(
+        "answer",
+        description="answer: status 200 with the released text and the refusal; error: status 400 content_filter, for "
+        "whole replies, and for streams of which nothing has left yet.",
+    )
 
 
 class ReasoningTable(_Table):
@@ -262,6 +280,7 @@ class Settings(_Table):
 
     model: ModelTable = ModelTable()  # pyright: ignore[reportCallIssue]
     guard: GuardTable = GuardTable()  # pyright: ignore[reportCallIssue]
+    blocked: BlockedTable = BlockedTable()  # pyright: ignore[reportCallIssue]
     reasoning: ReasoningTable = ReasoningTable()  # pyright: ignore[reportCallIssue]
     tools: ToolsTable = ToolsTable()  # pyright: ignore[reportCallIssue]
     overrides: OverridesTable = OverridesTable()  # pyright: ignore[reportCallIssue]

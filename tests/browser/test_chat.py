@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.browser.conftest import send, texts
+from tests.server.conftest import OPEN
 from tests.server.process import ServerProcess
 
 REFUSAL = "I can't help with that."
@@ -139,3 +140,14 @@ def test_a_server_that_goes_away(open_page):
         page.wait_for_selector("#status[data-state=gone]")
         send(page, "say: hello")
         assert "The server cannot be reached" in page.locator("#guarded .problem").text_content()
+
+
+def test_a_block_that_is_an_error_is_shown_as_a_block(open_page):
+    """With `[blocked] style = "error"`, and nothing of the stream sent: the browser logs the status 400."""
+    with ServerProcess.scripted({**OPEN, "blocked": {"style": "error"}}) as server:
+        page = open_page(server, expect=("status of 400",))
+        send(page, "harm: a question")
+        assert page.locator("#guarded .badge").text_content() == "Blocked at depth 0"
+        assert page.locator("#guarded .refusal").text_content() == f"Said instead{REFUSAL}"
+        assert page.locator("#guarded .problem").text_content() == ""
+        assert page.locator("#guarded .tok").count() == 0

@@ -217,7 +217,7 @@ class Server(Library):
             deepest = max(deepest, told.get("check", {}).get("depth", 0))
             if text := choice["delta"].get("content"):
                 pieces.append(text)
-                if "depth" in told:
+                if "depth" in told and not choice["finish_reason"]:
                     left.append((told["depth"] - self._prefill_tokens(request, prefill), deepest))
             calls += choice["delta"].get("tool_calls") or []
             finish = choice["finish_reason"] or finish

@@ -1,12 +1,9 @@
 """A real LiteLLM proxy, in a process and a virtual environment of its own, with the example's guardrail."""
 
-import hashlib
 import os
 import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import httpx
 import openai
 import yaml
 
-from tests.fetched import alone, cache_root
+from tests.server.venvs import python_with
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "litellm"
@@ -23,27 +20,8 @@ KEY = "sk-proxy"
 
 
 def litellm_python() -> Path:
-    """The interpreter that has LiteLLM: fetched once a machine, at the versions of the example's requirements.txt."""
-    wanted = (EXAMPLE / "requirements.txt").read_bytes()
-    root = cache_root()
-    name = f"litellm-{sys.version_info.major}.{sys.version_info.minor}-{hashlib.sha256(wanted).hexdigest()[:16]}"
-    folder = root / name
-    with alone(name):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=root) as scratch:
-                _install(Path(scratch) / name)
-                # in one step: a killed run leaves nothing half done; `python -m` and -c work after it, scripts do not
-                (Path(scratch) / name).rename(folder)
-    return folder / "bin" / "python"
-
-
-def _install(folder: Path) -> None:
-    install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", EXAMPLE / "requirements.txt"]
-    for command in ([sys.executable, "-m", "venv", folder], install):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
-        if done.returncode != 0:
-            last = "\n".join(done.stderr.strip().splitlines()[-5:])
-            raise RuntimeError(f"{' '.join(map(str, command))} exited with {done.returncode}:\n{last}")
+    """The interpreter that has LiteLLM, at the versions of the example's requirements.txt."""
+    return python_with("litellm", EXAMPLE / "requirements.txt")
 
 
 class Proxy:

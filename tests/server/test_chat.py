@@ -40,28 +40,36 @@ def test_a_stream_says_the_same(client):
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 12
+    (last,) = chunks[-2].choices
+    assert last.delta.provider_specific_fields == {"anydepth": last.anydepth} and not last.anydepth["halted"]
+    assert not hasattr(last, "content_filter_results") and last.delta.content is None
     assert len(chunks) > 4, "the answer came in one piece"
 
 
 def test_a_blocked_answer_is_a_success_with_a_refusal(client):
     choice = ask(client, HARM).choices[0]
     assert choice.finish_reason == "content_filter"
-    assert choice.message.content.endswith(REFUSAL)
+    assert choice.message.content.startswith("all is well here") and choice.message.content.endswith("\n\n" + REFUSAL)
+    assert choice.message.refusal is None
+    assert choice.content_filter_results == {"anydepth": {"filtered": True, "severity": "high"}}
     assert "harm" not in choice.message.content
     assert choice.anydepth["reason"] == "policy" and choice.anydepth["score"] == 0.99
     assert choice.anydepth["policy"] == {"name": "threshold", "threshold": 0.5}
     assert choice.anydepth["withheld_tokens"] > 0
 
 
-def test_a_blocked_stream_ends_with_refusal_finish_and_done(server):
+def test_a_blocked_stream_ends_with_one_chunk_and_done(server):
     body = {"model": "scripted", "messages": [{"role": "user", "content": HARM}], "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
         assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
     assert lines[-1] == "[DONE]"
-    refusal, finish = (json.loads(line)["choices"][0] for line in lines[-3:-1])
-    assert refusal["delta"]["content"].endswith(REFUSAL)
-    assert finish["finish_reason"] == "content_filter" and finish["anydepth"]["halted"]
+    text, last = (json.loads(line)["choices"][0] for line in lines[-3:-1])
+    assert text["finish_reason"] is None and text["delta"]["content"] and REFUSAL not in text["delta"]["content"]
+    assert last["delta"]["content"] == "\n\n" + REFUSAL
+    assert last["finish_reason"] == "content_filter" and last["anydepth"]["halted"]
+    assert last["delta"]["provider_specific_fields"] == {"anydepth": last["anydepth"]}
+    assert last["content_filter_results"] == {"anydepth": {"filtered": True, "severity": "high"}}
     assert "harm" not in "".join(lines)
 
 

@@ -156,7 +156,8 @@ def test_a_blocked_answer_is_a_success_with_a_refusal(server, streamed):
     if streamed:
         chunks = list(server.ask(messages, guard=guard, stream=True, stream_options={"include_usage": True}))
         text, end, usage = text_of(chunks), ends_of(chunks)[0], chunks[-1].usage
-        assert chunks[-3].choices[0].delta.content.endswith(REFUSAL) and chunks[-2].choices[0] == end
+        assert end.delta.content == "\n\n" + REFUSAL and chunks[-2].choices[0] == end
+        assert end.delta.provider_specific_fields == {"anydepth": end.anydepth}
     else:
         reply = server.ask(messages, guard=guard)
         end, usage = reply.choices[0], reply.usage
@@ -183,14 +184,14 @@ def test_an_answer_that_is_halted_before_its_first_token(server, streamed):
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_a_blocked_stream_ends_with_refusal_finish_and_done(server, path):
+def test_a_blocked_stream_ends_with_one_chunk_and_done(server, path):
     prompt = {"messages": PROMPT} if "chat" in path else {"prompt": "w4 w5 w6"}
     body = {"model": NAME, **prompt, "stream": True, "anydepth": {"threshold": 0.0}}
     lines = [line.removeprefix("data: ") for line in server.post(path, body).text.splitlines() if line]
     assert lines[-1] == "[DONE]"
-    refusal, finish = (json.loads(line)["choices"][0] for line in lines[-3:-1])
-    assert (refusal["delta"]["content"] if "chat" in path else refusal["text"]) == REFUSAL
-    assert finish["finish_reason"] == "content_filter" and finish["anydepth"]["halted"]
+    last = json.loads(lines[-2])["choices"][0]
+    assert (last["delta"]["content"] if "chat" in path else last["text"]) == REFUSAL
+    assert last["finish_reason"] == "content_filter" and last["anydepth"]["halted"]
 
 
 @pytest.mark.parametrize("streamed", [False, True])

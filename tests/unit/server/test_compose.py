@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from anydepth.server.answer.blocked import refused_text
 from anydepth.server.answer.compose import Composer, Delta, End, Reading, has_calls
 from anydepth.server.answer.segments import Markers
 from anydepth.server.answer.toolcalls import formats
@@ -38,10 +39,13 @@ def composer(tools: bool = False, rule: Any = "as_answer", stops: tuple[str, ...
 def play(writer: Composer, *events: Any) -> tuple[str, list[str], list[str], str | None]:
     pieces = [piece for event in events for piece in writer.write(event)]
     deltas = [piece for piece in pieces if isinstance(piece, Delta)]
-    ends = [piece.finish_reason for piece in pieces if isinstance(piece, End)]
+    ends = [piece for piece in pieces if isinstance(piece, End)]
     thoughts = [delta.reasoning for delta in deltas if delta.reasoning]
     calls = [call.name for delta in deltas for call in delta.calls]
-    return "".join(delta.content for delta in deltas), thoughts, calls, ends[0] if ends else None
+    text = "".join(delta.content for delta in deltas)
+    if ends and ends[0].refusal:
+        text += refused_text(ends[0].refusal, wrote=ends[0].wrote)
+    return text, thoughts, calls, ends[0].finish_reason if ends else None
 
 
 def test_plain_text():
@@ -51,7 +55,25 @@ def test_plain_text():
 def test_a_refusal_stands_apart():
     assert play(composer(), released("a", 1), Halted(HALT, "No.", 3), finished("content_filter", HALT))[0] == "a\n\nNo."
     assert play(composer(), Halted(HALT, "No.", 3), finished("content_filter", HALT))[0] == "No."
-    assert play(composer(stops=("ab",)), released("xa", 2), Halted(HALT, "No.", 3))[0] == "xa\n\nNo."
+    blank = (released(" \n", 2), Halted(HALT, "No.", 3), finished("content_filter", HALT))
+    assert play(composer(), *blank)[0] == " \nNo."
+
+
+@pytest.mark.parametrize(("text", "wrote"), [("xa", True), ("a", True), ("", False)])
+def test_the_end_of_a_halted_answer_has_its_refusal(text, wrote):
+    """What may be the beginning of a stop string leaves before it."""
+    writer = composer(stops=("ab",))
+    released_before = [released(text, 2)] if text else []
+    events = (*released_before, Halted(HALT, "No.", 3), finished("content_filter", HALT))
+    *deltas, end = [piece for event in events for piece in writer.write(event)]
+    assert "".join(delta.content for delta in deltas) == text
+    assert (end.finish_reason, end.refusal, end.wrote) == ("content_filter", "No.", wrote)
+
+
+def test_the_end_of_any_other_answer_has_none():
+    writer = composer()
+    (end,) = [piece for event in (released("a", 1), finished()) for piece in writer.write(event)][1:]
+    assert (end.finish_reason, end.refusal) == ("stop", "")
 
 
 def test_calls_wait_for_the_end_of_their_answer():

@@ -189,9 +189,10 @@ def test_a_stream_may_be_cut_anywhere(vllm, cut):
     assert choices(records)[-1]["finish_reason"] == "stop" and not choices(records)[-1]["anydepth"]["halted"]
     halted = choices(records, 1)
     assert text_of(halted) == "some bad\n\nNo."
-    refusal, finish = halted[-2:]
-    assert refusal["delta"] == {"content": "\n\nNo."} and refusal["finish_reason"] is None
-    assert finish["delta"] == {} and finish["finish_reason"] == "content_filter" and finish["anydepth"]["halted"]
+    last = halted[-1]
+    assert last["finish_reason"] == "content_filter" and last["anydepth"]["halted"]
+    assert last["delta"] == {"content": "\n\nNo.", "provider_specific_fields": {"anydepth": last["anydepth"]}}
+    assert last["content_filter_results"] == {"anydepth": {"filtered": True, "severity": "high"}}
     assert [each["finish_reason"] for each in halted[:-1]] == [None] * (len(halted) - 1)
     assert records[-1]["usage"]["completion_tokens"] == 7 and PREFIX not in json.dumps(records)
 
@@ -494,7 +495,7 @@ def test_an_error_in_a_stream_is_passed_on(vllm):
     vllm.respond, vllm.answers = respond, [("", None, {}), ("", HALT, {})]
     records = streamed(vllm.post({**ASK, "n": 2, "stream": True}))
     assert records[0] == {"error": {"message": "it failed"}}
-    assert [each["finish_reason"] for each in choices(records[1:], 1)] == [None, "content_filter"]
+    assert [each["finish_reason"] for each in choices(records[1:], 1)] == ["content_filter"]
     assert not choices(records[1:], 0)
 
 

@@ -17,7 +17,7 @@ ReasoningRelease = Literal["as_answer", "whole", "hidden"]
 class Delta:
     """What is added to an answer: text, thoughts, or calls; or a check that was made.
 
-    `depth` is how far the release that brought the text goes; None for a refusal, and for what was kept back until now.
+    `depth` is how far the release that brought the text goes; None for what was kept back until now.
     """
 
     content: str = ""
@@ -29,10 +29,19 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The last piece: why the answer ended."""
+    """The last piece: why the answer ended.
+
+    Attributes:
+        finish_reason: OpenAI's word for it.
+        answer: The whole account.
+        refusal: Text in place of what was withheld; empty for an answer that was not halted.
+        wrote: Whether there is text before it.
+    """
 
     finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
     answer: Answer
+    refusal: str = ""
+    wrote: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +135,12 @@ class Composer:
         self._waiting.clear()
         self.calls.clear()
         held = "" if self._text else self._trim.flush()
-        return [Delta(content=held + ("\n\n" if self._wrote or held.strip() else "") + self._reading.refusal)]
+        self._wrote = self._wrote or bool(held.strip())
+        return [Delta(content=held)] if held else []
 
     def _finish(self, answer: Answer) -> list[Delta | End]:
         if answer.halted:
-            return [End(answer.finish_reason, answer)]
+            return [End(answer.finish_reason, answer, self._reading.refusal, self._wrote)]
         last = self.rest()
         if not self._last_failed:
             last += self._let_go(float("inf"))

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from anydepth.guard_overrides import apply_overrides
-from anydepth.server.answer.compose import Delta
+from anydepth.server.answer.blocked import refused_delta, refused_message
+from anydepth.server.answer.compose import Delta, End
 from anydepth.server.answer.toolcalls import ToolCall
 from anydepth.server.engine.engine import Job, Sampling
 from anydepth.server.http.prompting import chat_prompt, reading_of
@@ -49,9 +50,11 @@ def _ask(body: ChatRequest, service: Service, headers: dict[str, str]) -> Ask:
     )
 
 
-def _message(deltas: Sequence[Delta]) -> dict[str, Any]:
+def _message(deltas: Sequence[Delta], end: End) -> dict[str, Any]:
     content = "".join(delta.content for delta in deltas)
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if end.refusal:
+        message |= refused_message(content, end.refusal)
     if reasoning := "".join(delta.reasoning for delta in deltas):
         message["reasoning_content"] = reasoning
     if calls := [_call(call) for delta in deltas for call in delta.calls]:
@@ -71,6 +74,10 @@ def _delta(piece: Delta, calls_before: int) -> dict[str, Any]:
     return {"delta": delta}
 
 
+def _last(end: End) -> dict[str, Any]:
+    return {"delta": refused_delta(end.refusal, wrote=end.wrote) if end.refusal else {}}
+
+
 def _call(call: ToolCall) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
@@ -82,6 +89,7 @@ CHAT = Shape(
     "chat.completion.chunk",
     _message,
     _delta,
+    _last,
     opening={"delta": {"role": "assistant", "content": ""}},
     tells=True,
 )

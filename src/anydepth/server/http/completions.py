@@ -9,7 +9,8 @@ from typing import Any
 
 from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
-from anydepth.server.answer.compose import Delta, Reading
+from anydepth.server.answer.blocked import refused_text
+from anydepth.server.answer.compose import Delta, End, Reading
 from anydepth.server.engine.engine import Job
 from anydepth.server.http.chat import sampling_of, spread
 from anydepth.server.http.request_limits import answer_length, check_answers
@@ -45,8 +46,19 @@ def _ask(body: CompletionRequest, service: Service, headers: dict[str, str]) -> 
     )
 
 
-def _text(deltas: Sequence[Delta]) -> dict[str, Any]:
-    return {"text": "".join(delta.content for delta in deltas)}
+def _text(deltas: Sequence[Delta], end: End) -> dict[str, Any]:
+    return {"text": "".join(delta.content for delta in deltas) + _refusal(end)}
 
 
-COMPLETIONS = Shape(_ask, "text_completion", "text_completion", _text, lambda delta, calls: _text([delta]))
+def _refusal(end: End) -> str:
+    return refused_text(end.refusal, wrote=end.wrote) if end.refusal else ""
+
+
+COMPLETIONS = Shape(
+    _ask,
+    "text_completion",
+    "text_completion",
+    _text,
+    lambda delta, calls: {"text": delta.content},
+    lambda end: {"text": _refusal(end)},
+)

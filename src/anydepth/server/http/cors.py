@@ -25,7 +25,7 @@ class Cors:
             allow_origins=origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("X-Request-Id", "Retry-After"),
+            expose_headers=("X-Request-Id", "Retry-After", "X-Should-Retry", "X-Anydepth"),
             allow_private_network="*" not in origins,  # a page of the internet that asks this machine or its network
         )
 

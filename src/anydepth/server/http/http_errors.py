@@ -1,5 +1,6 @@
 """What goes wrong, in the envelope that OpenAI's clients read."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from starlette.responses import JSONResponse
 
 from anydepth.audit.trail import AuditError
 from anydepth.errors import BadRequest, ConfigError, ModelNotFound, PromptError, UnsupportedModel
+from anydepth.server.answer.blocked import filter_results
 from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, ShuttingDown
 
 
@@ -48,7 +50,26 @@ def refusal(
 ) -> JSONResponse:
     """The response to a request that is not answered, for a reason that is no exception of ours."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse(envelope(message, kind, code), status, headers)
+    return JSONResponse(envelope(message, kind, code), status, {**(headers or {}), **retry_header(status)})
+
+
+def retry_header(status: int) -> dict[str, str]:
+    """The header that keeps OpenAI's clients from asking again where that would cost a second generation."""
+    return {"x-should-retry": "false"} if status in (500, 504) else {}
+
+
+def blocked(report: Mapping[str, Any], refusal: str) -> JSONResponse:
+    """The error in place of an answer that was halted, for `[blocked] style = "error"`.
+
+    Args:
+        report: The `anydepth` object of the answer; it is in the body, and without its timeline in `X-Anydepth`.
+        refusal: Text in place of what is withheld.
+    """
+    cause = "a check failed" if report["reason"] == "error" else "the guard stopped it"
+    body = envelope(f"the answer is blocked, since {cause}: {refusal}", "invalid_request_error", "content_filter")
+    body["error"] |= {"anydepth": dict(report), "content_filter_results": filter_results()}
+    told = {name: value for name, value in report.items() if name != "timeline"}
+    return JSONResponse(body, 400, {"X-Anydepth": json.dumps(told), "x-should-retry": "false"})
 
 
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
@@ -73,5 +94,5 @@ def failure(error: Exception, prompt: str | None = None) -> JSONResponse:
     status, body = describe(error)
     if isinstance(error, PromptError):
         body["error"]["param"] = body["error"]["param"] or prompt
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else None
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else retry_header(status)
     return JSONResponse(body, status, headers)

@@ -1,7 +1,7 @@
 """Write the answers of one request, as one record or as a stream: for both endpoints, in the shape of each."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,10 @@ from starlette.responses import JSONResponse, Response
 
 from anydepth.audit.answer import check_record
 from anydepth.guard_report import GuardReport
+from anydepth.server.answer.blocked import sign
 from anydepth.server.answer.compose import Delta, End
 from anydepth.server.http.disconnect import ClosingStream, while_there
-from anydepth.server.http.http_errors import describe
+from anydepth.server.http.http_errors import blocked, describe
 from anydepth.server.http.requests import ChatRequest, CompletionRequest
 from anydepth.server.http.sse import DONE, HEADERS, MEDIA_TYPE, sse
 from anydepth.server.service import Ask, Piece, Service
@@ -29,6 +30,7 @@ class Shape:
         chunk: The `object` of a record of a stream.
         message: What a choice of a whole reply has of an answer.
         delta: What a choice of a stream's record has of a piece; the number is that of the answer's calls before it.
+        last: What the last choice of a stream has of an answer's end.
         opening: What each answer of a stream begins with, or None.
         tells: Whether a stream shows every check to a client that asks for them.
     """
@@ -36,8 +38,9 @@ class Shape:
     ask: Callable[[Any, Service, dict[str, str]], Ask]
     whole: str
     chunk: str
-    message: Callable[[Sequence[Delta]], dict[str, Any]]
+    message: Callable[[Sequence[Delta], End], dict[str, Any]]
     delta: Callable[[Delta, int], dict[str, Any]]
+    last: Callable[[End], dict[str, Any]]
     opening: dict[str, Any] | None = None
     tells: bool = False
 
@@ -48,14 +51,43 @@ async def respond(request: Request, body: ChatRequest | CompletionRequest, servi
     ask = await asyncio.to_thread(shape.ask, body, service, dict(request.headers))
     pieces = service.run(ask)
     if not body.stream:
-        return JSONResponse(await while_there(request, _collect(ask, service, shape, pieces)))
-    first = await while_there(request, anext(pieces))  # before the headers: what cannot be done gets its own status
+        return await while_there(request, _collect(ask, service, shape, pieces))
+    # Before the headers: what cannot be done gets its own status.
+    first = await while_there(request, _opening(pieces, wait=service.settings.blocked.style == "error"))
+    ends = {index: piece for index, piece in first if isinstance(piece, End)}
+    if (error := _error(ask, service, ends)) is not None:
+        await pieces.aclose()
+        return error
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     stream = _stream(ask, service, shape, pieces, first, with_usage)
     return ClosingStream(stream, pieces, media_type=MEDIA_TYPE, headers=HEADERS)
 
 
-async def _collect(ask: Ask, service: Service, shape: Shape, pieces: AsyncGenerator[Piece, None]) -> dict[str, Any]:
+async def _opening(pieces: AsyncGenerator[Piece, None], *, wait: bool) -> list[Piece]:
+    """The first piece; with `wait` all pieces up to the first that cannot be taken back, or to the end."""
+    found: list[Piece] = []
+    async for index, piece in pieces:
+        found.append((index, piece))
+        said = not piece.refusal if isinstance(piece, End) else piece.content or piece.reasoning or piece.calls
+        if said or not wait:
+            break
+    return found
+
+
+def _error(ask: Ask, service: Service, ends: Mapping[int, End]) -> Response | None:
+    """The error in place of a reply whose answers all have been halted, where the operator wants one."""
+    if service.settings.blocked.style != "error" or len(ends) < len(ask.jobs):
+        return None
+    if not all(end.refusal for end in ends.values()):
+        return None
+    return blocked(_report(ask, 0, ends[0], tell=ask.tell_checks).record(), ends[0].refusal)
+
+
+def _report(ask: Ask, index: int, end: End, *, tell: bool) -> GuardReport:
+    return GuardReport.of(end.answer, ask.jobs[index].guard, tell=tell)
+
+
+async def _collect(ask: Ask, service: Service, shape: Shape, pieces: AsyncGenerator[Piece, None]) -> Response:
     deltas: list[list[Delta]] = [[] for _ in ask.jobs]
     ends: dict[int, End] = {}
     async with aclosing(pieces):
@@ -64,28 +96,31 @@ async def _collect(ask: Ask, service: Service, shape: Shape, pieces: AsyncGenera
                 ends[index] = piece
             else:
                 deltas[index].append(piece)
-    choices = [
-        _choice(
-            index,
-            shape.message(deltas[index]),
-            ends[index].finish_reason,
-            anydepth=GuardReport.of(ends[index].answer, job.guard, tell=ask.tell_checks).record(),
-        )
-        for index, job in enumerate(ask.jobs)
-    ]
-    return {**_head(ask, service, shape.whole), "choices": choices, "usage": _usage(ask, ends)}
+    if (error := _error(ask, service, ends)) is not None:
+        return error
+    choices: list[dict[str, Any]] = []
+    for index, end in sorted(ends.items()):
+        choice = _choice(index, shape.message(deltas[index], end), end.finish_reason)
+        sign(choice, _report(ask, index, end, tell=ask.tell_checks))
+        choices.append(choice)
+    return JSONResponse({**_head(ask, service, shape.whole), "choices": choices, "usage": _usage(ask, ends)})
 
 
 async def _stream(
-    ask: Ask, service: Service, shape: Shape, pieces: AsyncGenerator[Piece, None], first: Piece, with_usage: bool
+    ask: Ask,
+    service: Service,
+    shape: Shape,
+    pieces: AsyncGenerator[Piece, None],
+    first: Sequence[Piece],
+    with_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     head = _head(ask, service, shape.chunk) | ({"usage": None} if with_usage else {})
     tells = shape.tells and ask.tell_checks
     calls, ends = [0] * len(ask.jobs), dict[int, End]()
     nothing = shape.delta(Delta(), 0)
 
-    def chunk(index: int, body: dict[str, Any], finish: str | None = None, **extra: Any) -> bytes:
-        return sse({**head, "choices": [_choice(index, body, finish, **extra)]})
+    def chunk(index: int, body: dict[str, Any], **extra: Any) -> bytes:
+        return sse({**head, "choices": [{**_choice(index, body, None), **extra}]})
 
     async with aclosing(pieces):
         if shape.opening is not None:
@@ -95,8 +130,9 @@ async def _stream(
             async for index, piece in _after(first, pieces):
                 if isinstance(piece, End):
                     ends[index] = piece
-                    report = GuardReport.of(piece.answer, ask.jobs[index].guard)
-                    yield chunk(index, nothing, piece.finish_reason, anydepth=report.record())
+                    last = _choice(index, shape.last(piece), piece.finish_reason)
+                    sign(last, _report(ask, index, piece, tell=False))
+                    yield sse({**head, "choices": [last]})
                 elif (body := shape.delta(piece, calls[index])) != nothing:
                     calls[index] += len(piece.calls)
                     told: dict[str, Any] = {}
@@ -113,16 +149,17 @@ async def _stream(
     yield DONE
 
 
-def _choice(index: int, body: dict[str, Any], finish: str | None, **extra: Any) -> dict[str, Any]:
-    return {"index": index, **body, "logprobs": None, "finish_reason": finish, **extra}
+def _choice(index: int, body: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    return {"index": index, **body, "logprobs": None, "finish_reason": finish}
 
 
 def _head(ask: Ask, service: Service, kind: str) -> dict[str, Any]:
     return {"id": ask.id, "object": kind, "created": ask.created, "model": service.engine.facts.model}
 
 
-async def _after(first: Piece, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
-    yield first
+async def _after(first: Sequence[Piece], pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    for piece in first:
+        yield piece
     async for piece in pieces:
         yield piece
 

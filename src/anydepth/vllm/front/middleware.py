@@ -15,10 +15,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anydepth.errors import AnydepthError, BadRequest
+from anydepth.server.answer.blocked import Record, all_blocked
 from anydepth.server.http.app import api_keys
 from anydepth.server.http.disconnect import ClientGone
 from anydepth.server.http.gateway import Edge
-from anydepth.server.http.http_errors import check_json, failure, refusal
+from anydepth.server.http.http_errors import blocked, check_json, failure, refusal, retry_header
 from anydepth.server.telemetry.metrics import Metrics
 from anydepth.settings import Settings
 from anydepth.vllm.additional_config import engine_options
@@ -146,7 +147,7 @@ class _Reply:
         self._scope, self._send, self._asked, self._page = scope, send, asked, page
         self._start: Message = {}
         self._kind, self._body, self._begun, self._over = "", bytearray(), False, False
-        self._events, self._stream = Events(), StreamReply(asked, page)
+        self._events, self._stream, self._held = Events(), StreamReply(asked, page), b""
 
     async def send(self, message: Message) -> None:
         """Take in one of vLLM's messages."""
@@ -169,15 +170,22 @@ class _Reply:
             await self._answer(failure(refused))
         elif status != 200:
             halted = halted_reply(self._asked, self._page)
-            await self._answer(JSONResponse(halted) if halted else Response(bytes(self._body), status, self._headers()))
+            await self._answer(self._reply(halted) if halted else Response(bytes(self._body), status, self._headers()))
         elif self._kind != "application/json":
             logger.error("vLLM answered with the content type %r", self._kind)
             await self._answer(refusal(500, "vLLM's answer cannot be read"))
         else:
-            await self._answer(JSONResponse(whole_reply(json.loads(self._body), self._asked, self._page)))
+            await self._answer(self._reply(whole_reply(json.loads(self._body), self._asked, self._page)))
+
+    def _reply(self, body: Record) -> Response:
+        choices = body.get("choices") or []
+        if self._asked.as_error and all_blocked(choices):
+            return blocked(choices[0]["anydepth"], self._asked.refusal)
+        return JSONResponse(body)
 
     def _headers(self) -> dict[str, str]:
-        return {k: v for k, v in MutableHeaders(scope=self._start).items() if k != "content-length"}
+        own = {k: v for k, v in MutableHeaders(scope=self._start).items() if k != "content-length"}
+        return own | retry_header(self._start["status"])
 
     async def _answer(self, response: Response) -> None:
         self._over = True
@@ -185,10 +193,16 @@ class _Reply:
 
     async def _write_stream(self, part: bytes, *, more: bool) -> None:
         write, rest = self._stream.write, self._stream.rest
-        out = b"".join(rewritten(event, write, rest) for event in self._events.push(part))
+        out = self._held + b"".join(rewritten(event, write, rest) for event in self._events.push(part))
+        self._held = b""
         if not self._begun and (refused := refusal_of(self._page)) is not None:
             await self._answer(failure(refused))
             return
+        if self._asked.as_error and not self._stream.begun:
+            if (report := self._stream.blocked) is not None:
+                await self._answer(blocked(report.record(), self._asked.refusal))
+                return
+            self._held, out = (out, b"") if more else (b"", out)
         if (out or not more) and not self._begun:
             self._begun = True
             await self._send(self._start)

@@ -9,11 +9,11 @@ from typing import Any
 from anydepth.errors import BadRequest
 from anydepth.flow import doubts_calls
 from anydepth.guard_report import GuardReport
+from anydepth.server.answer.blocked import Record, refused_message, refused_text
+from anydepth.server.answer.blocked import sign as sign_choice
 from anydepth.server.answer.toolcalls import whole_calls
 from anydepth.vllm.front.reports import EngineReport, ResponseReports
 from anydepth.vllm.report_field import parse_stop_reason
-
-Record = dict[str, Any]
 
 _TRANSFERS = ("kv_transfer_params", "ec_transfer_params")
 
@@ -30,6 +30,8 @@ class RequestedReply:
         n: Answers a prompt.
         stops: Stop strings.
         refusal: Text in place of what is withheld.
+        structured: Whether it is a chat that must answer with JSON or with a call.
+        as_error: Whether a block is an error, where nothing has left yet.
         strict: Whether no token leaves before a check that did not fail covers it.
         watched: Whether the guard only watches the answer and never halts it (`monitor`).
     """
@@ -41,6 +43,8 @@ class RequestedReply:
     n: int = 1
     stops: tuple[str, ...] = ()
     refusal: str = ""
+    structured: bool = False
+    as_error: bool = False
     strict: bool = True
     watched: bool = False
 
@@ -146,7 +150,7 @@ def halted_reply(asked: RequestedReply, page: ResponseReports) -> Record | None:
 
 
 def _halt(choice: Record, asked: RequestedReply, *, known: bool) -> None:
-    """Put the refusal behind what was released; calls of a halted answer never leave."""
+    """Put the refusal behind what was released, or in its place; calls of a halted answer never leave."""
     place = choice["message"] if asked.chat else choice
     name = "content" if asked.chat else "text"
     for each in ("tool_calls", "function_call"):
@@ -154,22 +158,21 @@ def _halt(choice: Record, asked: RequestedReply, *, known: bool) -> None:
     if not known:
         place[name] = ""
         place.pop("reasoning", None)
+    if not known or asked.structured:  # its text is not shown, so its tokens are not either
         choice["logprobs"] = None
         choice.pop("token_ids", None)
     text = place.get(name) or ""
-    place[name] = text + after(text) + asked.refusal
-
-
-def after(text: str) -> str:
-    """What stands between released text and the refusal."""
-    return "\n\n" if text.strip() else ""
+    if asked.chat:
+        place |= refused_message(text, asked.refusal, structured=asked.structured)
+    else:
+        place[name] = text + refused_text(asked.refusal, wrote=bool(text.strip()))
 
 
 def sign(choice: Record, report: GuardReport) -> None:
-    """Write how the guard ended an answer."""
+    """Write how the guard ended an answer, in place of what the engine said of it."""
     if report.halted:
-        choice["finish_reason"], choice["stop_reason"] = "content_filter", None
-    choice["anydepth"] = report.record()
+        choice["stop_reason"] = None
+    sign_choice(choice, report)
 
 
 def finished(body: Record, withheld: int) -> Record:

@@ -61,6 +61,8 @@ def rewrite(body: dict[str, Any], settings: Settings, *, chat: bool) -> tuple[di
         n=n,
         stops=_stops(body.get("stop")),
         refusal=settings.guard.refusal,
+        structured=chat and _structured(body),
+        as_error=settings.blocked.style == "error",
         strict=release == "hold" and settings.guard.on_error == "closed",
         watched=release == "monitor",
     )
@@ -116,6 +118,13 @@ def _prompts(prompt: Any) -> int:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _structured(body: Mapping[str, Any]) -> bool:
+    """Whether the answer has to be JSON, or a call, or of another form that a parser reads."""
+    form, choice = body.get("response_format"), body.get("tool_choice")
+    formed = isinstance(form, dict) and form.get("type") != "text"
+    return formed or choice == "required" or isinstance(choice, dict) or bool(body.get("structured_outputs"))
 
 
 def _stops(stop: Any) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable, Iterator
 
+from anydepth.server.answer.blocked import Record
 from anydepth.server.http.sse import DONE, sse
-from anydepth.vllm.front.replies import Record
 
 _DATA = b"data:"
 

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 
 from anydepth.guard_report import GuardReport
+from anydepth.server.answer.blocked import Record, refused_delta, refused_text
 from anydepth.server.answer.toolcalls import whole_arguments, whole_calls
 from anydepth.vllm.front.replies import (
-    Record,
     RequestedReply,
-    after,
     end_of,
     finished,
     head_of,
@@ -28,18 +27,24 @@ class _StreamedAnswer:
         calls: Its calls so far, by their `index`.
         settled: Whether its last call was whole before the answer's last chunk. vLLM completes half JSON in that one.
         ended: Whether it has ended.
+        blocked: Its report, if it was halted.
     """
 
     wrote: bool = False
     calls: dict[int, Record] = field(default_factory=dict)
     settled: bool = False
     ended: bool = False
+    blocked: GuardReport | None = None
 
 
 class StreamReply:
     """Rewrites the records of a stream, one by one.
 
     Tool calls are kept until their answer has ended unhalted, whatever the release mode, and then leave as a whole.
+
+    Attributes:
+        begun: Whether something was written that a client cannot be asked to forget: text, thoughts, calls, an error or
+            the end of an answer that was not halted.
     """
 
     def __init__(self, asked: RequestedReply, page: ResponseReports) -> None:
@@ -47,11 +52,18 @@ class StreamReply:
         self._voices = [_StreamedAnswer() for _ in range(asked.prompts * asked.n)]
         self._head = head_of(asked, "chat.completion.chunk" if asked.chat else "text_completion")
         self._withheld, self._failed = 0, False
+        self.begun = False
+
+    @property
+    def blocked(self) -> GuardReport | None:
+        """The report of the first answer, if all answers were halted before the stream had begun."""
+        reports = [voice.blocked for voice in self._voices]
+        return None if self.begun or None in reports else reports[0]
 
     def write(self, record: Record) -> list[Record]:
         """The records in place of one of vLLM's."""
         if "error" in record:
-            self._failed = True
+            self._failed = self.begun = True
             return [record]
         choices = record.get("choices") or []
         self._head |= {name: record[name] for name in self._head if name in record}
@@ -83,13 +95,16 @@ class StreamReply:
             voice.settled = going_on and bool(arguments) and whole_arguments(arguments) is not None
         if going_on:
             voice.wrote = voice.wrote or bool(self._text(choice).strip())
+            self.begun = self.begun or self._says(choice)
             return [] if called and self._is_empty(choice) else [choice]
         voice.ended = True
         told = told_of(self._page, self._asked, choice["index"])
         report, known = end_of(choice, told, self._asked, called=bool(voice.calls))
         self._withheld += report.withheld_tokens or 0
         if report.halted:
+            voice.blocked = report
             return self._halted(choice, report, voice, known=known)
+        self.begun = True
         return self._ended(choice, report, voice)
 
     def _halted(self, choice: Record, report: GuardReport, voice: _StreamedAnswer, *, known: bool) -> list[Record]:
@@ -98,10 +113,13 @@ class StreamReply:
         if known and not self._is_empty(choice):
             out.append({**choice, "finish_reason": None, "stop_reason": None})
             voice.wrote = voice.wrote or bool(text.strip())
-        refusal = after("text" if voice.wrote else "") + self._asked.refusal
-        plain = {"index": choice["index"], "logprobs": None, "finish_reason": None}
-        out.append(self._blank(plain, refusal))
-        last = self._blank(plain)
+            self.begun = self.begun or self._says(choice)
+        last: Record = {"index": choice["index"], "logprobs": None, "finish_reason": None}
+        refusal, wrote = self._asked.refusal, voice.wrote
+        if self._asked.chat:
+            last["delta"] = refused_delta(refusal, wrote=wrote, structured=self._asked.structured)
+        else:
+            last["text"] = refused_text(refusal, wrote=wrote)
         sign(last, report)
         return [*out, last]
 
@@ -141,11 +159,16 @@ class StreamReply:
         return (choice["delta"].get("content") if self._asked.chat else choice.get("text")) or ""
 
     def _is_empty(self, choice: Record) -> bool:
-        said = any(choice["delta"].values()) if self._asked.chat else choice.get("text")
-        return not (said or choice.get("logprobs") or choice.get("token_ids"))
+        return not (self._says(choice) or (self._asked.chat and choice["delta"].get("role")))
 
-    def _blank(self, choice: Record, text: str = "") -> Record:
-        """A chunk of an answer with nothing, or with this text, in it."""
-        if not self._asked.chat:
-            return {**choice, "text": text}
-        return {**choice, "delta": {"content": text} if text else {}}
+    def _says(self, choice: Record) -> bool:
+        """Whether a chunk has something of the answer, and not its role alone."""
+        if self._asked.chat:
+            said = any(value for name, value in choice["delta"].items() if name != "role")
+        else:
+            said = choice.get("text")
+        return bool(said or choice.get("logprobs") or choice.get("token_ids"))
+
+    def _blank(self, choice: Record) -> Record:
+        """A chunk of an answer with nothing in it."""
+        return {**choice, "delta": {}} if self._asked.chat else {**choice, "text": ""}

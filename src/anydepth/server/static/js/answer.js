@@ -72,7 +72,7 @@ export class AnswerView {
   take(choice, refusal) {
     const { anydepth = {}, delta = {} } = choice;
     if (choice.finish_reason) {
-      this.end(anydepth, refusal);
+      this.end(anydepth, refusal); // the chunk of a blocked answer has the refusal as well
       return true;
     }
     if (anydepth.check) {
@@ -91,12 +91,12 @@ export class AnswerView {
   }
 
   end(report, refusal) {
-    const said = this.tokens.end(report, refusal);
+    this.tokens.end(report);
     this.placeholder?.remove();
     this.placeholder = null;
     this.render();
     if (report.halted) {
-      this.words.append(...this.ending(report, said));
+      this.words.append(...this.ending(report, refusal));
     }
     const [kind, words] = verdict(report);
     this.mark(kind, words);

@@ -3,10 +3,11 @@
 const STORE = "anydepth-key";
 
 export class ApiError extends Error {
-  constructor(message, { status = 0, code = null } = {}) {
+  constructor(message, { status = 0, code = null, report = null } = {}) {
     super(message);
     this.status = status;
     this.code = code;
+    this.report = report; // of a blocked answer, where the operator wants those to be errors
   }
 }
 
@@ -96,7 +97,7 @@ async function failure(response) {
     // not this server's envelope: a proxy answered
   }
   const { status } = response;
-  const facts = { status, code: detail.code };
+  const facts = { status, code: detail.code, report: detail.anydepth ?? null };
   if (status === 401) {
     return new ApiError("This server asks for an API key.", facts);
   }

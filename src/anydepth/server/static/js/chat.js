@@ -129,6 +129,14 @@ export class Chat {
         view.fail("stopped", "Stopped by you");
         return "Stopped.";
       }
+      if (error instanceof ApiError && error.report) {
+        (error.report.timeline ?? []).forEach((check) => view.take({ anydepth: { check } }, refusal));
+        view.end(error.report, refusal);
+        if (view === this.guarded) {
+          exchange.answer = refusal;
+        }
+        return `${view.title.textContent} answer: ${view.badge.textContent}.`;
+      }
       const said = error instanceof ApiError ? error.message : `The console failed: ${error.message}`;
       view.fail("failed", "Failed", said);
       return said;

@@ -74,8 +74,8 @@ export class Tokens {
     return group;
   }
 
-  /** The last words; takes the refusal out of the groups and returns it, or null if the answer was not halted. */
-  end(report, refusal) {
+  /** The answer has ended: nothing is held any more. */
+  end(report) {
     this.report = report;
     for (const group of this.groups) {
       if (group.state === "held") {
@@ -84,20 +84,8 @@ export class Tokens {
         group.state = "released";
       }
     }
-    if (!report.halted) {
-      return null;
-    }
-    const last = this.groups.at(-1);
-    const at = last && last.state !== "opening" ? last.text.lastIndexOf(refusal) : -1;
-    if (at >= 0) {
-      last.text = last.text.slice(0, at).replace(/\n\n$/, "");
-      if (!last.text) {
-        this.groups.pop();
-      }
-    }
-    if (!this.told && this.release === "hold") {
+    if (report.halted && !this.told && this.release === "hold") {
       this.groups.filter((group) => group.state === "plain").forEach((group) => (group.state = "released"));
     }
-    return refusal;
   }
 }

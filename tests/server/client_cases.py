@@ -1,0 +1,161 @@
+"""Ask a guarded server as real clients do, and print what each of them made of the answer.
+
+Run by test_clients.py in an environment that has the clients: `python client_cases.py CLIENT URL`. Prints a line of
+JSON per case: its name, how many requests it cost, and what came of it.
+"""
+
+import json
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+LATE = "say: all is well here, and then comes the harm, and more of it than one window has"
+FIRST = "harm: all is well"
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Ulm"}}</tool_call>'
+CALLED = f"say: Let me look. {CALL} and on it goes for a while, on and on, until the harm comes, and more of it"
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+PATH = 'anydepth_requests_total{path="/v1/chat/completions"'
+
+Cases = Iterator[tuple[str, Callable[[], Any]]]
+
+
+def requests_of(url: str) -> int:
+    """How many chats the server was asked for."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as page:
+        lines = page.read().decode().splitlines()
+    return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(PATH)))
+
+
+def of_openai(url: str) -> Cases:
+    import openai
+
+    chat = openai.OpenAI(base_url=f"{url}/v1", api_key="none").chat.completions
+
+    def ask(text: str, **options: Any) -> dict[str, Any]:
+        return {"model": "scripted", "messages": [{"role": "user", "content": text}], **options}
+
+    def create(text: str) -> Any:
+        choice = chat.create(**ask(text)).choices[0]
+        return [choice.message.content, choice.finish_reason, choice.anydepth["halted"]]
+
+    def parse() -> Any:
+        try:
+            chat.parse(**ask(LATE))
+        except openai.ContentFilterFinishReasonError as error:
+            return error.completion.choices[0].anydepth["halted"]
+
+    def stream(text: str) -> Any:
+        choices = [chunk.choices[0] for chunk in chat.create(**ask(text), stream=True)]
+        text = "".join(choice.delta.content or "" for choice in choices)
+        return [text, choices[-1].finish_reason, choices[-1].anydepth["halted"]]
+
+    yield "late", lambda: create(LATE)
+    yield "first", lambda: create(FIRST)
+    yield "parse", parse
+    yield "late, streamed", lambda: stream(LATE)
+    yield "first, streamed", lambda: stream(FIRST)
+    yield "broken", lambda: create("break: all is well and goes on")
+
+
+def of_langchain(url: str) -> Cases:
+    from langchain.agents import create_agent
+    from langchain_openai import ChatOpenAI
+
+    model = ChatOpenAI(model="scripted", base_url=f"{url}/v1", api_key="none")
+    ran: list[str] = []
+
+    def weather(city: str) -> str:
+        """Look the weather up."""
+        ran.append(city)
+        return "sunny"
+
+    def invoke(text: str) -> Any:
+        message = model.invoke(text)
+        return [message.content, message.response_metadata["finish_reason"]]
+
+    def streamed() -> Any:
+        parts = list(model.stream(LATE))
+        reasons = [part.response_metadata.get("finish_reason") for part in parts]
+        return ["".join(part.content for part in parts), [reason for reason in reasons if reason]]
+
+    def agent(*, stream: bool) -> Any:
+        ran.clear()
+        graph, asked = create_agent(model, [weather]), {"messages": [{"role": "user", "content": CALLED}]}
+        if stream:
+            last = [part for part, _ in graph.stream(asked, stream_mode="messages")]
+            return [ran, "".join(str(part.content) for part in last)]
+        return [ran, graph.invoke(asked)["messages"][-1].content]
+
+    yield "late", lambda: invoke(LATE)
+    yield "first", lambda: invoke(FIRST)
+    yield "late, streamed", streamed
+    yield "agent", lambda: agent(stream=False)
+    yield "agent, streamed", lambda: agent(stream=True)
+
+
+def of_pydantic_ai(url: str) -> Cases:
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    ran: list[str] = []
+    agent = Agent(OpenAIChatModel("scripted", provider=OpenAIProvider(base_url=f"{url}/v1", api_key="none")))
+
+    @agent.tool_plain
+    def weather(city: str) -> str:
+        """Look the weather up."""
+        ran.append(city)
+        return "sunny"
+
+    def run(text: str) -> Any:
+        result = agent.run_sync(text)
+        return [result.output, result.response.finish_reason]
+
+    def called() -> Any:
+        ran.clear()
+        return [ran, agent.run_sync(CALLED).output]
+
+    yield "late", lambda: run(LATE)
+    yield "first", lambda: run(FIRST)
+    yield "agent", called
+
+
+def of_litellm(url: str) -> Cases:
+    import litellm
+
+    def ask(text: str, **options: Any) -> Any:
+        messages = [{"role": "user", "content": text}]
+        return litellm.completion(
+            model="openai/scripted", api_base=f"{url}/v1", api_key="none", messages=messages, **options
+        )
+
+    def whole(text: str) -> Any:
+        choice = ask(text).choices[0]
+        return [choice.message.content, choice.finish_reason, choice.provider_specific_fields["anydepth"]["halted"]]
+
+    def streamed() -> Any:
+        choices = [chunk.choices[0] for chunk in ask(LATE, stream=True)]
+        text = "".join(choice.delta.content or "" for choice in choices)
+        fields = [choice.delta.provider_specific_fields for choice in choices]
+        told = [each["anydepth"]["halted"] for each in fields if each and "anydepth" in each]
+        return [text, choices[-1].finish_reason, told]
+
+    yield "late", lambda: whole(LATE)
+    yield "first", lambda: whole(FIRST)
+    yield "late, streamed", streamed
+
+
+CLIENTS = {"openai": of_openai, "langchain": of_langchain, "pydantic-ai": of_pydantic_ai, "litellm": of_litellm}
+
+
+if __name__ == "__main__":
+    client, url = sys.argv[1:]
+    for name, case in CLIENTS[client](url):
+        before = requests_of(url)
+        try:
+            outcome = case()
+        except Exception as error:
+            outcome = {"error": type(error).__name__, "text": str(error)}
+        record = {"case": name, "requests": requests_of(url) - before, "outcome": outcome}
+        sys.stdout.write(json.dumps(record) + "\n")
