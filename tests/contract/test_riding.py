@@ -265,6 +265,20 @@ def test_hooks_of_the_model_see_each_pass_once() -> None:
     assert not backend.model._forward_hooks and "forward" not in vars(backend.model)
 
 
+def test_answers_of_an_adapter_ride_unless_states_are_read_through_the_base_weights() -> None:
+    pytest.importorskip("peft")
+    from tests.contract.test_adapters import adapted
+
+    backend = adapted(ride="always")
+    prompt, watcher = prompt_of(backend), watcher_for(backend)
+    (released,), _ = run(backend, [prompt], watcher, **GREEDY)
+    assert [released] == backend.unguarded([prompt], max_new_tokens=MAX_NEW_TOKENS, **GREEDY)
+    assert largest_difference(backend, prompt, released, watcher) < TOLERANCE
+    assert "through the base weights" in str(adapted(ride="auto", base_weights=True).ride_refusal({}))
+    with pytest.raises(UnsupportedModel, match=r"ride is 'always'.*through the base weights"):
+        adapted(ride="always", base_weights=True)
+
+
 # -- which way ---------------------------------------------------------------------------------------------------------
 
 
