@@ -102,7 +102,9 @@ def _run_vllm(
         if value is not None:
             raise ConfigError(f"{name} {value} does not apply to --engine vllm; see `vllm serve --help` for what does")
     if settings.model.ride != "never":
-        raise ConfigError(f"ride {settings.model.ride} does not apply to --engine vllm, whose checks ride anyway")
+        raise ConfigError(
+            f"ride {settings.model.ride} does not apply to --engine vllm, whose checks ride anyway; drop it"
+        )
     settings = _with_policy(settings, policy, threshold)
     if threshold is not None and settings.guard.policy is None:
         raise ConfigError(
