@@ -82,7 +82,7 @@ class Guard:
             probe: A `LinearProbe` or the path of its artefact.
             detector: Any detector, instead of a probe. Without either, the probe that this package ships for the model.
             **options: Fields of `GuardConfig`; the others say how to load: `dtype`, `device`, `revision`, `adapter`,
-                `base_weights`, `template_kwargs` and what `from_pretrained` of Transformers takes.
+                `base_weights`, `ride`, `template_kwargs` and what `from_pretrained` of Transformers takes.
 
         Raises:
             ConfigError: No detector was given and none is shipped for this model, or two were; or an option has a value

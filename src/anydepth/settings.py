@@ -73,6 +73,9 @@ class ModelTable(_Table):
     template_kwargs: Annotated[dict[str, Any], AfterValidator(checked_kwargs)] = Field(
         {}, description="Variables of the chat template: {enable_thinking = false}."
     )
+    ride: Literal["never", "auto", "always"] = Field(
+        "never", description="Whether checks ride in the decode step: never, auto where the cache allows it, or always."
+    )
 
 
 class GuardTable(_Table):

@@ -107,9 +107,9 @@ class Library:
 
     audits = False
 
-    def __init__(self, folder: Path, probe: Path) -> None:
-        self._probe, self._folder = probe, folder
-        self._guard = Guard.from_pretrained(folder, probe=probe)
+    def __init__(self, folder: Path, probe: Path, ride: str = "never") -> None:
+        self._probe, self._folder, self._ride = probe, folder, ride
+        self._guard = Guard.from_pretrained(folder, probe=probe, ride=ride)
 
     def answer(
         self, request: str, *, prefill: str | None = None, tokens: int = 20, guard: Mapping[str, Any] | None = None
@@ -167,8 +167,8 @@ class Server(Library):
 
     audits = True
 
-    def __init__(self, folder: Path, probe: Path, audits: Path) -> None:
-        super().__init__(folder, probe)
+    def __init__(self, folder: Path, probe: Path, audits: Path, ride: str = "never") -> None:
+        super().__init__(folder, probe, ride)
         self._audits, self._count = audits, 0
 
     def answer(
@@ -193,9 +193,8 @@ class Server(Library):
         self._count += 1
         audit = self._audits / f"audit{self._count}.jsonl"
         settings = settings_of(self._probe, audit, guard)
-        settings = settings.model_copy(
-            update={"model": settings.model.model_copy(update={"path": str(self._folder), "name": "tiny"})}
-        )
+        served = {"path": str(self._folder), "name": "tiny", "ride": self._ride}
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update=served)})
         messages = [{"role": "user", "content": request}]
         messages += [{"role": "assistant", "content": prefill}] if prefill else []
         body = {"model": "tiny", "messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}

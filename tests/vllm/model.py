@@ -1,6 +1,7 @@
 """A tiny random model that vLLM's CPU attention takes, and a probe on several states of it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +24,15 @@ WIDTH = 64
 PROMPTS = [[{"role": "user", "content": f"w{n} w{n + 7} w{3 * n}"}] for n in range(1, 33)]
 
 
-def build(folder: Path) -> Path:
-    """Write a random Llama with heads of 32 and its tokenizer; its next tokens are far from uniform."""
+def build(folder: Path, family: str = "Llama", config: str = "LlamaConfig", **options: Any) -> Path:
+    """Write a random model with heads of 32, by default a Llama, and its tokenizer; its next tokens are not uniform."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
+    settings = getattr(transformers, config)(
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=4, num_attention_heads=2,
         num_key_value_heads=1, head_dim=32, max_position_embeddings=512, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, tie_word_embeddings=False,
+        eos_token_id=2, tie_word_embeddings=False, **options,
     )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config).to(torch.float32).eval()
+    model = getattr(transformers, f"{family}ForCausalLM")(settings).to(torch.float32).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(5)

@@ -95,6 +95,7 @@ def _rows(record: dict[str, Any]) -> Rows:
         ("channels", ", ".join(record["channels"]) + thoughts),
         ("read at", _site(record["default_site"], record["site_reason"]) + (f", published: {site}" if site else "")),
         ("cache", record["cache_reason"] or _cache(record["cache"])),
+        ("checks", _checks(record)),
         ("one-pass scan", "yes" if record["packed"] else f"no, check by check: {record['packed_reason']}"),
         ("shipped probe", "yes" if record["shipped_probe"] else "no: pass --probe, or use --detector rethink"),
         *((f"trial: {each['check']}", _trial(each)) for each in record.get("trials", ())),
@@ -103,6 +104,14 @@ def _rows(record: dict[str, Any]) -> Rows:
 
 def _site(default: str | None, reason: str | None) -> str:
     return f"nowhere: {reason}" if default is None else f"{default} by default"
+
+
+def _checks(record: dict[str, Any]) -> str:
+    """How a check reads: in the decode step or on a fork, and why."""
+    if record["rides"]:
+        return "ride in the decode step"
+    why = f"cannot ride: {record['ride_reason']}" if record["ride_reason"] else f"--ride {record['ride']}"
+    return f"on a fork of the cache ({why})"
 
 
 def _trial(trial: dict[str, Any]) -> str:

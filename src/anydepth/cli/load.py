@@ -126,4 +126,4 @@ def _open_vllm_with_probe(model: ModelOptions, options: "GuardChoice") -> "tuple
 def model_arguments(model: ModelOptions) -> dict[str, Any]:
     """How Transformers is to load the model."""
     given = asdict(model)
-    return {name: given[name] for name in ("adapter", "dtype", "device", "revision", "template_kwargs")}
+    return {name: given[name] for name in ("adapter", "dtype", "device", "revision", "template_kwargs", "ride")}

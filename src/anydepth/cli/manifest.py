@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, Any]
 
-_NO_VERDICT = ("device", "engine", "engine_args", "probe")
-"""Options that decide no verdict: where the model runs; and the place of the probe, whose weights do."""
+_NO_VERDICT = ("device", "engine", "engine_args", "probe", "ride")
+"""Options that decide no verdict: where and how the model runs; and the place of the probe, whose weights do."""
 
 
 def asked_settings(model: ModelOptions, guard: GuardOptions) -> Settings:

@@ -19,6 +19,7 @@ from anydepth.types import OnError, ReleaseMode
 
 PolicyName = Literal["threshold", "k_of_n", "ewma", "cusum"]
 DtypeName = Literal["auto", "fast", "float32", "bfloat16", "float16"]
+RideName = Literal["never", "auto", "always"]
 CheckPrefillName = Literal["inside", "end"]
 EngineName = Literal["transformers", "vllm"]
 
@@ -81,6 +82,14 @@ Dtype = Annotated[
     ),
 ]
 Device = Annotated[str | None, model("--device", help="Where to run, e.g. `cuda:0`. Default: the CPU.")]
+Ride = Annotated[
+    RideName,
+    model(
+        "--ride",
+        help="Whether checks ride in the decode step and not on a fork of the cache: `never`, `auto` where the cache "
+        "allows it, or `always`.",
+    ),
+]
 Revision = Annotated[str | None, model("--revision", help="Branch, tag or commit of a hub model.")]
 TemplateKwargs = Annotated[
     list[str] | None,
@@ -114,6 +123,7 @@ class ModelOptions:
         engine: What runs it.
         engine_args: `NAME=VALUE`, options of `vllm.LLM`.
         template_kwargs: Variables for the chat template.
+        ride: Whether checks ride in the decode steps of Transformers.
     """
 
     model: str
@@ -124,6 +134,7 @@ class ModelOptions:
     engine: EngineName = "transformers"
     engine_args: tuple[str, ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    ride: RideName = "never"
 
     def __post_init__(self) -> None:
         for name, value in (("--adapter", self.adapter), ("--device", self.device)):
@@ -131,6 +142,8 @@ class ModelOptions:
                 raise ConfigError(f"{name} {value} does not apply to --engine vllm; drop it")
         if self.engine == "vllm" and self.dtype == "fast":
             raise ConfigError("--dtype fast does not apply to --engine vllm; name a format, or leave it at auto")
+        if self.engine == "vllm" and self.ride != "never":
+            raise ConfigError(f"--ride {self.ride} does not apply to --engine vllm, whose checks ride anyway; drop it")
         if self.engine_args and self.engine != "vllm":
             raise ConfigError(f"--engine-arg {self.engine_args[0]} goes with --engine vllm")
         self.engine_options()

@@ -52,6 +52,9 @@ def serve(
     dtype: Annotated[opt.DtypeName | None, opt.model("--dtype", help="Number format of the weights.")] = None,
     device: opt.Device = None,
     revision: opt.Revision = None,
+    ride: Annotated[
+        opt.RideName | None, opt.model("--ride", help="Whether checks ride in the decode step. Default: never.")
+    ] = None,
     template_kwarg: opt.TemplateKwargs = None,
 ) -> None:
     """Serve a model to OpenAI clients; no token of an answer leaves before a check that covers it.
@@ -65,7 +68,7 @@ def serve(
     given = {
         "model": {
             "path": model, "name": name, "adapter": adapter, "dtype": dtype, "device": device, "revision": revision,
-            "template_kwargs": opt.template_variables(template_kwarg) or None,
+            "template_kwargs": opt.template_variables(template_kwarg) or None, "ride": ride,
         },
         "guard": {
             "probe": None if probe is None else str(probe),
@@ -98,6 +101,10 @@ def _run_vllm(
     for name, value in (("--adapter", settings.model.adapter), ("--device", settings.model.device)):
         if value is not None:
             raise ConfigError(f"{name} {value} does not apply to --engine vllm; see `vllm serve --help` for what does")
+    if settings.model.ride != "never":
+        raise ConfigError(
+            f"ride {settings.model.ride} does not apply to --engine vllm, whose checks ride anyway; drop it"
+        )
     settings = _with_policy(settings, policy, threshold)
     if threshold is not None and settings.guard.policy is None:
         raise ConfigError(
@@ -146,8 +153,9 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
     model, limits = settings.model, settings.limits
     assert model.path is not None
     options = opt.ModelOptions(
-        model.path, model.adapter, model.dtype, model.device, model.revision, template_kwargs=model.template_kwargs
-    )
+        model.path, model.adapter, model.dtype, model.device, model.revision, template_kwargs=model.template_kwargs,
+        ride=model.ride,
+    )  # fmt: skip
     guard = load.open_guard(options, settings.guard)
     if threshold is not None and settings.guard.policy is None:
         guard = guard.with_options(policy=with_threshold(guard.policy, threshold))

@@ -25,6 +25,7 @@ class Loading:
     device: opt.Device = None
     revision: opt.Revision = None
     template_kwarg: opt.TemplateKwargs = None
+    ride: opt.Ride = "never"
 
     def of(
         self, model: str, engine: opt.EngineName = "transformers", engine_args: tuple[str, ...] = ()
@@ -32,7 +33,7 @@ class Loading:
         """The `ModelOptions` of `model`; ConfigError if they do not go together."""
         return opt.ModelOptions(
             model, self.adapter, self.dtype, self.device, self.revision, engine, engine_args,
-            opt.template_variables(self.template_kwarg),
+            opt.template_variables(self.template_kwarg), self.ride,
         )  # fmt: skip
 
 

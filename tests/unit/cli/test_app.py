@@ -153,9 +153,18 @@ def test_a_group_of_options_becomes_one_option_per_field() -> None:
     def command(model: str, *, loading: Loading) -> None:
         seen.append((model, loading))
 
-    names = ["model", "adapter", "dtype", "device", "revision", "template_kwarg"]
+    names = ["model", "adapter", "dtype", "device", "revision", "template_kwarg", "ride"]
     assert list(inspect.signature(command).parameters) == names
-    command(**dict(zip(names, ("m", "a", "auto", None, "main", ["x=1"]), strict=True)))
-    assert seen == [("m", Loading("a", revision="main", template_kwarg=["x=1"]))]
-    made = ModelOptions("m", "a", "auto", None, "main", template_kwargs={"x": 1})
+    command(**dict(zip(names, ("m", "a", "auto", None, "main", ["x=1"], "auto"), strict=True)))
+    assert seen == [("m", Loading("a", revision="main", template_kwarg=["x=1"], ride="auto"))]
+    made = ModelOptions("m", "a", "auto", None, "main", template_kwargs={"x": 1}, ride="auto")
     assert seen[0][1].of("m") == made
+
+
+def test_riding_checks_are_no_option_of_vllms_server(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "guard.toml"
+    file.write_text('[model]\nride = "auto"\n')
+    for given in (("--ride", "auto"), ("--config", str(file))):
+        result = run("serve", "org/m", "--engine", "vllm", *given)
+        assert result.exit_code == 2
+        assert "ride auto does not apply to --engine vllm" in " ".join(result.stderr.split())

@@ -266,6 +266,7 @@ def test_ray_gets_the_same_request(run: Run, monkeypatch: pytest.MonkeyPatch, da
         "device": "cuda",
         "revision": "main",
         "template_kwargs": {"enable_thinking": False},
+        "ride": "never",
     }
     assert (asked["workers"].count, asked["workers"].gpus) == (3, 1)
     assert len(asked["talks"]) == 6 and asked["plan"].sites == (Site(2), Site(3)) and asked["plan"].part == (1, 2)

@@ -31,7 +31,7 @@ TRIALS = [
 ]
 
 
-def backend(*, packed_reason: str | None = None) -> Any:
+def backend(*, packed_reason: str | None = None, **facts: Any) -> Any:
     return SimpleNamespace(
         identity=ModelIdentity("org/m", "abc123", "llama", 576, 30, "f00d"),
         header=Header((2, 198, 1, 520), 3, (), ("<|im_end|>", "\\n", "<|im_start|>", "assistant")),
@@ -47,6 +47,10 @@ def backend(*, packed_reason: str | None = None) -> Any:
             "cache": [{"layer": "DynamicLayer", "fork": "shared", "count": 30}],
             "packed": packed_reason is None,
             "packed_reason": packed_reason,
+            "ride": "never",
+            "rides": False,
+            "ride_reason": None,
+            **facts,
         },
     )
 
@@ -113,6 +117,25 @@ def test_says_why_a_scan_takes_many_passes(run: Run, opened: None, monkeypatch: 
     result = run("inspect", "org/m")
     assert "layer 3 is recurrent" in result.stdout
     assert "pass --probe" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({}, "on a fork of the cache (--ride never)"),
+        ({"ride": "auto", "rides": True}, "ride in the decode step"),
+        ({"ride": "auto", "ride_reason": "it is recurrent"}, "on a fork of the cache (cannot ride: it is recurrent)"),
+    ],
+)
+def test_says_how_a_check_reads(
+    run: Run, opened: None, monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], said: str
+) -> None:
+    asked = []
+    monkeypatch.setattr(load, "open_backend", lambda model: asked.append(model) or backend(**facts))
+    lines = {line[:22].strip(): line[22:].strip() for line in run("inspect", "org/m").stdout.splitlines()}
+    assert lines["checks"] == said
+    assert run("inspect", "org/m", "--ride", "auto").exit_code == 0
+    assert [model.ride for model in asked] == ["never", "auto"]
 
 
 def test_json(run: Run, opened: None) -> None:

@@ -250,6 +250,7 @@ def test_one_bad_record_in_a_batch_is_named_and_the_others_are_scanned_once(
         (["--engine", "vllm", "--engine-arg", "max_model_len"], "write NAME=VALUE"),
         (["--engine", "vllm", "--adapter", "some"], "--adapter some does not apply to --engine vllm"),
         (["--engine", "vllm", "--dtype", "fast"], "--dtype fast does not apply to --engine vllm"),
+        (["--engine", "vllm", "--ride", "auto"], "--ride auto does not apply to --engine vllm"),
         (["--engine", "vllm", "--device", "cuda:0"], "--device cuda:0 does not apply to --engine vllm"),
     ],
 )

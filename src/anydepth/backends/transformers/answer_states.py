@@ -50,6 +50,8 @@ class AnswerStates:
             UnsupportedModel: There are states of fewer columns, so a pass was made in which the site did not run, or
                 of more, so the site ran more than once in a pass. Only a token that is taken back is left out.
         """
+        if end == self.end:
+            return
         for site, parts in self._parts.items():
             passes, wanted = list(seen[site]), end - self.end
             got = sum(each.shape[1] for each in passes)

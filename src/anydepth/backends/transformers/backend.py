@@ -17,6 +17,7 @@ from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.prove import TrialCheck, prove
 from anydepth.backends.transformers.randomness import seeded
 from anydepth.backends.transformers.replay_session import ReplaySession
+from anydepth.backends.transformers.riding_session import RidingSession
 from anydepth.backends.transformers.session import TransformersSession
 from anydepth.errors import AnydepthError, ConfigError, PromptError, TemplateError, UnsupportedCache, UnsupportedModel
 from anydepth.templates.template import Prompt
@@ -116,7 +117,8 @@ class TransformersBackend(Passes):
         self._allow_batch(prompts, length + budget)
         with self.lock:  # seeding it passes through the random state that a window of another thread may be using
             try_options(self.model, self.inputs.cache_name, options)
-            return TransformersSession(self, prompts, budget=budget, seed=seed, options=options)
+            kind = RidingSession if self.rides(options) else TransformersSession
+            return kind(self, prompts, budget=budget, seed=seed, options=options)
 
     def replay(self, prompt: Prompt, answer_ids: Sequence[int]) -> ReplaySession:
         """Open a session that is fed the given answer; PromptError if it is empty or does not fit the context."""
@@ -181,9 +183,10 @@ class TransformersBackend(Passes):
             return packed.read_batch(self, answers, tuple(sites), tokens=tokens, suffix=suffix)
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `anydepth inspect`: blocks, default site, how each cache layer is forked, whether packing works.
+        """Facts for `anydepth inspect`: blocks, default site, how cache layers are forked, what packs, what rides.
 
-        What does not work has its reason beside it, under `site_reason`, `cache_reason` and `packed_reason`.
+        What does not work has its reason beside it, under `site_reason`, `cache_reason`, `packed_reason` and
+        `ride_reason`. `ride` is the option as it was given, `rides` whether checks do.
         """
         facts: dict[str, Any] = {
             "layers": self.identity.num_layers,
@@ -194,6 +197,9 @@ class TransformersBackend(Passes):
             "site_reason": None,
             "cache": [],
             "cache_reason": None,
+            "ride": self.ride,
+            "rides": False,
+            "ride_reason": None,
         }
         try:
             facts |= {"default_site": str(default_site(self.model)), "layers": len(find_blocks(self.model))}
@@ -203,6 +209,7 @@ class TransformersBackend(Passes):
         try:
             kinds = fork_kinds(self.new_cache(32, {}))
             facts["cache"] = [{"layer": layer, "fork": kind, "count": count} for layer, kind, count in kinds]
+            facts |= {"rides": self.rides({}), "ride_reason": self.ride_refusal({})}
         except (UnsupportedCache, ConfigError) as error:
             facts["cache_reason"] = str(error)
         reason = packed.refusal(self)

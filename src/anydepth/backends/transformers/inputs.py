@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 
 from anydepth.backends.transformers.blocks import NOT_HERE, text_config
@@ -147,6 +148,11 @@ class ForwardInputs:
 
     def _cache(self) -> DynamicCache:
         return DynamicCache(config=text_config(self._model))
+
+
+def left_pad(rows: list[torch.Tensor], padding: int) -> torch.Tensor:
+    """The rows `[t]` as one tensor `[b, longest]`, shorter ones filled with `padding` on the left."""
+    return pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
 
 
 def _is_encoder(model: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from anydepth.backends.transformers import cpu
 from anydepth.backends.transformers.backend import TransformersBackend
 from anydepth.backends.transformers.opening import auto_class, base_of, open_adapter, open_model, open_tokenizer
+from anydepth.backends.transformers.ride import check_ride
 from anydepth.errors import ModelError
 from anydepth.reasons import reason
 
@@ -22,6 +23,7 @@ def load(
     revision: str | None = None,
     adapter: str | Path | None = None,
     base_weights: bool = False,
+    ride: str = "never",
     template_kwargs: Mapping[str, Any] | None = None,
     **model_kwargs: Any,
 ) -> TransformersBackend:
@@ -36,6 +38,8 @@ def load(
         revision: Commit, tag or branch of the hub repository of `model`.
         adapter: Hub id or folder of a PEFT adapter (extra `peft`).
         base_weights: Read hidden states through the weights below the adapter.
+        ride: Whether checks ride in the pass that feeds the last token, so that it is fed once: `never` (on a fork of
+            the cache), `auto` (where the model's cache can give the header back) or `always` (an error where not).
         template_kwargs: Extra arguments of the chat template.
         **model_kwargs: Passed to `from_pretrained` of the library's auto class for the model, which is that of causal
             language models, or of models that take images or sound besides text; e.g. `device_map`,
@@ -46,7 +50,10 @@ def load(
             them in another shape, or hold some that it leaves out; the dtype or device is unknown.
         MissingExtra: An adapter is given and PEFT is not installed.
         TemplateError: It has no chat template.
+        ConfigError: There is no such `ride`.
+        UnsupportedModel: `ride` is `always`, and checks of this model cannot.
     """
+    check_ride(ride)
     if dtype not in _DTYPES:
         raise ModelError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}")
     where = {name: model_kwargs[name] for name in ("token", "cache_dir") if name in model_kwargs}
@@ -68,7 +75,8 @@ def load(
         loaded = open_adapter(loaded, model, revision=revision)
     elif adapter is not None:
         loaded = open_adapter(loaded, adapter)
-    backend = TransformersBackend(loaded, tokenizer, template_kwargs=template_kwargs, base_weights=base_weights)
+    how = {"template_kwargs": template_kwargs, "base_weights": base_weights, "ride": ride}
+    backend = TransformersBackend(loaded, tokenizer, **how)
     _check_vocabulary(backend)
     return backend
 

@@ -19,7 +19,8 @@ from anydepth.backends.transformers.generation_options import PLAIN
 from anydepth.backends.transformers.identity import identify
 from anydepth.backends.transformers.inputs import CACHE_NAMES, ForwardInputs
 from anydepth.backends.transformers.read import read, to_numpy
-from anydepth.errors import ConfigError, PromptError
+from anydepth.backends.transformers.ride import Ridden, answering, cache_refusal, check_ride, ride
+from anydepth.errors import ConfigError, PromptError, UnsupportedModel
 from anydepth.templates.template import ChatTemplate, Header
 
 _KEPT = {"max_new_tokens", "eos_token_id", "pad_token_id", "compile_config", "disable_compile", "prefill_chunk_size"}
@@ -37,6 +38,8 @@ class Passes:
         template_kwargs: Extra arguments of the chat template, e.g. `{"enable_thinking": False}`.
         base_weights: With a PEFT adapter: read hidden states through the base weights, on a cache kept by them. The
             answer itself is still the adapter's (paper, section 5: a probe that fine-tuning cannot erode).
+        ride: Whether checks ride in the decode step: `never`; `auto`, where that can be done; `always`, and a model
+            that it cannot be done with is an error.
 
     Attributes:
         model: The model, without what PEFT puts around it; an adapter is part of its layers.
@@ -49,6 +52,8 @@ class Passes:
         proved: The kinds of check, and what they read, that worked in a trial.
         packing_refused: Why several depths cannot be read in one pass, found out in a trial; None if nothing speaks
             against it.
+        ride: As it was given.
+        riding_refused: Why checks cannot ride, found out in a trial; None if nothing speaks against it.
         lock: Held for one window or check at a time: there is one random state, and hooks are the model's.
     """
 
@@ -59,7 +64,9 @@ class Passes:
         *,
         template_kwargs: Mapping[str, Any] | None = None,
         base_weights: bool = False,
+        ride: str = "never",
     ) -> None:
+        check_ride(ride)
         self.adapter = hasattr(model, "disable_adapter") and hasattr(model, "get_base_model")
         if base_weights and not self.adapter:
             raise ConfigError("base_weights=True, but the model has no PEFT adapter; load one with adapter=")
@@ -75,7 +82,10 @@ class Passes:
         self.inputs = ForwardInputs(self.model)
         self.proved: set[tuple[frozenset[Capability], tuple[Read, ...]]] = set()
         self.packing_refused: str | None = None
+        self.ride, self.riding_refused = ride, None
         self.lock = RLock()
+        if ride == "always":
+            self.rides({})
 
     @property
     def header(self) -> Header:
@@ -112,6 +122,31 @@ class Passes:
         """A cache for `length` tokens and a check, of the kind that `options` ask for (taken out of them)."""
         return new_cache(self.model, length + len(self.header.ids) + len(self.header.answer_ids), options)
 
+    def ride_refusal(self, options: Mapping[str, Any]) -> str | None:
+        """Why checks cannot ride in the decode steps of answers with these options of `generate`, or None.
+
+        Raises what `new_cache` raises for a kind of cache that there is not.
+        """
+        if self.reads_base_weights:
+            return "states are read through the base weights, and the decode step runs the adapter"
+        cache = new_cache(self.model, 8, dict(options))
+        return self.riding_refused or cache_refusal(cache, len(self.header.ids))
+
+    def rides(self, options: Mapping[str, Any]) -> bool:
+        """Whether checks ride in the decode steps of answers with these options, as far as `ride` lets them.
+
+        Raises UnsupportedModel if they cannot where `ride` is `always`.
+        """
+        if self.ride == "never":
+            return False
+        why = self.ride_refusal(options)
+        if why is not None and self.ride == "always":
+            raise UnsupportedModel(
+                f"ride is 'always', but checks of {self.identity.name} cannot ride in the decode step: {why}; give "
+                "ride='auto', which reads on a fork where it must, or ride='never'"
+            )
+        return why is None
+
     def end_tokens(self, options: Mapping[str, Any]) -> frozenset[int]:
         """Ids that end a turn, by these options of `generate` or the model's generation config."""
         ends = options.get("eos_token_id", self.model.generation_config.eos_token_id)
@@ -127,25 +162,29 @@ class Passes:
         n: int,
         stop: StoppingCriteria,
         options: Mapping[str, Any],
+        *,
+        first: Ridden | None = None,
     ) -> tuple[torch.Tensor, Any]:
         """One window: up to `n` tokens after `ids` `[b, t]` by the library's own `generate`, on `cache`.
 
-        `mask` is 1 for tokens and 0 for padding.
+        `mask` is 1 for tokens and 0 for padding. With `first`, a check has fed the last token already: `generate` gets
+        what that pass gave instead of a first pass of its own, and with it `cache`, which holds the whole text.
 
         Returns:
             The ids that were given and the new ones, `[b, t + new]`, and the cache that holds them all but the last:
             another one than `cache` where the library had to start anew (`ForwardInputs.switches_at`).
         """
         more = {} if self.inputs.switches_at is None else {"return_dict_in_generate": True}
+        model, given = (self.model, cache) if first is None else (answering(self.model, first.output), first.before)
         with torch.no_grad(), warnings.catch_warnings():
             # A minimum of the whole answer is no mistake in one of its windows.
             warnings.filterwarnings("ignore", message="Unfeasible length constraints")
-            out = self.model.generate(
+            out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=n,
                 stopping_criteria=StoppingCriteriaList([stop]),
-                **{"pad_token_id": self.pad_id, self.inputs.cache_name: cache, **options, **more},
+                **{"pad_token_id": self.pad_id, self.inputs.cache_name: given, **options, **more},
             )
         if not more:
             return out, cache
@@ -173,18 +212,37 @@ class Passes:
             reads: What to read.
             answers: Where the answers stand in the branch, for the reads that are means.
         """
-        begin = branch.tail.shape[1]
         states = self.run_header(branch, reads)
+        return self.make_reads(states, branch.tail.shape[1], reads, answers, branch.length)
+
+    def make_reads(
+        self, states: Mapping[Site, torch.Tensor], begin: int, reads: Sequence[Read], answers: AnswerSpan, end: int
+    ) -> np.ndarray:
+        """All `reads` out of the states of some tokens: float32 `[b, len(reads), hidden_size]`.
+
+        Args:
+            states: `[b, begin + h, hidden_size]` per site, of tokens of the text and of the header behind them.
+            begin: How many of the tokens belong to the text.
+            reads: What to read.
+            answers: Where the answers stand in the text, for the reads that are means.
+            end: How many columns the text has.
+        """
         found = []
         for each in reads:
             at_site = states.get(each.site)
             if each.is_mean:
                 tail = None if at_site is None else at_site[:, :begin]
-                found.append(answers.means(each.site, each.token, tail, branch.length))
+                found.append(answers.means(each.site, each.token, tail, end))
             else:
                 assert at_site is not None  # the header, or the token before it, was run
                 found.append(at_site[:, begin + each.token])
         return np.stack([to_numpy(each) for each in found], 1)
+
+    def feed_and_read(
+        self, text: tuple[torch.Tensor, torch.Tensor], cache: Any, header: Sequence[int], sites: tuple[Site, ...]
+    ) -> Ridden:
+        """Feed the last token of every row with `header` behind it, and take the header back; see `ride.ride`."""
+        return ride(self.model, self.inputs, cache, text, header, sites)
 
     def read_tokens(
         self, ids: torch.Tensor, cache: Any, mask: torch.Tensor, sites: tuple[Site, ...]

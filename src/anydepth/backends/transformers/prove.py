@@ -8,6 +8,7 @@ pass over the whole text gives.
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.passes import GREEDY, Passes
 from anydepth.backends.transformers.read import to_numpy
 from anydepth.backends.transformers.replay_session import ReplaySession
+from anydepth.backends.transformers.riding_session import RidingSession
 from anydepth.backends.transformers.session import TransformersSession
 from anydepth.errors import AnydepthError, UnsupportedModel
 from anydepth.templates.template import Prompt
@@ -48,7 +50,9 @@ class TrialCheck:
 
 
 def prove(passes: Passes, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt) -> TrialCheck:
-    """Try checks on a model once; see `Backend.prove`. Sets `packing_refused` where only a packed pass failed.
+    """Try checks on a model once; see `Backend.prove`.
+
+    Sets `packing_refused` where only a packed pass failed, and `riding_refused` where checks can be made on forks only.
 
     Args:
         passes: The loaded model.
@@ -61,7 +65,11 @@ def prove(passes: Passes, needs: frozenset[Capability], reads: tuple[Read, ...],
     with passes.lock:
         session = TransformersSession(passes, [prompt], budget=ANSWER_TOKENS, seed=0, options=options)
         with closing(session):
-            return _prove(session, needs, reads, prompt)
+            found = _prove(session, needs, reads, prompt)
+        if reads and passes.rides({}):
+            passes.riding_refused = _try_riding(passes, options, reads, prompt)
+            passes.rides({})  # raises where riding was asked for by all means
+        return found
 
 
 def _prove(
@@ -132,6 +140,30 @@ def _try_packing(
     found = np.stack([states[read.site][:, tokens.index(read.token)] for read in reads], 1)
     off = max(_difference(mine, theirs) for mine, theirs in zip(found, forked, strict=True))
     return off if off <= _tolerance(passes) else f"a packed pass gives states that differ from a fork's by {off:.0%}"
+
+
+def _try_riding(passes: Passes, options: dict[str, Any], reads: tuple[Read, ...], prompt: Prompt) -> str | None:
+    """Why checks cannot ride in the decode step, or None: a trial of an answer, each token of which is checked."""
+    options = {**options, "suppress_tokens": sorted(passes.end_tokens({})) or None}
+    tolerance = _tolerance(passes)
+    try:
+        with closing(RidingSession(passes, [prompt], budget=ANSWER_TOKENS + 1, seed=0, options=options)) as session:
+            session.hidden_states([session.current(0)], reads)
+            text = list(prompt.ids)
+            for _ in range(ANSWER_TOKENS):
+                text += session.decode(1)[0].token_ids
+                found = session.hidden_states([session.current(0)], reads)[0]
+                assert session.ridden is not None
+                whole = Branch.fresh(text, passes.model.device)
+                expected = passes.read_header(whole, reads, AnswerSpan((len(prompt.ids),)))[0]
+                following = to_numpy(session.ridden.output.logits[0].float().softmax(-1))
+                plain = np.exp(to_numpy(passes.next_logprobs(whole)))
+                states, token = _difference(found, expected), _difference(following, plain)
+                if not (states <= tolerance and token <= tolerance):  # so written that NaN is a difference
+                    return f"in a trial, states differ by {states:.1%}, probabilities of the next token by {token:.1%}"
+    except Exception as error:  # the model's own code: checks are made on forks instead
+        return f"a trial failed: {type(error).__name__}: {error}"
+    return None
 
 
 def _same(passes: Passes, one: np.ndarray, other: np.ndarray, what: str) -> float:

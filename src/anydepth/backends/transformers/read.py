@@ -46,6 +46,20 @@ def read(model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]) -
     """Run `model` on `inputs` up to the last of `sites`; states `[batch, tokens, hidden_size]` in the model's dtype."""
     with captured(model, sites, stop=True) as seen, suppress(_LastSiteSeen), torch.no_grad(), reading():
         model(**inputs)
+    return _first_of(model, seen)
+
+
+def read_whole(
+    model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]
+) -> tuple[dict[Site, torch.Tensor], Any]:
+    """Run `model` on `inputs` to its end; the states as `read` gives them, and what `forward` gave."""
+    with captured(model, sites, stop=False) as seen, torch.no_grad(), reading():
+        output = model(**inputs)
+    return _first_of(model, seen), output
+
+
+def _first_of(model: nn.Module, seen: Mapping[Site, list[torch.Tensor]]) -> dict[Site, torch.Tensor]:
+    """The states of the first pass at each site; UnsupportedModel where there was none."""
     for site, states in seen.items():
         if not states:
             raise UnsupportedModel(f"site {site} did not run in a forward pass of {type(model).__name__}")

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Site, sites_of
 from anydepth.backends.transformers.answer_states import AnswerSpan, AnswerStates
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.endings import Endings, take_criteria
 from anydepth.backends.transformers.fork import can_rewind, fork, select_rows
+from anydepth.backends.transformers.inputs import left_pad
 from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.randomness import RandomStream
 from anydepth.backends.transformers.read import captured, to_numpy
@@ -44,7 +44,10 @@ class TransformersSession:
     Attributes:
         passes: The model, and the passes that are run on it.
         cache: The KV cache that the answers are decoded on; None once the session is closed.
+        way: How a check reads: on a `fork` of the cache, or as one that can `ride` in the decode step.
     """
+
+    way = "fork"
 
     def __init__(
         self,
@@ -58,17 +61,15 @@ class TransformersSession:
         self.passes, self._model, self._options = passes, passes.model, options
         self._rows = [_Row(prompt, prompt.prefill) for prompt in prompts]
         texts = [torch.tensor(prompt.ids) for prompt in prompts]
-        self._ids = _left_pad(texts, passes.pad_id).to(self._model.device)
-        self._mask = _left_pad([torch.ones_like(text) for text in texts], 0).to(self._model.device)
+        self._ids = left_pad(texts, passes.pad_id).to(self._model.device)
+        self._mask = left_pad([torch.ones_like(text) for text in texts], 0).to(self._model.device)
         self._prompt_length, self._budget = self._ids.shape[1], budget
         self._starts = [self._prompt_length - prompt.prefill for prompt in prompts]  # columns, one a row
         self.cache: Any = passes.new_cache(self._prompt_length + budget, options)
-        self._cached = 0
+        self._cached, self._base_cached = 0, 0
         self._base_cache: Any = None
-        self._base_cached = 0
         self._kept: AnswerStates | None = None
-        self._ahead = False
-        self._ended: list[bool] = [False] * len(prompts)
+        self._ahead, self._ended = False, [False] * len(prompts)
         self._start_states: dict[tuple[Read, ...], np.ndarray] = {}
         self._randomness = RandomStream(seed, self._model.device)
         self._end_tokens = passes.end_tokens(options)
@@ -160,12 +161,15 @@ class TransformersSession:
         live = [row.live for row in self._rows]
         endings = Endings(self._end_tokens, self._text_criteria, live, self._ids[:, :begin])
         with self._randomness.use():
-            out, cache = self.passes.generate(ids, mask, self.cache, n, endings, options)
+            out, cache = self._window(ids, mask, n, endings, options)
         if cache is not self.cache:  # the text was run anew, from its first token on
             self.cache = cache
             self._forget()
         self._append(out[:, ids.shape[1] :])
         self._ended = endings.ended.tolist()
+
+    def _window(self, ids: torch.Tensor, mask: torch.Tensor, n: int, stop: Any, options: dict[str, Any]) -> Any:
+        return self.passes.generate(ids, mask, self.cache, n, stop, options)
 
     def _append(self, fresh: torch.Tensor) -> None:
         self._ids = torch.cat([self._ids, fresh], 1)
@@ -231,22 +235,23 @@ class TransformersSession:
             groups.setdefault(max(self._visible - row.end_tokens - self._cached, 0), []).append(place)
         for unfed, group in groups.items():
             rows = [points[place].row for place in group]
-            cache = fork(source) if rows == list(range(self.rows)) else select_rows(source, rows)
             again = max(at_least - unfed, 0)
-            if again:
-                self._rewind(cache, again)
             history = slice(0, self._cached - again)
             tail = self._ids[rows, self._cached - again : self._cached + unfed]
+            cache = self._fork(source, rows, again)
             yield Branch(group, cache, tail, self._mask[rows, history], self._ids[rows, history])
 
-    def _rewind(self, cache: Any, count: int) -> None:
-        """Take the last `count` tokens out of a fork."""
-        if not can_rewind(cache):
+    def _fork(self, source: Any, rows: list[int], again: int) -> Any:
+        """A fork of these rows of a cache, the last `again` tokens taken out."""
+        cache = fork(source) if rows == list(range(self.rows)) else select_rows(source, rows)
+        if again and not can_rewind(cache):
             raise UnsupportedModel(
-                f"{self.passes.identity.name} has a cache that cannot be rewound, so the last token before an "
-                "end of turn cannot be read again; use a probe that reads header tokens only"
+                f"the cache of {self.passes.identity.name} cannot be rewound, so the last token before an end of turn "
+                "cannot be read again; use a probe that reads header tokens only"
             )
-        cache.crop(-count)
+        if again:
+            cache.crop(-again)
+        return cache
 
     def _reading_cache(self, sites: tuple[Site, ...]) -> Any:
         """The cache that hidden states are read from: the decoding one, or one kept by an adapter's base weights."""
@@ -289,9 +294,8 @@ class TransformersSession:
         """Run the text once more, in a pass of its own, if a mean is first read when the cache was filled already."""
         assert self._kept is not None
         if self._kept.end < self._cached:
-            sites = self._kept.sites
             ids, mask = self._ids[:, : self._cached], self._mask[:, : self._cached]
-            states = self.passes.read_tokens(ids, self.passes.new_cache(self._cached, {}), mask, sites)
+            states = self.passes.read_tokens(ids, self.passes.new_cache(self._cached, {}), mask, self._kept.sites)
             self._kept.clear()
             self._kept.add({site: [each] for site, each in states.items()}, self._cached)
 
@@ -339,10 +343,6 @@ class TransformersSession:
         return np.stack(
             [to_numpy(seen[read.site][row, offset + (place or 0)]) for read, place in zip(reads, places, strict=True)]
         )
-
-
-def _left_pad(rows: list[torch.Tensor], padding: int) -> torch.Tensor:
-    return pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
 
 
 def _later(points: Sequence[CheckPoint]) -> dict[int, CheckPoint]:

@@ -13,7 +13,8 @@ FEW = 256
 class SwappedLinear(torch.nn.Linear):
     """A linear layer that computes `weight @ rows.T` instead of `rows @ weight.T` for 2 to `FEW` rows of float32.
 
-    Those are headers and batches; single rows, so the tokens of one answer, are multiplied as before.
+    Those are headers, tokens that a check rides with, and batches; single rows, so the other tokens of one answer, are
+    multiplied as before.
     """
 
     @classmethod

@@ -23,7 +23,7 @@ def share_heads() -> None:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Say that the passes inside read hidden states: nothing is decoded in them."""
+    """Say that the passes inside read hidden states: nothing is decoded in them but a token that a check rides with."""
     token = _reading.set(True)
     try:
         yield
