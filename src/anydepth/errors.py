@@ -32,6 +32,7 @@ __all__ = [
     "ProbeError",
     "ProbeMismatch",
     "PromptError",
+    "ProviderError",
     "RecordError",
     "StoreError",
     "TemplateError",
@@ -98,6 +99,10 @@ class RecordError(AnydepthError, ValueError):
 
 class JudgeError(AnydepthError):
     """A judge gave no usable judgement of an answer."""
+
+
+class ProviderError(AnydepthError):
+    """An API failed, broke off, or answered with something that cannot be guarded."""
 
 
 class BadRequest(ConfigError):
