@@ -17,6 +17,7 @@
       +- StoreError              a store of hidden states cannot be read, written or used for this
       +- RecordError             one record of an input file is unusable
       +- JudgeError              a judge gave no usable judgement of an answer
+      +- ProviderError           an API failed, or answered with what cannot be guarded
 
 Every message names the thing, the value it has and what to do about it.
 """

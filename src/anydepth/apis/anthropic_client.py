@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any, Literal
 
-from anydepth.apis.provider import ApiReply, Ask, Streamed, Turn, ended_by, no_tools, told_as_ours
+from anydepth.apis.provider import ApiReply, ApiRequest, ChatTurn, Streamed, ended_by, no_tools, told_as_ours
 from anydepth.apis.spending import TokenCount
 from anydepth.errors import PromptError
 from anydepth.extras import require
@@ -42,7 +42,7 @@ class AnthropicClient:
         self.host = str(client.base_url.host)
         self._who = f"{model} at {self.host}"
 
-    def require_turns(self, turns: tuple[Turn, ...]) -> None:
+    def require_turns(self, turns: tuple[ChatTurn, ...]) -> None:
         """PromptError unless all instructions stand before the first message: there is one field for them."""
         first = len(_instructions(turns))
         if late := [turn.role for turn in turns[first:] if turn.role in _INSTRUCTIONS]:
@@ -50,7 +50,7 @@ class AnthropicClient:
         if first == len(turns):
             raise PromptError("there are instructions only; add a user message")
 
-    def stream(self, ask: Ask) -> Streamed:
+    def stream(self, ask: ApiRequest) -> Streamed:
         """Stream the reply; see `Provider.stream`."""
         word, read, written = None, None, None
         with told_as_ours(self._who, self._sdk):
@@ -70,7 +70,7 @@ class AnthropicClient:
             yield TokenCount(read, written)
         yield ended_by(_WORDS, word, self._who)
 
-    def reply(self, ask: Ask) -> ApiReply:
+    def reply(self, ask: ApiRequest) -> ApiReply:
         """Ask for a whole reply; see `Provider.reply`."""
         with told_as_ours(self._who, self._sdk):
             found = self._create(ask)
@@ -81,7 +81,7 @@ class AnthropicClient:
         count = None if usage is None else TokenCount(_read(usage), usage.output_tokens or 0)
         return ApiReply(text, ended_by(_WORDS, found.stop_reason, self._who), count)
 
-    def _create(self, ask: Ask, **streaming: Any) -> Any:
+    def _create(self, ask: ApiRequest, **streaming: Any) -> Any:
         first = _instructions(ask.turns)
         system = {"system": "\n\n".join(turn.text for turn in first)} if first else {}
         messages = [{"role": turn.role, "content": turn.text} for turn in ask.turns[len(first) :]]
@@ -96,7 +96,7 @@ class AnthropicClient:
             raise no_tools(f"a block of type {block.type!r}", self._who)
 
 
-def _instructions(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+def _instructions(turns: tuple[ChatTurn, ...]) -> tuple[ChatTurn, ...]:
     return tuple(takewhile(lambda turn: turn.role in _INSTRUCTIONS, turns))
 
 

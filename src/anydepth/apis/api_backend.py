@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from anydepth.apis.anthropic_client import AnthropicClient
-from anydepth.apis.api_session import ApiSession, Row, refusal_of_provider, replayed
+from anydepth.apis.api_session import ApiSession, StreamedRow, refusal_of_provider, replayed
 from anydepth.apis.openai_client import OpenAIClient
-from anydepth.apis.provider import Ask, Provider, RequestRejected, Streamed, Turn, require_free
+from anydepth.apis.provider import ApiRequest, ChatTurn, Provider, RequestRejected, Streamed, require_free
 from anydepth.apis.self_test import CUT, TRIAL_TOKENS, Shape, conversation, find_shape, judge, require_reply
 from anydepth.apis.spending import Prices, Purpose, Spending, TokenCount
 from anydepth.apis.text_pieces import ConversationTemplate, Piece, text_of, turns_of
@@ -161,7 +161,7 @@ class ApiBackend:
     def _trial(self, shape: Shape) -> str:
         return self._fresh_turn(shape, conversation(), CUT, TRIAL_TOKENS, "trials")
 
-    def fresh_turn(self, history: tuple[Turn, ...], partial: str, max_tokens: int, purpose: Purpose) -> str:
+    def fresh_turn(self, history: tuple[ChatTurn, ...], partial: str, max_tokens: int, purpose: Purpose) -> str:
         """The text of a fresh assistant turn.
 
         Args:
@@ -179,17 +179,17 @@ class ApiBackend:
         return self._fresh_turn(cast("Shape", self.capability), history, partial, max_tokens, purpose)
 
     def _fresh_turn(
-        self, shape: Shape, history: tuple[Turn, ...], partial: str, max_tokens: int, purpose: Purpose
+        self, shape: Shape, history: tuple[ChatTurn, ...], partial: str, max_tokens: int, purpose: Purpose
     ) -> str:
         if self._chat is not None:
             ids, turns = self._header_after(self._chat, history, partial), ()
         else:
             ids, turns = None, history
             if partial.strip():
-                turns += (Turn("assistant", partial),)
-                turns += (Turn("user", self._between),) if shape == "between" else ()
+                turns += (ChatTurn("assistant", partial),)
+                turns += (ChatTurn("user", self._between),) if shape == "between" else ()
         self._spending.begin(purpose)
-        reply = self._provider.reply(Ask(turns, max_tokens, ids, {**self._request, **self._greedy}))
+        reply = self._provider.reply(ApiRequest(turns, max_tokens, ids, {**self._request, **self._greedy}))
         self._spending.told(purpose, reply.count)
         if reply.ended.reason == "refused":
             return refusal_of_provider(reply.ended.word)
@@ -201,7 +201,7 @@ class ApiBackend:
         return reply.text
 
     @staticmethod
-    def _header_after(template: ChatTemplate, history: tuple[Turn, ...], partial: str) -> tuple[int, ...]:
+    def _header_after(template: ChatTemplate, history: tuple[ChatTurn, ...], partial: str) -> tuple[int, ...]:
         """Token ids of the conversation, the partial answer and the Safety Tokens."""
         prompt = template.prompt(_messages(history), prefill=partial or None)
         if not partial:
@@ -233,7 +233,7 @@ class ApiBackend:
             raise PromptError("there is no prompt to answer; give at least one")
         return ApiSession(self, [self._row(prompt, max_new_tokens, seed, options) for prompt in prompts])
 
-    def _row(self, prompt: Prompt, limit: int, seed: int | None, options: Mapping[str, Any]) -> Row:
+    def _row(self, prompt: Prompt, limit: int, seed: int | None, options: Mapping[str, Any]) -> StreamedRow:
         if prompt.prefill and self._chat is None:
             raise PromptError("a prefill cannot be continued over this API; leave it out, or use capability 'raw'")
         allowed = self._provider.options
@@ -247,10 +247,10 @@ class ApiBackend:
         ids = None
         if self._chat is not None:
             ids = self._chat.prompt(_messages(turns), prefill=begun or None).ids
-        ask = Ask(() if ids else turns, limit, ids, {**self._request, **seeded, **options})
-        return Row(turns, self._stream(ask), limit, text=begun, depth=prompt.prefill)
+        ask = ApiRequest(() if ids else turns, limit, ids, {**self._request, **seeded, **options})
+        return StreamedRow(turns, self._stream(ask), limit, text=begun, depth=prompt.prefill)
 
-    def _stream(self, ask: Ask) -> Streamed:
+    def _stream(self, ask: ApiRequest) -> Streamed:
         self._spending.begin("answers")
         yield from self._provider.stream(ask)
 
@@ -260,7 +260,7 @@ class ApiBackend:
             raise PromptError("the answer to replay is empty; give its text")
         text_of(answer_ids)  # refuses bare numbers
         pieces = [piece for piece in answer_ids if isinstance(piece, Piece)]
-        return ApiSession(self, [Row(turns_of(prompt), replayed(pieces), len(pieces))])
+        return ApiSession(self, [StreamedRow(turns_of(prompt), replayed(pieces), len(pieces))])
 
     def unguarded(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
@@ -298,7 +298,7 @@ class ApiBackend:
         raise CapabilityError("an API's tokens are not known; use Rethink(mode='look-ahead')")
 
 
-def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+def _messages(turns: Sequence[ChatTurn]) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.text} for turn in turns]
 
 

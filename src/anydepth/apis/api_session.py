@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from anydepth.apis.provider import Ended, Streamed, Turn
+from anydepth.apis.provider import ChatTurn, Ended, Streamed
 from anydepth.apis.spending import Purpose, TokenCount
 from anydepth.apis.text_pieces import Piece
 from anydepth.backends.protocol import CheckPoint, Read
@@ -15,7 +15,7 @@ from anydepth.types import Decoded
 class FreshTurns(Protocol):
     """What a session asks its backend for."""
 
-    def fresh_turn(self, history: tuple[Turn, ...], partial: str, max_tokens: int, purpose: Purpose) -> str:
+    def fresh_turn(self, history: tuple[ChatTurn, ...], partial: str, max_tokens: int, purpose: Purpose) -> str:
         """The text of a fresh assistant turn behind the partial answer."""
         ...
 
@@ -25,7 +25,7 @@ class FreshTurns(Protocol):
 
 
 @dataclass(slots=True)
-class Row:
+class StreamedRow:
     """One answer.
 
     Attributes:
@@ -40,7 +40,7 @@ class Row:
         last: Text and length of the last look-ahead, and what it found.
     """
 
-    history: tuple[Turn, ...]
+    history: tuple[ChatTurn, ...]
     stream: Streamed
     budget: int
     text: str = ""
@@ -69,7 +69,7 @@ class ApiSession:
         rows: The answers.
     """
 
-    def __init__(self, backend: FreshTurns, rows: Sequence[Row]) -> None:
+    def __init__(self, backend: FreshTurns, rows: Sequence[StreamedRow]) -> None:
         self._backend, self._rows = backend, list(rows)
 
     @property
@@ -112,7 +112,7 @@ class ApiSession:
         for row in self._rows:
             row.close()
 
-    def _advance(self, row: Row, n: int) -> Decoded:
+    def _advance(self, row: StreamedRow, n: int) -> Decoded:
         pieces: list[Piece] = []
         ended = None
         while ended is None and len(pieces) < n:
@@ -133,7 +133,7 @@ class ApiSession:
         row.refused = ended.word if ended.reason == "refused" else None
         return Decoded(tuple(pieces), "length" if ended.reason == "length" else "stop")
 
-    def _next(self, row: Row) -> str | Ended:
+    def _next(self, row: StreamedRow) -> str | Ended:
         """The next piece or the end of a row; what it used is passed on."""
         for event in row.stream:
             if not isinstance(event, TokenCount):
@@ -141,7 +141,7 @@ class ApiSession:
             self._backend.count("answers", event)
         raise ProviderError("a stream ended without its end; ask again")
 
-    def _look_ahead(self, row: Row, depth: int, max_new_tokens: int) -> str:
+    def _look_ahead(self, row: StreamedRow, depth: int, max_new_tokens: int) -> str:
         if depth not in (0, row.depth):
             raise ValueError(f"a row is at depth {row.depth}; it cannot be read at depth {depth}")
         if row.refused is not None:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from anydepth.apis.provider import ApiReply, Ask, Ended, Streamed, Turn, ended_by, no_tools, told_as_ours
+from anydepth.apis.provider import ApiReply, ApiRequest, ChatTurn, Ended, Streamed, ended_by, no_tools, told_as_ours
 from anydepth.apis.spending import TokenCount
 from anydepth.errors import ConfigError, ProviderError
 from anydepth.extras import require
@@ -44,10 +44,10 @@ class OpenAIClient:
         self._streaming = {"stream_options": {"include_usage": True}} if stream_usage else {}
         self._who = f"{model} at {self.host}"
 
-    def require_turns(self, turns: tuple[Turn, ...]) -> None:
+    def require_turns(self, turns: tuple[ChatTurn, ...]) -> None:
         """Every conversation of texts is taken."""
 
-    def stream(self, ask: Ask) -> Streamed:
+    def stream(self, ask: ApiRequest) -> Streamed:
         """Stream the reply; see `Provider.stream`."""
         word, refusal, count = None, "", None
         with told_as_ours(self._who, self._sdk):
@@ -66,7 +66,7 @@ class OpenAIClient:
             yield count
         yield self._ended(word, refusal)
 
-    def reply(self, ask: Ask) -> ApiReply:
+    def reply(self, ask: ApiRequest) -> ApiReply:
         """Ask for a whole reply; see `Provider.reply`."""
         with told_as_ours(self._who, self._sdk):
             found = self._create(ask)
@@ -78,7 +78,7 @@ class OpenAIClient:
         ended = self._ended(choice.finish_reason, getattr(part, "refusal", None) or "")
         return ApiReply(_text(part), ended, _count(found))
 
-    def _create(self, ask: Ask, **streaming: Any) -> Any:
+    def _create(self, ask: ApiRequest, **streaming: Any) -> Any:
         fields = {"model": self._model, self._limit: ask.max_tokens, **ask.options, **streaming}
         if ask.ids is not None:
             fields["max_tokens"] = fields.pop(self._limit)  # the only name that completions have for it

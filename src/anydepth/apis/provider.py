@@ -12,7 +12,7 @@ from anydepth.errors import ConfigError, ProviderError
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ChatTurn:
     """One message as every provider has it: a role and a text."""
 
     role: str
@@ -20,7 +20,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ApiRequest:
     """One request.
 
     Attributes:
@@ -30,7 +30,7 @@ class Ask:
         options: Further fields of the request.
     """
 
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatTurn, ...]
     max_tokens: int
     ids: tuple[int, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -79,15 +79,15 @@ class Provider(Protocol):
     seed: str | None
     greedy: bool
 
-    def stream(self, ask: Ask) -> Streamed:
+    def stream(self, ask: ApiRequest) -> Streamed:
         """Ask for a stream. A stream that breaks off raises ProviderError; closing the iterator closes the stream."""
         ...
 
-    def reply(self, ask: Ask) -> ApiReply:
+    def reply(self, ask: ApiRequest) -> ApiReply:
         """Ask for a whole reply; ProviderError if there is none, RequestRejected if the request is not accepted."""
         ...
 
-    def require_turns(self, turns: tuple[Turn, ...]) -> None:
+    def require_turns(self, turns: tuple[ChatTurn, ...]) -> None:
         """PromptError if the provider cannot take such a conversation."""
         ...
 

@@ -1,9 +1,10 @@
 """Find out by one harmless conversation what a provider makes of an assistant message at the end."""
 
+import re
 from collections.abc import Callable
 from typing import Literal
 
-from anydepth.apis.provider import RequestRejected, Turn
+from anydepth.apis.provider import ChatTurn, RequestRejected
 from anydepth.errors import CapabilityError
 
 Shape = Literal["closes", "between", "raw"]
@@ -17,15 +18,16 @@ CUT = "Of course, here are the names that you asked for: Monday, Tuesday, Wednes
 """An answer that breaks off inside of a word: only a reply that continues it begins with the rest of that word."""
 
 TRIAL_TOKENS = 40
-_REST, _FIRST = "day", "monday"
+_REST = re.compile(r"\W*day\b")
+_FIRST = "monday"
 _OPENING = 80  # characters of a reply in which an answer that begins anew has named the first day
 
 Judged = Literal["new turn", "continued", "unclear"]
 
 
-def conversation() -> tuple[Turn, ...]:
+def conversation() -> tuple[ChatTurn, ...]:
     """What is asked; the answer that is cut off, `CUT`, follows as a check would have it."""
-    return (Turn("user", QUESTION),)
+    return (ChatTurn("user", QUESTION),)
 
 
 def judge(reply: str) -> Judged:
@@ -36,7 +38,7 @@ def judge(reply: str) -> Judged:
     front of the reply.
     """
     said = reply.strip().lower()
-    if said.lstrip(".-… ").startswith(_REST):
+    if _REST.match(said):
         return "continued"
     if _FIRST in said[:_OPENING] and not said.startswith(CUT.lower()):
         return "new turn"

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from anydepth.apis.provider import Turn
+from anydepth.apis.provider import ChatTurn
 from anydepth.errors import ConfigError, PromptError
 from anydepth.templates.messages import normal, split_prefill
 from anydepth.templates.prompt import Prompt
@@ -50,12 +50,12 @@ def words_of(text: str) -> tuple[Piece, ...]:
     return tuple(Piece(word) for word in _WORD.findall(text))
 
 
-def turns_of(prompt: Prompt) -> tuple[Turn, ...]:
+def turns_of(prompt: Prompt) -> tuple[ChatTurn, ...]:
     """The messages of a prompt of `ConversationTemplate`; ConfigError if it is one of token ids."""
     pieces = prompt.ids[: prompt.start]
     if not all(isinstance(piece, Piece) and piece.role is not None for piece in pieces):
         raise ConfigError("the prompt has token ids; over an API, make prompts with the backend's own template")
-    return tuple(Turn(piece.role or "", piece.text) for piece in pieces if isinstance(piece, Piece))
+    return tuple(ChatTurn(piece.role or "", piece.text) for piece in pieces if isinstance(piece, Piece))
 
 
 class ConversationTemplate:

@@ -7,7 +7,7 @@ import pytest
 
 from anydepth import Guard
 from anydepth.apis import ApiBackend, Prices
-from anydepth.apis.provider import Turn
+from anydepth.apis.provider import ChatTurn
 from anydepth.errors import CapabilityError, ConfigError, PromptError, ProviderError
 from anydepth.types import Checked, Released
 from tests.unit.apis.fake_api import ANSWER, NO, YES, Script, partial_of
@@ -133,7 +133,7 @@ def test_an_answer_that_the_provider_refuses_is_halted(kind: str, make_guard: Ma
 def test_a_check_that_the_provider_refuses_is_a_refusal(kind: str, make_backend: MakeBackend) -> None:
     word = {"openai": "content_filter", "anthropic": "refusal"}[kind]
     backend = make_backend(scripts(kind, look_ahead=lambda _: None, check_finish=word), kind, capability="between")
-    text = backend.fresh_turn((Turn("user", "Count."),), "", 20, "checks")
+    text = backend.fresh_turn((ChatTurn("user", "Count."),), "", 20, "checks")
     from anydepth.detectors import RefusalMatcher
 
     assert word in text and RefusalMatcher.default().is_refusal(text)

@@ -26,6 +26,7 @@ MakeBackend = Callable[..., ApiBackend]
     [
         "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday",
         " **Monday**, Tuesday, Wednesday",
+        "Days of the week: Monday, Tuesday",
         "Sorry, here is the whole list: Monday, Tuesday",
     ],
 )
