@@ -17,6 +17,7 @@
       +- StoreError              a store of hidden states cannot be read, written or used for this
       +- RecordError             one record of an input file is unusable
       +- JudgeError              a judge gave no usable judgement of an answer
+      +- ProviderError           an API failed, or answered with what cannot be guarded
 
 Every message names the thing, the value it has and what to do about it.
 """
@@ -32,6 +33,7 @@ __all__ = [
     "ProbeError",
     "ProbeMismatch",
     "PromptError",
+    "ProviderError",
     "RecordError",
     "StoreError",
     "TemplateError",
@@ -98,6 +100,10 @@ class RecordError(AnydepthError, ValueError):
 
 class JudgeError(AnydepthError):
     """A judge gave no usable judgement of an answer."""
+
+
+class ProviderError(AnydepthError):
+    """An API failed, broke off, or answered with something that cannot be guarded."""
 
 
 class BadRequest(ConfigError):

@@ -11,7 +11,7 @@ import pytest
 from anydepth import Guard, LinearProbe
 from anydepth.errors import CheckError
 from anydepth.settings import parse_settings
-from anydepth.types import Checked, Finished, Halted, Released
+from anydepth.types import Checked, Event, Finished, Halted, Released
 
 REFUSAL = "No, thanks."
 UNRECORDED: Mapping[str, Any] = {
@@ -115,10 +115,15 @@ class Library:
         self, request: str, *, prefill: str | None = None, tokens: int = 20, guard: Mapping[str, Any] | None = None
     ) -> Seen:
         options = settings_of(self._probe, Path("unused"), guard).guard.guard_options()
-        left, deepest, gone = [], 0, 0
         events = self._guard.with_options(**options).stream(
             request, prefill=prefill, max_new_tokens=tokens, do_sample=False
         )
+        return self._seen(events)
+
+    @staticmethod
+    def _seen(events: Iterator[Event]) -> Seen:
+        """What a client gets of these events."""
+        left, deepest, gone = [], 0, 0
         for event in events:
             if isinstance(event, Checked):
                 deepest = max(deepest, event.check.depth)

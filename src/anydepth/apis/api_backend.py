@@ -1,0 +1,315 @@
+"""Guard a model behind an API: the answer is a stream, and a check is one more request."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from anydepth.apis.anthropic_client import AnthropicClient
+from anydepth.apis.api_session import ApiSession, StreamedRow, refusal_of_provider, replayed
+from anydepth.apis.openai_client import OpenAIClient
+from anydepth.apis.provider import ApiRequest, ChatTurn, Provider, RequestRejected, Streamed, require_free
+from anydepth.apis.self_test import CUT, TRIAL_TOKENS, Shape, conversation, find_shape, judge, require_reply
+from anydepth.apis.spending import Prices, Purpose, Spending, TokenCount
+from anydepth.apis.text_pieces import ConversationTemplate, Piece, text_of, turns_of
+from anydepth.backends.protocol import Capability, FinishedAnswer, ModelIdentity, Read, Site
+from anydepth.errors import CapabilityError, CheckError, ConfigError, PromptError, UnsupportedModel
+from anydepth.templates.prompt import Prompt
+from anydepth.templates.template import ChatTemplate, Header
+
+logger = logging.getLogger(__name__)
+
+_CAPABILITIES = ("auto", "closes", "between", "raw")
+
+
+class ApiBackend:
+    """Implements `anydepth.backends.protocol.Backend` over the client of an API, for a `Rethink` that looks ahead.
+
+    `Guard.from_backend(ApiBackend(client, "name"), Rethink())` streams the answer. At each check it asks the same model
+    for a fresh assistant turn behind the answer so far, of a few tokens. A refusal there halts the answer.
+
+    The unit of depths, windows and schedules is one streamed piece of text. It has at least one of the provider's
+    tokens, often several. Nothing but text is guarded: there are no tools, no images and no thoughts, and the thoughts
+    of a model never leave.
+
+    Capability:
+        closes: An assistant message at the end is closed, and a new turn begins.
+        between: A user message, `between`, follows the answer so far. This is another stimulus than Safety Tokens.
+        raw: The prompt is rendered here with `template`, Safety Tokens included, and sent as token ids to a completions
+            endpoint.
+        auto: A trial before the first answer finds out whether `closes` or `between` fits. A provider that continues
+            the message, or shows nothing, is refused.
+
+    Args:
+        client: An `openai.OpenAI` or `anthropic.Anthropic`, or a subclass or sibling for cloud hosts; not an async one.
+        model: Name of the model.
+        capability: `auto`, `closes`, `between` or `raw`.
+        between: Text of the user message of `between`.
+        template: The model's own chat template, for `raw` only.
+        request: Further fields of every request, answers and checks alike, e.g. `{"reasoning_effort": "none"}`.
+        greedy: Whether checks ask for temperature 0. By default they do in OpenAI's form and do not at Anthropic, whose
+            client has no field for it: look-aheads are sampled there.
+        limit_field: OpenAI's form only: the field that limits a reply, `max_tokens` or `max_completion_tokens`; by
+            default the second for OpenAI's own host.
+        stream_usage: OpenAI's form only: whether streams are asked for their usage.
+        prices: What the provider charges, for the report.
+
+    Attributes:
+        capability: What is used; `auto` until the trial was made.
+
+    Raises:
+        ConfigError: An option has a value that it cannot have, or the client is not one of these.
+        MissingExtra: The client's package is not installed.
+    """
+
+    capabilities = frozenset({Capability.LOOK_AHEAD})
+    batches_itself = False
+
+    def __init__(
+        self,
+        client: Any,
+        model: str,
+        *,
+        capability: str = "auto",
+        between: str = "Continue.",
+        template: ChatTemplate | None = None,
+        request: Mapping[str, Any] | None = None,
+        greedy: bool | None = None,
+        limit_field: str | None = None,
+        stream_usage: bool = True,
+        prices: Prices | None = None,
+    ) -> None:
+        if capability not in _CAPABILITIES:
+            raise ConfigError(f"capability is {capability!r}; choose one of {', '.join(_CAPABILITIES)}")
+        if not isinstance(between, str) or not between.strip():
+            raise ConfigError(f"between is {between!r}; give the text of a short user message")
+        if (capability == "raw") != (template is not None):
+            raise ConfigError("capability 'raw' and template go together; give both, or neither")
+        self._request = dict(request or {})
+        require_free(self._request)
+        self._provider = _provider(client, model, limit_field, stream_usage)
+        if capability == "raw" and self._provider.name != "openai":
+            raise ConfigError("capability 'raw' needs a completions endpoint, which Anthropic does not have")
+        self.capability, self._between, self._chat = capability, between, template
+        self._greedy = {"temperature": 0.0} if (self._provider.greedy if greedy is None else greedy) else {}
+        self._spending = Spending(prices)
+        self._model, self._tried = model, False
+        self.template = cast("ChatTemplate", ConversationTemplate())
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Host and name of the model; its weights are not known."""
+        where = f"{self._provider.name}:{self._provider.host}/{self._model}"
+        return ModelIdentity(self._model, None, "api", 0, 0, fingerprint=where)
+
+    @property
+    def header(self) -> Header:
+        """The Safety Tokens of `raw`; CapabilityError otherwise: the provider keeps its template for itself."""
+        if self._chat is None:
+            raise CapabilityError("the Safety Tokens of an API are not known; use Rethink(mode='look-ahead')")
+        return self._chat.header
+
+    def report(self) -> dict[str, Any]:
+        """What was asked so far, and how: JSON-ready.
+
+        It has `provider`, `host`, `model`, `capability`, `between` (null unless that is used), `greedy` (whether checks
+        ask for temperature 0) and `unit`. `answers`, `checks` and `trials` have each the requests, those of which the
+        provider told no usage (tokens and cost are lower bounds then), the provider's tokens, and the cost (null
+        without prices).
+        """
+        used = self.capability == "between"
+        return {
+            "provider": self._provider.name,
+            "host": self._provider.host,
+            "model": self._model,
+            "capability": self.capability,
+            "between": self._between if used else None,
+            "greedy": bool(self._greedy),
+            "unit": "streamed piece",
+            **self._spending.record(),
+        }
+
+    # -- checks --------------------------------------------------------------------------------------------------------
+
+    def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
+        """Make a trial check, once, unless the detector does not look ahead; find the capability if it is `auto`.
+
+        Raises:
+            CapabilityError: No fresh turn can be asked for; the message has the reason and the remedy.
+            ProviderError: A request failed.
+        """
+        if self._tried or Capability.LOOK_AHEAD not in needs:
+            return
+        try:
+            if self.capability == "auto":
+                self.capability = find_shape(self._trial)
+            else:
+                self._try_named()
+        except CheckError as error:
+            raise CapabilityError(f"the trial check failed: {error}") from error
+        self._tried = True
+
+    def _try_named(self) -> None:
+        named = cast("Shape", self.capability)
+        try:
+            reply = self._trial(named)
+        except RequestRejected as error:
+            raise CapabilityError(f"capability {named!r} does not work: {error}; name another, or 'auto'") from error
+        require_reply(reply)
+        if named == "closes" and judge(reply) == "continued":
+            logger.warning("capability 'closes' was named, but a cut answer was continued with %r", reply[:40])
+
+    def _trial(self, shape: Shape) -> str:
+        return self._fresh_turn(shape, conversation(), CUT, TRIAL_TOKENS, "trials")
+
+    def fresh_turn(self, history: tuple[ChatTurn, ...], partial: str, max_tokens: int, purpose: Purpose) -> str:
+        """The text of a fresh assistant turn.
+
+        Args:
+            history: The conversation.
+            partial: The answer so far; where it is blank, the fresh turn answers the conversation itself.
+            max_tokens: The provider's tokens at most.
+            purpose: Which account it goes to.
+
+        Raises:
+            ProviderError: The request failed.
+            CheckError: The reply has no text although its tokens are spent, or the capability is not known yet.
+        """
+        if self.capability == "auto":
+            raise CheckError("the capability is not known yet; call prove() before the first check")
+        return self._fresh_turn(cast("Shape", self.capability), history, partial, max_tokens, purpose)
+
+    def _fresh_turn(
+        self, shape: Shape, history: tuple[ChatTurn, ...], partial: str, max_tokens: int, purpose: Purpose
+    ) -> str:
+        if self._chat is not None:
+            ids, turns = self._header_after(self._chat, history, partial), ()
+        else:
+            ids, turns = None, history
+            if partial.strip():
+                turns += (ChatTurn("assistant", partial),)
+                turns += (ChatTurn("user", self._between),) if shape == "between" else ()
+        self._spending.begin(purpose)
+        reply = self._provider.reply(ApiRequest(turns, max_tokens, ids, {**self._request, **self._greedy}))
+        self._spending.told(purpose, reply.count)
+        if reply.ended.reason == "refused":
+            return refusal_of_provider(reply.ended.word)
+        if reply.ended.reason == "length" and not reply.text.strip():
+            raise CheckError(
+                f"a look-ahead of {max_tokens} tokens has no text: the model spent them on thoughts; switch these off "
+                "with request=, or give Rethink more max_new_tokens"
+            )
+        return reply.text
+
+    @staticmethod
+    def _header_after(template: ChatTemplate, history: tuple[ChatTurn, ...], partial: str) -> tuple[int, ...]:
+        """Token ids of the conversation, the partial answer and the Safety Tokens."""
+        prompt = template.prompt(_messages(history), prefill=partial or None)
+        if not partial:
+            return prompt.ids + template.answer_ids(prompt)
+        return prompt.ids + template.header.ids + template.header.answer_ids
+
+    def count(self, purpose: Purpose, used: TokenCount) -> None:
+        """Add what a stream used to the accounts."""
+        self._spending.told(purpose, used)
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def open(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
+    ) -> ApiSession:
+        """Start answers.
+
+        Args:
+            prompts: At least one, made by `template`.
+            max_new_tokens: Pieces, and tokens of the provider, per answer at most.
+            seed: Seed of the sampling, where the provider takes one.
+            **options: `temperature`, `top_p` and the like, by the provider's names for them.
+
+        Raises:
+            PromptError: There is no prompt, one does not fit the provider, or has a prefill that only `raw` continues.
+            ConfigError: An option cannot be passed on.
+        """
+        if not prompts:
+            raise PromptError("there is no prompt to answer; give at least one")
+        return ApiSession(self, [self._row(prompt, max_new_tokens, seed, options) for prompt in prompts])
+
+    def _row(self, prompt: Prompt, limit: int, seed: int | None, options: Mapping[str, Any]) -> StreamedRow:
+        if prompt.prefill and self._chat is None:
+            raise PromptError("a prefill cannot be continued over this API; leave it out, or use capability 'raw'")
+        allowed = self._provider.options
+        if unknown := sorted(set(options) - allowed):
+            raise ConfigError(f"{', '.join(unknown)} cannot be passed on; what can is {', '.join(sorted(allowed))}")
+        if seed is not None and self._provider.seed is None:
+            raise ConfigError(f"seed is {seed}, which {self._provider.name} does not take; leave it out")
+        turns, begun = turns_of(prompt), text_of(prompt.ids[prompt.start :])
+        self._provider.require_turns(turns)
+        seeded = {} if seed is None or self._provider.seed is None else {self._provider.seed: seed}
+        ids = None
+        if self._chat is not None:
+            ids = self._chat.prompt(_messages(turns), prefill=begun or None).ids
+        ask = ApiRequest(() if ids else turns, limit, ids, {**self._request, **seeded, **options})
+        return StreamedRow(turns, self._stream(ask), limit, text=begun, depth=prompt.prefill)
+
+    def _stream(self, ask: ApiRequest) -> Streamed:
+        self._spending.begin("answers")
+        yield from self._provider.stream(ask)
+
+    def replay(self, prompt: Prompt, answer_ids: Sequence[int]) -> ApiSession:
+        """A session that gives pieces that are there already: for scans; PromptError if there are none."""
+        if not answer_ids:
+            raise PromptError("the answer to replay is empty; give its text")
+        text_of(answer_ids)  # refuses bare numbers
+        pieces = [piece for piece in answer_ids if isinstance(piece, Piece)]
+        return ApiSession(self, [StreamedRow(turns_of(prompt), replayed(pieces), len(pieces))])
+
+    def unguarded(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
+    ) -> list[tuple[int, ...]]:
+        """Pieces of the bare streams, without a check."""
+        session = self.open(prompts, max_new_tokens=max_new_tokens, seed=seed, **options)
+        try:
+            return [decoded.token_ids for decoded in session.decode(max_new_tokens)]
+        finally:
+            session.close()
+
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """The text of pieces; ConfigError for bare numbers."""
+        return text_of(token_ids)
+
+    # -- what an API does not have -------------------------------------------------------------------------------------
+
+    def check_site(self, site: Site) -> None:
+        """UnsupportedModel: an API has no hidden states."""
+        raise UnsupportedModel(f"site {site} cannot be read over an API; use Rethink()")
+
+    def read_batch(
+        self,
+        answers: Sequence[FinishedAnswer],
+        sites: Sequence[Site],
+        *,
+        tokens: Sequence[int],
+        suffix: Sequence[int] | None = None,
+    ) -> Any:
+        """CapabilityError: an API has no hidden states."""
+        raise CapabilityError("an API gives no hidden states; use Rethink()")
+
+    def first_token_ids(self, texts: Sequence[str]) -> list[int]:
+        """CapabilityError: the provider's tokens are not known."""
+        raise CapabilityError("an API's tokens are not known; use Rethink(mode='look-ahead')")
+
+
+def _messages(turns: Sequence[ChatTurn]) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.text} for turn in turns]
+
+
+def _provider(client: Any, model: str, limit_field: str | None, stream_usage: bool) -> Provider:
+    """The provider of a client, by the package that the client is of."""
+    kinds = {each.__module__.partition(".")[0] for each in type(client).__mro__}
+    name = type(client).__name__
+    if not isinstance(model, str) or not model:
+        raise ConfigError(f"model is {model!r}; give its name")
+    if kinds & {"openai", "anthropic"} and not any(each.__name__.startswith("Async") for each in type(client).__mro__):
+        if "openai" in kinds:
+            return OpenAIClient(client, model, limit_field=limit_field, stream_usage=stream_usage)
+        return AnthropicClient(client, model)
+    raise ConfigError(f"client is a {name}; give an openai.OpenAI or an anthropic.Anthropic (not an async one)")

@@ -1,0 +1,101 @@
+"""Count what an API was asked and what it says that this used."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from anydepth.errors import ConfigError
+
+Purpose = Literal["answers", "checks", "trials"]
+"""What a request is for: the answer itself, a check of it, or the trial before the first answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """What one request used, as the provider's `usage` says, in the provider's tokens.
+
+    Attributes:
+        prompt: Tokens that were read, cached ones included.
+        completion: Tokens that were written, thoughts included.
+    """
+
+    prompt: int
+    completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a provider charges per million tokens, in a currency of your own; cached tokens are counted in full.
+
+    Attributes:
+        prompt: Price of a million prompt tokens, at least 0.
+        completion: Price of a million completion tokens, at least 0.
+
+    Raises:
+        ConfigError: A price is below 0 or no number.
+    """
+
+    prompt: float
+    completion: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("prompt", self.prompt), ("completion", self.completion)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ConfigError(f"the price {name} is {value!r}; give a number of at least 0 per million tokens")
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The price of so many tokens."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
+@dataclass(slots=True)
+class _Sum:
+    """The requests for one purpose."""
+
+    requests: int = 0
+    told: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def record(self, prices: Prices | None) -> dict[str, Any]:
+        """The JSON-ready sums."""
+        return {
+            "requests": self.requests,
+            "requests_without_usage": self.requests - self.told,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cost": None if prices is None else prices.cost(self.prompt_tokens, self.completion_tokens),
+        }
+
+
+@dataclass(slots=True)
+class Spending:
+    """Sums over all requests of a backend, by purpose; several threads may add to them.
+
+    A request of which the provider told no usage (its stream was closed at a halt, or it failed) is counted as such:
+    tokens and cost are lower bounds then. Retries inside of the provider's client are not seen.
+    """
+
+    prices: Prices | None = None
+    _sums: dict[Purpose, _Sum] = field(default_factory=lambda: {p: _Sum() for p in ("answers", "checks", "trials")})
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, purpose: Purpose) -> None:
+        """Count a request that is about to be made."""
+        with self._lock:
+            self._sums[purpose].requests += 1
+
+    def told(self, purpose: Purpose, count: TokenCount | None) -> None:
+        """Add what the provider says that one request used; None is no word of it."""
+        if count is None:
+            return
+        with self._lock:
+            each = self._sums[purpose]
+            each.told += 1
+            each.prompt_tokens += count.prompt
+            each.completion_tokens += count.completion
+
+    def record(self) -> dict[str, Any]:
+        """The JSON-ready sums by purpose: requests, those without usage, tokens, and cost (null without prices)."""
+        with self._lock:
+            return {purpose: each.record(self.prices) for purpose, each in self._sums.items()}
