@@ -30,6 +30,7 @@ class Table:
     columns: str
     head: str
     only: Mapping[str, Any] = field(default_factory=dict)
+    runs: str = ""  # what a run folder's name has to match
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -49,7 +50,11 @@ TABLES: Mapping[str, Table] = {
     "attacks": Table("attacks", "attack_success", "attack", "arm", "attack"),
     "attacks-halted": Table("attacks", "halted", "attack", "arm", "attack"),
     "stored": Table("attacks", "stored_halted", "table", "label", "stored answers", {"arm": "probe"}),
-    "adaptive": Table("adaptive", "halted", ("attack", "variant"), "arm", "attack", {"arm": "probe"}),
+    "adaptive": Table("adaptive", "halted", ("attack", "variant"), "arm", "attack", {"arm": "probe"}, "^(?!.*-replayed$)"),
+    "replayed": Table("adaptive", "halted", ("attack", "variant"), "arm", "attack", {"arm": "probe"}, "-replayed$"),
+    "replayed-false": Table(
+        "adaptive", "false_alarms", ("attack", "variant"), "arm", "the same of harmless answers", {"arm": "probe"}, "-replayed$"
+    ),
     "over-refusal": Table("over-refusal", "false alarms", "set", "arm", "answers"),
     "over-refusal-model": Table("over-refusal", "refused", "set", "kind", "prompts", {"arm": "base"}),
     "utility": Table("utility", "accuracy", "source", "arm", "benchmark"),
@@ -73,6 +78,8 @@ TABLES: Mapping[str, Table] = {
 def figures(table: Table) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each figure of the table with its run's model."""
     for manifest_path in sorted(RUNS.glob("*/manifest.json")):
+        if not re.search(table.runs, manifest_path.parent.name):
+            continue
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         suites = json.loads((manifest_path.parent / "summary.json").read_text(encoding="utf-8"))["suites"]
         for figure in suites.get(table.suite, {}).get("figures", ()):
