@@ -82,7 +82,8 @@ class Passes:
         self.inputs = ForwardInputs(self.model)
         self.proved: set[tuple[frozenset[Capability], tuple[Read, ...]]] = set()
         self.packing_refused: str | None = None
-        self.ride, self.riding_refused = ride, None
+        self.ride = ride
+        self.riding_refused: str | None = None
         self.lock = RLock()
         if ride == "always":
             self.rides({})

@@ -58,7 +58,7 @@ def cache_refusal(cache: Cache, header: int) -> str | None:
     """
     for layer in cache.layers:
         kind = type(layer)
-        if kind is DynamicSlidingWindowLayer:
+        if isinstance(layer, DynamicSlidingWindowLayer) and kind is DynamicSlidingWindowLayer:
             if layer.sliding_window < header + 2:
                 return f"its window of {layer.sliding_window} tokens has no room for a header of {header}"
         elif kind not in (DynamicLayer, GrowingLayer):
@@ -114,8 +114,8 @@ def _taken_back(layer: Any, before: Any, count: int) -> Any:
         layer.crop(-count)
         return layer
     # The layer has forgotten the oldest tokens of its window, and its fork still has them.
-    end = layer.keys.shape[-2] - count
-    twin = copy.copy(before)
+    assert layer.keys is not None and layer.values is not None
+    end, twin = layer.keys.shape[-2] - count, copy.copy(before)
     twin.update(layer.keys[..., end - 1 : end, :], layer.values[..., end - 1 : end, :])
     return twin
 

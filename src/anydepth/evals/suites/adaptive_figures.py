@@ -189,5 +189,5 @@ def _peaks(traces: Iterable[Trace]) -> list[float]:
 
 def _peak(policy: Policy, trace: Trace) -> float:
     scored = [(depth, score) for depth, score, _ in trace.checks if score is not None]
-    depths, scores = ([each[place] for each in scored] for place in (0, 1))
+    depths, scores = [depth for depth, _ in scored], [score for _, score in scored]
     return max(statistic_at(policy, depths, scores), default=0.0)
