@@ -43,6 +43,9 @@ class Table:
         return values[0] if len(values) == 1 else ": ".join(map(str, values))
 
 
+ATTACK = ("attack", "variant")
+PROBE = {"arm": "probe"}
+
 TABLES: Mapping[str, Table] = {
     "deep-prefill": Table("deep-prefill", "stopped", "depth", "arm", "prefill, tokens"),
     "deep-prefill-there": Table("deep-prefill", "flagged there", "depth", "arm", "prefill, tokens"),
@@ -50,11 +53,9 @@ TABLES: Mapping[str, Table] = {
     "attacks": Table("attacks", "attack_success", "attack", "arm", "attack"),
     "attacks-halted": Table("attacks", "halted", "attack", "arm", "attack"),
     "stored": Table("attacks", "stored_halted", "table", "label", "stored answers", {"arm": "probe"}),
-    "adaptive": Table("adaptive", "halted", ("attack", "variant"), "arm", "attack", {"arm": "probe"}, "^(?!.*-replayed$)"),
-    "replayed": Table("adaptive", "halted", ("attack", "variant"), "arm", "attack", {"arm": "probe"}, "-replayed$"),
-    "replayed-false": Table(
-        "adaptive", "false_alarms", ("attack", "variant"), "arm", "the same of harmless answers", {"arm": "probe"}, "-replayed$"
-    ),
+    "adaptive": Table("adaptive", "halted", ATTACK, "arm", "attack", PROBE, "^(?!.*-replayed$)"),
+    "replayed": Table("adaptive", "halted", ATTACK, "arm", "attack, harmful answers", PROBE, "-replayed$"),
+    "replayed-false": Table("adaptive", "false_alarms", ATTACK, "arm", "attack, harmless answers", PROBE, "-replayed$"),
     "over-refusal": Table("over-refusal", "false alarms", "set", "arm", "answers"),
     "over-refusal-model": Table("over-refusal", "refused", "set", "kind", "prompts", {"arm": "base"}),
     "utility": Table("utility", "accuracy", "source", "arm", "benchmark"),
