@@ -29,7 +29,7 @@ def test_all_patches_are_listed_used_and_documented():
 
 
 COPIES = {SOURCE / "backends" / "transformers" / "ride.py"}
-"""Files that give a copy of a model, made for one call of `generate`, a forward pass of its own: no model is changed."""
+"""Files that give a copy of a model, made for one call of `generate`, a forward pass of its own; no model changes."""
 
 
 def test_nothing_else_replaces_the_code_of_a_library():
