@@ -10,6 +10,7 @@ score into the answer.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
@@ -41,7 +42,7 @@ def _require(condition: bool, name: str, value: object, rule: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _OverChecks:
+class _OverChecks(ABC):
     """What the policies share: how the first score counts, which is that of depth 0.
 
     Attributes:
@@ -64,8 +65,8 @@ class _OverChecks:
             return self._statistic(scores)
         return [self.request * scores[0], *self._statistic(scores[1:])]
 
-    def _statistic(self, scores: Sequence[float]) -> list[float]:
-        raise NotImplementedError
+    @abstractmethod
+    def _statistic(self, scores: Sequence[float]) -> list[float]: ...
 
 
 @dataclass(frozen=True, slots=True)
