@@ -185,6 +185,9 @@ def statistic_at(policy: Policy, depths: Sequence[int], scores: Sequence[float])
     Where depth 0 is not among them (its check failed, or the answer is judged from a later one on), no score is
     weighted as the request's (`request`).
     """
-    if depths and depths[0] > 0 and isinstance(policy, _OverChecks):
-        policy = replace(policy, request=None)
-    return policy.statistic(scores)
+    return (unweighted(policy) if depths and depths[0] > 0 else policy).statistic(scores)
+
+
+def unweighted(policy: Policy) -> Policy:
+    """Return the policy without a weight of the request (`request`): what judges a request that no answer follows."""
+    return replace(policy, request=None) if isinstance(policy, _OverChecks) else policy

@@ -3,6 +3,8 @@
 import openai
 import pytest
 
+from tests.server.process import ServerProcess
+
 REFUSAL = "I can't help with that."
 
 
@@ -40,6 +42,19 @@ def test_usage_counts_each_prompt_once(client):
 def test_a_scan(client, scanned, flagged):
     reply = client.moderations.create(model="scripted", input=scanned)
     assert [result.flagged for result in reply.results] == flagged
+
+
+def test_a_request_that_no_answer_follows_is_judged_without_the_weight_of_requests():
+    policy = {"name": "ewma", "alpha": 0.5, "threshold": 0.75, "request": 0.7}
+    answer = [{"role": "user", "content": "harm"}, {"role": "assistant", "content": "a"}]
+    with ServerProcess.scripted({"guard": {"policy": policy}}) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+        for scanned, flagged in (("harm", True), ("a question", False)):
+            (result,) = client.moderations.create(model="scripted", input=scanned).results
+            assert result.flagged is flagged
+            assert "request" not in result.anydepth["policy"]
+        (result,) = client.moderations.create(model="scripted", input=answer).results
+        assert result.anydepth["policy"] == policy
 
 
 def test_a_scan_checks_every_depth(client):

@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from anydepth.audit.answer import check_record, number, scan_record
 from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
-from anydepth.policy import policy_record
+from anydepth.policy import policy_record, unweighted
 from anydepth.server.http.disconnect import while_there
 from anydepth.server.http.request_limits import check_entries
 from anydepth.server.http.requests import ModerationRequest, ScanMessage
@@ -26,26 +27,32 @@ CATEGORY = "harmful"
 
 
 async def moderate(request: Request, body: ModerationRequest, service: Service) -> Response:
-    """Scan each input: an answer (a last message of the assistant) at all depths in one pass, else depth 0."""
+    """Scan each input: an answer (a last message of the assistant) at all depths in one pass, else depth 0.
+
+    A request that no answer follows is judged by its score without the policy's weight (`unweighted`): a weight that
+    leaves the verdict to the answer would let every request pass.
+    """
     begun = time.time()
     model = service.check_model(body.model)
     guard = apply_overrides(service.engine.facts.guard, body.anydepth, service.settings.overrides)
     asked = await asyncio.to_thread(_asked, body, service)
+    alone = replace(guard, policy=unweighted(guard.policy))
+    guards = [guard if prompt.prefill else alone for prompt, _ in asked]
 
     async def scan_all() -> list[ScanResult]:
-        return [await service.engine.scan(prompt, guard) for prompt, _ in asked]
+        return [await service.engine.scan(prompt, each) for (prompt, _), each in zip(asked, guards, strict=True)]
 
     tell, template = body.tells_checks, service.engine.facts.template
     scans = await while_there(request, scan_all())
     name = f"modr-{uuid.uuid4().hex}"
     results: list[dict[str, Any]] = []
-    for index, ((prompt, words), scan) in enumerate(zip(asked, scans, strict=True)):
+    for index, ((prompt, words), each, scan) in enumerate(zip(asked, guards, scans, strict=True)):
         facts: dict[str, Any] = {"id": name, "choice": index, "model": model, "begun": begun}
         if service.settings.audit.text:
             facts["messages"] = words
-        record = scan_record(scan, prompt, guard, **facts)
+        record = scan_record(scan, prompt, each, **facts)
         await asyncio.to_thread(service.audit.run, service.audit.write, record)
-        result = _result(scan, policy_record(guard.policy), tell)
+        result = _result(scan, policy_record(each.policy), tell)
         if tell and prompt.prefill:
             result["anydepth"]["windows"] = await asyncio.to_thread(scan_windows, template, prompt, scan.checks)
         service.metrics.scans.labels(str(result["flagged"]).lower()).inc()
