@@ -374,6 +374,18 @@ def test_a_norm_is_applied_as_the_model_does(family: str, tmp_path: Path) -> Non
     assert not np.allclose(found[0], found[1], atol=0.1)
 
 
+def test_states_of_several_threads_are_those_of_one(folder: Path) -> None:
+    with torch.device("meta"):
+        skeleton = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
+    states, sites = ServedStates(skeleton, folder, model.WIDTH), (Site(2), Site(1))
+    values = [(np.arange(2 * model.WIDTH) * (n + 1) % 7 - 3.0).tolist() for n in range(400)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda each: states.states(each, (0, 1), sites), values))
+    alone = ServedStates(skeleton, folder, model.WIDTH)
+    np.testing.assert_array_equal(together, [alone.states(each, (0, 1), sites) for each in values])
+    assert all(parameter.is_meta for parameter in skeleton.parameters())
+
+
 def test_a_checkpoint_without_the_norms_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     with torch.device("meta"):
         skeleton = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))

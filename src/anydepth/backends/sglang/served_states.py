@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class ServedStates:
     """The sites of one model whose states can be made of the outputs of its blocks.
 
     Those are a block's `output`, and the norm that a block begins with: it is applied here, by the Transformers class
-    of the model with the checkpoint's weights, in float32.
+    of the model with the checkpoint's weights, in float32. Several threads may ask at once.
 
     Args:
         skeleton: The model on PyTorch's meta device: its modules, without weights.
@@ -52,16 +53,19 @@ class ServedStates:
     def __init__(self, skeleton: Any, folder: Path | None, width: int) -> None:
         self._skeleton, self._folder, self._width = skeleton, folder, width
         self._weights: dict[Site, dict[str, torch.Tensor]] = {}
+        self._lock = threading.Lock()  # `functional_call` exchanges the skeleton's weights while it runs
 
     def check_site(self, site: Site) -> None:
         """Raise UnsupportedModel unless the states of `site` can be made."""
         module = find_module(self._skeleton, site)
-        if site.module == "output" or site in self._weights:
+        if site.module == "output":
             return
         if site.block == 0:
             raise UnsupportedModel(f"site {site} lies before the first block, and SGLang returns outputs of blocks")
-        self._require_at_the_beginning(site, module)
-        self._weights[site] = self._load(site, module)
+        with self._lock:
+            if site not in self._weights:
+                self._require_at_the_beginning(site, module)
+                self._weights[site] = self._load(site, module)
 
     def states(self, values: Sequence[Any], layers: Sequence[int], sites: Sequence[Site]) -> np.ndarray:
         """The states of one token, float32 `[len(sites), hidden_size]`.
@@ -94,7 +98,7 @@ class ServedStates:
         if site.module == "output":
             return output
         module, states = find_module(self._skeleton, site), torch.from_numpy(output.copy())[None, None]
-        with torch.no_grad():  # the skeleton's own weights stay where they are, without values
+        with self._lock, torch.no_grad():
             return functional_call(module, self._weights[site], (states,))[0, 0].float().numpy()
 
     def _require_at_the_beginning(self, site: Site, module: nn.Module) -> None:
