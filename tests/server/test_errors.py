@@ -187,7 +187,7 @@ def test_a_number_that_is_none(server):
     assert response.json()["error"]["message"] == "temperature is NaN; send a finite number"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/moderations"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/moderations"])
 @pytest.mark.parametrize(("kind", "named"), [(None, "is missing"), ("text/plain", "is 'text/plain'")])
 def test_a_body_that_does_not_say_that_it_is_json(server, path, kind, named):
     """A page of any origin can have a browser send such a body without asking first."""

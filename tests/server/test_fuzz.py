@@ -15,8 +15,9 @@ load_all_checks()
 NAMES = ["not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"]
 CHOSEN = [CHECKS.get_one(name) for name in NAMES]
 OPERATIONS = [
-    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/moderations"), ("GET", "/v1/models"),
-    ("GET", "/v1/models/{model}"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"),
+    ("POST", "/v1/chat/completions"), ("POST", "/v1/responses"), ("POST", "/v1/completions"),
+    ("POST", "/v1/moderations"), ("GET", "/v1/models"), ("GET", "/v1/models/{model}"),
+    ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"),
 ]  # fmt: skip
 EXAMPLES = int(os.environ.get("ANYDEPTH_FUZZ", "40"))
 
@@ -47,6 +48,8 @@ def test_no_request_breaks_the_server(schema, server, method, path):
             case.body["model"] = "scripted"  # else nearly every request ends at a model that is not served
             if "messages" in case.body and next(turns) % 2:  # the other fields are tried as well
                 case.body["messages"] = [{"role": "user", "content": "say: hello, and then the harm"}]
+            if path == "/v1/responses" and next(turns) % 2:
+                case.body["input"] = "say: hello, and then the harm"
         statuses.add(case.call_and_validate(checks=CHOSEN).status_code)
 
     fuzz()

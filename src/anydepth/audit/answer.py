@@ -66,7 +66,7 @@ class Account:
         audit: The trail that the records go to.
         id: Id of the response.
         choice: Index of the answer in the response.
-        endpoint: `chat` or `completions`.
+        endpoint: `chat`, `responses` or `completions`.
         model: Name of the model.
         prompt: What the answer goes on from.
         guard: Options of the guard.

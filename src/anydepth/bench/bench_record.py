@@ -12,6 +12,9 @@ from anydepth.detectors import LinearProbe
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
 
+THROUGHPUTS = ("guarded_throughput", "guarded_throughput_riding", "guarded_throughput_rk")
+"""The throughputs of a result: of the probe on forks, of the probe riding in the decode steps, of the look-ahead."""
+
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
@@ -46,11 +49,11 @@ class Report:
         self.backend, self.probe, self._came = backend, probe, came
         self.ratios: dict[tuple[str, int], list[float]] = {}
         self.result: dict[str, Any] = {
-            **{key: {} for key in ("check_ratio", "naive_over_check", "guarded_throughput", "guarded_throughput_rk")},
+            **{key: {} for key in ("check_ratio", "riding_ratio", "naive_over_check", *THROUGHPUTS)},
             "packed_speedup": None,
             "packed_over_own_forks": None,
             "seconds": {},
-            "answer_tokens": {"guarded_throughput": {}, "guarded_throughput_rk": {}},
+            "answer_tokens": {key: {} for key in THROUGHPUTS},
             "cut": [],
             "budget_seconds": budget,
             "finished": False,

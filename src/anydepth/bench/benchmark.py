@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy as np
 from anydepth.backends.protocol import Read, Site
 from anydepth.bench.bench_record import BenchRow, Report
 from anydepth.bench.budget import Measurement, Standing, about, expected, spend
-from anydepth.bench.parts import CheckCost, PackedScan, Throughput
+from anydepth.bench.parts import CheckCost, PackedScan, RideCost, Throughput
 from anydepth.bench.rates import Rates, first_rate
 from anydepth.detectors import LinearProbe, ProbeCard, Rethink, find_shipped
+from anydepth.errors import ConfigError
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -40,10 +42,11 @@ QUICK = Effort(seconds=160, samples=3, tokens=128, rounds=1)
 
 
 def run(
-    model: str,
+    model: str | None,
     *,
+    config: Path | None = None,
     contexts: Sequence[int] = (128, 512, 2048, 8192),
-    intervals: Sequence[int] = (10, 25, 50, 100),
+    intervals: Sequence[int] = (1, 5, 25),
     probe: str | None = None,
     quick: bool = False,
     progress: Callable[[str], None] = print,
@@ -54,7 +57,8 @@ def run(
     """Measure `model` within the budget of `FULL` or `QUICK` and return the figures.
 
     Args:
-        model: Hub id or folder.
+        model: Hub id or folder; None with `config`.
+        config: A `config.json`: a model of random weights is made of it and measured, see `random_weights.build`.
         contexts: Lengths of the conversation in tokens at which a check is timed.
         intervals: Tokens between two checks at which the throughput is measured.
         probe: A probe file; None takes the one shipped for the model, or one of zeros.
@@ -65,8 +69,10 @@ def run(
         clock: The clock of the budget, in seconds.
 
     Returns:
-        `check_ratio` {context: decode steps a check costs}, `naive_over_check` {context: factor}, `guarded_throughput`
-        {interval: fraction of the unguarded throughput, linear probe}, `guarded_throughput_rk` (the same, look-ahead),
+        `check_ratio` {context: decode steps a check costs}, `riding_ratio` {the same, of a check that rides in the
+        decode step: what it adds}, `naive_over_check` {context: factor}, `guarded_throughput`
+        {interval: fraction of the unguarded throughput, linear probe with checks on forks},
+        `guarded_throughput_riding` (the same, checks that ride), `guarded_throughput_rk` (the same, look-ahead),
         `packed_speedup` (packed scan of a finished answer over advancing a cache and forking it at each depth with the
         whole model), `packed_over_own_forks` (the same over anydepth's own forks, which end at the probe's block), what
         they were measured with, `cut` (one sentence per measurement that was left out, or made less thoroughly, to stay
@@ -74,12 +80,17 @@ def run(
         None.
     """
     from anydepth.backends.transformers import load
+    from anydepth.bench.random_weights import build
 
     effort = QUICK if quick else FULL
-    progress(f"loading {model}")
-    backend = load(model, dtype=dtype)
+    if (model is None) == (config is None):
+        raise ConfigError(f"model is {model!r} and config is {config}; give one of them")
+    progress(f"making a model of random weights from {config}" if config is not None else f"loading {model}")
+    backend = build(config, dtype) if config is not None else load(str(model), dtype=dtype, ride="auto")
     detector = LinearProbe.load(probe) if probe is not None else find_shipped(backend) or _blank_probe(backend)
     detector.bind(backend)
+    backend.prove(detector.needs, detector.reads)  # says whether checks can ride
+    backend.ride = "never"
     begun = clock()
     report = Report(backend, detector, dtype, effort.seconds, came)
     progress("timing a decode step")
@@ -110,21 +121,24 @@ def _measurements(
     limit = report.backend.context_length or 10**9
     limit -= len(report.backend.header.ids) + len(report.backend.header.answer_ids)
     checks = [CheckCost(report, rates, effort.samples, context) for context in sorted(set(contexts))]
+    stays = report.backend.ride_refusal({})
+    rides = [] if stays else [RideCost(report, rates, effort.samples, context) for context in sorted(set(contexts))]
     rarest_first = sorted(set(intervals), reverse=True)  # fewer checks take less time
     first = [
-        Throughput(report, rates, detector, at, effort.tokens)
+        Throughput(report, rates, detector, at, effort.tokens, rides=detector is report.probe and not stays)
         for detector in (report.probe, Rethink())  # the look-ahead, the dearest, is measured in one round only
         for at in rarest_first
     ]
     further = [
-        Throughput(report, rates, report.probe, at, effort.tokens, number=number)
+        Throughput(report, rates, report.probe, at, effort.tokens, number=number, rides=not stays)
         for number in range(2, effort.rounds + 1)
         for at in rarest_first
     ]
     packed = PackedScan(report, rates)
     why = report.backend.describe()["packed_reason"]
-    everything = [*checks, *first, *([packed] if why is None else []), *further]
+    everything = [*checks, *rides, *first, *([packed] if why is None else []), *further]
     cuts = [f"{packed.name}: not possible for this model, {why}"] if why else []
+    cuts += [f"checks that ride in the decode step: not possible for this model, {stays}"] if stays else []
     cuts += [
         f"{each.name}: left out, it takes {each.length} tokens and the model's context has room for {limit}"
         for each in everything

@@ -14,6 +14,7 @@ from anydepth.bench.timing import (
     STEPS_A_SAMPLE,
     check_times,
     packed_speedups,
+    riding_times,
     room,
     throughput,
 )
@@ -57,6 +58,33 @@ class CheckCost:
         return Level(samples, level.tokens)
 
 
+class RideCost:
+    """The cost of a check that rides in the decode step, at one length."""
+
+    def __init__(self, report: Report, rates: Rates, samples: int, context: int) -> None:
+        self.name, self.context = f"cost of a check that rides, at {context} tokens", context
+        self._report, self._rates = report, rates
+        self.levels = [Level(3 * each, 1) for each in (7, 5, 3, 2, 1) if each <= samples]
+        self.length = round(_NEARLY * context) + room(3 * samples, 2)
+
+    def estimate(self, level: Level) -> float:
+        """Prefill, and per sample two steps and what the check adds."""
+        rate = self._rates.at(self.context)
+        return rate.prefill * self.context + (level.samples + 1) * (2 * rate.step + rate.check)
+
+    def measure(self, level: Level, enough: Callable[[], bool]) -> Level:
+        """Add the median of what a check adds to the step that follows it."""
+        context = round(_NEARLY * self.context)
+        steps, rides = riding_times(self._report.backend, self._report.probe, context, level.samples, enough=enough)
+        share = median(with_check / alone - 1 for alone, with_check in zip(steps, rides, strict=True))
+        self._report.result["riding_ratio"][str(self.context)] = share
+        self._report.tell(BenchRow("a check that rides costs", f"{context} tokens", f"{share:.2f} decode steps"))
+        return Level(len(steps), level.tokens)
+
+
+_RIDING = {"never": ("guarded_throughput", "probe"), "always": ("guarded_throughput_riding", "probe, riding")}
+
+
 class Throughput:
     """Guarded over unguarded tokens per second, once.
 
@@ -67,17 +95,25 @@ class Throughput:
         interval: Tokens between two checks.
         tokens: Tokens of the answer at most.
         number: Number of the round, from 1.
+        rides: Measure checks that ride, too, in turn with those on forks.
     """
 
     def __init__(
-        self, report: Report, rates: Rates, detector: Detector, interval: int, tokens: int, *, number: int = 1
+        self,
+        report: Report,
+        rates: Rates,
+        detector: Detector,
+        interval: int,
+        tokens: int,
+        *,
+        number: int = 1,
+        rides: bool = False,
     ) -> None:
         self._report, self._rates, self.number = report, rates, number
         self._detector, self._interval = detector, interval
-        self._key, self._who = "guarded_throughput", "probe"
-        if isinstance(detector, Rethink):
-            self._key, self._who = "guarded_throughput_rk", "look-ahead"
-        self.name = f"throughput with the {self._who}, a check every {interval} tokens"
+        self._ways = ("never", "always") if rides else ("never",)
+        who = "look-ahead" if isinstance(detector, Rethink) else "probe"
+        self.name = f"throughput with the {who}, a check every {_plural(interval)}"
         self.name += f", round {number}" if number > 1 else ""
         # An answer with fewer tokens than the interval would be checked at its ends only.
         fewest = min(tokens, interval)
@@ -86,25 +122,35 @@ class Throughput:
         self.length = QUESTION_TOKENS + lengths[-1]
 
     def estimate(self, level: Level) -> float:
-        """The answer twice, and its checks: one an interval, and a few more at its start and end."""
-        rate = self._rates.at(QUESTION_TOKENS + level.tokens)
+        """The answer without checks and each way, and its checks: one an interval, and a few more at its ends."""
+        rate, ways = self._rates.at(QUESTION_TOKENS + level.tokens), len(self._ways)
         check = rate.check
         if isinstance(self._detector, Rethink):
             check += self._detector.max_new_tokens * rate.step
         checks = level.tokens / self._interval + min(self._interval, level.tokens).bit_length() + 2
-        return 2 * (rate.prefill * QUESTION_TOKENS + level.tokens * rate.step) + checks * check
+        return (1 + ways) * (rate.prefill * QUESTION_TOKENS + level.tokens * rate.step) + ways * checks * check
 
     def measure(self, level: Level, enough: Callable[[], bool]) -> Level:
-        """Add the ratio to the result, the median where there are several rounds; it cannot be ended early."""
-        ratio = throughput(self._report.backend, self._detector, self._interval, level.tokens)
-        ratios = self._report.ratios.setdefault((self._key, self._interval), [])
-        ratios.append(ratio)
-        key, share = str(self._interval), median(ratios)
-        self._report.result[self._key][key] = share
-        self._report.result["answer_tokens"][self._key].setdefault(key, []).append(level.tokens)
-        what, count = f"guarded throughput, {self._who}", f" ({len(ratios)} rounds)" if len(ratios) > 1 else ""
-        self._report.tell(BenchRow(what, f"every {self._interval} tokens", f"{share:.1%} of unguarded{count}"))
+        """Add the ratios to the result, the median where there are several rounds; it cannot be ended early."""
+        ratios = throughput(self._report.backend, self._detector, self._interval, level.tokens, self._ways)
+        looks = isinstance(self._detector, Rethink)
+        for way, ratio in zip(self._ways, ratios, strict=True):
+            self._add(*(("guarded_throughput_rk", "look-ahead") if looks else _RIDING[way]), ratio, level.tokens)
         return level
+
+    def _add(self, key: str, who: str, ratio: float, tokens: int) -> None:
+        ratios = self._report.ratios.setdefault((key, self._interval), [])
+        ratios.append(ratio)
+        interval, share = str(self._interval), median(ratios)
+        self._report.result[key][interval] = share
+        self._report.result["answer_tokens"][key].setdefault(interval, []).append(tokens)
+        count = f" ({len(ratios)} rounds)" if len(ratios) > 1 else ""
+        at = f"every {_plural(self._interval)}"
+        self._report.tell(BenchRow(f"guarded throughput, {who}", at, f"{share:.1%} of unguarded{count}"))
+
+
+def _plural(interval: int) -> str:
+    return "token" if interval == 1 else f"{interval} tokens"
 
 
 class PackedScan:

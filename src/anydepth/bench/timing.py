@@ -1,7 +1,8 @@
 """Time a decode step, a check, a guarded answer and a scan."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from anydepth.config import GuardConfig
@@ -76,12 +77,61 @@ def room(samples: int, steps: int = STEPS_A_SAMPLE) -> int:
     return steps * (samples + 1) + 8
 
 
-def throughput(backend: "TransformersBackend", detector: Detector, interval: int, tokens: int) -> float:
-    """Guarded over unguarded tokens per second, measured one after the other, of an answer of `tokens` tokens."""
+def riding_times(
+    backend: "TransformersBackend", probe: LinearProbe, context: int, samples: int, *, enough: Callable[[], bool]
+) -> tuple[list[float], list[float]]:
+    """Seconds of a decode step, and of one with a check that rides in it, in turn, at about `context` tokens.
+
+    Args:
+        backend: The model; checks can ride in its decode steps.
+        probe: What checks.
+        context: Length of the conversation.
+        samples: Number of samples.
+        enough: Called after each sample; true ends the measurement early.
+    """
+    prompt = filled(backend, context)
+    with _way(backend, "always"):
+        session = backend.open([prompt], max_new_tokens=room(samples, 2), **endless(backend))
+
+    def ridden() -> None:
+        probe.check(session, [session.current(0)])
+        session.decode(1)
+
+    session.decode(2)
+    ridden()
+    steps, rides = [], []
+    while len(steps) < samples and not (steps and enough()):
+        steps.append(seconds(lambda: session.decode(1)))
+        rides.append(seconds(ridden))
+    session.close()
+    return steps, rides
+
+
+def throughput(
+    backend: "TransformersBackend", detector: Detector, interval: int, tokens: int, ways: Sequence[str] = ("never",)
+) -> list[float]:
+    """Guarded over unguarded tokens per second, measured one after the other, of an answer of `tokens` tokens.
+
+    One number for each of `ways`, as `load` takes `ride`: checks on forks (`never`), or in the decode steps (`always`).
+    """
     prompt = filled(backend, QUESTION_TOKENS)
     plain = seconds(lambda: backend.unguarded([prompt], max_new_tokens=tokens, **endless(backend)))
     guard = Guard.from_backend(backend, detector, policy=Cusum(threshold=1e9), schedule=Every(interval))
-    return plain / seconds(lambda: guarded_answer(guard, prompt, tokens))
+    found = []
+    for way in ways:
+        with _way(backend, way):
+            found.append(plain / seconds(lambda: guarded_answer(guard, prompt, tokens)))
+    return found
+
+
+@contextmanager
+def _way(backend: "TransformersBackend", ride: str) -> Iterator[None]:
+    """The backend with another `ride` for the answers that are opened meanwhile."""
+    before, backend.ride = backend.ride, ride
+    try:
+        yield
+    finally:
+        backend.ride = before
 
 
 def guarded_answer(guard: Guard, prompt: Prompt, tokens: int) -> None:

@@ -25,12 +25,16 @@ def bench(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Hugging Face id or folder. Default: the demo's model.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="A config.json: measure it with random weights, no download."),
+    ] = None,
     contexts: Annotated[
         str, typer.Option("--contexts", metavar="N,N", help="Context lengths at which a check is timed.")
     ] = "128,512,2048,8192",
     intervals: Annotated[
         str, typer.Option("--intervals", metavar="N,N", help="Check intervals at which throughput is measured.")
-    ] = "10,25,50,100",
+    ] = "1,5,25",
     probe: Annotated[
         Path | None, typer.Option("--probe", metavar="PATH", help="A probe file. Default: the one shipped, if any.")
     ] = None,
@@ -55,8 +59,10 @@ def bench(
     if probe is not None and not probe.is_file():
         raise ConfigError(f"--probe {probe}: there is no such file")
     lengths, steps = numbers("--contexts", contexts, least=1), numbers("--intervals", intervals, least=1)
-    name = model or settings().model
-    load.quiet(name)
+    if config is not None and model is not None:
+        raise ConfigError(f"MODEL is {model} and --config is {config}; give one of them")
+    name = None if config is not None else model or settings().model
+    load.quiet(str(config or name))
     from anydepth import bench as measure
 
     console = Console(highlight=False)
@@ -69,6 +75,7 @@ def bench(
 
     result = measure.run(
         name,
+        config=config,
         contexts=lengths,
         intervals=steps,
         probe=None if probe is None else str(probe),

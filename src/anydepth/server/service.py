@@ -142,7 +142,7 @@ class Service:
         )
 
 
-_OPERATIONS = {"chat": "chat", "completions": "text_completion"}
+_OPERATIONS = {"chat": "chat", "responses": "chat", "completions": "text_completion"}
 
 
 def _note(check: CheckResult, ask: Ask, span: Span) -> None:

@@ -16,7 +16,7 @@ from tests.unit.cli.conftest import Run
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
 
-    def run(model: str, **options: Any) -> dict[str, Any]:
+    def run(model: str | None, **options: Any) -> dict[str, Any]:
         progress, came = options.pop("progress"), options.pop("came")
         made.append({"model": model, **options})
         progress("1/2 cost of a [check]; about 40 s left")
@@ -36,7 +36,14 @@ def test_tells_what_is_done_prints_figures_and_writes(run: Run, calls: list[dict
     file = tmp_path / "figures.json"
     result = run("bench", "org/m", "--contexts", "128, 512", "--intervals", "25", "--quick", "--json", file)
     assert result.exit_code == 0, result.stderr
-    expected = {"contexts": [128, 512], "intervals": [25], "probe": None, "quick": True, "dtype": "float32"}
+    expected = {
+        "config": None,
+        "contexts": [128, 512],
+        "intervals": [25],
+        "probe": None,
+        "quick": True,
+        "dtype": "float32",
+    }
     assert calls == [{"model": "org/m", **expected}]
     assert result.stdout.split() == ["a", "check", "costs", "128", "tokens", "0.50", "decode", "steps"]
     assert result.stderr.splitlines() == [
@@ -64,12 +71,21 @@ def test_defaults_are_those_of_the_issue(run: Run, calls: list[dict[str, Any]]) 
     run("bench")
     assert calls[0] == {
         "model": settings().model,
+        "config": None,
         "contexts": [128, 512, 2048, 8192],
-        "intervals": [10, 25, 50, 100],
+        "intervals": [1, 5, 25],
         "probe": None,
         "quick": False,
         "dtype": "float32",
     }
+
+
+def test_a_config_takes_the_place_of_the_model(run: Run, calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    assert run("bench", "--config", file).exit_code == 0
+    assert calls[0]["model"] is None and calls[0]["config"] == file
+    result = run("bench", "org/m", "--config", file)
+    assert result.exit_code == 2 and f"MODEL is org/m and --config is {file}; give one of them" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,14 @@ from anydepth.server.http.responses import (
     ChatReply,
     ErrorReply,
     Health,
+    ItemsReply,
     ModelCard,
     ModelList,
     ModerationReply,
     TextReply,
 )
+from anydepth.server.http.responses_reply import respond_with_items
+from anydepth.server.http.responses_request import ResponsesRequest
 from anydepth.server.http.writing import respond
 from anydepth.server.service import Service
 from anydepth.server.telemetry.metrics import CONTENT_TYPE
@@ -52,7 +55,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         504: "The answer took too long",
     }.items()
 }
-_PROMPTS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/moderations": "input"}
+_PROMPTS = {
+    "/v1/chat/completions": "messages",
+    "/v1/responses": "input",
+    "/v1/completions": "prompt",
+    "/v1/moderations": "input",
+}
 """Path -> the field that has the prompt."""
 
 _STREAM: dict[int | str, dict[str, Any]] = {
@@ -88,6 +96,10 @@ def build_api(service: Service) -> FastAPI:
     @app.post("/v1/chat/completions", response_model=ChatReply, responses=_ERRORS | _STREAM, dependencies=json_only)
     async def _chat(request: Request, body: ChatRequest) -> Response:
         return await respond(request, body, service, CHAT)
+
+    @app.post("/v1/responses", response_model=ItemsReply, responses=_ERRORS | _STREAM, dependencies=json_only)
+    async def _respond(request: Request, body: ResponsesRequest) -> Response:
+        return await respond_with_items(request, body, service)
 
     @app.post("/v1/completions", response_model=TextReply, responses=_ERRORS | _STREAM, dependencies=json_only)
     async def _complete(request: Request, body: CompletionRequest) -> Response:

@@ -6,7 +6,7 @@ from typing import Any
 
 from anydepth.errors import BadRequest
 
-KINDS = ("<text>", "<list>", "<message>", "<part>")
+KINDS = ("<text>", "<list>", "<message>", "<part>", "<function_call>", "<function_call_output>", "<reasoning>")
 """Tags of the alternatives of a field: pydantic's places have them, the names of fields do not."""
 
 _LONGEST = 40

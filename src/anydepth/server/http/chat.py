@@ -32,6 +32,11 @@ def spread(job: Job, count: int) -> tuple[Job, ...]:
 
 
 def _ask(body: ChatRequest, service: Service, headers: dict[str, str]) -> Ask:
+    return chat_ask(body, service, headers, endpoint="chat", id=f"chatcmpl-{uuid.uuid4().hex}")
+
+
+def chat_ask(body: ChatRequest, service: Service, headers: dict[str, str], *, endpoint: str, id: str) -> Ask:
+    """What a chat request asks for; `endpoint` and `id` are those of the request that it came in."""
     facts, limits, count = service.engine.facts, service.settings.limits, body.n or 1
     check_entries(limits, body.messages, "messages")
     guard = apply_overrides(facts.guard, body.anydepth, service.settings.overrides)
@@ -40,13 +45,13 @@ def _ask(body: ChatRequest, service: Service, headers: dict[str, str]) -> Ask:
     check_answers(limits, count)
     prompt = chat_prompt(facts.template, body)
     return Ask(
-        "chat",
+        endpoint,
         spread(Job(prompt, guard, length, sampling_of(body)), count),
         (reading_of(service, body, prompt, guard.refusal),) * count,
         tell_checks=body.tells_checks,
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
         headers=headers,
-        id=f"chatcmpl-{uuid.uuid4().hex}",
+        id=id,
     )
 
 

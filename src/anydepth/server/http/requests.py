@@ -27,6 +27,10 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "functions": ([],),
+    "text": ({"format": {"type": "text"}}, {}),
+    "truncation": ("disabled",),
+    "include": ([],),
+    "background": (False,),
 }
 """Fields that are not offered -> values by which a client asks for nothing."""
 
@@ -41,11 +45,12 @@ def _kind(value: Any) -> str | None:
     return None
 
 
-def _by_kind(remedy: str) -> Discriminator:
+def by_kind(remedy: str) -> Discriminator:
+    """Chooses the alternative of a field that a value is meant to be; `remedy` says what to send instead of others."""
     return Discriminator(_kind, custom_error_type="wrong_kind", custom_error_message=remedy)
 
 
-_TEXTS = _by_kind("send a text, or a list of texts")
+_TEXTS = by_kind("send a text, or a list of texts")
 Text = Annotated[str, Tag("<text>")]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Flag = Annotated[bool, Strict()]
@@ -53,7 +58,7 @@ Flag = Annotated[bool, Strict()]
 Seed = Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)]
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
     """A body. Fields that are not offered are an error, by name, unless they ask for nothing."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -90,7 +95,7 @@ class TextPart(BaseModel):
 
 
 Content = Annotated[
-    Text | Annotated[list[TextPart], Tag("<list>")], _by_kind("send a text, or a list of parts of type text")
+    Text | Annotated[list[TextPart], Tag("<list>")], by_kind("send a text, or a list of parts of type text")
 ]
 
 
@@ -146,7 +151,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: Flag = False
 
 
-class _Generation(_Request):
+class _Generation(RequestBody):
     """What chat and plain completions have in common."""
 
     model: str
@@ -205,15 +210,15 @@ class ScanMessage(BaseModel):
 
 Scanned = Annotated[
     Text | Annotated[ScanMessage, Tag("<message>")] | Annotated[TextPart, Tag("<part>")],
-    _by_kind("send a text, a message or a part of type text"),
+    by_kind("send a text, a message or a part of type text"),
 ]
 
 
-class ModerationRequest(_Request):
+class ModerationRequest(RequestBody):
     """`POST /v1/moderations`: a text is a user's message; a list of messages is a conversation."""
 
     input: Annotated[
         Text | Annotated[list[Scanned], Field(min_length=1), Tag("<list>")],
-        _by_kind("send a text, a list of texts, or a list of messages"),
+        by_kind("send a text, a list of texts, or a list of messages"),
     ]
     model: str | None = None

@@ -73,6 +73,20 @@ class TextReply(_Answers):
     choices: list[TextChoice]
 
 
+class ItemsReply(_Reply):
+    """`response`, of the Responses API; a stream has events instead, the last of which holds it."""
+
+    id: str
+    object: str
+    created_at: int
+    status: str
+    model: str
+    output: list[dict[str, Any]]
+    incomplete_details: dict[str, Any] | None
+    usage: dict[str, Any] | None
+    anydepth: GuardReport
+
+
 class ScanReport(_Reply):
     """The `anydepth` object of a scanned conversation."""
 

@@ -53,9 +53,9 @@ async def respond(request: Request, body: ChatRequest | CompletionRequest, servi
     if not body.stream:
         return await while_there(request, _collect(ask, service, shape, pieces))
     # Before the headers: what cannot be done gets its own status.
-    first = await while_there(request, _opening(pieces, wait=service.settings.blocked.style == "error"))
+    first = await while_there(request, opening(pieces, wait=service.settings.blocked.style == "error"))
     ends = {index: piece for index, piece in first if isinstance(piece, End)}
-    if (error := _error(ask, service, ends)) is not None:
+    if (error := blocked_instead(ask, service, ends)) is not None:
         await pieces.aclose()
         return error
     with_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -63,7 +63,7 @@ async def respond(request: Request, body: ChatRequest | CompletionRequest, servi
     return ClosingStream(stream, pieces, media_type=MEDIA_TYPE, headers=HEADERS)
 
 
-async def _opening(pieces: AsyncGenerator[Piece, None], *, wait: bool) -> list[Piece]:
+async def opening(pieces: AsyncGenerator[Piece, None], *, wait: bool) -> list[Piece]:
     """The first piece; with `wait` all pieces up to the first that cannot be taken back, or to the end."""
     found: list[Piece] = []
     async for index, piece in pieces:
@@ -74,16 +74,17 @@ async def _opening(pieces: AsyncGenerator[Piece, None], *, wait: bool) -> list[P
     return found
 
 
-def _error(ask: Ask, service: Service, ends: Mapping[int, End]) -> Response | None:
+def blocked_instead(ask: Ask, service: Service, ends: Mapping[int, End]) -> Response | None:
     """The error in place of a reply whose answers all have been halted, where the operator wants one."""
     if service.settings.blocked.style != "error" or len(ends) < len(ask.jobs):
         return None
     if not all(end.refusal for end in ends.values()):
         return None
-    return blocked(_report(ask, 0, ends[0], tell=ask.tell_checks).record(), ends[0].refusal)
+    return blocked(report_of(ask, 0, ends[0], tell=ask.tell_checks).record(), ends[0].refusal)
 
 
-def _report(ask: Ask, index: int, end: End, *, tell: bool) -> GuardReport:
+def report_of(ask: Ask, index: int, end: End, *, tell: bool) -> GuardReport:
+    """How the guard ended an answer; `tell` adds every check."""
     return GuardReport.of(end.answer, ask.jobs[index].guard, tell=tell)
 
 
@@ -96,14 +97,14 @@ async def _collect(ask: Ask, service: Service, shape: Shape, pieces: AsyncGenera
                 ends[index] = piece
             else:
                 deltas[index].append(piece)
-    if (error := _error(ask, service, ends)) is not None:
+    if (error := blocked_instead(ask, service, ends)) is not None:
         return error
     choices: list[dict[str, Any]] = []
     for index, end in sorted(ends.items()):
         choice = _choice(index, shape.message(deltas[index], end), end.finish_reason)
-        sign(choice, _report(ask, index, end, tell=ask.tell_checks))
+        sign(choice, report_of(ask, index, end, tell=ask.tell_checks))
         choices.append(choice)
-    return JSONResponse({**_head(ask, service, shape.whole), "choices": choices, "usage": _usage(ask, ends)})
+    return JSONResponse({**_head(ask, service, shape.whole), "choices": choices, "usage": usage_of(ask, ends)})
 
 
 async def _stream(
@@ -127,11 +128,11 @@ async def _stream(
             for index in range(len(ask.jobs)):
                 yield chunk(index, shape.opening)
         try:
-            async for index, piece in _after(first, pieces):
+            async for index, piece in after(first, pieces):
                 if isinstance(piece, End):
                     ends[index] = piece
                     last = _choice(index, shape.last(piece), piece.finish_reason)
-                    sign(last, _report(ask, index, piece, tell=False))
+                    sign(last, report_of(ask, index, piece, tell=False))
                     yield sse({**head, "choices": [last]})
                 elif (body := shape.delta(piece, calls[index])) != nothing:
                     calls[index] += len(piece.calls)
@@ -145,7 +146,7 @@ async def _stream(
             yield sse(describe(error)[1])
             return
     if with_usage:
-        yield sse({**head, "choices": [], "usage": _usage(ask, ends)})
+        yield sse({**head, "choices": [], "usage": usage_of(ask, ends)})
     yield DONE
 
 
@@ -157,14 +158,15 @@ def _head(ask: Ask, service: Service, kind: str) -> dict[str, Any]:
     return {"id": ask.id, "object": kind, "created": ask.created, "model": service.engine.facts.model}
 
 
-async def _after(first: Sequence[Piece], pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+async def after(first: Sequence[Piece], pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    """The pieces that were taken already, and those that follow."""
     for piece in first:
         yield piece
     async for piece in pieces:
         yield piece
 
 
-def _usage(ask: Ask, ends: dict[int, End]) -> dict[str, int]:
+def usage_of(ask: Ask, ends: dict[int, End]) -> dict[str, int]:
     """Token counts of a request: each of its prompts counts once, however many answers it has."""
     answers = [ends[index].answer for index in range(len(ask.jobs))]
     asked = sum(each.prompt_tokens + each.prefill_tokens for each in answers[:: len(answers) // ask.prompts])
