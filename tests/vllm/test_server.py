@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,17 @@ class Server:
                     return messages, choice.message.content, check["depth"], (check["score"] + highest) / 2
                 highest = max(highest, check["score"])
         raise AssertionError("no answer halts later than at its start; take other questions")
+
+    def parting(self, **options: Any) -> tuple[Any, float, int]:
+        """A question, a threshold between the peaks of its answers, and how many of them lie above."""
+        for number in range(1, 33):
+            messages = [{"role": "user", "content": f"w{number} w{number + 7} w{3 * number}"}]
+            seen = self.ask(messages, guard={"release": "monitor", "checks": True}, **options).choices
+            peaks = sorted(max(check["score"] for check in choice.anydepth["timeline"]) for choice in seen)
+            gap, place = max((high - low, place) for place, (low, high) in enumerate(pairwise(peaks), 1))
+            if gap > 1e-3:
+                return messages, (peaks[place - 1] + peaks[place]) / 2, len(peaks) - place
+        raise AssertionError("all answers to a question have the same peak; take other questions")
 
 
 @pytest.fixture(scope="module")
@@ -197,18 +209,15 @@ def test_a_blocked_stream_ends_with_one_chunk_and_done(server, path):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_several_answers_have_verdicts_of_their_own(server, streamed):
     options: dict[str, Any] = {"n": 4, "temperature": 1.0}
-    seen = server.ask(guard={"release": "monitor", "checks": True}, **options).choices
-    highest = sorted(max(check["score"] for check in choice.anydepth["timeline"]) for choice in seen)
-    threshold = (highest[1] + highest[2]) / 2
-    assert highest[1] < threshold < highest[2]
+    messages, threshold, halted = server.parting(**options)
     if streamed:
-        chunks = list(server.ask(guard={"threshold": threshold}, stream=True, **options))
+        chunks = list(server.ask(messages, guard={"threshold": threshold}, stream=True, **options))
         ends = [ends_of(chunks)[index] for index in range(4)]
         texts = [text_of(chunks, index) for index in range(4)]
     else:
-        ends = server.ask(guard={"threshold": threshold}, **options).choices
+        ends = server.ask(messages, guard={"threshold": threshold}, **options).choices
         texts = [choice.message.content for choice in ends]
-    assert [end.finish_reason == "content_filter" for end in ends].count(True) == 2
+    assert [end.finish_reason == "content_filter" for end in ends].count(True) == halted
     for end, text in zip(ends, texts, strict=True):
         assert end.anydepth["halted"] == text.endswith(REFUSAL) == (end.finish_reason == "content_filter")
 
