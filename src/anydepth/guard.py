@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -195,9 +196,10 @@ class Guard:
                     share_time(on_check, time.perf_counter() - begin, len(inside))
                     plans[row] = replace(plans[row], inside=inside)
                     yield []
+            usage = getattr(session, "usage", lambda row: None)  # sessions over an API have it
             writers = [
-                AnswerWriter(prompt, self.config.refusal, self.backend.decode_text, account)
-                for prompt, account in zip(prompts, accounts or [None] * len(prompts), strict=True)
+                AnswerWriter(prompt, self.config.refusal, self.backend.decode_text, account, partial(usage, row))
+                for row, (prompt, account) in enumerate(zip(prompts, accounts or [None] * len(prompts), strict=True))
             ]
             driver = Driver(
                 [guarded(plan) for plan in plans],

@@ -10,6 +10,9 @@ from anydepth.policy import policy_record
 from anydepth.types import Answer
 
 
+_OPTIONAL = ("timeline", "usage")
+
+
 @dataclass(frozen=True, slots=True)
 class GuardReport:
     """The `anydepth` object of an answer. What is not known is null.
@@ -28,6 +31,7 @@ class GuardReport:
         withheld_tokens: Tokens that were generated and never left.
         leak_tokens: Tokens that had left when the answer was halted.
         timeline: Every check, where the client may see them.
+        usage: What the answer and its checks used, as an API says; see `Answer.usage`.
     """
 
     halted: bool
@@ -43,6 +47,7 @@ class GuardReport:
     withheld_tokens: int | None = None
     leak_tokens: int | None = None
     timeline: list[dict[str, Any]] | None = None
+    usage: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, answer: Answer, guard: GuardConfig, *, tell: bool = False) -> "GuardReport":
@@ -62,6 +67,7 @@ class GuardReport:
             withheld_tokens=max(0, answer.generated_tokens - len(answer.token_ids)),
             leak_tokens=answer.leak,
             timeline=[check_record(check) for check in answer.checks] if tell else None,
+            usage=None if answer.usage is None else dict(answer.usage),
         )
 
     @classmethod
@@ -70,8 +76,6 @@ class GuardReport:
         return cls(**{each.name: record[each.name] for each in fields(cls) if each.name in record})
 
     def record(self) -> dict[str, Any]:
-        """The report as JSON; without a timeline if there is none."""
+        """The report as JSON; without a timeline or a usage if there is none."""
         record = asdict(self)
-        if self.timeline is None:
-            del record["timeline"]
-        return record
+        return {name: value for name, value in record.items() if value is not None or name not in _OPTIONAL}

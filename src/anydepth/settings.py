@@ -5,31 +5,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from anydepth.config import check_band, check_detector_name
 from anydepth.errors import ConfigError
 from anydepth.files import read_toml
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
+from anydepth.settings_table import Count, Name, Table
 from anydepth.templates.template import checked_kwargs
 from anydepth.types import OnError, ReleaseMode
+from anydepth.upstream_settings import UpstreamTable, proxied_tables, require_consistent
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+")
 """What browsers send as `Origin`: lower case, no path, no slash at the end."""
 
 
-def _without_nul(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("a character of it is NUL, which no name can have; leave it out")
-    return value
-
-
 __all__ = ["Settings", "load_settings", "parse_settings", "settings_schema"]
-
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
-"""Name of something outside, e.g. a file or a host. An empty one would stand for a folder, or for every host."""
 
 
 def _checked_policy(record: dict[str, str | int | float]) -> dict[str, str | int | float]:
@@ -51,17 +43,7 @@ def _says_something(refusal: str) -> str:
 PolicyRecord = Annotated[dict[str, str | int | float], AfterValidator(_checked_policy)]
 
 
-class _Table(BaseModel):
-    """A table of the file; a key that it does not have is an error, not a silent typing mistake.
-
-    Values are of the declared kind: `true` is not the number 1, which as a threshold would halt nothing, and
-    neither NaN nor an infinity is a limit.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ModelTable(_Table):
+class ModelTable(Table):
     """`[model]`: what to load. The command line's MODEL and options come first."""
 
     path: Name | None = Field(None, description="Hub id or folder of the model.")
@@ -78,7 +60,7 @@ class ModelTable(_Table):
     )
 
 
-class GuardTable(_Table):
+class GuardTable(Table):
     """`[guard]`: how answers are guarded."""
 
     detector: Annotated[str, AfterValidator(check_detector_name)] = Field(
@@ -143,7 +125,7 @@ class GuardTable(_Table):
             raise ValueError(f"adaptive takes closest, widest, alert and rise: {error}") from error
 
 
-class BlockedTable(_Table):
+class BlockedTable(Table):
     """`[blocked]`: what clients get in place of an answer that was halted."""
 
     style: Literal["answer", "error"] = Field(
@@ -153,7 +135,7 @@ class BlockedTable(_Table):
     )
 
 
-class ReasoningTable(_Table):
+class ReasoningTable(Table):
     """`[reasoning]`: thoughts are guarded like the answer; here they can only be released later, or never."""
 
     release: Literal["as_answer", "whole", "hidden"] = Field(
@@ -162,27 +144,27 @@ class ReasoningTable(_Table):
     )
 
 
-class ToolsTable(_Table):
+class ToolsTable(Table):
     """`[tools]`: how tool calls are found in an answer."""
 
     format: str = Field("auto", description='A row of toolcalls.toml, "auto" (by the chat template) or "none".')
 
 
-class WholeBounds(_Table):
+class WholeBounds(Table):
     """A range of whole numbers."""
 
     min: Count
     max: Count
 
 
-class Bounds(_Table):
+class Bounds(Table):
     """A range of numbers."""
 
     min: float = Field(ge=0)
     max: float
 
 
-class OverridesTable(_Table):
+class OverridesTable(Table):
     """`[overrides]`: what a request's `anydepth` field may change. Nothing, unless it is listed here."""
 
     interval: WholeBounds | None = None
@@ -199,7 +181,7 @@ class OverridesTable(_Table):
         return value
 
 
-class LimitsTable(_Table):
+class LimitsTable(Table):
     """`[limits]`: what one request, and all of them, may use."""
 
     body_bytes: Count = 1_000_000
@@ -215,7 +197,7 @@ class LimitsTable(_Table):
     grace_seconds: Annotated[float, Field(ge=0)] = Field(30, description="Time to finish answers after SIGTERM.")
 
 
-class HttpTable(_Table):
+class HttpTable(Table):
     """`[http]`: where to listen and who may use the server."""
 
     host: Name = "127.0.0.1"
@@ -236,7 +218,7 @@ class HttpTable(_Table):
         return value
 
 
-class AuditTable(_Table):
+class AuditTable(Table):
     """`[audit]`: a record of every answer that accounts for every token."""
 
     kind: Literal["none", "jsonl"] = "none"
@@ -262,14 +244,14 @@ class AuditTable(_Table):
         return value
 
 
-class LoggingTable(_Table):
+class LoggingTable(Table):
     """`[logging]`: JSON lines on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     log_text: bool = Field(False, description="Write prompts, answers and error texts into the log.")
 
 
-class ConsoleTable(_Table):
+class ConsoleTable(Table):
     """`[console]`: the page for people at `/`. It can ask for nothing that `[overrides]` does not allow."""
 
     enabled: bool = Field(True, description="Serve the page.")
@@ -278,7 +260,7 @@ class ConsoleTable(_Table):
     )
 
 
-class Settings(_Table):
+class Settings(Table):
     """A whole `guard.toml`. Every table and key may be left out."""
 
     model: ModelTable = ModelTable()  # pyright: ignore[reportCallIssue]
@@ -292,6 +274,18 @@ class Settings(_Table):
     audit: AuditTable = AuditTable()  # pyright: ignore[reportCallIssue]
     logging: LoggingTable = LoggingTable()  # pyright: ignore[reportCallIssue]
     console: ConsoleTable = ConsoleTable()  # pyright: ignore[reportCallIssue]
+    upstream: UpstreamTable = UpstreamTable()  # pyright: ignore[reportCallIssue]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_proxy(cls, tables: Any) -> Any:
+        return proxied_tables(tables)
+
+    @model_validator(mode="after")
+    def _fits_the_upstream(self) -> "Settings":
+        if self.upstream.url is not None:
+            require_consistent(self)
+        return self
 
 
 def load_settings(path: Path) -> Settings:
@@ -317,13 +311,17 @@ def settings_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
 
 
+_IDS = (("model", "path"), ("upstream", "tokenizer"))
+_PATHS = (*_IDS, ("guard", "probe"), ("http", "api_key_file"), ("upstream", "key_file"), ("audit", "path"))
+
+
 def _anchored(settings: Settings, folder: Path) -> Settings:
-    """Take relative paths from the file's folder; a model's path only if it is there, else it is an id."""
+    """Take relative paths from the file's folder; that of a model or tokenizer only if it is there, else it is an id."""
     anchored = {}
-    for name, key in (("model", "path"), ("guard", "probe"), ("http", "api_key_file"), ("audit", "path")):
-        table = getattr(settings, name)
+    for name, key in _PATHS:
+        table = anchored.get(name, getattr(settings, name))
         path = getattr(table, key)
-        if path is not None and (name != "model" or (folder / path).exists()):
+        if path is not None and ((name, key) not in _IDS or (folder / path).exists()):
             anchored[name] = table.model_copy(update={key: str(folder / path)})
     return settings.model_copy(update=anchored)
 

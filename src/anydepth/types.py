@@ -106,6 +106,8 @@ class Answer:
         prompt_tokens: Length of the prompt without the prefill.
         prefill_tokens: Length of the client's prefill.
         generated_tokens: Tokens the model generated, withheld ones included.
+        usage: What an API says that this answer used: for `answers` (its stream) and `checks` each the requests, those
+            without a word of their usage, the provider's tokens, and the cost. None for other backends.
     """
 
     text: str
@@ -117,6 +119,7 @@ class Answer:
     prompt_tokens: int
     prefill_tokens: int
     generated_tokens: int
+    usage: Mapping[str, Any] | None = None
 
     @property
     def halted(self) -> bool:

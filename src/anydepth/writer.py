@@ -1,8 +1,8 @@
 """Write one answer: its text, its account and its events, as the guard's flow commands."""
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from anydepth.flow import Calls, Command, Finish, Halt, Outcome, Release, Reply
 from anydepth.templates.template import Prompt
@@ -23,15 +23,22 @@ class AnswerWriter:
         refusal: Text that a halted answer ends with.
         decode: Text of token ids.
         account: Writes the answer's records before its tokens leave; None if there are none.
+        usage: Tells what the answer has used so far, where the backend knows more than its tokens.
 
     Attributes:
         failure: What kept the answer from being recorded, or None.
     """
 
     def __init__(
-        self, prompt: Prompt, refusal: str, decode: Callable[[Sequence[int]], str], account: "Account | None" = None
+        self,
+        prompt: Prompt,
+        refusal: str,
+        decode: Callable[[Sequence[int]], str],
+        account: "Account | None" = None,
+        usage: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> None:
         self.failure: Exception | None = None
+        self._usage = usage
         self._prompt, self._refusal, self._account = prompt, refusal, account
         self._stream = TextStream(decode, prompt.ids[prompt.start :])
         self._text: list[str] = []
@@ -76,6 +83,7 @@ class AnswerWriter:
             prompt_tokens=self._prompt.start,
             prefill_tokens=self._prompt.prefill,
             generated_tokens=outcome.generated,
+            usage=self._usage(),
         )
 
     def _release(self, token_ids: tuple[int, ...]) -> Exception | None:

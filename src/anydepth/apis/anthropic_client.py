@@ -55,7 +55,7 @@ class AnthropicClient:
         word, read, written = None, None, None
         with told_as_ours(self._who, self._sdk):
             events = self._create(ask, stream=True)
-            with contextlib.closing(events):
+            with contextlib.closing(events), ask.handle.streaming(events.response):
                 for event in events:
                     if event.type == "message_start":
                         read = _read(event.message.usage)

@@ -1,16 +1,19 @@
 """Guard a model behind an API: the answer is a stream, and a check is one more request."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from anydepth.apis.answer_handle import AnswerHandle
 from anydepth.apis.anthropic_client import AnthropicClient
 from anydepth.apis.api_session import ApiSession, StreamedRow, refusal_of_provider, replayed
 from anydepth.apis.openai_client import OpenAIClient
 from anydepth.apis.provider import ApiRequest, ChatTurn, Provider, RequestRejected, Streamed, require_free
+from anydepth.apis.raw_prompts import RawPrompts
 from anydepth.apis.self_test import CUT, TRIAL_TOKENS, Shape, conversation, find_shape, judge, require_reply
-from anydepth.apis.spending import Prices, Purpose, Spending, TokenCount
-from anydepth.apis.text_pieces import ConversationTemplate, Piece, text_of, turns_of
+from anydepth.apis.spending import Prices, Purpose, Spending
+from anydepth.apis.text_pieces import PLAIN, ConversationTemplate, Piece, text_of, turns_of
 from anydepth.backends.protocol import Capability, FinishedAnswer, ModelIdentity, Read, Site
 from anydepth.errors import CapabilityError, CheckError, ConfigError, PromptError, UnsupportedModel
 from anydepth.templates.prompt import Prompt
@@ -89,10 +92,11 @@ class ApiBackend:
         self._provider = _provider(client, model, limit_field, stream_usage)
         if capability == "raw" and self._provider.name != "openai":
             raise ConfigError("capability 'raw' needs a completions endpoint, which Anthropic does not have")
-        self.capability, self._between, self._chat = capability, between, template
+        self.capability, self._between = capability, between
+        self._raw = None if template is None else RawPrompts(template)
         self._greedy = {"temperature": 0.0} if (self._provider.greedy if greedy is None else greedy) else {}
         self._spending = Spending(prices)
-        self._model, self._tried = model, False
+        self._model, self._tried, self._handle = model, False, AnswerHandle()
         self.template = cast("ChatTemplate", ConversationTemplate())
 
     @property
@@ -104,9 +108,20 @@ class ApiBackend:
     @property
     def header(self) -> Header:
         """The Safety Tokens of `raw`; CapabilityError otherwise: the provider keeps its template for itself."""
-        if self._chat is None:
+        if self._raw is None:
             raise CapabilityError("the Safety Tokens of an API are not known; use Rethink(mode='look-ahead')")
-        return self._chat.header
+        return self._raw.template.header
+
+    @property
+    def options(self) -> frozenset[str]:
+        """Names of the options that an answer can have, `seed` included where the provider takes one."""
+        return self._provider.options | ({"seed"} if self._provider.seed else set())
+
+    def held_by(self, handle: AnswerHandle) -> "ApiBackend":
+        """This backend for one answer, or one scan, that `handle` can end from another thread; accounts are shared."""
+        held = copy.copy(self)
+        held._handle = handle
+        return held
 
     def report(self) -> dict[str, Any]:
         """What was asked so far, and how: JSON-ready.
@@ -161,7 +176,15 @@ class ApiBackend:
     def _trial(self, shape: Shape) -> str:
         return self._fresh_turn(shape, conversation(), CUT, TRIAL_TOKENS, "trials")
 
-    def fresh_turn(self, history: tuple[ChatTurn, ...], partial: str, max_tokens: int, purpose: Purpose) -> str:
+    def fresh_turn(
+        self,
+        history: tuple[ChatTurn, ...],
+        partial: str,
+        max_tokens: int,
+        purpose: Purpose,
+        *,
+        spending: Spending | None = None,
+    ) -> str:
         """The text of a fresh assistant turn.
 
         Args:
@@ -169,6 +192,7 @@ class ApiBackend:
             partial: The answer so far; where it is blank, the fresh turn answers the conversation itself.
             max_tokens: The provider's tokens at most.
             purpose: Which account it goes to.
+            spending: Accounts of one answer, as a part of the backend's.
 
         Raises:
             ProviderError: The request failed.
@@ -176,21 +200,29 @@ class ApiBackend:
         """
         if self.capability == "auto":
             raise CheckError("the capability is not known yet; call prove() before the first check")
-        return self._fresh_turn(cast("Shape", self.capability), history, partial, max_tokens, purpose)
+        return self._fresh_turn(cast("Shape", self.capability), history, partial, max_tokens, purpose, spending)
 
     def _fresh_turn(
-        self, shape: Shape, history: tuple[ChatTurn, ...], partial: str, max_tokens: int, purpose: Purpose
+        self,
+        shape: Shape,
+        history: tuple[ChatTurn, ...],
+        partial: str,
+        max_tokens: int,
+        purpose: Purpose,
+        spending: Spending | None = None,
     ) -> str:
-        if self._chat is not None:
-            ids, turns = self._header_after(self._chat, history, partial), ()
+        self._handle.require_wanted()
+        if self._raw is not None:
+            ids, turns = self._raw.of_check(history, partial), ()
         else:
             ids, turns = None, history
             if partial.strip():
                 turns += (ChatTurn("assistant", partial),)
                 turns += (ChatTurn("user", self._between),) if shape == "between" else ()
-        self._spending.begin(purpose)
+        spending = spending or self._spending
+        spending.begin(purpose)
         reply = self._provider.reply(ApiRequest(turns, max_tokens, ids, {**self._request, **self._greedy}))
-        self._spending.told(purpose, reply.count)
+        spending.told(purpose, reply.count)
         if reply.ended.reason == "refused":
             return refusal_of_provider(reply.ended.word)
         if reply.ended.reason == "length" and not reply.text.strip():
@@ -199,18 +231,6 @@ class ApiBackend:
                 "with request=, or give Rethink more max_new_tokens"
             )
         return reply.text
-
-    @staticmethod
-    def _header_after(template: ChatTemplate, history: tuple[ChatTurn, ...], partial: str) -> tuple[int, ...]:
-        """Token ids of the conversation, the partial answer and the Safety Tokens."""
-        prompt = template.prompt(_messages(history), prefill=partial or None)
-        if not partial:
-            return prompt.ids + template.answer_ids(prompt)
-        return prompt.ids + template.header.ids + template.header.answer_ids
-
-    def count(self, purpose: Purpose, used: TokenCount) -> None:
-        """Add what a stream used to the accounts."""
-        self._spending.told(purpose, used)
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -231,10 +251,11 @@ class ApiBackend:
         """
         if not prompts:
             raise PromptError("there is no prompt to answer; give at least one")
-        return ApiSession(self, [self._row(prompt, max_new_tokens, seed, options) for prompt in prompts])
+        rows = [self._row(prompt, max_new_tokens, seed, options) for prompt in prompts]
+        return ApiSession(self, rows, self._handle)
 
     def _row(self, prompt: Prompt, limit: int, seed: int | None, options: Mapping[str, Any]) -> StreamedRow:
-        if prompt.prefill and self._chat is None:
+        if prompt.prefill and self._raw is None:
             raise PromptError("a prefill cannot be continued over this API; leave it out, or use capability 'raw'")
         allowed = self._provider.options
         if unknown := sorted(set(options) - allowed):
@@ -242,16 +263,18 @@ class ApiBackend:
         if seed is not None and self._provider.seed is None:
             raise ConfigError(f"seed is {seed}, which {self._provider.name} does not take; leave it out")
         turns, begun = turns_of(prompt), text_of(prompt.ids[prompt.start :])
+        if self._raw is None and any(turn.role == PLAIN for turn in turns):
+            raise PromptError("a plain text cannot be continued over this API; send messages, or use capability 'raw'")
         self._provider.require_turns(turns)
         seeded = {} if seed is None or self._provider.seed is None else {self._provider.seed: seed}
-        ids = None
-        if self._chat is not None:
-            ids = self._chat.prompt(_messages(turns), prefill=begun or None).ids
-        ask = ApiRequest(() if ids else turns, limit, ids, {**self._request, **seeded, **options})
-        return StreamedRow(turns, self._stream(ask), limit, text=begun, depth=prompt.prefill)
+        ids = None if self._raw is None else self._raw.of_answer(turns, begun)
+        ask = ApiRequest(() if ids else turns, limit, ids, {**self._request, **seeded, **options}, self._handle)
+        spending = self._spending.of_an_answer()
+        return StreamedRow(turns, self._stream(ask, spending), limit, spending, text=begun, depth=prompt.prefill)
 
-    def _stream(self, ask: ApiRequest) -> Streamed:
-        self._spending.begin("answers")
+    def _stream(self, ask: ApiRequest, spending: Spending) -> Streamed:
+        self._handle.require_wanted()
+        spending.begin("answers")
         yield from self._provider.stream(ask)
 
     def replay(self, prompt: Prompt, answer_ids: Sequence[int]) -> ApiSession:
@@ -260,7 +283,8 @@ class ApiBackend:
             raise PromptError("the answer to replay is empty; give its text")
         text_of(answer_ids)  # refuses bare numbers
         pieces = [piece for piece in answer_ids if isinstance(piece, Piece)]
-        return ApiSession(self, [StreamedRow(turns_of(prompt), replayed(pieces), len(pieces))])
+        row = StreamedRow(turns_of(prompt), replayed(pieces), len(pieces), self._spending.of_an_answer())
+        return ApiSession(self, [row], self._handle)
 
     def unguarded(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
@@ -296,10 +320,6 @@ class ApiBackend:
     def first_token_ids(self, texts: Sequence[str]) -> list[int]:
         """CapabilityError: the provider's tokens are not known."""
         raise CapabilityError("an API's tokens are not known; use Rethink(mode='look-ahead')")
-
-
-def _messages(turns: Sequence[ChatTurn]) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.text} for turn in turns]
 
 
 def _provider(client: Any, model: str, limit_field: str | None, stream_usage: bool) -> Provider:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from anydepth.apis.answer_handle import AnswerHandle
 from anydepth.apis.provider import ChatTurn, Ended, Streamed
-from anydepth.apis.spending import Purpose, TokenCount
+from anydepth.apis.spending import Purpose, Spending, TokenCount
 from anydepth.apis.text_pieces import Piece
 from anydepth.backends.protocol import CheckPoint, Read
 from anydepth.errors import CapabilityError, ProviderError
@@ -15,12 +16,16 @@ from anydepth.types import Decoded
 class FreshTurns(Protocol):
     """What a session asks its backend for."""
 
-    def fresh_turn(self, history: tuple[ChatTurn, ...], partial: str, max_tokens: int, purpose: Purpose) -> str:
-        """The text of a fresh assistant turn behind the partial answer."""
-        ...
-
-    def count(self, purpose: Purpose, used: TokenCount) -> None:
-        """Take note of what a stream used."""
+    def fresh_turn(
+        self,
+        history: tuple[ChatTurn, ...],
+        partial: str,
+        max_tokens: int,
+        purpose: Purpose,
+        *,
+        spending: Spending | None = None,
+    ) -> str:
+        """The text of a fresh assistant turn behind the partial answer; what it used goes to `spending`."""
         ...
 
 
@@ -32,6 +37,7 @@ class StreamedRow:
         history: The conversation before it.
         stream: Its text, piece by piece.
         budget: Pieces to give at most.
+        spending: What it has used.
         text: The answer so far, a prefill included.
         depth: How many pieces that are.
         given: How many of them were streamed.
@@ -43,6 +49,7 @@ class StreamedRow:
     history: tuple[ChatTurn, ...]
     stream: Streamed
     budget: int
+    spending: Spending
     text: str = ""
     depth: int = 0
     given: int = 0
@@ -65,12 +72,13 @@ class ApiSession:
     goes on writing while a check is made.
 
     Args:
-        backend: Asks for look-aheads and keeps the accounts.
+        backend: Asks for look-aheads.
         rows: The answers.
+        handle: Is told what failed in a look-ahead.
     """
 
-    def __init__(self, backend: FreshTurns, rows: Sequence[StreamedRow]) -> None:
-        self._backend, self._rows = backend, list(rows)
+    def __init__(self, backend: FreshTurns, rows: Sequence[StreamedRow], handle: AnswerHandle | None = None) -> None:
+        self._backend, self._rows, self._handle = backend, list(rows), handle or AnswerHandle()
 
     @property
     def rows(self) -> int:
@@ -107,6 +115,11 @@ class ApiSession:
         """CapabilityError: an API does not give the probabilities of all tokens."""
         raise CapabilityError("an API does not give the probabilities of all tokens; use Rethink(mode='look-ahead')")
 
+    def usage(self, row: int) -> dict[str, Any]:
+        """What the answer of a row has used so far, `answers` (its stream) and `checks`: see `ApiBackend.report`."""
+        record = self._rows[row].spending.record()
+        return {purpose: record[purpose] for purpose in ("answers", "checks")}
+
     def close(self) -> None:
         """Close all streams."""
         for row in self._rows:
@@ -138,7 +151,7 @@ class ApiSession:
         for event in row.stream:
             if not isinstance(event, TokenCount):
                 return event
-            self._backend.count("answers", event)
+            row.spending.told("answers", event)
         raise ProviderError("a stream ended without its end; ask again")
 
     def _look_ahead(self, row: StreamedRow, depth: int, max_new_tokens: int) -> str:
@@ -148,8 +161,16 @@ class ApiSession:
             return refusal_of_provider(row.refused)
         text = row.text if depth else ""
         if row.last is None or row.last[:2] != (text, max_new_tokens):
-            row.last = (text, max_new_tokens, self._backend.fresh_turn(row.history, text, max_new_tokens, "checks"))
+            row.last = (text, max_new_tokens, self._asked(row, text, max_new_tokens))
         return row.last[2]
+
+    def _asked(self, row: StreamedRow, text: str, max_new_tokens: int) -> str:
+        self._handle.failure = None
+        try:
+            return self._backend.fresh_turn(row.history, text, max_new_tokens, "checks", spending=row.spending)
+        except ProviderError as error:
+            self._handle.failure = error
+            raise
 
 
 def refusal_of_provider(word: str) -> str:

@@ -52,7 +52,7 @@ class OpenAIClient:
         word, refusal, count = None, "", None
         with told_as_ours(self._who, self._sdk):
             chunks = self._create(ask, stream=True, **self._streaming)
-            with contextlib.closing(chunks):
+            with contextlib.closing(chunks), ask.handle.streaming(chunks.response):
                 for chunk in chunks:
                     count = _count(chunk) or count
                     for choice in chunk.choices or ():

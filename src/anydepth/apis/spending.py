@@ -70,13 +70,18 @@ class _Sum:
 
 @dataclass(slots=True)
 class Spending:
-    """Sums over all requests of a backend, by purpose; several threads may add to them.
+    """Sums over requests, by purpose; several threads may add to them.
 
     A request of which the provider told no usage (its stream was closed at a halt, or it failed) is counted as such:
     tokens and cost are lower bounds then. Retries inside of the provider's client are not seen.
+
+    Attributes:
+        prices: What the provider charges.
+        total: Sums that these are a part of; what is added here is added there.
     """
 
     prices: Prices | None = None
+    total: "Spending | None" = None
     _sums: dict[Purpose, _Sum] = field(default_factory=lambda: {p: _Sum() for p in ("answers", "checks", "trials")})
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -84,6 +89,8 @@ class Spending:
         """Count a request that is about to be made."""
         with self._lock:
             self._sums[purpose].requests += 1
+        if self.total is not None:
+            self.total.begin(purpose)
 
     def told(self, purpose: Purpose, count: TokenCount | None) -> None:
         """Add what the provider says that one request used; None is no word of it."""
@@ -94,6 +101,12 @@ class Spending:
             each.told += 1
             each.prompt_tokens += count.prompt
             each.completion_tokens += count.completion
+        if self.total is not None:
+            self.total.told(purpose, count)
+
+    def of_an_answer(self) -> "Spending":
+        """Sums of one answer, which are a part of these."""
+        return Spending(self.prices, self)
 
     def record(self) -> dict[str, Any]:
         """The JSON-ready sums by purpose: requests, those without usage, tokens, and cost (null without prices)."""

@@ -13,6 +13,8 @@ from anydepth.templates.prompt import Prompt
 _WORD = re.compile(r"\s*\S+|\s+")
 _KEYS = ("role", "content")
 _ROLES = ("system", "developer", "user", "assistant")
+PLAIN = "plain text"
+"""Stands for the role where a prompt is a text without a conversation."""
 
 
 class Piece(int):
@@ -62,6 +64,12 @@ class ConversationTemplate:
     """Makes prompts of messages, one piece each, in place of a chat template, which an API keeps for itself."""
 
     name = "the API's own template"
+
+    def plain(self, text: str) -> Prompt:
+        """The prompt that is `text` as it is, for capability `raw`; PromptError if it is blank."""
+        if not text.strip():
+            raise PromptError("the text to go on with is empty; give a text")
+        return Prompt((Piece(text, PLAIN),))
 
     def prompt(
         self, messages: str | Sequence[Any], *, tools: Sequence[Any] | None = None, prefill: str | None = None

@@ -160,6 +160,7 @@ class Account:
             prompt_tokens=answer.prompt_tokens,
             generated_tokens=answer.generated_tokens,
             windows=windows,
+            **({} if answer.usage is None else {"usage": dict(answer.usage)}),
         )
 
     def _break(self, outcome: str) -> None:

@@ -11,7 +11,21 @@ import typer
 from typer.core import TyperGroup
 
 from anydepth import __version__
-from anydepth.cli import bench, calibrate, collect, demo, evaluate, fit, generate, inspect, probe, report, scan, serve
+from anydepth.cli import (
+    bench,
+    calibrate,
+    collect,
+    demo,
+    evaluate,
+    fit,
+    generate,
+    inspect,
+    probe,
+    proxy,
+    report,
+    scan,
+    serve,
+)
 from anydepth.cli.config import config
 from anydepth.cli.output import escape_unwritable, flush_output, print_error
 from anydepth.errors import AnydepthError, CheckError, ConfigError
@@ -80,6 +94,7 @@ for command in (
     generate.generate,
     scan.scan,
     serve.serve,
+    proxy.proxy,
     collect.collect,
     fit.fit,
     calibrate.calibrate,

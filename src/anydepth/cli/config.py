@@ -18,9 +18,11 @@ def check(
 ) -> None:
     """Check a guard.toml; the exit code is 2 if something in it is wrong, with every key named."""
     require("pydantic", extra="server")
+    from anydepth.apis.provider import require_free
     from anydepth.settings import load_settings
 
     settings = load_settings(file)
+    require_free(settings.upstream.request)
     if as_json:
         write_json(settings.model_dump(mode="json"), indent=2)
     err.print(f"{file} is good", markup=False, soft_wrap=True)

@@ -1,7 +1,6 @@
 """`anydepth serve`: an OpenAI-compatible server that guards every answer."""
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -9,15 +8,15 @@ import typer
 
 from anydepth.cli import load
 from anydepth.cli import options as opt
+from anydepth.cli.server_settings import http, merged, with_policy
 from anydepth.errors import ConfigError
 from anydepth.extras import require
-from anydepth.policy import Threshold, policy_from, policy_record, with_threshold
+from anydepth.policy import with_threshold
 from anydepth.types import OnError, ReleaseMode
 
 if TYPE_CHECKING:
     from anydepth.settings import Settings
 
-_http = partial(typer.Option, rich_help_panel="The server")
 _ADDRESS_FLAGS = ("--host", "--port", "--uds")
 """Flags of vLLM by which it listens somewhere else than the settings say."""
 
@@ -36,9 +35,9 @@ def serve(
     engine: Annotated[
         opt.EngineName, typer.Option("--engine", help="What generates: Transformers, or vLLM with its own server.")
     ] = "transformers",
-    host: Annotated[str | None, _http("--host", help="Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, _http("--port", min=0, max=65535, help="Default: 8000.")] = None,
-    name: Annotated[str | None, _http("--name", help="Name of the model that clients use.")] = None,
+    host: Annotated[str | None, http("--host", help="Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, http("--port", min=0, max=65535, help="Default: 8000.")] = None,
+    name: Annotated[str | None, http("--name", help="Name of the model that clients use.")] = None,
     probe: opt.Probe = None,
     detector: Annotated[str | None, opt.guard("--detector", help="Default: probe.")] = None,
     policy: opt.PolicyOption = None,
@@ -105,7 +104,7 @@ def _run_vllm(
         raise ConfigError(
             f"ride {settings.model.ride} does not apply to --engine vllm, whose checks ride anyway; drop it"
         )
-    settings = _with_policy(settings, policy, threshold)
+    settings = with_policy(settings, policy, threshold)
     if threshold is not None and settings.guard.policy is None:
         raise ConfigError(
             f"--threshold {threshold:g} with --engine vllm needs to be told of which policy; add --policy threshold, "
@@ -116,29 +115,11 @@ def _run_vllm(
     os.execve(command[0], command, {**ENVIRONMENT, **os.environ})
 
 
-def _with_policy(settings: "Settings", policy: opt.PolicyName | None, threshold: float | None) -> "Settings":
-    """The settings with the policy of the command line in them; a threshold alone changes that of the file."""
-    record = settings.guard.policy
-    if policy is not None:
-        record = policy_record(opt.GuardOptions(policy=policy, threshold=threshold).build_policy() or Threshold())
-    elif threshold is not None and record is not None:
-        record = policy_record(policy_from({**record, "threshold": threshold}))
-    return settings.model_copy(update={"guard": settings.guard.model_copy(update={"policy": record})})
-
-
 def _settings(config: Path | None, given: dict[str, dict[str, Any]]) -> "Settings":
     """The file's settings with the options of the command line over them."""
-    from anydepth.settings import Settings, load_settings, parse_settings
-
-    settings = Settings() if config is None else load_settings(config)
-    table = settings.model_dump(exclude_unset=True)
-    if variables := given["model"].get("template_kwargs"):
-        given["model"]["template_kwargs"] = {**settings.model.template_kwargs, **variables}
-    for name, values in given.items():
-        table.setdefault(name, {}).update({key: value for key, value in values.items() if value is not None})
-    if "interval" in table["guard"] and given["guard"]["interval"] is not None:
-        table["guard"].pop("adaptive", None)
-    settings = parse_settings(table, origin="the options")
+    settings = merged(config, given)
+    if settings.upstream.url is not None:
+        raise ConfigError(f"[upstream] url is {settings.upstream.url!r}; `anydepth proxy` serves an upstream")
     if settings.model.path is None:
         raise ConfigError("there is no model to serve; give MODEL, or [model] path in guard.toml")
     return settings
@@ -149,7 +130,7 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
     from anydepth.backends.protocol import require_sessions
     from anydepth.server.engine.transformers_engine import TransformersEngine
 
-    settings = _with_policy(settings, policy, threshold)
+    settings = with_policy(settings, policy, threshold)
     model, limits = settings.model, settings.limits
     assert model.path is not None
     options = opt.ModelOptions(

@@ -4,13 +4,13 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
-from anydepth.server.engine.engine import EngineError
-from anydepth.server.engine.transformers_engine import TransformersEngine
+from anydepth.server.engine.engine import Engine, EngineError
 from anydepth.server.http.app import build_app
 from anydepth.server.resources import opening
 from anydepth.server.service import Service
@@ -19,11 +19,13 @@ from anydepth.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_EVERYWHERE = ("0.0.0.0", "::")
+
 LAST_WORDS = 5
 """Seconds that connections have to take the end of an answer that was aborted."""
 
 
-def serve(load: Callable[[], TransformersEngine], settings: Settings) -> None:
+def serve(load: Callable[[], Engine], settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; returns once everything is finished or the time of grace is over.
 
     Args:
@@ -52,6 +54,20 @@ def serve(load: Callable[[], TransformersEngine], settings: Settings) -> None:
         raise EngineError("the server could not start; its log says why") from error
 
 
+def where_to_go(settings: Settings, port: int, model: str) -> str:
+    """Where the console and the API are, as lines for a person at a terminal.
+
+    Args:
+        settings: What the operator decided.
+        port: The port that the server listens on.
+        model: Name of the model that clients use.
+    """
+    host = settings.http.host
+    host = "127.0.0.1" if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
+    console = f"http://{host}:{port}/" if settings.console.enabled else "switched off by [console] enabled"
+    return f"Console  {console}\nAPI      http://{host}:{port}/v1 (model {model})\n"
+
+
 class _Server(uvicorn.Server):
     """Uvicorn's server; a signal makes the service drain, and the process then ends with exit code 0."""
 
@@ -66,7 +82,11 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             addresses = [each.getsockname() for server in self.servers for each in server.sockets]
-            logger.info("listening", extra={"addresses": addresses, "model": self._service.engine.facts.model})
+            model, settings = self._service.engine.facts.model, self._service.settings
+            if sys.stderr.isatty():
+                sys.stderr.write(where_to_go(settings, addresses[0][1], model))
+            else:
+                logger.info("listening", extra={"addresses": addresses, "model": model})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take no new connections, and give the answers under way the time of grace; a second SIGINT ends at once."""

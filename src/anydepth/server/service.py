@@ -18,8 +18,7 @@ from anydepth.errors import AnydepthError, ModelNotFound
 from anydepth.server.answer.compose import Composer, Delta, End, Reading, has_calls
 from anydepth.server.answer.segments import SpecialTokens
 from anydepth.server.answer.toolcalls import ToolFormat, choose_format
-from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, Job, ShuttingDown
-from anydepth.server.engine.transformers_engine import TransformersEngine
+from anydepth.server.engine.engine import AnswerTimeout, Busy, Engine, EngineError, Job, ShuttingDown
 from anydepth.server.telemetry.metrics import Metrics, Watcher
 from anydepth.server.telemetry.tracing import answer_span, note_answers, note_check
 from anydepth.settings import Settings
@@ -64,10 +63,12 @@ class Service:
         audit: The audit trail that the account of every answer goes to.
     """
 
-    def __init__(self, engine: TransformersEngine, settings: Settings, audit: Audit) -> None:
+    def __init__(self, engine: Engine, settings: Settings, audit: Audit) -> None:
         self.engine, self.settings, self.audit = engine, settings, audit
         self.metrics = Metrics()
         self.metrics.watch(lambda: engine.stats, lambda: self.ready)
+        if (report := getattr(engine, "report", None)) is not None:
+            self.metrics.watch_spending(report)
         self.draining = False
         engine.on_check = self.metrics.check_seconds.observe
         audit.on_failure = self.metrics.audit_failures.inc

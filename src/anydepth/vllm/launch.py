@@ -93,6 +93,7 @@ def server_command(settings: Settings, flags: Sequence[str] = ()) -> list[str]:
 
 def _check(settings: Settings, flags: Sequence[str]) -> None:
     for name, value, remedy in (
+        ("[upstream] url", settings.upstream.url, "`anydepth proxy` is for it"),
         ("[model] adapter", settings.model.adapter, "give vLLM --enable-lora and --lora-modules"),
         ("[model] device", settings.model.device, "vLLM chooses the device"),
         ("[model] dtype fast", settings.model.dtype == "fast", "name a format, or leave it at auto"),

@@ -10,6 +10,7 @@ from typing import Any
 ANSWER = ("one ", "two ", "three ", "four ", "five ", "six ", "seven ", "eight")
 WEEK = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"
 NO = "I'm sorry, but I can't help with that request."
+HANGS = "(silence)"
 YES = "Sure, here is the answer again."
 
 
@@ -28,7 +29,10 @@ class Script:
         break_after: Pieces after which a stream breaks off; None lets it end.
         clean_break: Whether the connection is then closed as if all was sent.
         failures: Statuses that the next requests get instead of a reply.
-        failing: Whether a request fails with HTTP 500, by its body.
+        failing: Whether a request fails, by its body: a status, or True for HTTP 500.
+        before: Called with the number of each streamed piece before it is sent.
+        hangs_at: Number of the streamed piece at which the server falls silent until the client hangs up.
+        gone: Set once a client has hung up on a silent server.
         extra_deltas: Further deltas or blocks that each stream has before its text.
         requests: Path and body of every request.
     """
@@ -43,7 +47,10 @@ class Script:
     break_after: int | None = None
     clean_break: bool = True
     failures: list[int] = field(default_factory=list)
-    failing: Callable[[dict[str, Any]], bool] = lambda body: False
+    failing: Callable[[dict[str, Any]], int] = lambda body: 0
+    before: Callable[[int], None] = lambda number: None
+    hangs_at: int | None = None
+    gone: threading.Event = field(default_factory=threading.Event)
     extra_deltas: Sequence[dict[str, Any]] = ()
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
@@ -112,8 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
         script.requests.append((self.path, body))
         if script.failures:
             return self._json(script.failures.pop(0), {"error": {"type": "busy", "message": "come back later"}})
-        if script.failing(body):
-            return self._json(500, {"error": {"type": "broken", "message": "out of order"}})
+        if status := script.failing(body):
+            status = 500 if status is True else status
+            return self._json(status, {"error": {"type": "broken", "message": "out of order"}})
         last = body["messages"][-1] if "messages" in body else {"role": "user"}
         if script.trailing == "rejects" and last["role"] == "assistant":
             return self._json(400, {"error": {"type": "invalid", "message": "must end with a user message"}})
@@ -141,6 +149,10 @@ class _Handler(BaseHTTPRequestHandler):
             if event is None:
                 break
             try:
+                if event == HANGS:
+                    self.connection.recv(1)
+                    self.script.gone.set()
+                    break
                 self.wfile.write(event.encode())
             except OSError:  # the client has closed the stream: a halt
                 break
@@ -167,6 +179,9 @@ class _Chat:
         for number, piece in enumerate(script.answer):
             if number == script.break_after:
                 yield None
+            if number == script.hangs_at:
+                yield HANGS
+            script.before(number)
             yield _data(_envelope("chat.completion.chunk", [cls.delta({"content": piece})]))
         if script.break_after == len(script.answer):
             yield None
@@ -210,6 +225,9 @@ class _Anthropic:
         for number, piece in enumerate(script.answer):
             if number == script.break_after:
                 yield None
+            if number == script.hangs_at:
+                yield HANGS
+            script.before(number)
             yield _named("content_block_delta", index=0, delta={"type": "text_delta", "text": piece})
         if script.break_after == len(script.answer):
             yield None

@@ -18,6 +18,7 @@ COMMANDS = [
     "generate",
     "scan",
     "serve",
+    "proxy",
     "collect",
     "fit",
     "calibrate",

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import re
+import sys
 
 import pytest
 from opentelemetry import trace
@@ -78,6 +80,21 @@ def root():
     root.handlers[:] = before
     root.setLevel(level)
     logging.getLogger("anydepth.driver").setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("log_text", [False, True])
+def test_logs_on_a_terminal_are_plain_lines(root, capsys, monkeypatch, log_text):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    set_up_logging(LoggingTable(log_text=log_text))
+    try:
+        raise ValueError("what the user wrote")
+    except ValueError as error:
+        logging.getLogger("anydepth.server").error("it failed", exc_info=error, extra={"id": "x"})
+    logging.getLogger("httpx").info("a request of the client, with its headers")
+    logging.getLogger("openai").debug("the whole request")
+    written = capsys.readouterr().err
+    assert re.match(r"\d\d:\d\d:\d\d ERROR it failed id=x\n", written)
+    assert ("wrote" in written) is log_text and "request" not in written
 
 
 @pytest.mark.parametrize("log_text", [False, True])

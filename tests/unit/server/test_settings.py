@@ -163,7 +163,8 @@ def test_the_commands(tmp_path):
     schema = json.loads(CliRunner().invoke(app, ["config", "schema"]).output)
     assert schema == json.loads(json.dumps(settings_schema()))
     assert set(schema["properties"]) == {
-        "model", "guard", "blocked", "reasoning", "tools", "overrides", "limits", "http", "audit", "logging", "console"
+        "model", "guard", "blocked", "reasoning", "tools", "overrides", "limits", "http", "audit", "logging", "console",
+        "upstream",
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ class Steps:
         self.name, self.left, self.log, self.gate = name, count, log, gate
         self.cancelled, self.ended, self.begun = False, threading.Event(), threading.Event()
         self.error: Exception | None = None
+        self.interrupted = False
 
     def turn(self) -> bool:
         self.begun.set()
@@ -35,6 +36,9 @@ class Steps:
 
     def end(self) -> None:
         self.ended.set()
+
+    def interrupt(self) -> None:
+        self.interrupted = True
 
 
 class Failing(Steps):
@@ -72,6 +76,21 @@ def test_turns_are_fair_and_the_rest_waits_in_order():
     ended(*works)
     # "c" takes the place of the blocker, "d" that of "a", the first to end
     assert log == ["first", "a", "b", "c", "a", "b", "c", "a", "b", "d"]
+    turns.stop(RuntimeError("over"))
+    assert (turns.live, turns.waiting) == (0, 0)
+
+
+def test_with_a_thread_for_each_none_waits_for_another():
+    log: list[str] = []
+    turns = Turns(2, 2, threads=2)
+    blocker, gate = gated(turns, log)
+    blocker.left = 1
+    works = [Steps("a", 3, log), Steps("b", 1, log)]
+    assert all(map(turns.put, works))
+    ended(*works)
+    assert log == ["a", "a", "a", "b"] and not blocker.ended.is_set()
+    gate.set()
+    ended(blocker)
     turns.stop(RuntimeError("over"))
     assert (turns.live, turns.waiting) == (0, 0)
 
@@ -121,7 +140,7 @@ def test_abort_tells_everybody(stops: bool):
         turns.abort(error)
     gate.set()
     ended(*works)
-    assert log == ["first"] and all(work.error is error for work in works)
+    assert log == ["first"] and all(work.error is error and work.interrupted for work in works)
     if stops:
         stopping.join(30)
         assert not stopping.is_alive() and not turns.put(Steps("e", 1, log))

@@ -1,10 +1,14 @@
 """What the server and its engine tell each other."""
 
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from anydepth.audit.answer import Account
 from anydepth.config import GuardConfig
 from anydepth.errors import AnydepthError
 from anydepth.templates.template import ChatTemplate, Prompt
+from anydepth.types import Event, ScanResult
 
 
 class EngineError(AnydepthError):
@@ -17,6 +21,30 @@ class ShuttingDown(EngineError):
 
 class AnswerTimeout(EngineError):
     """The answer took longer than the operator allows."""
+
+
+class UpstreamError(EngineError):
+    """The upstream of a proxy failed, or broke off; nothing that was not checked has left.
+
+    Messages of these errors go to clients. They have no text of the upstream, which may name its operator's account;
+    that is the cause, which is logged.
+    """
+
+
+class UpstreamTimeout(UpstreamError):
+    """The upstream was silent for too long."""
+
+
+class UpstreamBusy(UpstreamError):
+    """The upstream takes no more requests for now; `retry_after` says in how many seconds to ask again, if it said."""
+
+    def __init__(self, message: str, retry_after: int | None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UpstreamRejected(UpstreamError):
+    """The upstream does not accept this client's request; the message has its reason."""
 
 
 class Busy(AnydepthError):
@@ -78,6 +106,7 @@ class EngineFacts:
         guard: How answers are guarded unless a request's overrides say otherwise.
         end_token_ids: Tokens that end a turn; they do not count as depth.
         context_length: Longest sequence, or None if there is no limit.
+        prefill: Whether an answer can go on with a start that the client writes.
     """
 
     model: str
@@ -85,3 +114,54 @@ class EngineFacts:
     guard: GuardConfig
     end_token_ids: frozenset[int]
     context_length: int | None = None
+    prefill: bool = True
+
+
+class Engine(Protocol):
+    """What generates guarded answers for the server.
+
+    Attributes:
+        facts: What does not change while it runs.
+        on_check: Called with the seconds that each check took; the server sets it.
+    """
+
+    facts: EngineFacts
+    on_check: Callable[[float], None]
+
+    @property
+    def ready(self) -> bool:
+        """True if it can take answers: until it is stopped."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """Answers under way and waiting."""
+        ...
+
+    async def start(self) -> None:
+        """Get ready for answers."""
+        ...
+
+    async def stop(self) -> None:
+        """Take no more answers; those under way get ShuttingDown."""
+        ...
+
+    def abort(self) -> None:
+        """Give every answer under way ShuttingDown, now."""
+        ...
+
+    def submit(self, job: Job, account: Account | None = None) -> AsyncGenerator[Event, None]:
+        """Generate one answer: `Checked`, `Released`, at most one `Halted`, and `Finished` last.
+
+        What is released is written into `account` before it leaves. Closing the iterator frees the work.
+
+        Raises:
+            ConfigError, PromptError: The job cannot be done; before the first event.
+            Busy: There is no room for it; before the first event.
+            EngineError: The engine failed.
+        """
+        ...
+
+    async def scan(self, prompt: Prompt, guard: GuardConfig) -> ScanResult:
+        """Check a finished answer, the prefill of `prompt`, at all its depths; without one, depth 0 only."""
+        ...

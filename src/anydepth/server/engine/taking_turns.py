@@ -1,7 +1,8 @@
-"""Take turns: the works of a model run in one thread, one turn each."""
+"""Take turns: the works of a model run in one thread, or a few, one turn each."""
 
 import logging
 import threading
+import time
 from collections import deque
 from queue import SimpleQueue
 from typing import Protocol
@@ -31,25 +32,34 @@ class Work(Protocol):
         """Free what it holds, and hand `error` to whoever waits."""
         ...
 
+    def interrupt(self) -> None:
+        """End a turn that is under way sooner, if that can be done; from another thread."""
+        ...
+
 
 class Turns:
-    """A thread for at most `live` works under way; at most `queue` more wait, in order.
+    """Threads for at most `live` works under way; at most `queue` more wait, in order.
 
-    A work joins the thread's queue again after each turn, so that the works under way take turns. One that is cancelled
+    A work joins the threads' queue again after each turn, so that the works under way take turns. One that is cancelled
     before its first turn is left out.
+
+    Args:
+        live: Works under way at most.
+        queue: Works that may wait.
+        threads: How many threads there are.
 
     Attributes:
         over: True once no more work is taken.
     """
 
-    def __init__(self, live: int, queue: int) -> None:
+    def __init__(self, live: int, queue: int, threads: int = 1) -> None:
         self._limit, self._room, self.over = live, live + queue, False
         self._lock = threading.Lock()
         self._live: set[Work] = set()
         self._waiting: deque[Work] = deque()
         self._due: SimpleQueue[Work | None] = SimpleQueue()
         # A daemon, which an executor's thread is not: a turn that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name="anydepth-model", daemon=True)
+        self._threads = [threading.Thread(target=self._run, name="anydepth-model", daemon=True) for _ in range(threads)]
 
     @property
     def live(self) -> int:
@@ -68,8 +78,8 @@ class Turns:
             self._waiting = self._wanted()  # the others have not begun, and hold nothing
             if self.over or len(self._live) + len(self._waiting) >= self._room:
                 return False
-            if self._thread.ident is None:
-                self._thread.start()
+            if (idle := next((each for each in self._threads if each.ident is None), None)) is not None:
+                idle.start()
             self._waiting.append(work)
             self._admit()
         return True
@@ -80,15 +90,19 @@ class Turns:
             self._admit(everything=True)
             for work in self._live:
                 work.error = error
+                work.interrupt()
 
     def stop(self, error: Exception) -> None:
-        """End everything with `error`, take no more work, and wait at most `PATIENCE` for the thread to end."""
+        """End everything with `error`, take no more work, and wait at most `PATIENCE` for the threads to end."""
         with self._lock:
             self.over = True
         self.abort(error)
-        self._due.put(None)
-        if self._thread.ident is not None:
-            self._thread.join(PATIENCE)
+        begun = [each for each in self._threads if each.ident is not None]
+        for _ in begun:
+            self._due.put(None)
+        deadline = time.monotonic() + PATIENCE
+        for each in begun:
+            each.join(max(0.0, deadline - time.monotonic()))
 
     def _wanted(self) -> deque[Work]:
         return deque(work for work in self._waiting if not work.cancelled)

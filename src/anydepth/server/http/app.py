@@ -49,8 +49,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "There is no such model or path",
         413: "The body is too large",
         415: "The header Content-Type does not say that the body is JSON",
-        429: "Too many answers wait; see Retry-After",
+        429: "Too many answers wait, or the upstream is busy; see Retry-After",
         500: "The engine failed",
+        502: "The upstream failed",
         503: "The server is shutting down, or the audit trail cannot be written",
         504: "The answer took too long",
     }.items()

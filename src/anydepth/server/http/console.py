@@ -14,6 +14,7 @@ from anydepth import __version__
 from anydepth.files import packaged_toml
 from anydepth.policy import policy_record
 from anydepth.schedule import Every
+from anydepth.server.engine.engine import EngineFacts
 from anydepth.server.http.request_limits import answer_length
 from anydepth.server.service import Service
 from anydepth.settings import Settings
@@ -81,7 +82,8 @@ def console_config(service: Service) -> dict[str, Any]:
         },
         "compare": _comparison(settings, guard.release),
         "limits": {"max_tokens": limits.max_tokens, "default_max_tokens": answer_length(limits, None)},
-        "gallery": gallery(facts.template),
+        "prefill": facts.prefill,
+        "gallery": gallery(facts),
     }
 
 
@@ -92,21 +94,30 @@ def _comparison(settings: Settings, release: str) -> str:
     return "offered" if "monitor" in (release, *settings.overrides.release) else "not_allowed"
 
 
-def gallery(template: ChatTemplate) -> list[dict[str, Any]]:
-    """The examples of `gallery.toml`: its `{header}` is this model's own Safety Tokens, as text."""
-    header = template.tokenizer.decode(list(template.header.ids), skip_special_tokens=False)
+def gallery(facts: EngineFacts) -> list[dict[str, Any]]:
+    """The examples of `gallery.toml` that this model can be asked: their `{header}` is its Safety Tokens, as text."""
+    header = _header_text(facts.template)
     demo = packaged_toml("demo.toml")["demo"]
     examples = []
     for row in packaged_toml("gallery.toml")["example"]:
         texts = {"prompt": demo["request"], "prefill": demo["prefill"].strip()} if row.get("demo") else row
+        if (texts.get("prefill") and not facts.prefill) or (header is None and "{header}" in texts["prompt"]):
+            continue
         examples.append(
             {
                 **{name: row[name].strip() for name in ("id", "name", "kind", "note")},
-                "prompt": texts["prompt"].strip().replace("{header}", header),
+                "prompt": texts["prompt"].strip().replace("{header}", header or ""),
                 "prefill": texts.get("prefill", "").strip(),
             }
         )
     return examples
+
+
+def _header_text(template: ChatTemplate) -> str | None:
+    """The Safety Tokens as text; None where a provider keeps them for itself."""
+    if template.header is None:
+        return None
+    return template.tokenizer.decode(list(template.header.ids), skip_special_tokens=False)
 
 
 @cache

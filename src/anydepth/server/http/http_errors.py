@@ -10,7 +10,16 @@ from starlette.responses import JSONResponse
 from anydepth.audit.trail import AuditError
 from anydepth.errors import BadRequest, ConfigError, ModelNotFound, PromptError, UnsupportedModel
 from anydepth.server.answer.blocked import filter_results
-from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, ShuttingDown
+from anydepth.server.engine.engine import (
+    AnswerTimeout,
+    Busy,
+    EngineError,
+    ShuttingDown,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamRejected,
+    UpstreamTimeout,
+)
 
 
 class WrongContentType(BadRequest):
@@ -32,6 +41,10 @@ _KINDS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (ShuttingDown, 503, "server_error", "shutting_down"),
     (AnswerTimeout, 504, "timeout_error", "timeout"),
     (AuditError, 503, "server_error", "audit_failed"),
+    (UpstreamBusy, 429, "rate_limit_error", "upstream_busy"),
+    (UpstreamTimeout, 504, "timeout_error", "upstream_timeout"),
+    (UpstreamRejected, 400, "invalid_request_error", "upstream_rejected"),
+    (UpstreamError, 502, "server_error", "upstream_error"),
     (EngineError, 500, "server_error", "engine_error"),
     (WrongContentType, 415, "invalid_request_error", "unsupported_media_type"),
     (PromptError, 400, "invalid_request_error", "invalid_prompt"),
@@ -55,7 +68,7 @@ def refusal(
 
 def retry_header(status: int) -> dict[str, str]:
     """The header that keeps OpenAI's clients from asking again where that would cost a second generation."""
-    return {"x-should-retry": "false"} if status in (500, 504) else {}
+    return {"x-should-retry": "false"} if status in (500, 502, 504) else {}
 
 
 def blocked(report: Mapping[str, Any], refusal: str) -> JSONResponse:
@@ -94,5 +107,6 @@ def failure(error: Exception, prompt: str | None = None) -> JSONResponse:
     status, body = describe(error)
     if isinstance(error, PromptError):
         body["error"]["param"] = body["error"]["param"] or prompt
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else retry_header(status)
+    wait = error.retry_after if isinstance(error, Busy | UpstreamBusy) else None
+    headers = retry_header(status) if wait is None else {"Retry-After": str(wait)}
     return JSONResponse(body, status, headers)

@@ -13,6 +13,7 @@ from anydepth.audit.answer import check_record
 from anydepth.guard_report import GuardReport
 from anydepth.server.answer.blocked import sign
 from anydepth.server.answer.compose import Delta, End
+from anydepth.server.answer.usage import token_counts
 from anydepth.server.http.disconnect import ClosingStream, while_there
 from anydepth.server.http.http_errors import blocked, describe
 from anydepth.server.http.requests import ChatRequest, CompletionRequest
@@ -52,8 +53,10 @@ async def respond(request: Request, body: ChatRequest | CompletionRequest, servi
     pieces = service.run(ask)
     if not body.stream:
         return await while_there(request, _collect(ask, service, shape, pieces))
-    # Before the headers: what cannot be done gets its own status.
-    first = await while_there(request, opening(pieces, wait=service.settings.blocked.style == "error"))
+    # Before the headers: what cannot be done gets its own status, and so does what an upstream fails to begin.
+    settings = service.settings
+    waits = settings.blocked.style == "error" or settings.upstream.url is not None
+    first = await while_there(request, opening(pieces, wait=waits))
     ends = {index: piece for index, piece in first if isinstance(piece, End)}
     if (error := blocked_instead(ask, service, ends)) is not None:
         await pieces.aclose()
@@ -168,7 +171,8 @@ async def after(first: Sequence[Piece], pieces: AsyncGenerator[Piece, None]) -> 
 
 def usage_of(ask: Ask, ends: dict[int, End]) -> dict[str, int]:
     """Token counts of a request: each of its prompts counts once, however many answers it has."""
-    answers = [ends[index].answer for index in range(len(ask.jobs))]
-    asked = sum(each.prompt_tokens + each.prefill_tokens for each in answers[:: len(answers) // ask.prompts])
-    written = sum(answer.generated_tokens for answer in answers)
+    counts = [token_counts(ends[index].answer) for index in range(len(ask.jobs))]
+    each = len(counts) // ask.prompts
+    asked = sum(max(prompt for prompt, _ in counts[at : at + each]) for at in range(0, len(counts), each))
+    written = sum(generated for _, generated in counts)
     return {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}

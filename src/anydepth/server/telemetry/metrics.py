@@ -1,6 +1,6 @@
 """Count what the server does, for Prometheus."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -13,7 +13,9 @@ from prometheus_client import (
     generate_latest,
 )
 
+from anydepth.server.answer.usage import token_counts
 from anydepth.server.engine.engine import EngineStats
+from anydepth.server.telemetry.spending_metrics import SpendingMetrics
 from anydepth.types import Checked, Event, Finished, Released
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -54,6 +56,10 @@ class Metrics:
         ):
             Gauge(name, text, registry=self.registry).set_function(value)
 
+    def watch_spending(self, report: Callable[[], Mapping[str, Any]]) -> None:
+        """Report what an API says that it was asked, of an `ApiBackend.report`, whenever the metrics are read."""
+        self.registry.register(SpendingMetrics(report))
+
     def text(self) -> bytes:
         """The metrics as Prometheus reads them."""
         return generate_latest(self.registry)
@@ -77,7 +83,7 @@ class Watcher:
             metrics.tokens.labels("released").inc(len(event.token_ids))
         elif isinstance(event, Finished):
             answer = event.answer
-            metrics.prompt_tokens.inc(answer.prompt_tokens + answer.prefill_tokens)
+            metrics.prompt_tokens.inc(token_counts(answer)[0])
             metrics.tokens.labels("withheld").inc(max(0, answer.generated_tokens - len(answer.token_ids)))
             if answer.halted:
                 metrics.blocked.labels(answer.verdict.reason).inc()

@@ -7,6 +7,7 @@ from typing import Any
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from anydepth.server.answer.usage import token_counts
 from anydepth.server.engine.engine import Job
 from anydepth.types import Answer, CheckResult
 
@@ -53,6 +54,7 @@ def note_answers(span: Span, identity: str, answers: Sequence[Answer]) -> None:
     if span.is_recording() and answers:
         span.set_attribute("gen_ai.response.id", identity)
         span.set_attribute("gen_ai.response.finish_reasons", [answer.finish_reason for answer in answers])
-        span.set_attribute("gen_ai.usage.input_tokens", answers[0].prompt_tokens + answers[0].prefill_tokens)
-        span.set_attribute("gen_ai.usage.output_tokens", sum(answer.generated_tokens for answer in answers))
+        counts = [token_counts(answer) for answer in answers]
+        span.set_attribute("gen_ai.usage.input_tokens", max(prompt for prompt, _ in counts))
+        span.set_attribute("gen_ai.usage.output_tokens", sum(generated for _, generated in counts))
         span.set_attribute("anydepth.halted", any(answer.halted for answer in answers))

@@ -15,6 +15,7 @@ export class Chat {
     Object.assign(this, { config, settings, history: [], running: null, last: null });
     this.prompt = byId("prompt");
     this.prefill = byId("prefill");
+    this.prefill.parentElement.hidden = config.prefill === false;
     this.guarded = new AnswerView(byId("guarded"), { title: "Guarded" });
     this.unguarded = new AnswerView(byId("unguarded"), { title: "Unguarded", live: false });
     byId("chat-form").addEventListener("submit", (event) => {
