@@ -9,7 +9,6 @@ from anydepth.config import GuardConfig
 from anydepth.policy import policy_record
 from anydepth.types import Answer
 
-
 _OPTIONAL = ("timeline", "usage")
 
 

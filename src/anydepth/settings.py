@@ -316,7 +316,7 @@ _PATHS = (*_IDS, ("guard", "probe"), ("http", "api_key_file"), ("upstream", "key
 
 
 def _anchored(settings: Settings, folder: Path) -> Settings:
-    """Take relative paths from the file's folder; that of a model or tokenizer only if it is there, else it is an id."""
+    """Take relative paths from the file's folder; a model's or tokenizer's only if it is there, else it is an id."""
     anchored = {}
     for name, key in _PATHS:
         table = anchored.get(name, getattr(settings, name))
