@@ -81,6 +81,11 @@ class Service:
         """True if requests are taken: the engine runs, the audit can be written, nothing is being shut down."""
         return self.engine.ready and not self.draining and self.audit.healthy
 
+    @property
+    def waits_for_text(self) -> bool:
+        """True if the status of a stream waits for its first text: a block, or an upstream that fails, has its own."""
+        return self.settings.blocked.style == "error" or self.settings.upstream.url is not None
+
     def check_model(self, name: str | None) -> str:
         """The model's name; ModelNotFound for another one."""
         served = self.engine.facts.model

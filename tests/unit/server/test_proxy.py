@@ -190,6 +190,16 @@ def test_the_console_offers_what_can_be_asked_here(proxy: ProxyHost) -> None:
     assert config["gallery"] and not any(each["prefill"] or "{header}" in each["prompt"] for each in config["gallery"])
 
 
+def test_the_responses_api_is_served_too(proxy: ProxyHost) -> None:
+    reply = proxy.client.responses.create(model="m", input="Count to eight.", instructions="Be brief.")
+    assert reply.output_text == WHOLE and reply.usage is not None and reply.usage.output_tokens == 9
+    proxy.follow(failing=lambda body: 500)
+    for streamed in (False, True):
+        with pytest.raises(openai.InternalServerError) as caught:
+            proxy.client.responses.create(model="m", input="Count to eight.", stream=streamed)
+        assert caught.value.status_code == 502
+
+
 # -- what is asked of the upstream ---------------------------------------------------------------------------------
 
 

@@ -80,13 +80,13 @@ def test_a_failure_after_the_first_piece_ends_the_stream(proxy: ProxyHost, statu
 def test_a_stream_that_breaks_off(proxy: ProxyHost) -> None:
     proxy.follow(break_after=3)
     assert ended_with_an_error(proxy) == "one two "
-    error = failed(lambda: proxy.ask())
+    error = failed(proxy.ask)
     assert (error.status_code, error.code) == (502, "upstream_error")
 
 
 def test_a_silent_upstream(proxy: ProxyHost) -> None:
     script = proxy.follow(hangs_at=0)
-    error = failed(lambda: proxy.ask())
+    error = failed(proxy.ask)
     assert (error.status_code, error.code) == (504, "upstream_timeout")
     assert script.gone.wait(30)
     proxy.follow(hangs_at=3)
@@ -105,7 +105,7 @@ def ended_with_an_error(proxy: ProxyHost) -> str:
 def test_a_call_in_the_answer_is_an_error(proxy: ProxyHost) -> None:
     call = {"index": 0, "id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     proxy.follow(extra_deltas=[{"tool_calls": [call]}])
-    assert failed(lambda: proxy.ask()).status_code == 502
+    assert failed(proxy.ask).status_code == 502
 
 
 def test_a_full_proxy_says_so(proxy: ProxyHost) -> None:
@@ -126,6 +126,19 @@ def test_a_full_proxy_says_so(proxy: ProxyHost) -> None:
     go_on.set()
     first.join(30)
     assert texts == [WHOLE]
+
+
+def test_a_proxy_that_stops_hangs_up_on_a_silent_upstream(proxy: ProxyHost) -> None:
+    begun = threading.Event()
+    script = proxy.follow(hangs_at=1, before=lambda number: begun.set())
+    errors: list[openai.APIStatusError] = []
+    once = proxy.client.with_options(max_retries=0).chat.completions
+    first = threading.Thread(target=lambda: errors.append(failed(lambda: once.create(model="m", messages=QUESTION))))
+    first.start()
+    assert begun.wait(30)
+    proxy.engine.abort()
+    first.join(30)
+    assert script.gone.wait(30) and [(each.status_code, each.code) for each in errors] == [(503, "shutting_down")]
 
 
 def test_a_guard_that_fails_open_goes_on() -> None:

@@ -36,7 +36,7 @@ async def respond_with_items(request: Request, body: ResponsesRequest, service: 
     if not body.stream:
         return await while_there(request, _collect(ask, service, writer, pieces))
     # Before the headers: what cannot be done gets its own status.
-    first = await while_there(request, opening(pieces, wait=service.settings.blocked.style == "error"))
+    first = await while_there(request, opening(pieces, wait=service.waits_for_text))
     ends = {index: piece for index, piece in first if isinstance(piece, End)}
     if (error := blocked_instead(ask, service, ends)) is not None:
         await pieces.aclose()

@@ -53,10 +53,8 @@ async def respond(request: Request, body: ChatRequest | CompletionRequest, servi
     pieces = service.run(ask)
     if not body.stream:
         return await while_there(request, _collect(ask, service, shape, pieces))
-    # Before the headers: what cannot be done gets its own status, and so does what an upstream fails to begin.
-    settings = service.settings
-    waits = settings.blocked.style == "error" or settings.upstream.url is not None
-    first = await while_there(request, opening(pieces, wait=waits))
+    # Before the headers: what cannot be done gets its own status.
+    first = await while_there(request, opening(pieces, wait=service.waits_for_text))
     ends = {index: piece for index, piece in first if isinstance(piece, End)}
     if (error := blocked_instead(ask, service, ends)) is not None:
         await pieces.aclose()
