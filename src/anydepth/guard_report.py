@@ -30,7 +30,7 @@ class GuardReport:
         withheld_tokens: Tokens that were generated and never left.
         leak_tokens: Tokens that had left when the answer was halted.
         timeline: Every check, where the client may see them.
-        usage: What the answer and its checks used, as an API says; see `Answer.usage`.
+        usage: What the answer and its checks used, as an API says, without the cost; see `Answer.usage`.
     """
 
     halted: bool
@@ -66,7 +66,7 @@ class GuardReport:
             withheld_tokens=max(0, answer.generated_tokens - len(answer.token_ids)),
             leak_tokens=answer.leak,
             timeline=[check_record(check) for check in answer.checks] if tell else None,
-            usage=None if answer.usage is None else dict(answer.usage),
+            usage=None if answer.usage is None else _without_cost(answer.usage),
         )
 
     @classmethod
@@ -78,3 +78,7 @@ class GuardReport:
         """The report as JSON; without a timeline or a usage if there is none."""
         record = asdict(self)
         return {name: value for name, value in record.items() if value is not None or name not in _OPTIONAL}
+
+
+def _without_cost(usage: Mapping[str, Any]) -> dict[str, Any]:
+    return {purpose: {name: sums[name] for name in sums if name != "cost"} for purpose, sums in usage.items()}

@@ -17,8 +17,8 @@ _TEXTUAL = ("anydepth.driver",)
 _CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic")
 """Loggers of the clients of an upstream: below a warning they quote requests and headers."""
 
-_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-"""Attributes that every log record has."""
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+"""Attributes of a log record that say nothing more: what every one has, and a second form of uvicorn's messages."""
 
 
 class _Plain(logging.Formatter):
