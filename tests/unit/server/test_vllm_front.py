@@ -607,6 +607,7 @@ def test_flags_that_are_the_guards_own(flag):
         ({"tools": {"format": "hermes"}}, r"\[tools\] format"),
         ({"reasoning": {"release": "hidden"}}, r"\[reasoning\] release"),
         ({"guard": {"detector": "cascade"}}, r"\[guard\] detector cascade .* use --engine transformers"),
+        ({"model": {}, "upstream": {"url": "http://x/v1"}}, r"\[upstream\] url .* `anydepth proxy` is for it"),
     ],
 )
 def test_settings_that_do_not_apply_are_named(table, name):
