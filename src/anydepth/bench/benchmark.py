@@ -78,6 +78,11 @@ def run(
         they were measured with, `cut` (one sentence per measurement that was left out, or made less thoroughly, to stay
         within `budget_seconds`), `took_seconds`, and `finished`. What was left out has no figure; of the packed scan,
         None.
+
+    Raises:
+        ConfigError: Neither or both of `model` and `config` are given, or no model can be made of the config.
+        ModelError: The model cannot be loaded.
+        ProbeMismatch: The probe belongs to another model.
     """
     from anydepth.backends.transformers import load
     from anydepth.bench.random_weights import build
