@@ -1,6 +1,8 @@
 """What the server and its engine tell each other."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from anydepth.config import GuardConfig
 from anydepth.errors import AnydepthError
@@ -52,12 +54,22 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One answer to generate under guard."""
+    """One answer to generate under guard.
+
+    Attributes:
+        prompt: What it answers.
+        guard: How it is guarded.
+        max_new_tokens: Its greatest length in tokens.
+        sampling: How its tokens are drawn.
+        grammar: What `EngineFacts.compile_grammar` gave, for an answer that is held to it and leaves as a whole, once
+            it has ended without a halt; None for a free one.
+    """
 
     prompt: Prompt
     guard: GuardConfig
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
+    grammar: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,8 @@ class EngineFacts:
         guard: How answers are guarded unless a request's overrides say otherwise.
         end_token_ids: Tokens that end a turn; they do not count as depth.
         context_length: Longest sequence, or None if there is no limit.
+        compile_grammar: Compiles a grammar in llguidance's variant of Lark, for `Job.grammar`; raises ConfigError for
+            one that cannot be used. None where answers cannot be held to one.
     """
 
     model: str
@@ -85,3 +99,4 @@ class EngineFacts:
     guard: GuardConfig
     end_token_ids: frozenset[int]
     context_length: int | None = None
+    compile_grammar: Callable[[str], Any] | None = None

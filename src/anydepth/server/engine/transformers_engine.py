@@ -20,7 +20,6 @@ from anydepth.server.engine.engine import (
     EngineFacts,
     EngineStats,
     Job,
-    Sampling,
     ShuttingDown,
 )
 from anydepth.server.engine.taking_turns import Turns
@@ -63,7 +62,8 @@ class TransformersEngine:
         backend: Any = guard.backend
         ends = end_token_ids if end_token_ids is not None else backend.end_tokens({})
         context = getattr(backend, "context_length", None)
-        self.facts = EngineFacts(model, guard.template, guard.config, frozenset(ends), context)
+        compile_grammar = getattr(backend, "grammar", None)
+        self.facts = EngineFacts(model, guard.template, guard.config, frozenset(ends), context, compile_grammar)
         self.on_check: Callable[[float], None] = lambda seconds: None
         self._guard, self._timeout = guard, timeout
         self._turns, self._live = Turns(live, queue), live
@@ -105,7 +105,8 @@ class TransformersEngine:
             seed=job.sampling.seed,
             accounts=[account],
             on_check=lambda seconds: self.on_check(seconds),
-            **_generation(job.sampling, guard.backend),
+            whole=job.grammar is not None,
+            **_generation(job, guard.backend),
         )
         return self._work(turns)
 
@@ -188,8 +189,9 @@ class _Work:
             self._loop.call_soon_threadsafe(self.outbox.put_nowait, batch)
 
 
-def _generation(sampling: Sampling, backend: Any) -> dict[str, Any]:
+def _generation(job: Job, backend: Any) -> dict[str, Any]:
     """The options of Transformers' `generate`; without any of them the model's own settings hold."""
+    sampling = job.sampling
     drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
     options: dict[str, Any] = {name: value for name, value in drawn.items() if value is not None}
     if options.get("temperature", 1) < GREEDY_BELOW:
@@ -200,6 +202,8 @@ def _generation(sampling: Sampling, backend: Any) -> dict[str, Any]:
         options["repetition_penalty"] = sampling.repetition_penalty
     if sampling.stop:
         options["stopping_criteria"] = [StopText(sampling.stop, backend.decode_text)]
+    if job.grammar is not None:
+        options["grammar"] = job.grammar
     return options
 
 
