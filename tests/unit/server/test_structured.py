@@ -109,8 +109,10 @@ def test_an_answer_behind_thoughts_may_need_an_opener_of_its_own():
 def test_what_stands_before_an_answer_is_written_first():
     way = Way(opener="[TOOL_CALLS]final", markers=MARKERS)
     assert fits(Form(BOOKING), way, "[TOOL_CALLS]final" + BOOKED) and not fits(Form(BOOKING), way, BOOKED)
-    for text in (" " + BOOKED, BOOKED):
-        assert fits(Form(BOOKING), Way(opener=" "), text)
+    for opener in ("", " ", "\n"):
+        for text in (" " + BOOKED, opener + BOOKED, BOOKED):
+            assert fits(Form(BOOKING), Way(opener=opener), text)
+        assert not fits(Form(BOOKING), Way(opener=opener), "  " + BOOKED)
 
 
 CALLS = {

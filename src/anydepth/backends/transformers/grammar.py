@@ -138,7 +138,7 @@ class Constraint(LogitsProcessor):
         self._begin = begin
         self._rows = [_Row(grammar) for _ in range(rows)]
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         """The scores `[rows, vocab_size]` of the next tokens, -inf where one is not allowed.
 
         Args:
@@ -159,7 +159,7 @@ class Constraint(LogitsProcessor):
                 "no token is left that the grammar allows; leave out options that take tokens away (suppress_tokens, "
                 "bad_words_ids, min_new_tokens), or use a tokenizer that can spell any text"
             )
-        return left  # pyright: ignore[reportReturnType] masked_fill keeps the kind of tensor
+        return left
 
 
 class _Row:

@@ -89,8 +89,7 @@ def grammar_of(form: Form, way: Way) -> str:
     answer = writer.rule(" | ".join(answers))
     channel, ways = way.channel, []
     if not way.thinking:
-        blank = way.opener.isspace()  # some vocabularies have the space and the bracket in one token
-        ways.append(f"{writer.text(way.opener)}{'?' * blank} {answer}".lstrip())
+        ways.append(f"{writer.begin(way.opener)} {answer}")
     if channel is not None:
         begin = "" if way.thinking else writer.text(channel.think_open)
         close = channel.skip.lstrip() or channel.think_close + channel.answer_open
@@ -143,6 +142,15 @@ class _Writer:
     def text(self, text: str) -> str:
         """An expression for a text: markers in it are tokens, the rest may be any tokens that spell it."""
         return " ".join(_part(each) for each in split_at_markers(text, self._markers))
+
+    def begin(self, opener: str) -> str:
+        """An expression for what stands before an answer: a blank may be left out.
+
+        Where nothing does, a space may: in vocabularies of SentencePiece the first word of an answer begins with one.
+        """
+        if opener.strip():
+            return self.text(opener)
+        return f"({' | '.join(map(_quoted, sorted({' ', opener or ' '})))})?"
 
     def up_to(self, close: str) -> str:
         """An expression for any text, up to and with `close`."""
