@@ -4,6 +4,7 @@ The server runs in this process; what its checks score is up to each test.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -321,6 +322,19 @@ PARAMETERS = "tools[1].function.parameters"
 def test_a_form_that_cannot_be_kept_is_named(server, fields, param, words):
     error = server.refused(**fields)
     assert error.param == param and words in error.body["message"], error
+
+
+def test_a_schema_that_turns_out_to_be_too_complex(server):
+    """All of its properties may be left out, so that any may come next."""
+    fields = by_schema({"type": "object", "properties": {f"p{n}": {"type": "integer"} for n in range(3000)}})
+    error = server.refused(**fields)
+    assert error.code == "invalid_value", error
+    words = r"the grammar cannot be followed: .*Current row has \d+ items; .*; simplify it$"
+    assert re.search(words, error.body["message"]), error
+    with pytest.raises(openai.APIError, match="the grammar cannot be followed"):
+        server.stream(**fields)
+    (choice,) = server.ask(response_format=FORM).choices
+    assert Booking.model_validate_json(choice.message.content)
 
 
 def test_a_prefill_is_not_continued_as_json(server):

@@ -23,7 +23,7 @@ _LONGEST = 300
 """Characters of an error of llguidance that are repeated."""
 
 _REPEATED = re.compile(r"\s*\d+ \| ")
-_PLACE = re.compile(r"^at \d+\(\d+\): ")
+_PLACE = re.compile(r"^at \d+\(\d+\): |\s*<non-verbose/>$")
 
 
 @dataclass(frozen=True, slots=True)
