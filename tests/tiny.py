@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 256
@@ -44,6 +44,33 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+CALLING = (
+    "{% if tools %}<|im_start|>system\ncall as <tool_call>{{ tools[0]['function']['name'] }}</tool_call><|im_end|>\n"
+    "{% endif %}" + CHATML
+)
+"""ChatML for tools, in the format that Hermes and Qwen have for calls."""
+
+SPELLING = 264
+"""Size of the vocabulary of `spelling_tokenizer`."""
+
+
+def spelling_tokenizer() -> PreTrainedTokenizerFast:
+    """The 256 bytes as tokens, which can spell any text, and markers of calls; with the template `CALLING`."""
+    special = ["<pad>", "<bos>", "<|im_end|>", "<|im_start|>", "<unk>", "<spare>"]
+    markers = ["<tool_call>", "</tool_call>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({token: id for id, token in enumerate([*special, *markers, *letters])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in markers])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<|im_end|>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = CALLING
     return tokenizer
 
 
@@ -162,12 +189,12 @@ FAMILIES: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-def tiny_model(family: str) -> Any:
+def tiny_model(family: str, vocabulary: int = VOCABULARY) -> Any:
     """A random model of `family` in float32, with a generation config that never ends a turn by itself."""
     name, options = FAMILIES[family]
     config_name = {"Gemma3": "Gemma3TextConfig"}.get(name, f"{name}Config")
     torch.manual_seed(0)
-    config = getattr(transformers, config_name)(**options())
+    config = getattr(transformers, config_name)(**{**options(), "vocab_size": vocabulary})
     model = getattr(transformers, f"{name}ForCausalLM")(config).to(torch.float32).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:

@@ -136,6 +136,7 @@ class Plan:
         release: `hold`, `eager` or `monitor`.
         on_error: What a failed check does: `closed` halts, `open` goes on and counts it in the verdict.
         chunk: Tokens to decode at a time at most; None is the whole way to the next check.
+        whole: Whether nothing leaves before the answer has ended without a halt, whatever `release` is.
     """
 
     schedule: Schedule
@@ -146,6 +147,7 @@ class Plan:
     on_error: OnError = "closed"
     chunk: int | None = None
     inside: Mapping[int, Score | Exception] = field(default_factory=dict)
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.inside and not 0 < min(self.inside) <= max(self.inside) < self.prefill:
@@ -290,8 +292,8 @@ def _answer(plan: Plan, trail: _Trail, ledger: _Ledger) -> Generator[Command, Re
             yield Halt(trail.verdict(), 0)
             return "content_filter"
     generated, end_tokens, finish = 0, 0, None
+    held, window = plan.whole or plan.release == "hold", tuple[int, ...]()
     while finish is None:
-        window: tuple[int, ...] = ()
         goal = min(next_check(plan.schedule, generated, trail.scores), plan.max_new_tokens)
         while generated < goal and finish is None:
             room = goal - generated
@@ -303,7 +305,7 @@ def _answer(plan: Plan, trail: _Trail, ledger: _Ledger) -> Generator[Command, Re
                 )
             generated += len(reply.token_ids)
             finish, end_tokens = reply.finish_reason, reply.end_tokens
-            if plan.release != "hold" and reply.token_ids and (yield Release(reply.token_ids)) is not None:
+            if not held and reply.token_ids and (yield Release(reply.token_ids)) is not None:
                 ledger.close(len(window), None, "released")
                 return (yield from _unrecorded(trail, ledger, len(reply.token_ids), None))
             window += reply.token_ids
@@ -312,13 +314,15 @@ def _answer(plan: Plan, trail: _Trail, ledger: _Ledger) -> Generator[Command, Re
         depth = plan.prefill + generated - end_tokens
         yield from trail.check(depth)
         if trail.halting:
-            held = plan.release == "hold"
             ledger.close(len(window), depth, "withheld" if held else "released")
             yield Halt(trail.verdict(), len(window) if held else 0)
             return "content_filter"
-        if plan.release == "hold" and window and (yield Release(window)) is not None:
+        if plan.whole and finish is None:
+            continue
+        if held and window and (yield Release(window)) is not None:
             return (yield from _unrecorded(trail, ledger, len(window), depth))
         ledger.close(len(window), depth, "released")
+        window = ()
     return finish
 
 

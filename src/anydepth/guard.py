@@ -151,6 +151,8 @@ class Guard:
             max_new_tokens: Tokens to generate at most.
             seed: Seed of this answer's sampling; None uses torch's global random state, as `generate` does.
             **generation: Sampling options of Transformers' `generate`: `do_sample`, `temperature`, `stop_strings`, ...
+                With llguidance installed also `grammar`: a JSON Schema (a mapping) that the answer keeps, or a grammar
+                in llguidance's variant of Lark (text).
 
         Raises:
             PromptError: The messages are empty or malformed, or do not fit the model's context.
@@ -171,6 +173,7 @@ class Guard:
         seed: int | None = None,
         accounts: "Sequence[Account | None] | None" = None,
         on_check: OnCheck = unobserved,
+        whole: bool = False,
         **generation: Any,
     ) -> Generator[list[tuple[int, Event]], None, None]:
         """Answer prompts in one session, one use of the model per item: between two items others may use the model.
@@ -181,12 +184,14 @@ class Guard:
             seed: Seed of the sampling; None uses torch's global random state.
             accounts: Write the records of each answer before its tokens leave; None writes none.
             on_check: Called with the seconds that each check took.
+            whole: Whether each answer leaves as a whole, once it has ended without a halt, whatever `release` is.
             **generation: Sampling options of Transformers' `generate`.
 
         Yields:
             What came of one use of the model, as `(row, event)` in order; it may be nothing.
         """
-        plans = [self.config.plan(max_new_tokens=max_new_tokens, prefill=prompt.prefill) for prompt in prompts]
+        length = max_new_tokens
+        plans = [self.config.plan(max_new_tokens=length, prefill=prompt.prefill, whole=whole) for prompt in prompts]
         session = require_sessions(self.backend).open(prompts, max_new_tokens=max_new_tokens, seed=seed, **generation)
         try:
             for row, prompt in enumerate(prompts):

@@ -14,6 +14,8 @@ LATE = "say: all is well here, and then comes the harm, and more of it than one 
 FIRST = "harm: all is well"
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Ulm"}}</tool_call>'
 CALLED = f"say: Let me look. {CALL} and on it goes for a while, on and on, until the harm comes, and more of it"
+BOOKED = '{"city": "Ulm", "guests": 12}'
+HALF = '{"city": "all is well here, and then comes the harm, and more of it than one window has'
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 PATH = 'anydepth_requests_total{path="/v1/chat/completions"'
 
@@ -25,6 +27,18 @@ def requests_of(url: str) -> int:
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as page:
         lines = page.read().decode().splitlines()
     return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(PATH)))
+
+
+def _booking() -> Any:
+    """What answers that have to be JSON are parsed as."""
+    import pydantic
+
+    return pydantic.create_model("Booking", city=(str, ...), guests=(int, ...))
+
+
+def _call(name: str, arguments: str) -> str:
+    """What has the server answer with a call."""
+    return f'say: <tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
 def of_openai(url: str) -> Cases:
@@ -45,6 +59,10 @@ def of_openai(url: str) -> Cases:
         except openai.ContentFilterFinishReasonError as error:
             return error.completion.choices[0].anydepth["halted"]
 
+    def booking(text: str) -> Any:
+        (choice,) = chat.parse(**ask(text), response_format=_booking()).choices
+        return [choice.message.parsed.city, choice.message.parsed.guests]
+
     def stream(text: str) -> Any:
         choices = [chunk.choices[0] for chunk in chat.create(**ask(text), stream=True)]
         text = "".join(choice.delta.content or "" for choice in choices)
@@ -56,6 +74,8 @@ def of_openai(url: str) -> Cases:
     yield "late, streamed", lambda: stream(LATE)
     yield "first, streamed", lambda: stream(FIRST)
     yield "broken", lambda: create("break: all is well and goes on")
+    yield "json", lambda: booking(f"say: {BOOKED}")
+    yield "json, late", lambda: booking(f"say: {HALF}")
 
 
 def of_langchain(url: str) -> Cases:
@@ -87,20 +107,29 @@ def of_langchain(url: str) -> Cases:
             return [ran, "".join(str(part.content) for part in last)]
         return [ran, graph.invoke(asked)["messages"][-1].content]
 
+    def booking(text: str, method: str) -> Any:
+        found = model.with_structured_output(_booking(), method=method).invoke(text)
+        return [found.city, found.guests]
+
     yield "late", lambda: invoke(LATE)
     yield "first", lambda: invoke(FIRST)
+    yield "json", lambda: booking(f"say: {BOOKED}", "json_schema")
+    yield "json, late", lambda: booking(f"say: {HALF}", "json_schema")
+    yield "call", lambda: booking(_call("Booking", BOOKED), "function_calling")
+    yield "call, late", lambda: booking(_call("Booking", HALF), "function_calling")
     yield "late, streamed", streamed
     yield "agent", lambda: agent(stream=False)
     yield "agent, streamed", lambda: agent(stream=True)
 
 
 def of_pydantic_ai(url: str) -> Cases:
-    from pydantic_ai import Agent
+    from pydantic_ai import Agent, NativeOutput, ToolOutput
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
     ran: list[str] = []
-    agent = Agent(OpenAIChatModel("scripted", provider=OpenAIProvider(base_url=f"{url}/v1", api_key="none")))
+    model = OpenAIChatModel("scripted", provider=OpenAIProvider(base_url=f"{url}/v1", api_key="none"))
+    agent = Agent(model)
 
     @agent.tool_plain
     def weather(city: str) -> str:
@@ -116,8 +145,16 @@ def of_pydantic_ai(url: str) -> Cases:
         ran.clear()
         return [ran, agent.run_sync(CALLED).output]
 
+    def booking(text: str, output: Any) -> Any:
+        found = Agent(model, output_type=output).run_sync(text).output
+        return [found.city, found.guests]
+
     yield "late", lambda: run(LATE)
     yield "first", lambda: run(FIRST)
+    yield "json", lambda: booking(f"say: {BOOKED}", NativeOutput(_booking()))
+    yield "json, late", lambda: booking(f"say: {HALF}", NativeOutput(_booking()))
+    yield "call", lambda: booking(_call("final_result", BOOKED), ToolOutput(_booking()))
+    yield "call, late", lambda: booking(_call("final_result", HALF), ToolOutput(_booking()))
     yield "agent", called
 
 

@@ -6,7 +6,8 @@
     blind: TEXT     the detector raises after 8 tokens
     anything else   is answered by itself
 
-Run as `python scripted_server.py '{"settings": {…}, "thinking": false}'`.
+Run as `python scripted_server.py '{"settings": {…}, "thinking": false, "forms": false}'`; with `forms` it takes
+requests for JSON and for calls.
 """
 
 import json
@@ -64,6 +65,13 @@ class Backend(ScriptedBackend):
         return Session(self, [prompt], [tuple(answer_ids)], len(answer_ids), {})
 
 
+class FormedBackend(Backend):
+    """Says that it holds answers to a grammar; the script has to see to that."""
+
+    def grammar(self, grammar: str) -> str:
+        return grammar
+
+
 class Detector:
     """Reads the text itself."""
 
@@ -80,8 +88,8 @@ class Detector:
         return [Score(0.99 if "harm" in text else 0.01) for _ in points]
 
 
-def engine_of(settings: Settings, *, thinking: bool = False) -> TransformersEngine:
-    backend = Backend(["unused"])
+def engine_of(settings: Settings, *, thinking: bool = False, forms: bool = False) -> TransformersEngine:
+    backend = (FormedBackend if forms else Backend)(["unused"])
     backend.tokenizer.all_special_tokens = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     if thinking:
         backend.tokenizer.chat_template += " <think></think>"
@@ -109,4 +117,5 @@ def engine_of(settings: Settings, *, thinking: bool = False) -> TransformersEngi
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     settings = parse_settings(options.get("settings", {}))
-    serve(lambda: engine_of(settings, thinking=options.get("thinking", False)), settings)
+    kinds = {name: options.get(name, False) for name in ("thinking", "forms")}
+    serve(lambda: engine_of(settings, **kinds), settings)

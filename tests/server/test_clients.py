@@ -23,7 +23,7 @@ CLIENTS = ["openai", "langchain", "pydantic-ai", "litellm"]
 
 @pytest.fixture(scope="module")
 def answering() -> Iterator[ServerProcess]:
-    with ServerProcess.scripted(SETTINGS) as running:
+    with ServerProcess.scripted(SETTINGS, forms=True) as running:
         yield running
 
 
@@ -82,6 +82,23 @@ def test_the_report_reaches_those_who_look_for_it(answering, client):
 def test_an_agent_runs_no_call_of_a_blocked_answer(answering, client, case):
     requests, (ran, text) = seen_by(client, answering.url)[case]
     assert requests == 1 and ran == [] and text.startswith("Let me look.") and text.endswith(REFUSAL)
+
+
+FORMS = [
+    ("openai", "json", "ContentFilterFinishReasonError"),
+    ("langchain", "json", "ContentFilterFinishReasonError"),
+    ("langchain", "call", "OpenAIRefusalError"),
+    ("pydantic-ai", "json", "ContentFilterError"),
+    ("pydantic-ai", "call", "ContentFilterError"),
+]
+
+
+@pytest.mark.parametrize(("client", "case", "error"), FORMS)
+def test_json_and_forced_calls_are_read_and_a_block_of_one_costs_one_request(answering, client, case, error):
+    seen = seen_by(client, answering.url)
+    assert seen[case] == (1, ["Ulm", 12])
+    requests, outcome = seen[f"{case}, late"]
+    assert requests == 1 and outcome["error"] == error, outcome
 
 
 def test_a_failed_generation_is_asked_for_once(answering):

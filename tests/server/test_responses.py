@@ -1,6 +1,7 @@
 """The Responses API of a real server by the real OpenAI client."""
 
 import json
+from functools import reduce
 from typing import Any
 
 import httpx
@@ -148,7 +149,11 @@ def test_a_conversation_with_calls_and_their_outputs(client, server):
         ),
         ({"input": [{"role": "system", "content": "x"}]}, "input", "append one of the user"),
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id", "not offered by this server"),
-        ({"input": "x", "text": {"format": {"type": "json_object"}}}, "text", "not offered by this server"),
+        ({"input": "x", "text": {"format": {"type": "json_object"}}}, "text.format", "not offered by this server"),
+        ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format", "a schema goes with type"),
+        ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format.type", "choose"),
+        ({"input": "x", "tool_choice": "required", "tools": TOOLS}, "tool_choice", "not offered by this server"),
+        ({"input": "x", "tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"input": "x", "background": True}, "background", "not offered by this server"),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", "only 'function' is offered"),
         ({"input": "x", "max_output_tokens": 2000}, "max_output_tokens", "allows 1000 at most"),
@@ -205,3 +210,61 @@ def test_the_audit_names_the_endpoint(client, audit_path):
     records = [json.loads(line) for line in audit_path.read_text().splitlines()]
     found = {each.get("endpoint") for each in records if each.get("id") == id}
     assert "responses" in found and not found & {"chat", "completions"}
+
+
+# -- answers of a form -------------------------------------------------------------------------------------------------
+
+DEEP = reduce(lambda inner, _: {"items": inner}, range(65), {})
+FORM: Any = {"format": {"type": "json_schema", "name": "Place", "schema": {"type": "object"}, "strict": True}}
+
+
+@pytest.fixture(scope="module")
+def forms():
+    with ServerProcess.scripted({"tools": {"format": "hermes"}}, forms=True) as running:
+        yield running.client()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_json_comes_whole(forms, streamed):
+    found = events(forms, 'say: {"city": "Ulm"}', text=FORM) if streamed else []
+    reply = found[-1].response if streamed else ask(forms, 'say: {"city": "Ulm"}', text=FORM)
+    assert reply.status == "completed" and json.loads(reply.output_text) == {"city": "Ulm"}
+    assert reply.text.format.type == "json_schema" and reply.text.format.name == "Place"
+    if streamed:
+        assert [each.delta for each in found if each.type == "response.output_text.delta"] == ['{"city": "Ulm"}']
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_block_of_json_is_a_refusal_and_no_half_of_it(forms, streamed):
+    said = 'say: {"city": "Ulm", "then": "the harm that was asked for"}'
+    found = events(forms, said, text=FORM) if streamed else []
+    reply = found[-1].response if streamed else ask(forms, said, text=FORM)
+    assert (reply.status, reply.incomplete_details.reason) == ("incomplete", "content_filter")
+    ((part,),) = [item.content for item in reply.output]
+    assert (part.type, part.refusal, reply.output_text) == ("refusal", REFUSAL, "")
+    if streamed:
+        assert [each.delta for each in found if each.type == "response.refusal.delta"] == [REFUSAL]
+        (done,) = [each for each in found if each.type == "response.refusal.done"]
+        assert done.refusal == REFUSAL and "Ulm" not in str(found)
+
+
+def test_a_call_that_was_asked_for_by_name(forms):
+    reply = ask(forms, f"say: {CALL}", tools=TOOLS, tool_choice={"type": "function", "name": "weather"})
+    (call,) = reply.output
+    assert call.type == "function_call" and json.loads(call.arguments) == {"city": "Ulm"}
+    assert reply.tool_choice.name == "weather"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"text": {"format": {"type": "json_schema", "schema": DEEP}}}, "text.format.schema"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "none"}}, "tool_choice.name"),
+        ({"tools": [{**TOOLS[0], "parameters": {"type": "array"}}], "tool_choice": "required"}, "tools[0].parameters"),
+    ],
+)
+def test_forms_that_cannot_be_kept_are_named_as_the_client_wrote_them(forms, fields, param):
+    with pytest.raises(openai.BadRequestError) as told:
+        ask(forms, "say: x", **fields)
+    body: Any = told.value.body
+    assert str(body["param"]).startswith(param) and "function.parameters" not in body["message"]

@@ -70,6 +70,7 @@ def plans(draw: st.DrawFn, **fixed: Any) -> Plan:
         "release": st.sampled_from(["hold", "eager", "monitor"]),
         "on_error": st.sampled_from(["closed", "open"]),
         "chunk": st.none() | st.integers(1, 6),
+        "whole": st.just(False),
     }
     options: dict[str, Any] = {name: fixed.get(name, draw(values)) for name, values in free.items()}
     return Plan(**options)
@@ -267,6 +268,29 @@ def test_eager_releases_before_the_check_and_leaks_what_it_has_released(engine: 
             assert left == generated, "all that was generated has left when it is checked"
     assert [halt.withheld for halt in engine.halts] in ([], [0])
     assert {window.state for window in engine.outcome.windows} <= {"released"}
+
+
+@given(engines(whole=True))
+def test_a_whole_answer_leaves_at_its_end_or_not_at_all(engine: Engine) -> None:
+    left = [(command.token_ids, generated) for command, generated in engine.trace if isinstance(command, Release)]
+    if engine.halts:
+        assert left == [] and {window.state for window in engine.outcome.windows} <= {"withheld"}
+        assert [halt.withheld for halt in engine.halts] == [engine.outcome.generated]
+    else:
+        assert left == [(engine.tokens, engine.generated)]
+        assert engine.outcome.windows == (
+            Window(engine.plan.prefill, engine.plan.prefill + engine.generated, engine.depth, "released"),
+        )
+    plan = dataclasses.replace(engine.plan, whole=False)
+    free = Engine(plan, engine.length, engine.end, engine.portions, engine.score)
+    assert repr(engine.checks) == repr(free.checks)  # as text: NaN is not NaN
+
+
+def test_a_whole_answer_whose_record_cannot_be_stored_is_withheld() -> None:
+    engine = Engine(Plan(Every(4), Threshold(), 9, release="eager", whole=True), 9, lost=0)
+    (halt,) = engine.halts
+    assert (halt.withheld, halt.verdict.reason, halt.verdict.depth, engine.released) == (9, "error", 0, engine.tokens)
+    assert engine.outcome.windows == (Window(0, 9, 8, "withheld"),)
 
 
 @given(engines())

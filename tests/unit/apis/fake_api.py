@@ -32,7 +32,7 @@ class Script:
         failing: Whether a request fails, by its body: a status, or True for HTTP 500.
         before: Called with the number of each streamed piece before it is sent.
         hangs_at: Number of the streamed piece at which the server falls silent until the client hangs up.
-        gone: Set once a client has hung up on a silent server.
+        gone: Set once a client has hung up in the middle of a stream.
         extra_deltas: Further deltas or blocks that each stream has before its text.
         requests: Path and body of every request.
     """
@@ -149,13 +149,14 @@ class _Handler(BaseHTTPRequestHandler):
             if event is None:
                 break
             try:
-                if event == HANGS:
-                    self.connection.recv(1)
-                    self.script.gone.set()
-                    break
-                self.wfile.write(event.encode())
+                if event != HANGS:
+                    self.wfile.write(event.encode())
+                    continue
+                self.connection.recv(1)
             except OSError:  # the client has closed the stream: a halt
-                break
+                pass
+            self.script.gone.set()
+            break
 
 
 class _Chat:

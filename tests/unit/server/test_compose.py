@@ -139,3 +139,40 @@ def test_calls_do_not_leave_if_the_answer_is_halted_at_its_end():
     writer = composer(tools=True)
     events = (check(0), released("ok " + CALL, 50), Halted(HALT, "No.", 0), finished("content_filter", HALT))
     assert play(writer, *events) == ("ok \n\nNo.", [], [], "content_filter")
+
+
+# -- answers that have to be JSON or calls -----------------------------------------------------------------------------
+
+
+def structured(stops: tuple[str, ...] = ()) -> Composer:
+    markers = Markers(Channel("<think>", "</think>", ""), HERMES, frozenset({"f"}), structured=True)
+    return Composer(Reading("No.", stops, markers, decode=lambda ids: bytes(ids).decode(), structured=True))
+
+
+def test_json_is_kept_until_its_answer_has_ended():
+    writer = structured()
+    events = (check(0), released("<think>Hm.</think>\n\n{", 20), check(20), released('"a": 1}', 27), check(27))
+    assert play(writer, *events) == ("", ["Hm."], [], None)
+    content, end = writer.write(finished())
+    assert isinstance(content, Delta) and content.content == '{"a": 1}'
+    assert isinstance(end, End) and (end.finish_reason, end.structured, end.refusal) == ("stop", True, "")
+
+
+def test_half_of_it_leaves_where_it_was_too_long():
+    assert play(structured(), released('{"a": ', 6), finished("length")) == ('{"a": ', [], [], "length")
+    assert play(structured(), released(CALL[:20], 20), finished("length")) == (CALL[:20], [], [], "length")
+
+
+def test_nothing_of_it_leaves_if_the_answer_is_halted():
+    """Also where a record of the finished answer could not be stored."""
+    for text, stops in (('{"a": 1}', ()), ('{"a": EN', ("END",)), (CALL, ())):
+        writer = structured(stops)
+        events = (check(0), released(text, 50), Halted(HALT, "No.", 0), finished("content_filter", HALT))
+        pieces = [piece for event in events for piece in writer.write(event)]
+        *deltas, end = pieces
+        assert not any(isinstance(each, Delta) and (each.content or each.calls) for each in deltas)
+        assert isinstance(end, End) and (end.refusal, end.structured, end.wrote) == ("No.", True, False)
+
+
+def test_a_forced_call_leaves_as_any_other():
+    assert play(structured(), released(CALL, 50), finished()) == ("", [], ["f"], "tool_calls")

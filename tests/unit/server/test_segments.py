@@ -161,3 +161,29 @@ def test_held_back():
     assert held_back("abc", ["<tool>"]) == 0
     assert held_back("<tool>", ["<tool>"]) == 0
     assert held_back("aab", ["abx", "b"]) == 2
+
+
+# -- answers that have to be JSON or calls -----------------------------------------------------------------------------
+
+JSON = '{"a": "<think> or <tool_call>{}</tool_call>", "b": 1}'
+
+
+@given(st.lists(st.integers(0, 80)))
+def test_a_marker_in_json_is_a_part_of_it(cuts):
+    markers = Markers(THINK, ROWS["hermes"], OFFERED, SPECIAL, structured=True)
+    assert read(JSON, markers, cuts) == (JSON, "", [])
+    assert read(f"<think>\nis it?\n</think>\n\n{JSON}", markers, cuts) == ("\n\n" + JSON, "\nis it?\n", [])
+    call = '<tool_call>\n{"name": "weather", "arguments": {"a": 1}}\n</tool_call>'
+    assert read(f"{call}\n{call}<|im_end|>", markers, cuts)[2] == [("weather", {"a": 1})] * 2
+
+
+@given(st.lists(st.integers(0, 80)))
+def test_json_behind_an_opener_of_the_answer(cuts):
+    text = f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>{JSON}<|return|>"
+    assert read(text, Markers(HARMONY, special=SPECIAL, structured=True), cuts) == (JSON, "Hm.", [])
+
+
+def test_bare_json_is_a_call_only_of_a_tool_that_is_offered():
+    markers = Markers(None, ROWS["llama3-json"], OFFERED, SPECIAL, structured=True)
+    assert read('{"name": "weather", "parameters": {"a": 1}}', markers)[2] == [("weather", {"a": 1})]
+    assert read('{"name": "Ulm", "guests": 2}', markers) == ('{"name": "Ulm", "guests": 2}', "", [])

@@ -12,6 +12,7 @@ from anydepth.backends.transformers import packed
 from anydepth.backends.transformers.blocks import NOT_HERE, default_site, find_blocks, find_module, readable_blocks
 from anydepth.backends.transformers.fork import fork_kinds
 from anydepth.backends.transformers.generation_options import vet_options
+from anydepth.backends.transformers.grammar import Grammar, constrained
 from anydepth.backends.transformers.handover import try_options
 from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.prove import TrialCheck, prove
@@ -101,6 +102,9 @@ class TransformersBackend(Passes):
     ) -> TransformersSession:
         """Start answers to `prompts`; `options` are those of `generate`, e.g. `do_sample`, `stop_strings`.
 
+        One option is our own: `grammar`, what every answer is held to from its first token on. It is a JSON Schema
+        (a mapping), a grammar in llguidance's variant of Lark (text), or what `grammar` has compiled.
+
         Raises:
             PromptError: There is no prompt, or one does not fit the model's context.
             ConfigError: An option does not exist or cannot be guarded; the message says why.
@@ -108,8 +112,10 @@ class TransformersBackend(Passes):
         """
         if not prompts:
             raise PromptError("there is no prompt to answer; give at least one")
+        grammar = self._grammar_of(prompts, options)
         options = vet_options(self.model.generation_config, options, sees_history=self.inputs.slices_history)
         length = max(len(prompt.ids) for prompt in prompts)
+        options = constrained(options, grammar, rows=len(prompts), begin=length)
         # each window would count `min_new_tokens` anew, so it is turned into a total length
         if asked := options.get("min_new_tokens", self.model.generation_config.min_new_tokens):
             options |= {"min_new_tokens": None, "min_length": length + asked}
@@ -119,6 +125,28 @@ class TransformersBackend(Passes):
             try_options(self.model, self.inputs.cache_name, options)
             kind = RidingSession if self.rides(options) else TransformersSession
             return kind(self, prompts, budget=budget, seed=seed, options=options)
+
+    def grammar(self, grammar: str | Mapping[str, Any]) -> Grammar:
+        """Compile a JSON Schema (a mapping) or a grammar in llguidance's variant of Lark (text), for `grammar=`.
+
+        Raises:
+            MissingExtra: llguidance is not installed.
+            ConfigError: It cannot be read or is too complex, or the model has no token that ends a turn.
+            UnsupportedModel: The tokenizer is not a fast one, or llguidance cannot read it.
+        """
+        return self.grammars.compile(grammar, self.end_tokens({}))
+
+    def _grammar_of(self, prompts: Sequence[Prompt], options: dict[str, Any]) -> Grammar | None:
+        """What the option `grammar`, which is taken out, holds the answers to `prompts` to."""
+        if (grammar := options.pop("grammar", None)) is None:
+            return None
+        if any(prompt.prefill for prompt in prompts):
+            raise ConfigError("grammar holds an answer from its first token on, and there is a prefill; leave one out")
+        if not self.inputs.slices_history:
+            raise UnsupportedModel(
+                "grammar looks at earlier tokens, which a purely recurrent model is not fed again; leave it out"
+            )
+        return self.grammars.compile(grammar, self.end_tokens(options))
 
     def replay(self, prompt: Prompt, answer_ids: Sequence[int]) -> ReplaySession:
         """Open a session that is fed the given answer; PromptError if it is empty or does not fit the context."""
@@ -156,16 +184,17 @@ class TransformersBackend(Passes):
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, seed: int | None = None, **options: Any
     ) -> list[tuple[int, ...]]:
         """Tokens of one plain `model.generate` call per prompt, without a guard: guarded answers are compared to it."""
-        answers = []
+        answers, grammar = [], self._grammar_of(prompts, options)
         for prompt in prompts:
             ids = torch.tensor([prompt.ids], device=self.model.device)
+            given = constrained(options, grammar, rows=1, begin=len(prompt.ids))
             with self.lock, seeded(seed, self.model.device), torch.no_grad():
                 out = self.model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     max_new_tokens=max_new_tokens,
                     tokenizer=self.tokenizer,
-                    **{"pad_token_id": self.pad_id, **options},
+                    **{"pad_token_id": self.pad_id, **given},
                 )
             answers.append(tuple(out[0, ids.shape[1] :].tolist()))
         return answers

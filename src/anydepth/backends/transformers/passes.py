@@ -16,6 +16,7 @@ from anydepth.backends.transformers.blocks import text_config
 from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.caches import new_cache
 from anydepth.backends.transformers.generation_options import PLAIN
+from anydepth.backends.transformers.grammar import Grammars
 from anydepth.backends.transformers.identity import identify
 from anydepth.backends.transformers.inputs import CACHE_NAMES, ForwardInputs
 from anydepth.backends.transformers.read import read, to_numpy
@@ -49,6 +50,7 @@ class Passes:
         identity: Which model it is.
         template: What anydepth knows of the chat template.
         inputs: How the model takes new tokens.
+        grammars: Compiles grammars that answers are held to.
         proved: The kinds of check, and what they read, that worked in a trial.
         packing_refused: Why several depths cannot be read in one pass, found out in a trial; None if nothing speaks
             against it.
@@ -80,6 +82,7 @@ class Passes:
         self.identity: ModelIdentity = identify(self.model)
         self.template = ChatTemplate(tokenizer, name=self.identity.name, template_kwargs=template_kwargs)
         self.inputs = ForwardInputs(self.model)
+        self.grammars = Grammars(tokenizer, getattr(text_config(self.model), "vocab_size", 0))
         self.proved: set[tuple[frozenset[Capability], tuple[Read, ...]]] = set()
         self.packing_refused: str | None = None
         self.ride = ride

@@ -36,12 +36,14 @@ class End:
         answer: The whole account.
         refusal: Text in place of what was withheld; empty for an answer that was not halted.
         wrote: Whether there is text before it.
+        structured: Whether it had to be JSON or a call.
     """
 
     finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
     answer: Answer
     refusal: str = ""
     wrote: bool = False
+    structured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Reading:
         decode: Tokens to text, special tokens included.
         prefix: Tokens of the client's prefill.
         one_call: Whether the client takes one call at most (`parallel_tool_calls: false`).
+        structured: Whether the answer has to be JSON or a call: its text is kept until it has ended unhalted.
     """
 
     refusal: str
@@ -65,13 +68,15 @@ class Reading:
     decode: Callable[[Sequence[int]], str] | None = None
     prefix: tuple[int, ...] = ()
     one_call: bool = False
+    structured: bool = False
 
 
 class Composer:
     """Writes one answer.
 
     Tool calls are kept until the answer has ended unhalted, whatever its release mode: agents run a call as soon as
-    they have it, and a later halt could not take it back. Thoughts that are released as a whole wait until a check
+    they have it, and a later halt could not take it back. So is the text of an answer that has to be JSON, half of
+    which some clients take for whole. Thoughts that are released as a whole wait until a check
     that did not fail covers their last token: under `hold` that is so when they arrive, under `eager` it is not.
 
     Attributes:
@@ -88,6 +93,7 @@ class Composer:
         self._covered, self._depth = 0, 0
         self._waiting: list[tuple[int, Segment]] = []
         self._thoughts: list[str] = []
+        self._kept: list[str] = []
         self._wrote = self._last_failed = False
 
     def write(self, event: Event) -> list[Delta | End]:
@@ -109,7 +115,9 @@ class Composer:
     def _take(self, segments: Sequence[Segment]) -> list[Delta]:
         out: list[Delta] = []
         for segment in segments:
-            if segment.kind == "content":
+            if segment.kind == "content" and self._reading.structured:
+                self._kept.append(segment.text)
+            elif segment.kind == "content":
                 self._wrote = self._wrote or bool(segment.text.strip())
                 out.append(Delta(content=segment.text))
             elif segment.kind == "tools":
@@ -134,21 +142,26 @@ class Composer:
     def _refuse(self) -> list[Delta | End]:
         self._waiting.clear()
         self.calls.clear()
+        if self._reading.structured:
+            return []
         held = "" if self._text else self._trim.flush()
         self._wrote = self._wrote or bool(held.strip())
         return [Delta(content=held)] if held else []
 
     def _finish(self, answer: Answer) -> list[Delta | End]:
+        structured = self._reading.structured
         if answer.halted:
-            return [End(answer.finish_reason, answer, self._reading.refusal, self._wrote)]
+            return [End(answer.finish_reason, answer, self._reading.refusal, self._wrote, structured)]
         last = self.rest()
         if not self._last_failed:
             last += self._let_go(float("inf"))
+        if kept := "".join(self._kept).lstrip():  # what stands between thoughts and JSON
+            last.append(Delta(content=kept))
         if not self.calls:
-            return [*last, End(answer.finish_reason, answer)]
+            return [*last, End(answer.finish_reason, answer, structured=structured)]
         reason = "tool_calls" if answer.finish_reason == "stop" else answer.finish_reason
         calls = self.calls[:1] if self._reading.one_call else self.calls
-        return [*last, Delta(calls=tuple(calls)), End(reason, answer)]
+        return [*last, Delta(calls=tuple(calls)), End(reason, answer, structured=structured)]
 
     def rest(self) -> list[Delta]:
         """What was kept back in case that a marker or a stop string went on; nothing follows any more."""

@@ -65,6 +65,7 @@ class Markers:
         offered: Names of the tools that the request offers.
         special: Special tokens, which are not part of what a client reads.
         thinking: True if the prompt ends inside a section of thoughts.
+        structured: True if the answer has to be JSON or a call: a marker in JSON is a part of it.
     """
 
     channel: Channel | None = None
@@ -72,6 +73,7 @@ class Markers:
     offered: frozenset[str] = frozenset()
     special: SpecialTokens = field(default_factory=SpecialTokens)
     thinking: bool = False
+    structured: bool = False
 
     @property
     def needed(self) -> bool:
@@ -79,7 +81,7 @@ class Markers:
         return self.channel is not None or self.tools is not None
 
 
-Mode = Literal["answer", "thoughts", "between", "call", "bare"]
+Mode = Literal["answer", "thoughts", "between", "call", "bare", "json"]
 
 
 class Segmenter:
@@ -107,7 +109,7 @@ class Segmenter:
     def _step(self, out: list[Segment]) -> bool:
         """Take one marker out of what is held; False if there is none."""
         channel, tools = self._markers.channel, self._markers.tools
-        if self._mode == "bare":
+        if self._mode in ("bare", "json"):
             return False
         if self._mode == "answer" and tools is not None and not tools.open and not self._started:
             begin = self._held.lstrip().removeprefix(tools.prefix or "\0").lstrip()
@@ -117,6 +119,9 @@ class Segmenter:
             if not begin or (tools.prefix and tools.prefix.startswith(self._held.strip())):
                 return False
         ends = self._ends(channel, tools)
+        if self._mode == "answer" and self._markers.structured and _is_json(self._held.lstrip(), ends):
+            self._mode = "json"
+            return False
         found = [(at, marker) for marker in ends if (at := self._held.find(marker)) >= 0]
         if not found:
             self._pass_on(out, ends)
@@ -161,7 +166,7 @@ class Segmenter:
             return self._calls(text, closed=closed)
         if self._mode == "thoughts":
             return [Segment("reasoning", self._clean(text), closes=True)]
-        return self._content(text) if self._mode == "answer" else []
+        return self._content(text) if self._mode in ("answer", "json") else []
 
     def _calls(self, text: str, *, closed: bool) -> list[Segment]:
         """The calls, or the text as it was written if it is not calls."""
@@ -179,3 +184,8 @@ class Segmenter:
 
     def _clean(self, text: str, *, but: Collection[str] = ()) -> str:
         return self._markers.special.taken_out(text, but=but)
+
+
+def _is_json(text: str, markers: Collection[str]) -> bool:
+    """Whether an answer that has to be JSON or a call begins as JSON: with no marker, nor the beginning of one."""
+    return bool(text) and not any(text.startswith(marker) or marker.startswith(text) for marker in markers)

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from anydepth.audit.answer import Account
 from anydepth.config import GuardConfig
@@ -80,12 +80,22 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One answer to generate under guard."""
+    """One answer to generate under guard.
+
+    Attributes:
+        prompt: What it answers.
+        guard: How it is guarded.
+        max_new_tokens: Its greatest length in tokens.
+        sampling: How its tokens are drawn.
+        grammar: What `EngineFacts.compile_grammar` gave, for an answer that is held to it and leaves as a whole, once
+            it has ended without a halt; None for a free one.
+    """
 
     prompt: Prompt
     guard: GuardConfig
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
+    grammar: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,8 @@ class EngineFacts:
         guard: How answers are guarded unless a request's overrides say otherwise.
         end_token_ids: Tokens that end a turn; they do not count as depth.
         context_length: Longest sequence, or None if there is no limit.
+        compile_grammar: Compiles a grammar in llguidance's variant of Lark, for `Job.grammar`; raises ConfigError for
+            one that cannot be used. None where answers cannot be held to one.
         prefill: Whether an answer can go on with a start that the client writes.
     """
 
@@ -114,6 +126,7 @@ class EngineFacts:
     guard: GuardConfig
     end_token_ids: frozenset[int]
     context_length: int | None = None
+    compile_grammar: Callable[[str], Any] | None = None
     prefill: bool = True
 
 

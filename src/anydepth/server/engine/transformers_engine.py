@@ -8,7 +8,7 @@ from anydepth.audit.answer import Account
 from anydepth.config import GuardConfig
 from anydepth.guard import Guard
 from anydepth.server.answer.stops import StopText
-from anydepth.server.engine.engine import EngineFacts, EngineStats, Job, Sampling
+from anydepth.server.engine.engine import EngineFacts, EngineStats, Job
 from anydepth.server.engine.works import Works, scanning
 from anydepth.templates.template import Prompt
 from anydepth.types import Event, ScanResult
@@ -46,7 +46,8 @@ class TransformersEngine:
         backend: Any = guard.backend
         ends = end_token_ids if end_token_ids is not None else backend.end_tokens({})
         context = getattr(backend, "context_length", None)
-        self.facts = EngineFacts(model, guard.template, guard.config, frozenset(ends), context)
+        compile_grammar = getattr(backend, "grammar", None)
+        self.facts = EngineFacts(model, guard.template, guard.config, frozenset(ends), context, compile_grammar)
         self.on_check: Callable[[float], None] = lambda seconds: None
         self._guard, self._works = guard, Works(live, queue, timeout)
 
@@ -86,7 +87,8 @@ class TransformersEngine:
             seed=job.sampling.seed,
             accounts=[account],
             on_check=lambda seconds: self.on_check(seconds),
-            **_generation(job.sampling, guard.backend),
+            whole=job.grammar is not None,
+            **_generation(job, guard.backend),
         )
         return self._works.run(turns)
 
@@ -96,8 +98,9 @@ class TransformersEngine:
             return await anext(results)
 
 
-def _generation(sampling: Sampling, backend: Any) -> dict[str, Any]:
+def _generation(job: Job, backend: Any) -> dict[str, Any]:
     """The options of Transformers' `generate`; without any of them the model's own settings hold."""
+    sampling = job.sampling
     drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
     options: dict[str, Any] = {name: value for name, value in drawn.items() if value is not None}
     if options.get("temperature", 1) < GREEDY_BELOW:
@@ -108,4 +111,6 @@ def _generation(sampling: Sampling, backend: Any) -> dict[str, Any]:
         options["repetition_penalty"] = sampling.repetition_penalty
     if sampling.stop:
         options["stopping_criteria"] = [StopText(sampling.stop, backend.decode_text)]
+    if job.grammar is not None:
+        options["grammar"] = job.grammar
     return options

@@ -10,6 +10,7 @@ from anydepth.server.answer.blocked import refused_delta, refused_message
 from anydepth.server.answer.compose import Delta, End
 from anydepth.server.answer.toolcalls import ToolCall
 from anydepth.server.engine.engine import Job, Sampling
+from anydepth.server.http.forms import grammar_for
 from anydepth.server.http.prompting import chat_prompt, reading_of
 from anydepth.server.http.request_limits import answer_length, check_answers, check_entries
 from anydepth.server.http.requests import ChatRequest, CompletionRequest
@@ -44,10 +45,11 @@ def chat_ask(body: ChatRequest, service: Service, headers: dict[str, str], *, en
     length = answer_length(limits, getattr(body, name), name)
     check_answers(limits, count)
     prompt = chat_prompt(facts.template, body)
+    grammar = grammar_for(service, body, prompt)
     return Ask(
         endpoint,
-        spread(Job(prompt, guard, length, sampling_of(body)), count),
-        (reading_of(service, body, prompt, guard.refusal),) * count,
+        spread(Job(prompt, guard, length, sampling_of(body), grammar), count),
+        (reading_of(service, body, prompt, guard.refusal, structured=grammar is not None),) * count,
         tell_checks=body.tells_checks,
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
         headers=headers,
@@ -59,7 +61,7 @@ def _message(deltas: Sequence[Delta], end: End) -> dict[str, Any]:
     content = "".join(delta.content for delta in deltas)
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if end.refusal:
-        message |= refused_message(content, end.refusal)
+        message |= refused_message(content, end.refusal, structured=end.structured)
     if reasoning := "".join(delta.reasoning for delta in deltas):
         message["reasoning_content"] = reasoning
     if calls := [_call(call) for delta in deltas for call in delta.calls]:
@@ -80,7 +82,9 @@ def _delta(piece: Delta, calls_before: int) -> dict[str, Any]:
 
 
 def _last(end: End) -> dict[str, Any]:
-    return {"delta": refused_delta(end.refusal, wrote=end.wrote) if end.refusal else {}}
+    if not end.refusal:
+        return {"delta": {}}
+    return {"delta": refused_delta(end.refusal, wrote=end.wrote, structured=end.structured)}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def chat_prompt(template: ChatTemplate, request: ChatRequest) -> Prompt:
     for name, fitting in (("continue_final_message", continued), ("add_generation_prompt", not continued)):
         if getattr(request, name) not in (None, fitting):
             raise BadRequest(f"{reason}, or leave continue_final_message and add_generation_prompt out", name)
-    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
+    tools = [tool.model_dump(exclude_none=True) for tool in request.offered]
     return template.prompt(
         [_message(place, message) for place, message in enumerate(request.messages)],
         tools=None if request.tool_choice == "none" else tools,
@@ -72,17 +72,27 @@ def _arguments(text: str, name: str) -> dict[str, Any]:
     return arguments or {}
 
 
-def reading_of(service: Service, body: ChatRequest, prompt: Prompt, refusal: str) -> Reading:
-    """How the answer to a chat request is read; `refusal` stands in place of what is withheld."""
+def reading_of(
+    service: Service, body: ChatRequest, prompt: Prompt, refusal: str, *, structured: bool = False
+) -> Reading:
+    """How the answer to a chat request is read.
+
+    Args:
+        service: The service that answers it.
+        body: The request.
+        prompt: Its prompt.
+        refusal: Text in place of what is withheld.
+        structured: Whether the answer has to be JSON or a call.
+    """
     template = service.engine.facts.template
-    tools = () if body.tool_choice == "none" else body.tools or ()
-    offered = frozenset(tool.function.name for tool in tools)
+    offered = frozenset(tool.function.name for tool in body.offered)
     markers = Markers(
         channel=template.channel,
         tools=service.tool_format if offered else None,
         offered=offered,
         special=service.special,
-        thinking=_begins_thinking(template, prompt),
+        thinking=begins_thinking(template, prompt),
+        structured=structured,
     )
 
     def decode(ids: Any) -> str:
@@ -96,10 +106,11 @@ def reading_of(service: Service, body: ChatRequest, prompt: Prompt, refusal: str
         decode=decode if markers.needed else None,
         prefix=prompt.ids[prompt.start :],
         one_call=body.parallel_tool_calls is False,
+        structured=structured,
     )
 
 
-def _begins_thinking(template: ChatTemplate, prompt: Prompt) -> bool:
+def begins_thinking(template: ChatTemplate, prompt: Prompt) -> bool:
     """True if the generation prompt, or the prefill after it, opens thoughts and does not close them.
 
     Only what follows the conversation counts: a user who writes the opener must not turn the answer into thoughts.

@@ -27,7 +27,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "functions": ([],),
-    "text": ({"format": {"type": "text"}}, {}),
     "truncation": ("disabled",),
     "include": ([],),
     "background": (False,),
@@ -183,16 +182,83 @@ class _Generation(RequestBody):
         return value
 
 
+class JsonSchema(BaseModel):
+    """A JSON Schema that an answer has to keep."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    name: str | None = None
+    description: str | None = None
+    rules: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: Flag | None = None
+
+
+class ResponseFormat(BaseModel):
+    """Of which form an answer has to be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Annotated[JsonSchema | None, Field(validate_default=True)] = None
+
+    @field_validator("json_schema")
+    @classmethod
+    def _goes_with_its_type(cls, value: JsonSchema | None, info: Any) -> JsonSchema | None:
+        kind = info.data.get("type")
+        if kind == "json_schema" and value is None:
+            raise ValueError("send the schema, or another type")
+        if kind in ("text", "json_object") and value is not None:
+            raise ValueError("it goes with type json_schema: send that, or leave it out")
+        return value
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The JSON Schema of the answer; None for text."""
+        if self.type == "text":
+            return None
+        given = self.json_schema.rules if self.json_schema is not None else None
+        return {"type": "object"} if given is None else given
+
+
+class NamedFunction(BaseModel):
+    """The name of a function."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class NamedTool(BaseModel):
+    """The one tool that has to be called."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["auto", "none", "required"], Tag("<text>")] | Annotated[NamedTool, Tag("<part>")],
+    by_kind("choose 'auto', 'none' or 'required', or send an object that names a function"),
+]
+
+
 class ChatRequest(_Generation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Strict(), Field(ge=1)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: Flag | None = None
     add_generation_prompt: Flag | None = None
     continue_final_message: Flag | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that the answer may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
 
 class CompletionRequest(_Generation):

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from anydepth.errors import BadRequest
 from anydepth.server.answer.blocked import filter_results, refused_text
 from anydepth.server.answer.compose import Delta, End
 from anydepth.server.answer.toolcalls import ToolCall
@@ -25,6 +26,18 @@ Record = dict[str, Any]
 
 _REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why an answer ended -> why a response is incomplete."""
+
+_PARTS = {
+    "message": ("output_text", "text", "output_text"),
+    "refusal": ("refusal", "refusal", "refusal"),
+    "reasoning": ("reasoning_text", "text", "reasoning_text"),
+}
+"""Kind of text -> type of its part, the field that has it, and the name of its events."""
+
+
+def _more(part_type: str) -> Record:
+    """What a part and its events have besides."""
+    return {"logprobs": []} if part_type == "output_text" else {}
 
 
 async def respond_with_items(request: Request, body: ResponsesRequest, service: Service) -> Response:
@@ -49,7 +62,25 @@ def _ask(body: ResponsesRequest, service: Service, headers: dict[str, str]) -> A
     answer_length(limits, body.max_output_tokens, "max_output_tokens")
     if not isinstance(body.input, str):
         check_entries(limits, body.input, "input")
-    return chat_ask(body.chat(), service, headers, endpoint="responses", id=f"resp_{uuid.uuid4().hex}")
+    try:
+        return chat_ask(body.chat(), service, headers, endpoint="responses", id=f"resp_{uuid.uuid4().hex}")
+    except BadRequest as error:
+        raise BadRequest(_renamed(str(error)), _renamed(error.param or "") or None, error.code) from error
+
+
+_NAMES = {
+    "response_format.json_schema.schema": "text.format.schema",
+    "response_format": "text.format",
+    "tool_choice.function.name": "tool_choice.name",
+    "].function.parameters": "].parameters",
+}
+"""Fields of a chat request -> what this API calls them."""
+
+
+def _renamed(text: str) -> str:
+    for name, own in _NAMES.items():
+        text = text.replace(name, own)
+    return text
 
 
 async def _collect(ask: Ask, service: Service, writer: "ItemWriter", pieces: AsyncGenerator[Piece, None]) -> Response:
@@ -110,8 +141,8 @@ class ItemWriter:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": body.tool_choice or "auto",
+            "text": {"format": _format(body)},
+            "tool_choice": body.model_dump(include={"tool_choice"})["tool_choice"] or "auto",
             "tools": [each.model_dump(exclude_none=True) for each in body.tools or ()],
             "top_p": body.top_p,
             "truncation": "disabled",
@@ -146,7 +177,9 @@ class ItemWriter:
         output: list[Record] = self.response["output"]
         reason = _REASONS.get(end.finish_reason)
         status = "completed" if reason is None else "incomplete"
-        if end.refusal:
+        if end.refusal and end.structured:
+            yield from self._add("refusal", end.refusal)
+        elif end.refusal:
             yield from self._add("message", refused_text(end.refusal, wrote=end.wrote))
         elif not any(item["type"] in ("message", "function_call") for item in output):
             yield from self._open_item("message")
@@ -169,22 +202,22 @@ class ItemWriter:
         yield self._event(f"response.{status}", response=self.response)
 
     def _add(self, kind: str, text: str) -> Iterator[Record]:
-        if not self._open or self._item["type"] != kind:
+        part_type, field, events = _PARTS[kind]
+        if not self._open or self._part["type"] != part_type:
             yield from self._open_item(kind)
-        self._part["text"] += text
-        name = "output_text" if kind == "message" else "reasoning_text"
-        more: Record = {"logprobs": []} if kind == "message" else {}
-        yield self._event(f"response.{name}.delta", **self._place, content_index=0, delta=text, **more)
+        self._part[field] += text
+        yield self._event(f"response.{events}.delta", **self._place, content_index=0, delta=text, **_more(part_type))
 
     def _open_item(self, kind: str) -> Iterator[Record]:
         yield from self._close("completed")
-        item: Record = {"type": kind, "status": "in_progress", "content": []}
-        if kind == "message":
-            item |= {"id": _id("msg"), "role": "assistant"}
-            part: Record = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        part_type, field, _ = _PARTS[kind]
+        item: Record = {"status": "in_progress", "content": []}
+        if kind == "reasoning":
+            item |= {"type": "reasoning", "id": _id("rs"), "summary": []}
         else:
-            item |= {"id": _id("rs"), "summary": []}
-            part = {"type": "reasoning_text", "text": ""}
+            item |= {"type": "message", "id": _id("msg"), "role": "assistant"}
+        part: Record = {"type": part_type, field: "", **({"annotations": []} if kind == "message" else {})}
+        part |= _more(part_type)
         self.response["output"].append(item)
         self._open = True
         yield self._event("response.output_item.added", output_index=self._index, item={**item, "content": []})
@@ -196,10 +229,10 @@ class ItemWriter:
         if not self._open:
             return
         self._open, part = False, self._part
-        name = "output_text" if self._item["type"] == "message" else "reasoning_text"
-        more: Record = {"logprobs": []} if name == "output_text" else {}
+        field, events = next((field, events) for kind, field, events in _PARTS.values() if kind == part["type"])
+        told: Record = {field: part[field], **_more(part["type"])}
         self._item["status"] = status
-        yield self._event(f"response.{name}.done", **self._place, content_index=0, text=part["text"], **more)
+        yield self._event(f"response.{events}.done", **self._place, content_index=0, **told)
         yield self._event("response.content_part.done", **self._place, content_index=0, part=part)
         yield self._event("response.output_item.done", output_index=self._index, item=self._item)
 
@@ -233,6 +266,12 @@ class ItemWriter:
     def _event(self, kind: str, **told: Any) -> Record:
         number, self._number = self._number, self._number + 1
         return {"type": kind, "sequence_number": number, **told}
+
+
+def _format(body: ResponsesRequest) -> Record:
+    """The form of the answer, as the request has it."""
+    form = None if body.text is None else body.text.format
+    return {"type": "text"} if form is None else form.model_dump(exclude_none=True, by_alias=True)
 
 
 def _id(prefix: str) -> str:

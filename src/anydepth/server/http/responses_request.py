@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 
 from anydepth.errors import BadRequest
 from anydepth.server.http.requests import (
@@ -11,8 +11,12 @@ from anydepth.server.http.requests import (
     Flag,
     Function,
     FunctionCall,
+    JsonSchema,
+    NamedFunction,
+    NamedTool,
     PastToolCall,
     RequestBody,
+    ResponseFormat,
     StreamOptions,
     Text,
     Tool,
@@ -86,6 +90,41 @@ Item = Annotated[
 ]
 
 
+class ItemFormat(BaseModel):
+    """Of which form the text of an answer has to be."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    rules: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: Flag | None = None
+
+    @model_validator(mode="after")
+    def _goes_with_its_type(self) -> "ItemFormat":
+        if (self.type == "json_schema") != (self.rules is not None):
+            raise ValueError("a schema goes with type json_schema: send both, or neither")
+        return self
+
+
+class TextOptions(BaseModel):
+    """How the text of an answer is written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: ItemFormat | None = None
+
+
+class ChosenTool(BaseModel):
+    """The one function that has to be called."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+
+
 class FunctionTool(BaseModel):
     """A function that the model may call; other tools run at OpenAI and are refused."""
 
@@ -106,7 +145,14 @@ class ResponsesRequest(RequestBody):
     ]
     instructions: str | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: (
+        Annotated[
+            Annotated[Literal["auto", "none", "required"], Tag("<text>")] | Annotated[ChosenTool, Tag("<part>")],
+            by_kind("choose 'auto', 'none' or 'required', or send an object that names a function"),
+        ]
+        | None
+    ) = None
+    text: TextOptions | None = None
     parallel_tool_calls: Flag | None = None
     max_output_tokens: Annotated[int, Strict(), Field(ge=1)] | None = None
     temperature: Annotated[float, Strict(), Field(ge=0, le=2)] | None = None
@@ -126,7 +172,8 @@ class ResponsesRequest(RequestBody):
             model=self.model,
             messages=self._messages(),
             tools=tools or None,
-            tool_choice=self.tool_choice,
+            tool_choice=self._choice(),
+            response_format=self._form(),
             parallel_tool_calls=self.parallel_tool_calls,
             max_completion_tokens=self.max_output_tokens,
             temperature=self.temperature,
@@ -134,6 +181,18 @@ class ResponsesRequest(RequestBody):
             stream=self.stream,
             anydepth=self.anydepth,
         )
+
+    def _choice(self) -> Any:
+        if isinstance(self.tool_choice, ChosenTool):
+            return NamedTool(type="function", function=NamedFunction(name=self.tool_choice.name))
+        return self.tool_choice
+
+    def _form(self) -> ResponseFormat | None:
+        form = None if self.text is None else self.text.format
+        if form is None:
+            return None
+        schema = None if form.rules is None else JsonSchema(name=form.name, schema=form.rules)
+        return ResponseFormat(type=form.type, json_schema=schema)
 
     def _messages(self) -> list[ChatMessage]:
         found = [] if self.instructions is None else [ChatMessage(role="system", content=self.instructions)]
