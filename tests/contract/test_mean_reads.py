@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from anydepth import Every, Guard, Threshold
 from anydepth.backends.protocol import WHOLE, CheckPoint, FinishedAnswer, Read, Site
@@ -318,6 +320,7 @@ def test_each_depth_inside_a_prefill_scores_as_if_it_ended_there(family):
         assert score.value == pytest.approx(at_end, abs=1e-4)
 
 
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.20"), reason="there every block runs on every token")
 def test_a_site_that_does_not_run_on_every_token_is_refused_when_the_guard_is_opened():
     backend = test_prove.backend_of(
         "Gemma4TextConfig", "Gemma4ForCausalLM", **test_prove.SHARED, **test_prove.GEMMA, **test_prove.TWO_KINDS

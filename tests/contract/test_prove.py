@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 
 from anydepth import Guard, Rethink, Threshold
 from anydepth.backends.transformers import TransformersBackend
@@ -44,7 +45,10 @@ def recurrent_gemma() -> TransformersBackend:
 @pytest.mark.parametrize("detector", ["probe", "rethink"])
 def test_a_model_whose_state_a_check_changes(detector: str) -> None:
     backend = recurrent_gemma()
-    with pytest.raises(UnsupportedModel, match=r"changes the answer's own cache.*take a model that passes"):
+    message = r"changes the answer's own cache.*take a model that passes"
+    if detector == "rethink" and Version(transformers.__version__) < Version("5.20"):
+        message = "a check at depth 0 failed in a trial"  # it cannot be decoded behind a cache there
+    with pytest.raises(UnsupportedModel, match=message):
         Guard.from_backend(backend, probe_of(backend) if detector == "probe" else Rethink())
 
 

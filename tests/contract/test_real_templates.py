@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from anydepth.errors import ConfigError, PromptError
@@ -58,8 +60,14 @@ def text_of(template: ChatTemplate, ids: Sequence[int]) -> str:
     return template.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
+def skip_broken_tokenizer(package: str) -> None:
+    if package == "deepseek_v3" and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("this Transformers reads the tokenizer as one that takes `▁` for a space, and loses spaces")
+
+
 @pytest.mark.parametrize("package", DERIVED)
 def test_derived_header(package: str) -> None:
+    skip_broken_tokenizer(package)
     template = template_of(package)
     header, read, answer = DERIVED[package]
     assert template.source == "derived"
@@ -139,6 +147,7 @@ def test_turns_by_ids_are_the_conversation_by_text(package: str) -> None:
 @pytest.mark.parametrize("package", EVERY)
 @pytest.mark.parametrize("prefill", ["Sure, here", "\n\nSure", " Sure", "Sure \n ", "もちろん", "1."])
 def test_prefill_leaves_the_prompt_alone_and_the_text_whole(package: str, prefill: str) -> None:
+    skip_broken_tokenizer(package)
     template = template_of(package)
     bare, given = template.prompt(MESSAGES), template.prompt(MESSAGES, prefill=prefill)
     assert given.ids[: given.start] == bare.ids

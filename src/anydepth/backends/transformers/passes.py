@@ -180,6 +180,10 @@ class Passes:
         """
         more = {} if self.inputs.switches_at is None else {"return_dict_in_generate": True}
         model, given = (self.model, cache) if first is None else (answering(self.model, first.output), first.before)
+        chunk = options.get("prefill_chunk_size", self.model.generation_config.prefill_chunk_size)
+        if chunk is not None and cache.get_seq_length():
+            # There is no prefill any more; Transformers 5.16 would feed the tokens of the cache once more.
+            options = {**options, "prefill_chunk_size": None}
         with torch.no_grad(), warnings.catch_warnings():
             # A minimum of the whole answer is no mistake in one of its windows.
             warnings.filterwarnings("ignore", message="Unfeasible length constraints")
