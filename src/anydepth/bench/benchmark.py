@@ -13,6 +13,7 @@ from anydepth.bench.budget import Measurement, Standing, about, expected, spend
 from anydepth.bench.parts import CheckCost, PackedScan, Throughput
 from anydepth.bench.rates import Rates, first_rate
 from anydepth.detectors import LinearProbe, ProbeCard, Rethink, find_shipped
+from anydepth.detectors.detector import require_header
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
@@ -80,6 +81,7 @@ def run(
     backend = load(model, dtype=dtype)
     detector = LinearProbe.load(probe) if probe is not None else find_shipped(backend) or _blank_probe(backend)
     detector.bind(backend)
+    require_header(detector, "a benchmark")
     begun = clock()
     report = Report(backend, detector, dtype, effort.seconds, came)
     progress("timing a decode step")
