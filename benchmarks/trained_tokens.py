@@ -3,9 +3,9 @@
 
     trained_tokens.py MODEL --data-dir DIR --work WORK [-o FILE.json]
 
-The recipe is a part of the shipped one: no answers that the model would write, `--share` of each part's limit, and
-`--longest` tokens of an answer. Every arm is read at one block and at one token, and its probe is fitted, chosen,
-calibrated and measured as `anydepth fit` does it:
+The recipe is a part of the shipped one: no answers that the model would write, `--share` of the limit of each training
+part, `--held-out` of that of each held-out part, and `--longest` tokens of an answer. Every arm is read at one block
+and at one token, and its probe is fitted, chosen, calibrated and measured as `anydepth fit` does it:
 
     header      the last token of the template's header
     begins K    the header's last K tokens up to the read token, behind the text: what a training begins with
@@ -46,8 +46,19 @@ CAPS = {"benign": 12, "jailbreaks": 30, "XSTest safe": 24}
 class Sharing(TransformersBackend):
     """Runs each text once for all arms: what differs between them stands behind it."""
 
-    room = 3 * 2**30
+    room: int
     texts: dict[tuple[FinishedAnswer, ...], CachedTexts]
+
+    def cached_texts(self, answers: Sequence[FinishedAnswer], site: Site) -> CachedTexts:
+        """The same texts again, as long as there is room to keep them."""
+        key = tuple(answers)
+        if key in self.texts:
+            return self.texts[key]
+        found = super().cached_texts(answers, site)
+        if found.size <= self.room:
+            self.room -= found.size
+            self.texts[key] = found
+        return found
 
     def read_batch(
         self,
@@ -61,17 +72,12 @@ class Sharing(TransformersBackend):
         """As `EmbeddingReader.read_batch`."""
         if embeddings is None or list(tokens) != [len(embeddings) - 1] or len(sites) > 1:
             return super().read_batch(answers, sites, tokens=tokens, suffix=suffix, embeddings=embeddings)
-        key = tuple(answers)
-        found = self.texts.get(key) or CachedTexts(self, answers, sites[0])
-        if key not in self.texts and found.size <= self.room:
-            self.texts[key] = found
-            self.room -= found.size
-        states = found.states(torch.tensor(embeddings), gradient=False).cpu().numpy()
+        states = self.cached_texts(answers, sites[0]).states(torch.tensor(embeddings), gradient=False).cpu().numpy()
         ends = np.cumsum([len(each.depths) for each in answers])[:-1]
         return [{sites[0]: part[:, None]} for part in np.split(states, ends)]
 
 
-def small_recipe(share: float, longest: int, layer: float) -> Recipe:
+def small_recipe(share: float, held_out: float, longest: int, layer: float) -> Recipe:
     """A part of the shipped recipe, as the arms read it."""
     record = packaged_toml("recipe.toml")
     kept = [part for part in record["part"] if not part.get("written")]
@@ -83,18 +89,18 @@ def small_recipe(share: float, longest: int, layer: float) -> Recipe:
         if "under" in part:
             made["under"] = [name for name in part["under"] if name in names]
         if part["name"] in CAPS:
-            made["limit"] = max(2, round(CAPS[part["name"]] * share * 4))
+            made["limit"] = max(2, round(CAPS[part["name"]] * held_out * 2))
         elif "limit" in part and part.get("split", "train") == "train":
             made["limit"] = max(4, round(part["limit"] * share))
         elif "limit" in part:
-            made["limit"] = max(4, round(part["limit"] * min(1.0, share * 2)))
+            made["limit"] = max(4, round(part["limit"] * held_out))
         parts.append(made)
     measured = {**record["measure"], "leave_out": False}
     fitted = {**record["fit"], "layers": [layer], "tokens": ["last"]}
     return recipe_from({**record, "part": parts, "fit": fitted, "measure": measured}, "trained_tokens")
 
 
-def told(what: str, done: int, total: int, tokens: int) -> None:
+def told(what: str, done: int, total: int, _tokens: int = 0) -> None:
     """Say on one line what is done."""
     if done == total or done % 64 < 8:
         print(f"  {what}: {done} of {total}", flush=True)
@@ -128,7 +134,7 @@ def arm(
     if kind == "header":
         filled, wanted = fill(backend, gathered, recipe, work, progress=told), recipe
     elif kind == "trained":
-        options = TokenOptions(count=count, epochs=epochs)
+        options = TokenOptions(count=count, epochs=epochs, memory=0)  # `Sharing` keeps the texts
         own = fill_trained(backend, gathered, recipe, work, options, progress=told)
         filled, wanted, more = own.filled, own.recipe, own.record()
     else:
@@ -163,7 +169,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--share", type=float, default=0.25, help="of each part's limit (0.25)")
+    parser.add_argument("--share", type=float, default=0.25, help="of a training part's limit (0.25)")
+    parser.add_argument("--held-out", type=float, default=0.5, help="of a held-out part's limit (0.5)")
+    parser.add_argument("--memory", type=float, default=4.0, help="GiB of caches that are kept (4)")
     parser.add_argument("--longest", type=int, default=100, help="tokens of an answer (100)")
     parser.add_argument("--layer", type=float, default=0.5, help="block, as a share of the depth (0.5)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 4], help="numbers of trained tokens (1 2 4)")
@@ -172,15 +180,15 @@ def main() -> None:
     args = parser.parse_args()
     loaded = load(args.model, dtype="float32")
     backend = Sharing(loaded.model, loaded.tokenizer)
-    backend.texts = {}
+    backend.texts, backend.room = {}, int(args.memory * 2**30)
     site = Site(round(args.layer * backend.identity.num_layers))
-    recipe = small_recipe(args.share, args.longest, args.layer)
+    recipe = small_recipe(args.share, args.held_out, args.longest, args.layer)
     recipe = replace(recipe, fit={**recipe.fit, "layers": [str(site)]})
     gathered = gather(recipe, data=args.data_dir, permissive_only=True)
     counts = {each.part.name: len(each.conversations) for each in gathered}
     print(counts, flush=True)
     facts = {"model": Path(args.model).name, "site": str(site), "answers": counts, "epochs": args.epochs}
-    facts |= {"share": args.share, "longest": args.longest}
+    facts |= {"share": args.share, "held_out": args.held_out, "longest": args.longest}
     rows: list[dict[str, Any]] = []
     if args.out.is_file():
         there = json.loads(args.out.read_text(encoding="utf-8"))
@@ -188,9 +196,10 @@ def main() -> None:
             raise SystemExit(f"{args.out} was measured with other arguments or answers; give another -o")
         rows = there["rows"]
     few, many = min(args.tokens), max(args.tokens)
-    names = ["header", f"random {few}", f"random {many}"]
+    names = ["header", f"begins {few}", f"trained {few}", f"begins {many}", f"trained {many}"]
     names += [f"{kind} {count}" for count in args.tokens for kind in ("begins", "trained")]
-    for name in names:
+    names += [f"random {few}", f"random {many}"]
+    for name in dict.fromkeys(names):
         if name in {row["arm"] for row in rows}:
             continue
         print(name, flush=True)

@@ -10,6 +10,7 @@ import torch
 from anydepth.backends.protocol import Capability, FinishedAnswer, Read, Site
 from anydepth.backends.transformers import packed
 from anydepth.backends.transformers.blocks import NOT_HERE, default_site, find_blocks, find_module, readable_blocks
+from anydepth.backends.transformers.cached_texts import CachedTexts
 from anydepth.backends.transformers.fork import fork_kinds
 from anydepth.backends.transformers.generation_options import vet_options
 from anydepth.backends.transformers.handover import try_options
@@ -187,6 +188,10 @@ class TransformersBackend(Passes):
         options = {"tokens": tokens, "suffix": suffix, "embeddings": embeddings}
         with self.lock, self.reading_weights():
             return packed.read_batch(self, answers, tuple(sites), **options)
+
+    def cached_texts(self, answers: Sequence[FinishedAnswer], site: Site) -> CachedTexts:
+        """Several finished answers, run once up to `site`, for Safety Tokens behind their depths; see `CachedTexts`."""
+        return CachedTexts(self, answers, site)
 
     def describe(self) -> dict[str, Any]:
         """Facts for `anydepth inspect`: blocks, default site, how cache layers are forked, what packs, what rides.

@@ -172,12 +172,12 @@ def _try_packing(
     passes: Passes, prompt: Prompt, answer: tuple[int, ...], wanted: Wanted, forked: np.ndarray
 ) -> float | str:
     """How far a packed pass is off the states of the forks, float32 `[2, reads, hidden_size]`; or why it fails."""
-    reads, options = wanted.reads, {"embeddings": wanted.embeddings}
+    reads, own = wanted.reads, wanted.embeddings
     tokens = sorted({read.token for read in reads})
     finished = FinishedAnswer(prompt, answer, (0, len(answer)))
     try:
         with passes.reading_weights():
-            (states,) = packed.read_batch(passes, [finished], sites_of(reads), tokens=tokens, **options)
+            (states,) = packed.read_batch(passes, [finished], sites_of(reads), tokens=tokens, embeddings=own)
     except Exception as error:  # the model's own code, which was not made for such a mask: forks are read instead
         return f"a packed pass failed in a trial: {type(error).__name__}: {error}"
     found = np.stack([states[read.site][:, tokens.index(read.token)] for read in reads], 1)

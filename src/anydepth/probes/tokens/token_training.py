@@ -192,11 +192,9 @@ class _Training:
 
     def _texts(self, place: int) -> "CachedTexts":
         """The texts of a batch, run once and kept as long as there is room."""
-        from anydepth.backends.transformers.cached_texts import CachedTexts
-
         if place in self._kept:
             return self._kept[place]
-        found = CachedTexts(self._backend, [text.answer for text in self.batches[place]], self._site)
+        found = self._backend.cached_texts([text.answer for text in self.batches[place]], self._site)
         if found.size <= self._room:
             self._room -= found.size
             self._kept[place] = found
