@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from anydepth.backends.protocol import Reader, require_sessions
+from anydepth.backends.trained_tokens import prove_checks
 from anydepth.config import OPTIONS, GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import Detector, LinearProbe, declares_reads, detector_parts, find_shipped
+from anydepth.detectors.detector import embeddings_of
 from anydepth.driver import Driver, OnCheck, share_time, unobserved
 from anydepth.errors import ConfigError
 from anydepth.flow import guarded
@@ -57,7 +59,8 @@ class Guard:
         self.config = guard_config(options, with_own_policy(GuardConfig(), detector))
         detector.bind(backend)
         for part in detector_parts(detector):
-            backend.prove(part.needs, part.reads if declares_reads(part) else ())
+            reads = part.reads if declares_reads(part) else ()
+            prove_checks(backend, part.needs, reads, embeddings_of(part))
         self.backend, self.detector = backend, detector
 
     @classmethod

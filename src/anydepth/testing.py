@@ -79,7 +79,7 @@ class ScriptedBackend:
         logprobs: Log-probabilities per depth of the token after the Safety Tokens, float `[260]`; uniform by default.
         finish: How an answer ends that has no `END`: `stop` (as by a stop string) or `length` (the context is full).
         at_most: Tokens that the first, second, … `decode` hands out at most, over and over; empty is no limit.
-        capabilities: What it offers to detectors; everything by default.
+        capabilities: What it offers to detectors; all but trained Safety Tokens by default.
         packed: False if `read_batch` is to refuse, as for an architecture that cannot take the packed mask.
         width: Length of a hidden state.
         blocks: Number of blocks, for `check_site`.
@@ -100,7 +100,7 @@ class ScriptedBackend:
         logprobs: Script[Sequence[float]] | None = None,
         finish: Literal["stop", "length"] = "stop",
         at_most: Sequence[int] = (),
-        capabilities: frozenset[Capability] = frozenset(Capability),
+        capabilities: frozenset[Capability] = frozenset(Capability) - {Capability.EMBEDDINGS},
         packed: bool = True,
         width: int = 4,
         blocks: int = 4,

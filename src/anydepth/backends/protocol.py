@@ -23,6 +23,7 @@ class Capability(StrEnum):
     HIDDEN_STATES = "hidden states"
     LOOK_AHEAD = "look-ahead"
     NEXT_TOKEN = "next-token probabilities"
+    EMBEDDINGS = "trained Safety Tokens"
 
 
 @dataclass(frozen=True, slots=True)

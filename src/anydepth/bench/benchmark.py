@@ -14,6 +14,7 @@ from anydepth.bench.budget import Measurement, Standing, about, expected, spend
 from anydepth.bench.parts import CheckCost, PackedScan, RideCost, Throughput
 from anydepth.bench.rates import Rates, first_rate
 from anydepth.detectors import LinearProbe, ProbeCard, Rethink, find_shipped
+from anydepth.detectors.detector import require_header
 from anydepth.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def run(
     backend = build(config, dtype) if config is not None else load(str(model), dtype=dtype, ride="auto")
     detector = LinearProbe.load(probe) if probe is not None else find_shipped(backend) or _blank_probe(backend)
     detector.bind(backend)
+    require_header(detector, "a benchmark")
     backend.prove(detector.needs, detector.reads)  # says whether checks can ride
     backend.ride = "never"
     begun = clock()

@@ -250,7 +250,7 @@ def _check_other_probe(out: Path, probe: LinearProbe) -> None:
     if not (out.is_file() and out.name == ARTEFACT and out.with_name(README).is_file()):
         return
     there = LinearProbe.load(out)
-    if there.weight.tobytes() != probe.weight.tobytes() or there.bias != probe.bias:
+    if there.numbers != probe.numbers or there.bias != probe.bias:
         raise ConfigError(
             f"-o {out.parent} holds another probe, with a model card of its own; give the folder of the probe that is "
             "calibrated, or a name for a file"

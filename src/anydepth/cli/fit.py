@@ -29,6 +29,10 @@ from anydepth.probes.fitting.figures import figures_of, limits_of
 from anydepth.probes.fitting.train import Trained, fill, train
 from anydepth.probes.recipe.choices import Choices
 from anydepth.probes.recipe.recipe import Gathered, Recipe, gather, read_recipe, recipe_for
+from anydepth.probes.tokens.fill_trained import fill_trained
+from anydepth.probes.tokens.token_options import TokenOptions
+
+INNATE, TRAINED = "innate", "trained"
 
 
 @grouped
@@ -68,6 +72,19 @@ def fit(
     target: Annotated[
         float | None, typer.Option("--target", metavar="RATE", help="Share of harmless answers that may be halted.")
     ] = None,
+    safety_tokens: Annotated[
+        str,
+        typer.Option(
+            "--safety-tokens",
+            metavar="WHICH",
+            help="`innate`: the chat template's own. `trained`: embeddings that are trained together with the probe "
+            "(Transformers only).",
+        ),
+    ] = INNATE,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", metavar="K", help="How many to train, with --safety-tokens trained. Default: 1."),
+    ] = None,
     *,
     loading: Loading,
 ) -> None:
@@ -78,6 +95,7 @@ def fit(
     measures on the other half. It goes on where an earlier run was stopped.
     """
     wanted = _wanted(data, recipe, target)
+    own = _own_tokens(safety_tokens, tokens)
     gathered = gather(wanted, data=data_dir, permissive_only=permissive)
     _tell_left_out(gathered)
     choices = Choices.of(wanted)
@@ -91,8 +109,13 @@ def fit(
     _check_other_probe(output, backend)
     folder = work or output / "work"
     with Bars() as bars:
-        filled = fill(backend, gathered, wanted, folder, adapter=loading.adapter, progress=bars)
-        trained = train(backend, filled, wanted, progress=bars)
+        if own is None:
+            filled = fill(backend, gathered, wanted, folder, adapter=loading.adapter, progress=bars)
+            trained = train(backend, filled, wanted, progress=bars)
+        else:
+            found = fill_trained(backend, gathered, wanted, folder, own, adapter=loading.adapter, progress=bars)
+            filled, trained = found.filled, train(backend, found.filled, found.recipe, progress=bars)
+            trained = replace(trained, figures={**trained.figures, "safety_tokens": found.record()})
     _tell_left_out(filled.gathered, before=gathered)
     probe = _signed(trained.probe, name, model, time.monotonic() - begun)
     options = {
@@ -107,6 +130,8 @@ def fit(
         "--permissive": permissive,
         "--target": target,
         "--licence": licence,
+        "--safety-tokens": safety_tokens if own else None,
+        "--tokens": None if own is None else str(own.count),
     }
     _write(output, probe, trained, licence, _command(model, options))
     _show(probe, trained, output)
@@ -122,6 +147,15 @@ def _wanted(data: list[str] | None, recipe: Path | None, target: float | None) -
     return replace(wanted, calibrate={**wanted.calibrate, "target": target})
 
 
+def _own_tokens(which: str, count: int | None) -> TokenOptions | None:
+    """How Safety Tokens are to be trained; None for the template's own."""
+    if which not in (INNATE, TRAINED):
+        raise ConfigError(f"--safety-tokens is {which!r}; choose {INNATE} or {TRAINED}")
+    if which == INNATE and count is not None:
+        raise ConfigError(f"--tokens is {count}, and no tokens are trained; give --safety-tokens {TRAINED} as well")
+    return None if which == INNATE else TokenOptions(count=1 if count is None else count)
+
+
 def _tell_left_out(gathered: Sequence[Gathered], before: Sequence[Gathered] = ()) -> None:
     """Say what was left out of each part, if it was not said `before`."""
     said = {each.part.name: each.left_out for each in before}
@@ -134,7 +168,7 @@ def _signed(probe: LinearProbe, name: str | None, model: str, seconds: float) ->
     """The probe with the model's public name, and how long it took."""
     identity = replace(probe.card.model, name=name or model)
     notes = f"Fitted in {seconds / 60:.0f} minutes, what was collected before not counted."
-    return LinearProbe(probe.weight, probe.bias, replace(probe.card, model=identity, notes=notes))
+    return probe.with_card(replace(probe.card, model=identity, notes=notes))
 
 
 def _command(model: str, options: Mapping[str, Any]) -> str:

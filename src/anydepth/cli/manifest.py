@@ -46,7 +46,7 @@ def loaded_settings(guard: "Guard") -> Settings:
 
 def _digest_of_probe(probe: LinearProbe) -> str:
     reads = " ".join(map(str, probe.reads))
-    return hashlib.sha256(probe.weight.tobytes() + f"{probe.bias!r} {reads}".encode()).hexdigest()[:16]
+    return hashlib.sha256(probe.numbers + f"{probe.bias!r} {reads}".encode()).hexdigest()[:16]
 
 
 def _digest_of_files(paths: list[Path]) -> str:

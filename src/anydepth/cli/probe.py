@@ -161,7 +161,8 @@ def _card_rows(card: ProbeCard) -> Rows:
     yield "model", model.name + (f", revision {model.revision}" if model.revision else "")
     yield "weights", model.fingerprint or "not known: any weights of this architecture and size are taken"
     yield "size", f"{model.model_type}, {model.num_layers} layers of width {model.hidden_size}"
-    yield "Safety Tokens", list(card.header_ids)
+    own = f"{card.safety_tokens} trained ones, in the place of the template's header"
+    yield "Safety Tokens", own if card.safety_tokens else list(card.header_ids)
     yield "reads", ", ".join(map(str, card.reads))
     yield "dtype", card.dtype
     yield "policy", policy_text(card.policy)

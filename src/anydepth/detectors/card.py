@@ -8,8 +8,11 @@ from anydepth.backends.protocol import ModelIdentity, Read, Reader, Site, last_h
 from anydepth.errors import AnydepthError, ProbeError, UnsupportedModel
 from anydepth.policy import policy_from
 
-FORMAT_VERSIONS = ("2", "3")
-"""Versions of the artefact's layout that this package reads. In 3 a probe may read means over answer tokens."""
+FORMAT_VERSIONS = ("2", "3", "4")
+"""Versions of the artefact's layout that this package reads.
+
+In 3 a probe may read means over answer tokens, in 4 it has Safety Tokens of its own.
+"""
 
 WAIVABLE = frozenset({"model", "template"})
 """Differences that a researcher may waive: fine-tuned weights, or a template with another default system prompt."""
@@ -23,6 +26,7 @@ class ProbeCard:
         model: The model that the probe was fitted on. An empty fingerprint (imported probes) means that the weights are
             not known; shape and architecture are compared instead.
         header_ids: The Safety Tokens at collection; those after the last read token are not used and may be left out.
+            None of them is used where the probe has Safety Tokens of its own.
         reads: Which hidden states were read, in the order of the weight's rows.
         template_digest: Digest of the chat template, or None if it is not known (imported probes).
         dtype: Type that the model ran in when the states were collected.
@@ -34,6 +38,8 @@ class ProbeCard:
         versions: Versions of the packages that fitted it.
         seed: Seed of the fit.
         notes: Further remarks for a reader.
+        safety_tokens: Number of trained Safety Tokens that the artefact holds: they are appended in the place of the
+            header, and a read's token is an index among them. 0 for a probe that reads the template's header.
     """
 
     model: ModelIdentity
@@ -48,13 +54,19 @@ class ProbeCard:
     versions: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
     notes: str = ""
+    safety_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not self.reads or len(set(self.reads)) < len(self.reads):
             raise ProbeError(
                 f"reads is {[str(read) for read in self.reads]}; a probe reads at least one state, none twice"
             )
-        if self.last_token >= len(self.header_ids):
+        if self.safety_tokens and not all(0 <= read.token < self.safety_tokens for read in self.reads):
+            raise ProbeError(
+                f"reads is {[str(read) for read in self.reads]}; a probe with {self.safety_tokens} trained Safety "
+                f"Tokens reads these alone, 0 to {self.safety_tokens - 1}"
+            )
+        if not self.safety_tokens and self.last_token >= len(self.header_ids):
             raise ProbeError(
                 f"reads has the token {self.last_token}, the header has {len(self.header_ids)} tokens; "
                 "the artefact is damaged, fit it again with `anydepth fit`"
@@ -62,18 +74,23 @@ class ProbeCard:
 
     @property
     def last_token(self) -> int:
-        """The last header token that is read, -1 if none is."""
+        """The last header token, or trained Safety Token, that is read; -1 if none is."""
         return last_header_token(self.reads)
 
     @property
     def format_version(self) -> str:
-        """The oldest version of the layout that can hold this card: anydepth releases before means refuse 3."""
+        """The oldest version of the layout that can hold this card: releases that do not know it all refuse it."""
+        if self.safety_tokens:
+            return "4"
         return "3" if any(read.is_mean for read in self.reads) else "2"
 
     @property
     def probe_ids(self) -> tuple[int, ...]:
-        """The header up to the last read token: no later token can change a state that is read."""
-        return self.header_ids[: self.last_token + 1]
+        """The header up to the last read token: no later token can change a state that is read.
+
+        Empty where the probe has Safety Tokens of its own.
+        """
+        return () if self.safety_tokens else self.header_ids[: self.last_token + 1]
 
 
 def card_record(card: ProbeCard) -> dict[str, Any]:
@@ -107,6 +124,7 @@ def card_from(record: Mapping[str, Any]) -> ProbeCard:
 _KINDS = {
     **dict.fromkeys(("model", "policy", "calibration", "versions"), Mapping),
     **dict.fromkeys(("reads", "header_ids", "sources"), list),
+    "safety_tokens": int,
     "template_digest": str,
 }
 _NULLABLE = {"policy", "template_digest"}
@@ -140,7 +158,7 @@ def mismatches(card: ProbeCard, backend: Reader) -> dict[str, str]:
         "model": _model(card.model, backend.identity),
         "template": card.template_digest and _differ("chat template", card.template_digest, backend.template.digest),
         # the probe's own read token: which one the template prefers does not matter
-        "header": _differ("header up to the read token", card.probe_ids, backend.header.ids[: card.last_token + 1]),
+        "header": _header(card, tuple(backend.header.ids)),
         "site": next(filter(None, (_site(read.site, backend) for read in card.reads)), None),
     }
     return {name: message for name, message in found.items() if message}
@@ -148,6 +166,13 @@ def mismatches(card: ProbeCard, backend: Reader) -> dict[str, str]:
 
 def _differ(what: str, want: object, got: object, remedy: str = "fit a new one with `anydepth fit`") -> str | None:
     return None if want == got else f"{what}: the probe was fitted with {want}, the model has {got}; {remedy}"
+
+
+def _header(card: ProbeCard, ids: tuple[int, ...]) -> str | None:
+    if card.safety_tokens:  # its own tokens: whatever the header is, but room for no more than the header is kept
+        what = f"header: the probe has {card.safety_tokens} trained Safety Tokens, the model's header {len(ids)} tokens"
+        return f"{what}; train fewer with `anydepth fit`" if card.safety_tokens > len(ids) else None
+    return _differ("header up to the read token", card.probe_ids, ids[: card.last_token + 1])
 
 
 def _model(want: ModelIdentity, got: ModelIdentity) -> str | None:

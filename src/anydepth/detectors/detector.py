@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
 from anydepth.backends.protocol import Capability, CheckPoint, Read, Reader, Session
+from anydepth.backends.trained_tokens import REMEDY, states_at
 from anydepth.errors import CapabilityError, CheckError
 from anydepth.types import Score
 
@@ -47,6 +48,9 @@ class StateDetector(Detector, Protocol):
 
     Such a detector scores a finished answer in one packed pass, is read inside a client's prefill, and rides in vLLM.
     Any class with these members is one; `LinearProbe` is the example, and `check_states` is a whole `check`.
+
+    A detector with Safety Tokens of its own also has `embeddings`, float32 `[tokens, hidden_size]`, which are appended
+    in the place of the header, and needs `Capability.EMBEDDINGS`. A read's token is then an index in `embeddings`.
     """
 
     @property
@@ -100,6 +104,20 @@ def declares_reads(detector: object) -> TypeGuard[StateDetector]:
     return isinstance(detector, StateDetector) and bool(detector.reads)
 
 
+def embeddings_of(detector: object) -> "np.ndarray | None":
+    """The Safety Tokens that a detector brings along, float32 `[tokens, hidden_size]`; None if it reads the header."""
+    return getattr(detector, "embeddings", None)
+
+
+def require_header(detector: object, who: str) -> None:
+    """CapabilityError if `detector` has Safety Tokens of its own: `who` appends the template's header."""
+    if (embeddings := embeddings_of(detector)) is not None:
+        raise CapabilityError(
+            f"{who} appends the template's header; the probe has {len(embeddings)} trained Safety Tokens: give a probe "
+            "that reads the header"
+        )
+
+
 def detector_parts(detector: Detector) -> tuple[Detector, ...]:
     """The detectors that make the checks: those that a combination names as its `parts`, or itself."""
     parts: tuple[Detector, ...] = getattr(detector, "parts", ())
@@ -115,7 +133,7 @@ def check_states(detector: StateDetector, session: Session, points: Sequence[Che
     """
     if not points:
         return []
-    states = session.hidden_states(points, detector.reads)
+    states = states_at(session, points, detector.reads, embeddings_of(detector))
     if len(states) != len(points):
         raise CheckError(f"the backend gave {len(states)} hidden states for {len(points)} checks")
     scores: list[Score] = []
@@ -134,9 +152,10 @@ def require_capabilities(detector: Detector, backend: Reader) -> None:
     """
     missing = detector.needs - backend.capabilities
     if missing:
+        remedy = REMEDY if missing == {Capability.EMBEDDINGS} else "choose another detector or backend"
         raise CapabilityError(
             f"detector {detector.name!r} needs {', '.join(sorted(missing))}, which the backend "
-            f"{type(backend).__name__} does not offer; choose another detector or backend"
+            f"{type(backend).__name__} does not offer; {remedy}"
         )
 
 

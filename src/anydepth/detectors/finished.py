@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from anydepth.backends.protocol import FinishedAnswer, Reader, sites_of
-from anydepth.detectors.detector import StateDetector
+from anydepth.backends.trained_tokens import read_finished
+from anydepth.detectors.detector import StateDetector, embeddings_of
 from anydepth.types import Score
 
 
@@ -20,12 +21,14 @@ def score_finished(
 
     Raises:
         UnsupportedModel: The backend cannot read several depths in one pass; replay the answer there.
+        CapabilityError: The detector has Safety Tokens of its own, which the backend cannot feed.
         PromptError: An answer does not fit the model's context.
     """
     sites = sites_of(detector.reads)
     tokens = sorted({read.token for read in detector.reads})
     found = []
-    for states in backend.read_batch(answers, sites, tokens=tokens):
+    embeddings = embeddings_of(detector)
+    for states in read_finished(backend, answers, sites, tokens=tokens, embeddings=embeddings):
         picked = [states[read.site][:, tokens.index(read.token)] for read in detector.reads]
         found.append(detector.score_each(np.stack(picked, axis=1)))
     return found

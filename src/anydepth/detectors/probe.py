@@ -22,6 +22,9 @@ from anydepth.policy import Policy, policy_from
 from anydepth.reasons import reason
 from anydepth.types import Score
 
+SAFETY_TOKENS = "safety_tokens"
+"""Name of the tensor with the trained Safety Tokens, float32 `[tokens, hidden_size]`; absent for most probes."""
+
 FILE_NAME = "probe.safetensors"
 """Name of the artefact in a probe folder, beside its model card."""
 
@@ -34,11 +37,14 @@ class LinearProbe:
             standardisation is folded in.
         bias: The offset.
         card: What the probe belongs to and where it comes from.
+        embeddings: Trained Safety Tokens, float `[card.safety_tokens, hidden_size]`, kept as float32: what is fed in
+            the place of the header, as the model's embedding table would give it. None to read the header.
         allow_mismatch: Of `{"model", "template"}`, what may differ from the card: for research on fine-tuned weights.
             Hidden size, header and site cannot be waived; a score read elsewhere means nothing.
 
     Raises:
-        ProbeError: The weight has another shape than the card's hidden size, or a value that is not finite.
+        ProbeError: The weight has another shape than the card's hidden size, or a value that is not finite; or the
+            embeddings are not those that the card speaks of.
         ConfigError: `allow_mismatch` names something that cannot be waived.
     """
 
@@ -46,7 +52,13 @@ class LinearProbe:
     needs = frozenset({Capability.HIDDEN_STATES})
 
     def __init__(
-        self, weight: np.ndarray, bias: float, card: ProbeCard, *, allow_mismatch: Iterable[str] = frozenset()
+        self,
+        weight: np.ndarray,
+        bias: float,
+        card: ProbeCard,
+        *,
+        embeddings: np.ndarray | None = None,
+        allow_mismatch: Iterable[str] = frozenset(),
     ) -> None:
         self.weight = np.atleast_2d(np.array(weight, dtype=np.float32))
         self.weight.setflags(write=False)
@@ -64,6 +76,19 @@ class LinearProbe:
             )
         if not (np.isfinite(self.weight).all() and np.isfinite(self.bias)):
             raise ProbeError("the weight or bias is not finite; fit the probe again with `anydepth fit`")
+        self.embeddings = _own_tokens(embeddings, card)
+        if self.embeddings is not None:
+            self.needs = self.needs | {Capability.EMBEDDINGS}
+
+    @property
+    def numbers(self) -> bytes:
+        """Weight and trained Safety Tokens, byte by byte: with the bias, what scores depend on beside the states."""
+        return self.weight.tobytes() + (b"" if self.embeddings is None else self.embeddings.tobytes())
+
+    def with_card(self, card: ProbeCard) -> "LinearProbe":
+        """This probe with another card; ProbeError if it speaks of other reads or Safety Tokens."""
+        given = {"embeddings": self.embeddings, "allow_mismatch": self.allow_mismatch}
+        return LinearProbe(self.weight, self.bias, card, **given)
 
     @property
     def policy(self) -> Policy | None:
@@ -130,7 +155,8 @@ class LinearProbe:
             bias = _tensor(tensors, "bias", 1)
             if bias.shape != (1,):
                 raise ProbeError(f"tensor 'bias' has the shape {list(bias.shape)}, not [1]")
-            return cls(weight, float(bias[0]), _card(metadata), allow_mismatch=allow_mismatch)
+            own = _tensor(tensors, SAFETY_TOKENS, 2) if SAFETY_TOKENS in tensors else None
+            return cls(weight, float(bias[0]), _card(metadata), embeddings=own, allow_mismatch=allow_mismatch)
         except ProbeError as error:
             raise ProbeError(f"{path}: {error}") from error
 
@@ -153,7 +179,27 @@ class LinearProbe:
             raise ProbeError(f"the probe's card cannot be stored as JSON: {error}") from error
         # safetensors writes memory as it lies: a transposed array would come back in another order, without an error
         tensors = {"weight": np.array(self.weight, order="C"), "bias": np.array([self.bias], dtype=np.float32)}
+        if self.embeddings is not None:
+            tensors[SAFETY_TOKENS] = np.array(self.embeddings, order="C")
         return safetensors.numpy.save(tensors, {"format_version": self.card.format_version, "anydepth": card})
+
+
+def _own_tokens(embeddings: np.ndarray | None, card: ProbeCard) -> np.ndarray | None:
+    """The trained Safety Tokens as float32, if they are what the card says; else ProbeError."""
+    if embeddings is None and not card.safety_tokens:
+        return None
+    found = np.array([] if embeddings is None else embeddings, dtype=np.float32)
+    want = (card.safety_tokens, card.model.hidden_size)
+    if found.shape != want:
+        there = f"the shape {list(found.shape)}" if found.size else "none"
+        raise ProbeError(
+            f"the card speaks of {want[0]} trained Safety Tokens of width {want[1]}, the tensor {SAFETY_TOKENS!r} has "
+            f"{there}; the artefact is damaged, fit the probe again with `anydepth fit`"
+        )
+    if not np.isfinite(found).all():
+        raise ProbeError("a trained Safety Token is not finite; fit the probe again with `anydepth fit`")
+    found.setflags(write=False)
+    return found
 
 
 def find_shipped(backend: Reader, directory: Traversable | None = None) -> LinearProbe | None:
@@ -215,7 +261,7 @@ def _card(metadata: dict[str, str]) -> ProbeCard:
     version = metadata.get("format_version")
     if version not in FORMAT_VERSIONS:
         raise ProbeError(
-            f"the format version is {version!r}, this version of anydepth reads {' and '.join(FORMAT_VERSIONS)}; "
+            f"the format version is {version!r}, this version of anydepth reads {', '.join(FORMAT_VERSIONS)}; "
             "use a newer anydepth, or fit the probe again with `anydepth fit`"
         )
     try:

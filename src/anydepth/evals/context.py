@@ -301,7 +301,7 @@ def probe_digest(probe: LinearProbe | None) -> str | None:
     if probe is None:
         return None
     decides = [list(map(str, probe.reads)), float(probe.bias), dict(probe.card.policy or {})]
-    content = json.dumps(decides, sort_keys=True, default=str).encode() + probe.weight.tobytes()
+    content = json.dumps(decides, sort_keys=True, default=str).encode() + probe.numbers
     return hashlib.sha256(content).hexdigest()[:16]
 
 

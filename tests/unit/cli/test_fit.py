@@ -296,3 +296,37 @@ def test_pairs_are_shown_with_their_control_the_crossed_ones_first() -> None:
     assert ["95 % interval", "[0.800, 0.900]", "[0.400, 0.500]", "[0.300, 0.500]"] in cells
     assert ["harmful halted", "75 %", "25 %", "50 %"] in cells
     assert cells[names.index("harmful halted") + 1][-1] == "[25, 75] %"
+
+
+def test_tokens_of_its_own_are_trained_where_they_are_asked_for(
+    run: Run, model: Path, tmp_path: Path, recipe: tuple[str, ...]
+) -> None:
+    out = tmp_path / "probe"
+    result = run("fit", model, *recipe, "-o", out, "--safety-tokens", "trained", "--tokens", "2")
+    assert result.exit_code == 0, result.stderr
+    probe = LinearProbe.load(out)
+    assert probe.card.safety_tokens == 2 and probe.embeddings is not None and probe.embeddings.shape == (2, 32)
+    assert probe.reads == (Read(Site(3), 1),)
+    readme = (out / "README.md").read_text()
+    assert "--safety-tokens trained --tokens 2" in readme
+    assert "2 trained, in the artefact: they are fed in the place of the chat template's" in readme
+    told = json.loads((out / "fit.json").read_text())["figures"]["safety_tokens"]
+    assert (told["count"], told["site"]) == (2, "3.input_layernorm") and len(told["losses"]) == 7
+    assert "2 trained ones" in words(run("probe", "show", out).stdout)
+    answer = Guard.from_backend(load_backend(model), probe).generate("w1 w2 w3", max_new_tokens=8)
+    assert answer.checks and not [check.error for check in answer.checks if check.error]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--safety-tokens", "soft"), "--safety-tokens is 'soft'; choose innate or trained"),
+        (("--tokens", "2"), "--tokens is 2, and no tokens are trained; give --safety-tokens trained"),
+        (("--safety-tokens", "trained", "--tokens", "0"), "count is 0; give a whole number from 1 on"),
+    ],
+)
+def test_options_of_trained_tokens_that_do_not_go_together(
+    run: Run, tmp_path: Path, recipe: tuple[str, ...], no_model: None, options: tuple[str, ...], why: str
+) -> None:
+    result = run("fit", "org/model", *recipe, "-o", tmp_path / "probe", *options)
+    assert result.exit_code != 0 and why in words(result.stderr)

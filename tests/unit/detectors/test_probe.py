@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from anydepth.backends.protocol import CONTENT, WHOLE, Capability, CheckPoint, ModelIdentity, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
+from anydepth.detectors.detector import require_header
 from anydepth.errors import CapabilityError, CheckError, ConfigError, ProbeError, ProbeMismatch
 from anydepth.policy import Ewma
 
@@ -426,3 +427,88 @@ def test_a_transposed_weight_is_saved_in_its_own_order(probe: LinearProbe, tmp_p
     weight = np.arange(2 * WIDTH, dtype=np.float32).reshape(WIDTH, 2).T
     LinearProbe(weight, 0.0, dataclasses.replace(probe.card, reads=reads)).save(tmp_path / "probe.safetensors")
     assert np.array_equal(LinearProbe.load(tmp_path / "probe.safetensors").weight, weight)
+
+
+# -- trained Safety Tokens ---------------------------------------------------------------------------------------------
+
+TOKENS = np.random.default_rng(4).normal(size=(2, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture
+def with_tokens(card: ProbeCard) -> LinearProbe:
+    own = dataclasses.replace(card, safety_tokens=2, reads=(Read(Site(3), 1),))
+    return LinearProbe(np.arange(WIDTH) / 10, -0.25, own, embeddings=TOKENS)
+
+
+def test_trained_tokens_are_kept_so_that_older_releases_refuse_them(with_tokens: LinearProbe, tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    with_tokens.save(path)
+    loaded = LinearProbe.load(path)
+    assert loaded.embeddings is not None and np.array_equal(loaded.embeddings, TOKENS)
+    assert loaded.card == with_tokens.card and loaded.card.probe_ids == ()
+    assert loaded.needs == {Capability.HIDDEN_STATES, Capability.EMBEDDINGS}
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert file.metadata()["format_version"] == "4"
+        assert np.array_equal(file.get_tensor("safety_tokens"), TOKENS)
+    again = loaded.with_card(dataclasses.replace(loaded.card, notes="another"))
+    assert again.card.notes == "another" and again.numbers == loaded.numbers
+    other = LinearProbe(loaded.weight, loaded.bias, loaded.card, embeddings=TOKENS + 1)
+    assert other.numbers != loaded.numbers
+
+
+def test_a_probe_that_reads_the_header_has_no_tokens_of_its_own(probe: LinearProbe) -> None:
+    assert probe.embeddings is None and probe.needs == {Capability.HIDDEN_STATES}
+    assert probe.numbers == probe.weight.tobytes() and probe.card.format_version == "2"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "why"),
+    [
+        (None, "2 trained Safety Tokens of width 6, the tensor 'safety_tokens' has none"),
+        (TOKENS[:1], r"has the shape \[1, 6\]"),
+        (TOKENS[:, :5].copy(), r"has the shape \[2, 5\]"),
+        (TOKENS[0], "not float32 of dimension 2"),
+        (TOKENS.astype(np.float64), "not float32 of dimension 2"),
+        (np.full_like(TOKENS, np.nan), "a trained Safety Token is not finite"),
+    ],
+)
+def test_tokens_that_are_not_those_of_the_card_are_refused(
+    with_tokens: LinearProbe, tmp_path: Path, tensor: np.ndarray | None, why: str
+) -> None:
+    path = tmp_path / "p.safetensors"
+    with_tokens.save(path)
+    rewrite(path, tensors={"safety_tokens": tensor})
+    with pytest.raises(ProbeError, match=why):
+        LinearProbe.load(path)
+
+
+def test_tokens_that_the_card_does_not_speak_of_are_refused(saved: Path) -> None:
+    rewrite(saved, tensors={"safety_tokens": TOKENS})
+    with pytest.raises(ProbeError, match=r"speaks of 0 trained Safety Tokens.*has the shape \[2, 6\]"):
+        LinearProbe.load(saved)
+
+
+@pytest.mark.parametrize("token", [CONTENT, -25, WHOLE, 2])
+def test_a_probe_with_tokens_of_its_own_reads_these_alone(card: ProbeCard, token: int) -> None:
+    with pytest.raises(ProbeError, match="a probe with 2 trained Safety Tokens reads these alone, 0 to 1"):
+        dataclasses.replace(card, safety_tokens=2, reads=(Read(Site(3), token),))
+
+
+def test_it_belongs_to_the_weights_whatever_the_header_is(
+    with_tokens: LinearProbe, card: ProbeCard, backend: ScriptedBackend
+) -> None:
+    backend.header = SimpleNamespace(ids=(1, 2, 3), read_index=0, probe_ids=(1,))
+    with_tokens.bind(backend)
+    backend.identity = dataclasses.replace(backend.identity, fingerprint="other")
+    with pytest.raises(ProbeMismatch, match=r"model: .*fingerprint-1.*other"):
+        with_tokens.bind(backend)
+    backend.identity = card.model
+    backend.capabilities = frozenset({Capability.HIDDEN_STATES})
+    with pytest.raises(CapabilityError, match="needs trained Safety Tokens, which the backend ScriptedBackend"):
+        with_tokens.bind(backend)
+
+
+def test_what_appends_the_header_refuses_it_by_name(with_tokens: LinearProbe, probe: LinearProbe) -> None:
+    require_header(probe, "a benchmark")
+    with pytest.raises(CapabilityError, match=r"a benchmark appends the template's header; the probe has 2 trained"):
+        require_header(with_tokens, "a benchmark")

@@ -70,7 +70,7 @@ def test_the_fold_is_exact() -> None:
     mean, scale = flat.mean(0), flat.std(0) + 1e-6
     states = (flat - mean) / scale
     weights = sample_weights(checks.columns, options.balance)
-    weight, bias = module._direction(states, checks["label"] == "harmful", weights, options)
+    weight, bias = module.direction_of(states, checks["label"] == "harmful", weights, options)
     expected = states.astype(np.float64) @ weight + bias
     assert np.abs(found.logits(checks.states) - expected).max() < 1e-4
 
@@ -235,7 +235,7 @@ def test_a_bag_draws_own_prompts_and_those_of_the_hosts(monkeypatch: pytest.Monk
         bags[-1][places] = weights
         return np.ones(1), 0.0
 
-    monkeypatch.setattr("anydepth.probes.fitting.fit._direction", direction_of)
+    monkeypatch.setattr("anydepth.probes.fitting.fit.direction_of", direction_of)
     monkeypatch.setattr("anydepth.probes.fitting.fit.sample_weights", lambda columns, balance: np.ones(160))
     fit(Checks(columns, numbered), FitOptions(bags=30, first_depth=0))
     for bag in bags:
@@ -267,7 +267,7 @@ def test_what_stands_before_a_harmful_stretch_is_weighed_with_its_hosts_source(m
         seen.append(weights / weights[~labels].sum())
         return np.ones(states.shape[1]), 0.0
 
-    monkeypatch.setattr("anydepth.probes.fitting.fit._direction", direction_of)
+    monkeypatch.setattr("anydepth.probes.fitting.fit.direction_of", direction_of)
     fit(replace(checks, columns={**checks.columns, **more}), FitOptions(first_depth=0))
     harmful = np.flatnonzero(~(spliced | (checks["label"] == "benign")))
     before = np.isin(np.delete(np.arange(len(checks)), harmful), np.flatnonzero(spliced))
@@ -287,7 +287,7 @@ def test_a_fold_is_cleaned_by_a_fit_that_shares_no_host_with_it(monkeypatch: pyt
         fits.append(set(states[:, 0].astype(int).tolist()))
         return np.ones(1), 0.0
 
-    monkeypatch.setattr("anydepth.probes.fitting.fit._direction", direction_of)
+    monkeypatch.setattr("anydepth.probes.fitting.fit.direction_of", direction_of)
     from anydepth.probes.fitting.fit import _credible
 
     keys = (checks["prompt_key"], hosts)

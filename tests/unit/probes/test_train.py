@@ -213,8 +213,8 @@ def test_the_model_writes_with_the_recipes_sampling(watched: Watched, tmp_path: 
     own = checks.where(np.char.find(checks["id"], "+own-") > 0)
     assert set(own["split"].tolist()) == {TRAIN} and set(own["depth"].tolist()) >= {0, 4, 12}
     assert list(dict.fromkeys(what for what, _, _ in told)) == [
-        "collect t",
         "write own",
+        "collect t",
         "collect own",
         "collect v",
     ]

@@ -10,12 +10,13 @@ import torch
 from anydepth.backends.protocol import Capability, FinishedAnswer, Read, Site
 from anydepth.backends.transformers import packed
 from anydepth.backends.transformers.blocks import NOT_HERE, default_site, find_blocks, find_module, readable_blocks
+from anydepth.backends.transformers.cached_texts import CachedTexts
 from anydepth.backends.transformers.fork import fork_kinds
 from anydepth.backends.transformers.generation_options import vet_options
 from anydepth.backends.transformers.grammar import Grammar, constrained
 from anydepth.backends.transformers.handover import try_options
 from anydepth.backends.transformers.passes import Passes
-from anydepth.backends.transformers.prove import TrialCheck, prove
+from anydepth.backends.transformers.prove import TrialCheck, Wanted, prove
 from anydepth.backends.transformers.randomness import seeded
 from anydepth.backends.transformers.replay_session import ReplaySession
 from anydepth.backends.transformers.riding_session import RidingSession
@@ -66,13 +67,15 @@ class TransformersBackend(Passes):
             found.append(("look-ahead", False, str(error)))
         return [dict(zip(("check", "works", "detail"), each, strict=True)) for each in found]
 
-    def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
+    def prove(
+        self, needs: frozenset[Capability], reads: Sequence[Read], *, embeddings: np.ndarray | None = None
+    ) -> None:
         """Make one check of each needed kind on a short prompt; UnsupportedModel if one fails. See `Backend.prove`."""
-        wanted = (needs, tuple(reads))
+        wanted = (needs, tuple(reads), None if embeddings is None else embeddings.tobytes())
         if wanted in self.proved:
             return
         try:
-            self._try(*wanted)
+            self._try(needs, tuple(reads), embeddings)
         except UnsupportedModel as error:
             remedy = NOT_HERE
             if (kind := self.model.generation_config.cache_implementation) is not None:
@@ -84,7 +87,9 @@ class TransformersBackend(Passes):
             raise UnsupportedModel(f"{error}; {remedy}") from error
         self.proved.add(wanted)
 
-    def _try(self, needs: frozenset[Capability], reads: tuple[Read, ...]) -> TrialCheck:
+    def _try(
+        self, needs: frozenset[Capability], reads: tuple[Read, ...], embeddings: np.ndarray | None = None
+    ) -> TrialCheck:
         prompt = self.template.prompt("Hello")
         try:
             self.budget(len(prompt.ids), 1)
@@ -93,7 +98,7 @@ class TransformersBackend(Passes):
                 f"{self.identity.name} cannot be asked anything: with its chat template even a message of one word "
                 f"does not fit ({error}); give the template a shorter default system prompt, or the model more context"
             ) from error
-        return prove(self, needs, reads, prompt)
+        return prove(self, Wanted(needs, reads, embeddings), prompt)
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
@@ -206,10 +211,16 @@ class TransformersBackend(Passes):
         *,
         tokens: Sequence[int],
         suffix: Sequence[int] | None = None,
+        embeddings: np.ndarray | None = None,
     ) -> Sequence[Mapping[Site, np.ndarray]]:
         """States at all depths of several answers in one packed pass; see `Backend.read_batch`."""
+        options = {"tokens": tokens, "suffix": suffix, "embeddings": embeddings}
         with self.lock, self.reading_weights():
-            return packed.read_batch(self, answers, tuple(sites), tokens=tokens, suffix=suffix)
+            return packed.read_batch(self, answers, tuple(sites), **options)
+
+    def cached_texts(self, answers: Sequence[FinishedAnswer], site: Site) -> CachedTexts:
+        """Several finished answers, run once up to `site`, for Safety Tokens behind their depths; see `CachedTexts`."""
+        return CachedTexts(self, answers, site)
 
     def describe(self) -> dict[str, Any]:
         """Facts for `anydepth inspect`: blocks, default site, how cache layers are forked, what packs, what rides.

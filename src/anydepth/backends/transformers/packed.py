@@ -20,6 +20,7 @@ from anydepth.backends.transformers.fork import fork
 from anydepth.backends.transformers.growing import GrowingLayer
 from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.read import read, to_numpy
+from anydepth.backends.transformers.soft_tokens import fed_instead
 from anydepth.errors import PromptError, UnsupportedModel
 from anydepth.templates.header import is_mean
 
@@ -53,10 +54,53 @@ def read_batch(
     *,
     tokens: Sequence[int],
     suffix: Sequence[int] | None = None,
+    embeddings: np.ndarray | None = None,
 ) -> list[dict[Site, np.ndarray]]:
     """States of `tokens` at the depths of each answer, per site `[depths, tokens, hidden_size]`.
 
-    See `Backend.read_batch`. The caller holds the lock and has entered `Passes.reading_weights`.
+    See `Backend.read_batch` and `EmbeddingReader.read_batch`. The caller holds the lock and has entered
+    `Passes.reading_weights`.
+    """
+    if embeddings is not None:
+        suffix = passes.stand_ins(embeddings)
+    own = suffix is None
+    header = tuple(passes.header.ids if suffix is None else suffix)[: max((*tokens, CONTENT)) + 1]
+    length, cache, at_text = run_texts(passes, answers, sites)
+    out = [
+        {site: np.empty((len(answer.depths), len(tokens), passes.identity.hidden_size), np.float32) for site in sites}
+        for answer in answers
+    ]
+    size = max(1, _TOKENS_A_PASS // max(1, len(header)))
+    of_header = [token >= 0 for token in tokens]
+    picked = [token for token in tokens if token >= 0]
+    for begin in range(0, max(len(answer.depths) for answer in answers), size) if header else ():
+        ends = [[each.prompt.start + depth for depth in each.depths[begin : begin + size]] for each in answers]
+        padded = pad_sequence([torch.tensor(row, dtype=torch.long) for row in ends], batch_first=True)
+        inputs = copies(passes, fork(cache), padded, header, length)
+        cut = None if embeddings is None else embeddings[: len(header)]
+        with fed_instead(passes.model, cut, range(padded.shape[1] * len(header))):
+            states = read(passes.model, sites, inputs)
+        for site, found in states.items():
+            for row, values in enumerate(to_numpy(found).reshape(*padded.shape, len(header), -1)):
+                # the text's own pass gives the other tokens, below
+                out[row][site][begin : begin + size, of_header] = values[: len(ends[row])][:, picked]
+    for row, answer in enumerate(answers):
+        _from_text(passes, answer, tokens, own, {site: states[row] for site, states in at_text.items()}, out[row])
+    return out
+
+
+def run_texts(
+    passes: Passes, answers: Sequence[FinishedAnswer], sites: tuple[Site, ...]
+) -> tuple[int, Cache, dict[Site, torch.Tensor]]:
+    """Run prompts and answers once, up to the last of `sites`.
+
+    Returns:
+        The length of the longest text, the cache `[answers, length]`, and the states `[answers, length, hidden_size]`
+        per site; what stands behind the end of a shorter text means nothing.
+
+    Raises:
+        UnsupportedModel: The model cannot take the packed pass; the reason is named.
+        PromptError: A depth is outside its answer, or a text does not fit the context.
     """
     reason = refusal(passes)
     if reason is not None:
@@ -68,8 +112,6 @@ def read_batch(
                 f"{passes.identity.name} cannot be read in a packed pass beyond {passes.inputs.switches_at} tokens: "
                 "position factors change there for the whole text, also for what comes before"
             )
-    own = suffix is None
-    header = tuple(passes.header.ids if suffix is None else suffix)[: max((*tokens, CONTENT)) + 1]
     texts = [
         torch.tensor((*answer.prompt.ids[: answer.prompt.start], *answer.answer_ids[: answer.deepest]))
         for answer in answers
@@ -77,25 +119,8 @@ def read_batch(
     text = pad_sequence(texts, batch_first=True, padding_value=passes.pad_id).to(passes.model.device)
     cache = DynamicCache()  # keeps every token, also where a sliding layer would forget the ones an early depth needs
     # no mask: what pads a text on the right comes after all that is read of it
-    at_text = read(passes.model, sites, passes.inputs.build(text, cache, torch.ones_like(text)))
-    out = [
-        {site: np.empty((len(answer.depths), len(tokens), passes.identity.hidden_size), np.float32) for site in sites}
-        for answer in answers
-    ]
-    size = max(1, _TOKENS_A_PASS // max(1, len(header)))
-    of_header = [token >= 0 for token in tokens]
-    picked = [token for token in tokens if token >= 0]
-    for begin in range(0, max(len(answer.depths) for answer in answers), size) if header else ():
-        ends = [[each.prompt.start + depth for depth in each.depths[begin : begin + size]] for each in answers]
-        padded = pad_sequence([torch.tensor(row, dtype=torch.long) for row in ends], batch_first=True)
-        states = read(passes.model, sites, _copies(passes, fork(cache), padded, header, text.shape[1]))
-        for site, found in states.items():
-            for row, values in enumerate(to_numpy(found).reshape(*padded.shape, len(header), -1)):
-                # the text's own pass gives the other tokens, below
-                out[row][site][begin : begin + size, of_header] = values[: len(ends[row])][:, picked]
-    for row, answer in enumerate(answers):
-        _from_text(passes, answer, tokens, own, {site: states[row] for site, states in at_text.items()}, out[row])
-    return out
+    states = read(passes.model, sites, passes.inputs.build(text, cache, torch.ones_like(text)))
+    return text.shape[1], cache, states
 
 
 def _check(answer: FinishedAnswer, limit: int | None, header: int) -> None:
@@ -110,7 +135,7 @@ def _check(answer: FinishedAnswer, limit: int | None, header: int) -> None:
             raise PromptError(f"depth {depth} is outside the answer, which has {len(answer.answer_ids)} tokens")
 
 
-def _copies(passes: Passes, cache: Cache, ends: torch.Tensor, header: tuple[int, ...], length: int) -> dict[str, Any]:
+def copies(passes: Passes, cache: Cache, ends: torch.Tensor, header: tuple[int, ...], length: int) -> dict[str, Any]:
     """Arguments of the pass that runs, in each row, a copy of the header per entry of `ends` over `length` tokens."""
     device = passes.model.device
     width, count = len(header), ends.shape[1]

@@ -21,6 +21,7 @@ from anydepth.backends.transformers.identity import identify
 from anydepth.backends.transformers.inputs import CACHE_NAMES, ForwardInputs
 from anydepth.backends.transformers.read import read, to_numpy
 from anydepth.backends.transformers.ride import Ridden, answering, cache_refusal, check_ride, ride
+from anydepth.backends.transformers.soft_tokens import fed_instead
 from anydepth.errors import ConfigError, PromptError, UnsupportedModel
 from anydepth.templates.template import ChatTemplate, Header
 
@@ -83,7 +84,7 @@ class Passes:
         self.template = ChatTemplate(tokenizer, name=self.identity.name, template_kwargs=template_kwargs)
         self.inputs = ForwardInputs(self.model)
         self.grammars = Grammars(tokenizer, getattr(text_config(self.model), "vocab_size", 0))
-        self.proved: set[tuple[frozenset[Capability], tuple[Read, ...]]] = set()
+        self.proved: set[tuple[frozenset[Capability], tuple[Read, ...], bytes | None]] = set()
         self.packing_refused: str | None = None
         self.ride = ride
         self.riding_refused: str | None = None
@@ -181,12 +182,10 @@ class Passes:
         more = {} if self.inputs.switches_at is None else {"return_dict_in_generate": True}
         model, given = (self.model, cache) if first is None else (answering(self.model, first.output), first.before)
         chunk = options.get("prefill_chunk_size", self.model.generation_config.prefill_chunk_size)
-        if chunk is not None and cache.get_seq_length():
-            # There is no prefill any more; Transformers 5.16 would feed the tokens of the cache once more.
+        if chunk is not None and cache.get_seq_length():  # Transformers 5.16 would feed the cached tokens once more
             options = {**options, "prefill_chunk_size": None}
         with torch.no_grad(), warnings.catch_warnings():
-            # A minimum of the whole answer is no mistake in one of its windows.
-            warnings.filterwarnings("ignore", message="Unfeasible length constraints")
+            warnings.filterwarnings("ignore", message="Unfeasible length constraints")  # a minimum of the whole answer
             out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -198,29 +197,58 @@ class Passes:
             return out, cache
         return out.sequences, next(out[name] for name in CACHE_NAMES if out.get(name) is not None)
 
-    def read_branch(self, branch: Branch, sites: tuple[Site, ...]) -> dict[Site, torch.Tensor]:
-        """States of the tail of every row, `[b, t, hidden_size]` per site; the pass ends at the last site."""
+    def read_branch(
+        self, branch: Branch, sites: tuple[Site, ...], embeddings: np.ndarray | None = None
+    ) -> dict[Site, torch.Tensor]:
+        """States of the tail of every row, `[b, t, hidden_size]` per site; the pass ends at the last site.
+
+        The last tokens of the tail are read as `embeddings`, float32 `[tokens, hidden_size]`, if there are any.
+        """
         ids, cache, mask = self._ready(branch)
-        states = self.read_tokens(ids, cache, mask, sites)
+        _ = self.inputs.takes_chunks  # a recurrent model is tried out when this is first asked: not inside the context
+        instead = range(ids.shape[1] - (0 if embeddings is None else len(embeddings)), ids.shape[1])
+        with fed_instead(self.model, embeddings, instead):
+            states = self.read_tokens(ids, cache, mask, sites)
         return {site: each[:, each.shape[1] - branch.tail.shape[1] :] for site, each in states.items()}
 
-    def run_header(self, branch: Branch, reads: Sequence[Read]) -> dict[Site, torch.Tensor]:
+    def run_header(
+        self, branch: Branch, reads: Sequence[Read], embeddings: np.ndarray | None = None
+    ) -> dict[Site, torch.Tensor]:
         """States of the tail and, behind it, of the header as far as `reads` need it: `[b, t + h, hidden_size]`.
 
-        Empty where there is nothing to run: all reads are means, and the tail has no token.
+        Empty where there is nothing to run: all reads are means, and the tail has no token. `embeddings`, float32
+        `[tokens, hidden_size]`, stand in the place of the header if there are any.
         """
+        if embeddings is not None:
+            return self.read_branch(branch.append(self.stand_ins(embeddings)), sites_of(reads), embeddings)
         whole = branch.append(self.header.ids[: last_header_token(reads) + 1])
         return self.read_branch(whole, sites_of(reads)) if whole.tail.shape[1] else {}
 
-    def read_header(self, branch: Branch, reads: Sequence[Read], answers: AnswerSpan) -> np.ndarray:
+    def stand_ins(self, embeddings: np.ndarray | torch.Tensor) -> tuple[int, ...]:
+        """Ids that are fed with `embeddings` `[tokens, hidden_size]`, which no state depends on.
+
+        Raises:
+            UnsupportedModel: There are more of them than header tokens: no room is kept behind an answer for these.
+        """
+        if len(embeddings) > len(self.header.ids):
+            raise UnsupportedModel(
+                f"there are {len(embeddings)} trained Safety Tokens, and room for the {len(self.header.ids)} of the "
+                "template's header is kept behind an answer; train fewer"
+            )
+        return tuple(self.header.ids[: len(embeddings)])
+
+    def read_header(
+        self, branch: Branch, reads: Sequence[Read], answers: AnswerSpan, embeddings: np.ndarray | None = None
+    ) -> np.ndarray:
         """Run the header behind every row and make all `reads`: float32 `[b, len(reads), hidden_size]`.
 
         Args:
             branch: The rows; at least one token is in their tail if a read is of the last token before the header.
             reads: What to read.
             answers: Where the answers stand in the branch, for the reads that are means.
+            embeddings: What stands in the place of the header, float32 `[tokens, hidden_size]`, if anything does.
         """
-        states = self.run_header(branch, reads)
+        states = self.run_header(branch, reads, embeddings)
         return self.make_reads(states, branch.tail.shape[1], reads, answers, branch.length)
 
     def make_reads(

@@ -33,6 +33,21 @@ _FLOAT32, _HALF = 0.003, 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a trial tries.
+
+    Attributes:
+        needs: The capabilities that a check needs.
+        reads: The hidden states that are read at a check; none for a detector that looks ahead.
+        embeddings: What stands in the place of the header, float32 `[tokens, hidden_size]`, if anything does.
+    """
+
+    needs: frozenset[Capability]
+    reads: tuple[Read, ...]
+    embeddings: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TrialCheck:
     """What a trial measured: relative differences, each the largest of all reads.
 
@@ -49,35 +64,59 @@ class TrialCheck:
     packed: float | None = None
 
 
-def prove(passes: Passes, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt) -> TrialCheck:
+def prove(passes: Passes, wanted: Wanted, prompt: Prompt) -> TrialCheck:
     """Try checks on a model once; see `Backend.prove`.
 
     Sets `packing_refused` where only a packed pass failed, and `riding_refused` where checks can be made on forks only.
 
     Args:
         passes: The loaded model.
-        needs: The capabilities that a check needs.
-        reads: The hidden states that are read at a check; none for a detector that looks ahead.
+        wanted: What to try.
         prompt: A short prompt without a prefill.
     """
+    if wanted.embeddings is not None:
+        if passes.ride == "always":
+            raise _refused(passes, "ride is 'always', and checks of trained Safety Tokens are made on forks alone")
+        _try_ids(passes, wanted, prompt)
     # the cache is of the kind that answers and checks will be on, the model's own
     options = {name: value for name, value in GREEDY.items() if name not in ("cache_implementation", "cache_config")}
     with passes.lock:
         session = TransformersSession(passes, [prompt], budget=ANSWER_TOKENS, seed=0, options=options)
         with closing(session):
-            found = _prove(session, needs, reads, prompt)
-        if reads and passes.rides({}):
-            passes.riding_refused = _try_riding(passes, options, reads, prompt)
+            found = _prove(session, wanted, prompt)
+        if wanted.reads and wanted.embeddings is None and passes.rides({}):
+            passes.riding_refused = _try_riding(passes, options, wanted.reads, prompt)
             passes.rides({})  # raises where riding was asked for by all means
         return found
 
 
-def _prove(
-    session: TransformersSession, needs: frozenset[Capability], reads: tuple[Read, ...], prompt: Prompt
-) -> TrialCheck:
-    passes = session.passes
+def _try_ids(passes: Passes, wanted: Wanted, prompt: Prompt) -> None:
+    """UnsupportedModel if the states of embeddings depend on the ids that they are fed with.
+
+    A model may look an id up a second time (a table for each block), or not run its embedding table where it is said
+    to be. Nothing can be trained or read there.
+    """
+    embeddings, sites, found = wanted.embeddings, sites_of(wanted.reads), []
+    assert embeddings is not None
+    ids = passes.stand_ins(embeddings)
+    others = tuple(next(other for other in prompt.ids if other != token) for token in ids)
+    with passes.lock, _trial(passes, "a check of trained Safety Tokens"):
+        for each in (ids, others):
+            branch = Branch.fresh((*prompt.ids, *each), passes.model.device)
+            states = passes.read_branch(branch, sites, embeddings)
+            found.append(np.stack([to_numpy(states[site][0, -len(ids) :]) for site in sites]))
+    if not np.array_equal(*found):
+        raise _refused(
+            passes,
+            "what it makes of an embedding depends on the token's id too, and trained Safety Tokens have none; give a "
+            "probe that reads the template's header",
+        )
+
+
+def _prove(session: TransformersSession, wanted: Wanted, prompt: Prompt) -> TrialCheck:
+    passes, reads, embeddings = session.passes, wanted.reads, wanted.embeddings
     with _trial(passes, "a check at depth 0"):
-        at_start = _use(session, needs, reads)
+        at_start = _use(session, wanted)
     with _trial(passes, "decoding"):
         (decoded,) = session.decode(ANSWER_TOKENS)
         answer = decoded.token_ids[: len(decoded.token_ids) - decoded.end_tokens]
@@ -86,15 +125,15 @@ def _prove(
             answer = tuple([token for token in prompt.ids if token not in ends][:ANSWER_TOKENS])
             session = ReplaySession(passes, [prompt], [answer])
             if reads:
-                _use(session, needs, reads)  # from here on it keeps the states that means are taken of
+                _use(session, wanted)  # from here on it keeps the states that means are taken of
             session.decode(len(answer))
     with _trial(passes, f"a check at depth {len(answer)}"):
-        first, again = (_use(session, needs, reads) for _ in range(2))
+        first, again = (_use(session, wanted) for _ in range(2))
     twice = _same(passes, first, again, "a check changes the answer's own cache: two readings of one depth")
     with _trial(passes, "a pass over the whole text"):
         text = Branch.fresh((*prompt.ids, *answer), passes.model.device)
         if reads:
-            whole = passes.read_header(text, reads, AnswerSpan((len(prompt.ids),)))[0]
+            whole = passes.read_header(text, reads, AnswerSpan((len(prompt.ids),)), embeddings)[0]
         else:
             whole = np.exp(to_numpy(passes.next_logprobs(text.append(passes.header.ids + passes.header.answer_ids))))
     what = "another state than the text has" if reads else "other probabilities than the text gives"
@@ -103,14 +142,14 @@ def _prove(
         return TrialCheck(twice, off)
     if packed.refusal(passes) is not None:
         return TrialCheck(twice, off)
-    found = _try_packing(passes, prompt, answer, reads, np.stack([at_start, first]))
+    found = _try_packing(passes, prompt, answer, wanted, np.stack([at_start, first]))
     if isinstance(found, str):
         passes.packing_refused = found
         return TrialCheck(twice, off)
     return TrialCheck(twice, off, found)
 
 
-def _use(session: TransformersSession, needs: frozenset[Capability], reads: tuple[Read, ...]) -> np.ndarray:
+def _use(session: TransformersSession, wanted: Wanted) -> np.ndarray:
     """Use the session as a check does.
 
     Returns:
@@ -118,23 +157,27 @@ def _use(session: TransformersSession, needs: frozenset[Capability], reads: tupl
         after the header, float32 `[1, vocab_size]`.
     """
     point = session.current(0)
-    if Capability.LOOK_AHEAD in needs:
+    if Capability.LOOK_AHEAD in wanted.needs:
         session.look_ahead([point], 1, lambda text: True)
-    found = session.hidden_states([point], reads)[0] if reads else np.exp(session.next_token_logprobs([point]))
+    if wanted.reads:
+        found = session.hidden_states([point], wanted.reads, embeddings=wanted.embeddings)[0]
+    else:
+        found = np.exp(session.next_token_logprobs([point]))
     if not np.isfinite(found).all():
         raise UnsupportedModel("what it reads is not finite")
     return found
 
 
 def _try_packing(
-    passes: Passes, prompt: Prompt, answer: tuple[int, ...], reads: tuple[Read, ...], forked: np.ndarray
+    passes: Passes, prompt: Prompt, answer: tuple[int, ...], wanted: Wanted, forked: np.ndarray
 ) -> float | str:
     """How far a packed pass is off the states of the forks, float32 `[2, reads, hidden_size]`; or why it fails."""
+    reads, own = wanted.reads, wanted.embeddings
     tokens = sorted({read.token for read in reads})
     finished = FinishedAnswer(prompt, answer, (0, len(answer)))
     try:
         with passes.reading_weights():
-            (states,) = packed.read_batch(passes, [finished], sites_of(reads), tokens=tokens)
+            (states,) = packed.read_batch(passes, [finished], sites_of(reads), tokens=tokens, embeddings=own)
     except Exception as error:  # the model's own code, which was not made for such a mask: forks are read instead
         return f"a packed pass failed in a trial: {type(error).__name__}: {error}"
     found = np.stack([states[read.site][:, tokens.index(read.token)] for read in reads], 1)

@@ -42,9 +42,19 @@ def captured(model: nn.Module, sites: tuple[Site, ...], *, stop: bool) -> Iterat
         yield seen
 
 
-def read(model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any]) -> dict[Site, torch.Tensor]:
-    """Run `model` on `inputs` up to the last of `sites`; states `[batch, tokens, hidden_size]` in the model's dtype."""
-    with captured(model, sites, stop=True) as seen, suppress(_LastSiteSeen), torch.no_grad(), reading():
+def read(
+    model: nn.Module, sites: tuple[Site, ...], inputs: Mapping[str, Any], *, gradient: bool = False
+) -> dict[Site, torch.Tensor]:
+    """Run `model` on `inputs` up to the last of `sites`; states `[batch, tokens, hidden_size]` in the model's dtype.
+
+    With `gradient` they know what they were made of, so that a loss of them can be followed back.
+    """
+    with (
+        captured(model, sites, stop=True) as seen,
+        suppress(_LastSiteSeen),
+        torch.set_grad_enabled(gradient),
+        reading(),
+    ):
         model(**inputs)
     return _first_of(model, seen)
 

@@ -17,7 +17,8 @@ class RidingSession(TransformersSession):
 
     Those of depth 0 and of the end of a prefill cost no pass of the last token anyway; a check behind an end of turn,
     or of an answer that goes no further, would have the rest of the model run for nothing: they read as
-    `TransformersSession` does. So does a cache that cannot give the header back (`ride.cache_refusal`).
+    `TransformersSession` does. So do trained Safety Tokens, and a cache that cannot give the header back
+    (`ride.cache_refusal`).
 
     The last token goes through the model together with the header, so that its logits may differ in their last digits
     from those of a pass of its own.
@@ -31,11 +32,13 @@ class RidingSession(TransformersSession):
 
     ridden: Ridden | None = None
 
-    def hidden_states(self, points: Sequence[CheckPoint], reads: Sequence[Read]) -> np.ndarray:
+    def hidden_states(
+        self, points: Sequence[CheckPoint], reads: Sequence[Read], *, embeddings: np.ndarray | None = None
+    ) -> np.ndarray:
         """Make all `reads` for each point in one forward pass; see `Session.hidden_states`."""
         with self.passes.lock:
-            if not points or not reads or not all(map(self._at_last_token, points)):
-                return super().hidden_states(points, reads)
+            if embeddings is not None or not points or not reads or not all(map(self._at_last_token, points)):
+                return super().hidden_states(points, reads, embeddings=embeddings)
             if self._rides(reads):
                 self._ride(reads)
             if self.ridden is None or not self._has(self.ridden, reads):

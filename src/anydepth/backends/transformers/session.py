@@ -1,7 +1,6 @@
 """Answers under way on a Transformers model: decode by windows, fork, read."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,10 @@ from anydepth.backends.transformers.inputs import left_pad
 from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.randomness import RandomStream
 from anydepth.backends.transformers.read import captured, to_numpy
+from anydepth.backends.transformers.session_row import Row, later
 from anydepth.errors import UnsupportedModel
 from anydepth.templates.template import Prompt
 from anydepth.types import Decoded
-
-
-@dataclass(slots=True)
-class _Row:
-    """One answer of the batch."""
-
-    prompt: Prompt
-    depth: int
-    end_tokens: int = 0
-    live: bool = True
 
 
 class TransformersSession:
@@ -59,7 +49,7 @@ class TransformersSession:
         options: dict[str, Any],
     ) -> None:
         self.passes, self._model, self._options = passes, passes.model, options
-        self._rows = [_Row(prompt, prompt.prefill) for prompt in prompts]
+        self._rows = [Row(prompt, prompt.prefill) for prompt in prompts]
         texts = [torch.tensor(prompt.ids) for prompt in prompts]
         self._ids = left_pad(texts, passes.pad_id).to(self._model.device)
         self._mask = left_pad([torch.ones_like(text) for text in texts], 0).to(self._model.device)
@@ -178,24 +168,28 @@ class TransformersSession:
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
-    def hidden_states(self, points: Sequence[CheckPoint], reads: Sequence[Read]) -> np.ndarray:
-        """Make all `reads` for each point in one forward pass; see `Session.hidden_states`."""
+    def hidden_states(
+        self, points: Sequence[CheckPoint], reads: Sequence[Read], *, embeddings: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Make all `reads` for each point in one forward pass; see `EmbeddingSession.hidden_states`."""
         found: list[Any] = [None] * len(points)
         means = sites_of(read for read in reads if read.is_mean)
         with self.passes.lock:
             self._keep(means)
             for place, point in enumerate(points):
-                if not point.depth:
+                if not point.depth and embeddings is not None:
+                    found[place] = self._behind_prompt(point.row, reads, embeddings)
+                elif not point.depth:
                     found[place] = self._states_at_start(tuple(reads))[point.row]
-            if later := _later(points):
+            if beyond := later(points):
                 self._prefill(())
                 source = self._reading_cache(sites_of(reads))
                 if means:
                     self._catch_up()
                 unfed = int(any(read.token == CONTENT for read in reads))
-                for branch in self._branches(later, source, at_least=unfed):
+                for branch in self._branches(beyond, source, at_least=unfed):
                     rows = [points[place].row for place in branch.places]
-                    branch.spread(self.passes.read_header(branch, reads, self._span(rows)), found)
+                    branch.spread(self.passes.read_header(branch, reads, self._span(rows), embeddings), found)
         return np.stack(found)
 
     def look_ahead(
@@ -218,7 +212,7 @@ class TransformersSession:
                 if not point.depth:
                     whole = self.passes.template.answer_ids(self._rows[point.row].prompt)
                     (found[place],) = find(self._branch_at_start(point.row).append(whole))
-            for branch in self._branches(_later(points), self.cache):
+            for branch in self._branches(later(points), self.cache):
                 branch.spread(find(branch.append(header.ids + header.answer_ids)), found)
         return found
 
@@ -305,16 +299,22 @@ class TransformersSession:
 
     # -- depth 0 -------------------------------------------------------------------------------------------------------
 
-    def _branch_at_start(self, row: int) -> Branch:
-        """Fork one row where its answer begins: rewind the cache if it can be, else start from the prompt again."""
+    def _branch_at_start(self, row: int, *, anew: bool = False) -> Branch:
+        """Fork one row where its answer begins: rewind the cache if it can be, else, or `anew`, run the prompt."""
         prompt = self._rows[row].prompt
         keep = self._prompt_length - prompt.prefill - 1  # the last prompt token is fed again, for its logits
-        if can_rewind(self.cache) and not self.passes.inputs.starts_anew(keep, self._cached):
+        if not anew and can_rewind(self.cache) and not self.passes.inputs.starts_anew(keep, self._cached):
             twin = fork(self.cache) if self.rows == 1 else select_rows(self.cache, [row])
             twin.crop(keep - self._cached)
             tail = self._ids[[row], keep : keep + 1]
             return Branch([0], twin, tail, self._mask[[row], :keep], self._ids[[row], :keep])
         return Branch.fresh(prompt.ids[: prompt.start], self._ids.device)
+
+    def _behind_prompt(self, row: int, reads: Sequence[Read], embeddings: np.ndarray) -> np.ndarray:
+        """States of `embeddings` behind the whole generation prompt, float32 `[reads, hidden_size]`."""
+        self._prefill(())
+        branch = self._branch_at_start(row, anew=self.passes.reads_base_weights)
+        return self.passes.read_header(branch, reads, AnswerSpan((branch.length,)), embeddings)[0]
 
     def _states_at_start(self, reads: tuple[Read, ...]) -> np.ndarray:
         """States at depth 0, float32 `[rows, reads, hidden_size]`: the prompt's header, seen as the cache filled."""
@@ -343,8 +343,3 @@ class TransformersSession:
         return np.stack(
             [to_numpy(seen[read.site][row, offset + (place or 0)]) for read, place in zip(reads, places, strict=True)]
         )
-
-
-def _later(points: Sequence[CheckPoint]) -> dict[int, CheckPoint]:
-    """The points beyond depth 0, by their places."""
-    return {place: point for place, point in enumerate(points) if point.depth}

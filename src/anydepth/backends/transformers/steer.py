@@ -30,6 +30,13 @@ def edited(model: nn.Module, site: Site, edit: Edit, positions: Sequence[int]) -
             token is left alone, those that are decoded afterwards included. So nothing else may be fed first: the
             cache is filled, and the model tried (`ForwardInputs.takes_chunks`), before the context is entered.
     """
+    with edited_output(find_module(model, site), edit, positions):
+        yield
+
+
+@contextmanager
+def edited_output(module: nn.Module, edit: Edit, positions: Sequence[int]) -> Iterator[None]:
+    """Change what `module` gives, `[batch, tokens, hidden_size]`, at some of the tokens; see `edited`."""
     fed, mine = 0, get_ident()
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -46,7 +53,7 @@ def edited(model: nn.Module, site: Site, edit: Edit, positions: Sequence[int]) -
         changed[:, at] = edit(states[:, at].float(), places).to(states.dtype)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    with find_module(model, site).register_forward_hook(hook):
+    with module.register_forward_hook(hook):
         yield
 
 

@@ -15,6 +15,7 @@ from anydepth.backends.transformers.backend import TransformersBackend
 from anydepth.backends.transformers.fork import fork, select_rows
 from anydepth.backends.transformers.randomness import seeded
 from anydepth.backends.transformers.read import captured
+from anydepth.detectors.detector import require_header
 from anydepth.errors import ConfigError
 from anydepth.evals.attacks.gcg import START, Budget, Evasion, Suffix, Told
 
@@ -29,6 +30,7 @@ class Search:
         self._model, self._tokenizer = backend.model, backend.tokenizer
         self._reads = evasion.probe.reads if evasion else ()
         require_no_means(self._reads, "a search for a suffix that evades the probe")
+        require_header(evasion and evasion.probe, "a search for a suffix that evades the probe")
         self._embedding = self._model.get_input_embeddings()
         self._table = cast("torch.Tensor", self._embedding.weight)  # of each token, `[vocab_size, hidden_size]`
         self._forbidden = self._untypable()

@@ -8,6 +8,7 @@ import numpy as np
 
 from anydepth.backends.protocol import CONTENT, last_header_token, require_no_means, sites_of
 from anydepth.detectors import LinearProbe
+from anydepth.detectors.detector import require_header
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.errors import ConfigError
 from anydepth.schedule import Schedule, next_check
@@ -54,10 +55,11 @@ def steer(
     turn or refuses within the window are left out as long as there are others.
 
     Raises:
-        CapabilityError: The probe is to choose, and reads a mean over answer tokens.
+        CapabilityError: The probe is to choose, and reads a mean over answer tokens or has Safety Tokens of its own.
     """
     if choice == "probe":
         require_no_means(probe.reads, "a rank-assisted prefill")
+        require_header(probe, "a rank-assisted prefill")
     with backend.lock:
         return _Steered(backend, prompt, steering, probe).write(choice, schedule)
 

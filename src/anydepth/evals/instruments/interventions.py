@@ -11,6 +11,7 @@ import numpy as np
 from anydepth.backends.protocol import Read, Site
 from anydepth.conversations.dataset import Conversation
 from anydepth.detectors import LinearProbe, Rethink
+from anydepth.detectors.detector import require_header
 from anydepth.errors import ConfigError
 from anydepth.probes.states.collect import collect_into
 from anydepth.probes.states.plan import CollectPlan
@@ -71,7 +72,9 @@ def largest_read(probe: LinearProbe) -> tuple[Read, np.ndarray, float]:
 
     Raises:
         ConfigError: The probe reads no header token.
+        CapabilityError: The probe has Safety Tokens of its own.
     """
+    require_header(probe, "an intervention")
     squares = (probe.weight.astype(np.float64) ** 2).sum(1)
     places = [place for place, read in enumerate(probe.reads) if read.token >= 0]
     if not places:

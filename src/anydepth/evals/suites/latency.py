@@ -8,6 +8,7 @@ from typing import Any
 
 from anydepth.bench import timing as bench
 from anydepth.detectors import Detector, Rethink
+from anydepth.detectors.detector import require_header
 from anydepth.errors import ConfigError
 from anydepth.evals import estimates
 from anydepth.evals.arms.model_as_judge import AskedModel, guard_wording
@@ -58,6 +59,7 @@ def run(context: Context) -> Summary:
 
 
 def _detectors(context: Context) -> dict[str, Detector]:
+    require_header(context.probe, "a comparison with the naive check")
     detectors: dict[str, Detector] = {"probe": context.probe, "rethink": Rethink(), "rethink-score": Rethink("score")}
     for detector in detectors.values():
         detector.bind(context.backend)

@@ -154,9 +154,9 @@ def _beside(value: Any) -> dict[str, Any]:
 
 
 def _digest(probe: LinearProbe) -> str:
-    """Digest of weight, bias and card, 16 hex digits."""
+    """Digest of weight, trained Safety Tokens, bias and card, 16 hex digits."""
     card = json.dumps(card_record(probe.card), sort_keys=True, default=str)
-    return hashlib.sha256(probe.weight.tobytes() + repr(probe.bias).encode() + card.encode()).hexdigest()[:16]
+    return hashlib.sha256(probe.numbers + repr(probe.bias).encode() + card.encode()).hexdigest()[:16]
 
 
 def _records(records: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> str:

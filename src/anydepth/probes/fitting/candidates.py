@@ -184,11 +184,16 @@ def states_of(store: StateStore, reads: Sequence[Read], used: Mapping[str, Used]
     checks = store.read([(read.site, read.token) for read in reads], views=("own",), readings=readings)
     if used is None:
         return checks
-    keys, places = np.unique(checks["answer"], return_inverse=True)
+    return replace(checks, columns=columns_now(checks.columns, used))
+
+
+def columns_now(columns: Mapping[str, np.ndarray], used: Mapping[str, Used]) -> dict[str, np.ndarray]:
+    """The columns of some checks, with what the data says now of their answers, each of which is in `used`."""
+    keys, places = np.unique(columns["answer"], return_inverse=True)
     said = [used[str(key)] for key in keys]
     now = {name: np.array([getattr(each.facts, name) for each in said], dtype=np.str_)[places] for name in FACTS}
     now |= {name: np.array([getattr(each, name) for each in said])[places] for name in _BESIDE}
-    return replace(checks, columns={**checks.columns, **now})
+    return {**columns, **now}
 
 
 @dataclass(frozen=True, slots=True)

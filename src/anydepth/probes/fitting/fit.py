@@ -92,14 +92,7 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
         StoreError: There are no checks of one of the labels, too few prompts for `clean` or `bags`, or the states are
             not finite or all the same.
     """
-    trained = training_labels(checks.columns, options.first_depth)
-    rows = np.flatnonzero(trained != LEFT_OUT)
-    labels = trained[rows] == "harmful"
-    if not labels.any() or labels.all():
-        raise StoreError(
-            f"there are {int(labels.sum())} harmful and {int((~labels).sum())} benign checks at depths from "
-            f"{options.first_depth} on; a probe needs both. Collect answers of both labels"
-        )
+    rows, labels, weights, columns = training_checks(checks.columns, options)
     states = checks.states[rows].reshape(len(rows), -1)
     if not np.isfinite(states).all():
         raise StoreError("some of the states to fit on are not finite; collect them again with another dtype")
@@ -110,9 +103,6 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
         )
     mean, scale = states.mean(0), states.std(0) + 1e-6
     states = (states - mean) / scale
-    columns = {name: column[rows] for name, column in checks.columns.items()}
-    columns |= {"source": weighed_sources(columns, trained[rows]), "label": trained[rows]}
-    weights = sample_weights(columns, options.balance)
     keep = np.ones(len(rows), bool)
     keys = columns["prompt_key"], columns.get("host_key", columns["prompt_key"])
     if options.clean:
@@ -120,11 +110,36 @@ def fit(checks: Checks, options: FitOptions) -> Fitted:
     found = []
     for times in _bags(keys, options):
         drawn = keep & (times > 0)
-        found.append(_direction(states[drawn], labels[drawn], weights[drawn] * times[drawn], options))
+        found.append(direction_of(states[drawn], labels[drawn], weights[drawn] * times[drawn], options))
     weight = np.mean([each for each, _ in found], axis=0) / scale
     bias = float(np.mean([offset for _, offset in found]) - weight @ mean)
     shape = (checks.states.shape[1], checks.states.shape[2])
     return Fitted(weight.reshape(shape), bias, int(keep.sum()), int((~keep).sum()))
+
+
+def training_checks(
+    columns: Mapping[str, np.ndarray], options: FitOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Which checks are trained on, from the facts of `Checks.columns`.
+
+    Returns:
+        Their indices, int `[trained]`; whether each is harmful, bool; its weight, float64 of mean 1; and their columns,
+        with the label and the source that they are trained with.
+
+    Raises:
+        StoreError: There are none of one label.
+    """
+    trained = training_labels(columns, options.first_depth)
+    rows = np.flatnonzero(trained != LEFT_OUT)
+    labels = trained[rows] == "harmful"
+    if not labels.any() or labels.all():
+        raise StoreError(
+            f"there are {int(labels.sum())} harmful and {int((~labels).sum())} benign checks at depths from "
+            f"{options.first_depth} on; a probe needs both. Collect answers of both labels"
+        )
+    kept = {name: column[rows] for name, column in columns.items()}
+    kept |= {"source": weighed_sources(kept, trained[rows]), "label": trained[rows]}
+    return rows, labels, sample_weights(kept, options.balance), kept
 
 
 def sample_weights(columns: Mapping[str, np.ndarray], balance: Balance) -> np.ndarray:
@@ -155,7 +170,7 @@ def _times(weights: np.ndarray, factor: np.ndarray, label: np.ndarray) -> np.nda
     return found
 
 
-def _direction(
+def direction_of(
     states: np.ndarray, labels: np.ndarray, weights: np.ndarray, options: FitOptions
 ) -> tuple[np.ndarray, float]:
     """Direction and offset on standardised states."""
@@ -198,7 +213,7 @@ def _credible(
     for others, test in selection.GroupKFold(n_splits=folds).split(states, labels, prompts):
         judged = np.concatenate([prompts[test], hosts[test]])
         train = others[~np.isin(prompts[others], judged) & ~np.isin(hosts[others], judged)]
-        direction, offset = _direction(states[train], labels[train], weights[train], options)
+        direction, offset = direction_of(states[train], labels[train], weights[train], options)
         probability[test] = 1 / (1 + np.exp(-(states[test] @ direction + offset)))
     both = np.stack([1 - probability, probability], 1)
     quality = rank.get_label_quality_scores(labels.astype(int), both, method="self_confidence")

@@ -32,6 +32,7 @@ from anydepth.probes.recipe.choices import CHOSEN, REPORTED, Choices
 from anydepth.probes.recipe.own_answers import AnswerOptions, write_answers
 from anydepth.probes.recipe.pairs import half, one_a_prompt
 from anydepth.probes.recipe.recipe import TRAIN, Gathered, Recipe, training_sources
+from anydepth.probes.recipe.recipe_part import RecipePart
 from anydepth.probes.states.collect import collect
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
 from anydepth.probes.states.manifest import manifest_for, package_versions
@@ -49,26 +50,17 @@ class Filled:
     Attributes:
         store: Where they are. It may hold answers of an earlier recipe as well: those are not used.
         gathered: The conversations that were read, with what the model wrote in the place of what it was to write.
+        embeddings: The trained Safety Tokens that were appended, float32 `[tokens, hidden_size]`; None for the header.
     """
 
     store: StateStore
     gathered: tuple[Gathered, ...]
+    embeddings: np.ndarray | None = None
 
     @property
     def used(self) -> dict[str, Used]:
         """Answer key -> what the data says of it now, and how it was read; of an answer in several parts, the first."""
-        first: dict[str, Used] = {}
-        said: list[tuple[str, AnswerFacts]] = []
-        for each in self.gathered:
-            part = each.part
-            reading = reading_of(part.schedule, part.longest)
-            for row in each.conversations:
-                key, facts = answer_key(row.messages, row.response), AnswerFacts.of(row, part.split)
-                beside = (part.first_depth, part.weight, part.grace, row.tags.get("category", ""))
-                host = (row.host_key, row.tags.get("host_source", ""))
-                first.setdefault(key, Used(facts, reading, *beside, *host))
-                said.append((key, facts))
-        return {key: replace(first[key], facts=facts) for key, facts in facts_by_answer(said).items()}
+        return used_of(self.gathered)
 
     @property
     def seen(self) -> dict[str, set[str]]:
@@ -85,6 +77,22 @@ class Filled:
                     keys = {Text.of(row.messages, row.response).key, *filter(None, [row.tags.get("host_text")])}
                     found["trained" if trained else "chosen"] |= keys
         return found
+
+
+def used_of(gathered: Sequence[Gathered]) -> dict[str, Used]:
+    """Answer key -> what the data says of it now, and how it is read; of an answer in several parts, the first."""
+    first: dict[str, Used] = {}
+    said: list[tuple[str, AnswerFacts]] = []
+    for each in gathered:
+        part = each.part
+        reading = reading_of(part.schedule, part.longest)
+        for row in each.conversations:
+            key, facts = answer_key(row.messages, row.response), AnswerFacts.of(row, part.split)
+            beside = (part.first_depth, part.weight, part.grace, row.tags.get("category", ""))
+            host = (row.host_key, row.tags.get("host_source", ""))
+            first.setdefault(key, Used(facts, reading, *beside, *host))
+            said.append((key, facts))
+    return {key: replace(first[key], facts=facts) for key, facts in facts_by_answer(said).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,30 +137,61 @@ def fill(
         ConfigError: The recipe names something that does not exist, or `work` was begun with other sampling options.
         StoreError: `work` holds the states of another model.
     """
-    sites = _sites(backend, recipe)
+    sites = sites_of_recipe(backend, recipe)
     plan = CollectPlan(sites, tokens=(CONTENT, *range(len(backend.header.ids)), *means_named(recipe.fit)))
     manifest = manifest_for(backend, plan, adapter=adapter)
     Choices.of(recipe).check(recipe, gathered)  # refuses now what would fail after hours of reading
     for candidate in candidates(manifest, recipe.fit):
         control_reads(manifest, candidate.reads)
     store = StateStore.create(work / "states", manifest)
+    written = write_parts(backend, gathered, recipe, work, progress=progress)
+    return collect_parts(backend, written, store, plan, progress=progress)
+
+
+def write_parts(
+    backend: Backend, gathered: Sequence[Gathered], recipe: Recipe, work: Path, *, progress: Progress
+) -> list[Gathered]:
+    """The conversations, with what the model wrote in the place of what it was to write; see `fill`."""
     found = []
     for each in gathered:
-        part, rows, notes = each.part, each.conversations, [each.left_out]
-        if part.written:
-            path = work / "written" / f"{part.name}.jsonl"
-            longest = part.longest or AnswerOptions().max_new_tokens
-            options = AnswerOptions(max_new_tokens=longest, sampling=recipe.write)
-            told = partial(progress, f"write {part.name}")
-            written = write_answers(backend, rows, path, options=options, progress=told).conversations()
-            asked = len({row.id for row in rows})
-            rows = [row for row in written if row.response and "refusal" not in row.tags]
-            notes.append(_count(asked - len(rows), "not written, empty or a refusal"))
-        wanted = replace(plan, split=part.split, schedule=part.schedule, longest=part.longest)
-        report = collect(backend, rows, store, wanted, progress=partial(progress, f"collect {part.name}"))
-        notes.append(_count(len(report.skipped), "could not be read"))
-        found.append(replace(each, conversations=rows, left_out="; ".join(filter(None, notes))))
-    return Filled(store, tuple(found))
+        part, rows = each.part, each.conversations
+        if not part.written:
+            found.append(each)
+            continue
+        path = work / "written" / f"{part.name}.jsonl"
+        longest = part.longest or AnswerOptions().max_new_tokens
+        options = AnswerOptions(max_new_tokens=longest, sampling=recipe.write)
+        told = partial(progress, f"write {part.name}")
+        written = write_answers(backend, rows, path, options=options, progress=told).conversations()
+        asked = len({row.id for row in rows})
+        rows = [row for row in written if row.response and "refusal" not in row.tags]
+        found.append(_noted(replace(each, conversations=rows), asked - len(rows), "not written, empty or a refusal"))
+    return found
+
+
+def collect_parts(
+    backend: Backend, written: Sequence[Gathered], store: StateStore, plan: CollectPlan, *, progress: Progress
+) -> Filled:
+    """Collect every part, each at its own depths; what is appended and where is read, `plan` says."""
+    found = []
+    for each in written:
+        part = each.part
+        wanted = part_plan(plan, part)
+        told = partial(progress, f"collect {part.name}")
+        report = collect(backend, each.conversations, store, wanted, progress=told)
+        found.append(_noted(each, len(report.skipped), "could not be read"))
+    return Filled(store, tuple(found), plan.embeddings)
+
+
+def part_plan(plan: CollectPlan, part: RecipePart) -> CollectPlan:
+    """How the answers of a part are read."""
+    return replace(plan, split=part.split, schedule=part.schedule, longest=part.longest)
+
+
+def _noted(gathered: Gathered, number: int, what: str) -> Gathered:
+    """With a note of how many answers were left out, if any were."""
+    note = f"{number} answers: {what}" if number else ""
+    return replace(gathered, left_out="; ".join(filter(None, [gathered.left_out, note])))
 
 
 def train(backend: Backend, filled: Filled, recipe: Recipe, *, progress: Progress) -> Trained:
@@ -244,11 +283,13 @@ def assemble(
         versions=package_versions("anydepth", "numpy", "scikit-learn", "torch", "transformers"),
         seed=trial.candidate.options.seed,
         notes="",
+        safety_tokens=0 if filled.embeddings is None else len(filled.embeddings),
     )
-    return LinearProbe(trial.fitted.weight, trial.fitted.bias, card)
+    return LinearProbe(trial.fitted.weight, trial.fitted.bias, card, embeddings=filled.embeddings)
 
 
-def _sites(backend: Backend, recipe: Recipe) -> tuple[Site, ...]:
+def sites_of_recipe(backend: Backend, recipe: Recipe) -> tuple[Site, ...]:
+    """The sites that a recipe's `[fit] layers` names, in the order of the blocks."""
     blocks = backend.identity.num_layers
     asked = recipe.fit.get("layers")
     if asked is None:
@@ -261,7 +302,3 @@ def _in_half(checks: Checks, which: int) -> np.ndarray:
     """Mask of the checks whose prompt is in one half; a prompt is never in both."""
     names, places = np.unique(checks["prompt_key"], return_inverse=True)
     return half(names.tolist(), which)[places]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} answers: {what}" if number else ""

@@ -1,9 +1,9 @@
 """Collect the hidden states of many finished answers, all depths of an answer in one packed pass."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,11 +17,12 @@ from anydepth.backends.protocol import (
     Site,
     require_sessions,
 )
+from anydepth.backends.trained_tokens import prove_checks, read_finished, states_at
 from anydepth.conversations.dataset import Conversation
 from anydepth.digests import short_digest
 from anydepth.errors import PromptError, UnsupportedModel
 from anydepth.probes.states.facts import AnswerFacts, facts_by_answer
-from anydepth.probes.states.manifest import manifest_for
+from anydepth.probes.states.manifest import check_appended, manifest_for
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import CheckRow, Identity, Manifest, StateStore, answer_key
 from anydepth.probes.states.stretch import in_tokens
@@ -35,6 +36,8 @@ GROUP = 32
 """Answers in one shard: what a killed run has to do again."""
 
 _TOKENS_A_BATCH = 2048
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -191,17 +194,20 @@ def collect_group(
 ) -> Collected:
     """Read the answers of one group and write their shard: the unit of work of every engine.
 
-    Raises UnsupportedModel if the model gives other states on a fork than the text has (`Reader.prove`).
+    Raises:
+        UnsupportedModel: The model gives other states on a fork than the text has (`Reader.prove`).
+        StoreError: The store is of other trained Safety Tokens.
     """
     manifest = store.manifest
+    check_appended(manifest, plan)
     reads = [Read(site, token) for site in manifest.sites for token in manifest.tokens]
-    backend.prove(frozenset({Capability.HIDDEN_STATES}), reads)  # once; from then on it is known
+    prove_checks(backend, frozenset({Capability.HIDDEN_STATES}), reads, plan.embeddings)  # once; then it is known
     report = Collected()
     rows: list[CheckRow] = []
     states: dict[Site, list[np.ndarray]] = {site: [] for site in plan.sites}
-    prepared = _prepared(backend, group, store.manifest, plan, report)
-    for batch in [list(prepared)] if backend.batches_itself else _batches(prepared):
-        for (row, finished), found in zip(batch, _read(backend, batch, store.manifest, report), strict=True):
+    ready = prepared(backend, group, store.manifest, plan, report)
+    for batch in [list(ready)] if backend.batches_itself else batches_of(ready):
+        for (row, finished), found in zip(batch, _read(backend, batch, store.manifest, plan, report), strict=True):
             report.tokens += finished.prompt.start + finished.deepest
             report.tokens += len(finished.depths) * (max((*store.manifest.tokens, CONTENT)) + 1)
             if not all(np.isfinite(values).all() for values in found.values()):
@@ -222,12 +228,14 @@ def collect_group(
     return report
 
 
-_Prepared = tuple[CheckRow, FinishedAnswer]
+Prepared = tuple[CheckRow, FinishedAnswer]
+"""An answer that is ready to be read, and what is known of its checks; their depths are the answer's."""
 
 
-def _prepared(
+def prepared(
     backend: Reader, group: Group, manifest: Manifest, plan: CollectPlan, report: Collected
-) -> Iterator[_Prepared]:
+) -> Iterator[Prepared]:
+    """The answers of a group, ready to be read; those that cannot be are named in `report.skipped`."""
     limit = getattr(backend, "context_length", None)
     appended = len(manifest.header_ids) + len(backend.header.answer_ids)
     for key, each in group.items():
@@ -252,10 +260,10 @@ def _prepared(
         yield row, FinishedAnswer(Prompt(prompt.ids[: prompt.start]), answer, depths)
 
 
-def _batches(prepared: Iterator[_Prepared]) -> Iterator[list[_Prepared]]:
+def batches_of(ready: Iterable[tuple[T, FinishedAnswer]]) -> Iterator[list[tuple[T, FinishedAnswer]]]:
     """Answers of about the same length together, as many as `_TOKENS_A_BATCH` allows."""
-    batch: list[_Prepared] = []
-    for item in sorted(prepared, key=lambda item: item[1].prompt.start + item[1].deepest):
+    batch: list[tuple[T, FinishedAnswer]] = []
+    for item in sorted(ready, key=lambda item: item[1].prompt.start + item[1].deepest):
         longest = item[1].prompt.start + item[1].deepest
         if batch and (len(batch) + 1) * longest > _TOKENS_A_BATCH:
             yield batch
@@ -266,21 +274,24 @@ def _batches(prepared: Iterator[_Prepared]) -> Iterator[list[_Prepared]]:
 
 
 def _read(
-    backend: Reader, batch: Sequence[_Prepared], manifest: Manifest, report: Collected
+    backend: Reader, batch: Sequence[Prepared], manifest: Manifest, plan: CollectPlan, report: Collected
 ) -> Sequence[Mapping[Site, np.ndarray]]:
     answers = [finished for _, finished in batch]
-    suffix = None if manifest.suffix == "header" else manifest.header_ids
+    suffix = None if manifest.suffix == "header" or plan.embeddings is not None else manifest.header_ids
+    options = {"tokens": manifest.tokens, "suffix": suffix, "embeddings": plan.embeddings}
     if report.by_forks is None:
         try:
-            return backend.read_batch(answers, manifest.sites, tokens=manifest.tokens, suffix=suffix)
+            return read_finished(backend, answers, manifest.sites, **options)
         except UnsupportedModel as reason:
             if suffix is not None:
                 raise
             report.by_forks = str(reason)
-    return [_by_forks(backend, answer, manifest) for answer in answers]
+    return [_by_forks(backend, answer, manifest, plan.embeddings) for answer in answers]
 
 
-def _by_forks(backend: Reader, answer: FinishedAnswer, manifest: Manifest) -> dict[Site, np.ndarray]:
+def _by_forks(
+    backend: Reader, answer: FinishedAnswer, manifest: Manifest, embeddings: np.ndarray | None
+) -> dict[Site, np.ndarray]:
     """The states of `read_batch`, from a replay that is forked at every depth."""
     shape = (len(manifest.sites), len(manifest.tokens), backend.identity.hidden_size)
     reads = [Read(site, token) for site in manifest.sites for token in manifest.tokens]
@@ -293,7 +304,7 @@ def _by_forks(backend: Reader, answer: FinishedAnswer, manifest: Manifest) -> di
             if depth > at:
                 session.decode(depth - at)
                 at = depth
-            states[place] = session.hidden_states([CheckPoint(0, depth)], reads)[0].reshape(shape)
+            states[place] = states_at(session, [CheckPoint(0, depth)], reads, embeddings)[0].reshape(shape)
     finally:
         session.close()
     return {site: states[:, index] for index, site in enumerate(manifest.sites)}

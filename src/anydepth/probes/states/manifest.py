@@ -7,12 +7,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from anydepth.backends.protocol import CONTENT, Reader
-from anydepth.errors import ConfigError
+from anydepth.errors import ConfigError, StoreError
 from anydepth.probes.states.control_suffix import suffix_ids
 from anydepth.probes.states.plan import CollectPlan
 from anydepth.probes.states.store import Manifest
 from anydepth.templates.header import check_token
+
+_TRAINED = " trained, "
 
 
 def manifest_for(
@@ -26,13 +30,13 @@ def manifest_for(
     """
     header = backend.header
     ids = header.ids if plan.suffix == "header" else suffix_ids(backend, plan.suffix)
-    tokens = plan.tokens if plan.tokens is not None else (CONTENT, *range(len(ids)))
+    count = len(ids) if plan.embeddings is None else len(plan.embeddings)
+    tokens = plan.tokens if plan.tokens is not None else (CONTENT, *range(count))
     for token in tokens:
         check_token(token)
-        if token >= len(ids):
+        if token >= count:
             raise ConfigError(
-                f"token {token} is not among the {len(ids)} of the {plan.suffix}; choose -1 to {len(ids) - 1}, or a "
-                "mean"
+                f"token {token} is not among the {count} of the {plan.suffix}; choose -1 to {count - 1}, or a mean"
             )
     for site in plan.sites:
         backend.check_site(site)
@@ -41,7 +45,7 @@ def manifest_for(
     return Manifest(
         model=backend.identity,
         template_digest=backend.template.digest,
-        suffix=plan.suffix,
+        suffix=plan.suffix if plan.embeddings is None else trained_suffix(plan.embeddings),
         header_ids=tuple(ids),
         header_tokens=header.tokens if plan.suffix == "header" else tuple(backend.decode_text([i]) for i in ids),
         read_index=header.read_index if plan.suffix == "header" else len(ids) - 1,
@@ -51,6 +55,20 @@ def manifest_for(
         versions=package_versions("anydepth", "numpy", "torch", "transformers", "vllm"),
         adapter=adapter,
     )
+
+
+def trained_suffix(embeddings: np.ndarray) -> str:
+    """What a manifest calls trained Safety Tokens, float32 `[tokens, hidden_size]`: their number and a digest."""
+    return f"{len(embeddings)}{_TRAINED}{hashlib.sha256(embeddings.tobytes()).hexdigest()[:16]}"
+
+
+def check_appended(manifest: Manifest, plan: CollectPlan) -> None:
+    """StoreError if a store is of trained Safety Tokens, and the plan of others or of none, or the other way round."""
+    asked = None if plan.embeddings is None else trained_suffix(plan.embeddings)
+    if manifest.suffix != asked and (asked is not None or _TRAINED in manifest.suffix):
+        raise StoreError(
+            f"the store is of {manifest.suffix!r}, the plan of {asked or plan.suffix!r}; collect into another folder"
+        )
 
 
 def dtype_of(backend: Reader) -> str:

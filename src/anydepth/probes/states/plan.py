@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from anydepth.backends.protocol import Site
 from anydepth.errors import ConfigError
 from anydepth.schedule import Every, Schedule
@@ -20,6 +22,8 @@ class CollectPlan:
         suffix: What to append: `header`, or one of the controls `newline`, `random`, `user`.
         split: What to call these answers in the store: `train`, or the name of a held-out file.
         view: In which context to read an answer: `own`, or `shadow` for a neutral user turn.
+        embeddings: Trained Safety Tokens, float32 `[tokens, hidden_size]`, to append in the place of the header; then
+            `tokens` are indices among them.
         part: (i, n) takes every n-th group of answers from the i-th on: several processes share one store.
     """
 
@@ -31,6 +35,7 @@ class CollectPlan:
     split: str = "train"
     view: str = "own"
     part: tuple[int, int] = (0, 1)
+    embeddings: np.ndarray | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -44,6 +49,8 @@ class CollectPlan:
             raise ConfigError(f"longest is {self.longest}; it counts tokens and must be at least 1")
         if self.view not in ("own", "shadow"):
             raise ConfigError(f"view is {self.view!r}; choose own or shadow")
+        if self.embeddings is not None and self.suffix != "header":
+            raise ConfigError(f"suffix is {self.suffix!r}, and embeddings are given; append one of them")
         index, count = self.part
         if not 0 <= index < count:
             raise ConfigError(f"part is {index}/{count}; the first of four parts is 0/4, the last 3/4")

@@ -38,8 +38,9 @@ class Manifest:
     Attributes:
         model: The model that was read.
         template_digest: Digest of its chat template.
-        suffix: What was appended at each depth: `header` for the Safety Tokens, else a control (`newline`, ...).
-        header_ids: The tokens that were appended.
+        suffix: What was appended at each depth: `header` for the Safety Tokens, else a control (`newline`, ...), or
+            trained Safety Tokens, with a digest of them.
+        header_ids: The tokens that were appended; of trained ones those of the template, which they stand in for.
         header_tokens: Printable form of each.
         read_index: The template's read token, the last one for a control.
         sites: The sites that were read.

@@ -191,7 +191,7 @@ class ResponsesRequest(RequestBody):
         form = None if self.text is None else self.text.format
         if form is None:
             return None
-        schema = None if form.rules is None else JsonSchema(name=form.name, schema=form.rules)
+        schema = None if form.rules is None else JsonSchema(name=form.name, rules=form.rules)
         return ResponseFormat(type=form.type, json_schema=schema)
 
     def _messages(self) -> list[ChatMessage]:

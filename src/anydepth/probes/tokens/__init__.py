@@ -1,0 +1,1 @@
+"""Safety Tokens that are trained together with a probe, the model frozen."""
