@@ -16,7 +16,7 @@ from anydepth.backends.transformers.generation_options import vet_options
 from anydepth.backends.transformers.grammar import Grammar, constrained
 from anydepth.backends.transformers.handover import try_options
 from anydepth.backends.transformers.passes import Passes
-from anydepth.backends.transformers.prove import TrialCheck, Wanted, prove
+from anydepth.backends.transformers.prove import TrialCheck, WantedCheck, prove
 from anydepth.backends.transformers.randomness import seeded
 from anydepth.backends.transformers.replay_session import ReplaySession
 from anydepth.backends.transformers.riding_session import RidingSession
@@ -98,7 +98,7 @@ class TransformersBackend(Passes):
                 f"{self.identity.name} cannot be asked anything: with its chat template even a message of one word "
                 f"does not fit ({error}); give the template a shorter default system prompt, or the model more context"
             ) from error
-        return prove(self, Wanted(needs, reads, embeddings), prompt)
+        return prove(self, WantedCheck(needs, reads, embeddings), prompt)
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 

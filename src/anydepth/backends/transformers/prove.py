@@ -33,7 +33,7 @@ _FLOAT32, _HALF = 0.003, 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedCheck:
     """What a trial tries.
 
     Attributes:
@@ -64,7 +64,7 @@ class TrialCheck:
     packed: float | None = None
 
 
-def prove(passes: Passes, wanted: Wanted, prompt: Prompt) -> TrialCheck:
+def prove(passes: Passes, wanted: WantedCheck, prompt: Prompt) -> TrialCheck:
     """Try checks on a model once; see `Backend.prove`.
 
     Sets `packing_refused` where only a packed pass failed, and `riding_refused` where checks can be made on forks only.
@@ -90,7 +90,7 @@ def prove(passes: Passes, wanted: Wanted, prompt: Prompt) -> TrialCheck:
         return found
 
 
-def _try_ids(passes: Passes, wanted: Wanted, prompt: Prompt) -> None:
+def _try_ids(passes: Passes, wanted: WantedCheck, prompt: Prompt) -> None:
     """UnsupportedModel if the states of embeddings depend on the ids that they are fed with.
 
     A model may look an id up a second time (a table for each block), or not run its embedding table where it is said
@@ -113,7 +113,7 @@ def _try_ids(passes: Passes, wanted: Wanted, prompt: Prompt) -> None:
         )
 
 
-def _prove(session: TransformersSession, wanted: Wanted, prompt: Prompt) -> TrialCheck:
+def _prove(session: TransformersSession, wanted: WantedCheck, prompt: Prompt) -> TrialCheck:
     passes, reads, embeddings = session.passes, wanted.reads, wanted.embeddings
     with _trial(passes, "a check at depth 0"):
         at_start = _use(session, wanted)
@@ -149,7 +149,7 @@ def _prove(session: TransformersSession, wanted: Wanted, prompt: Prompt) -> Tria
     return TrialCheck(twice, off, found)
 
 
-def _use(session: TransformersSession, wanted: Wanted) -> np.ndarray:
+def _use(session: TransformersSession, wanted: WantedCheck) -> np.ndarray:
     """Use the session as a check does.
 
     Returns:
@@ -169,7 +169,7 @@ def _use(session: TransformersSession, wanted: Wanted) -> np.ndarray:
 
 
 def _try_packing(
-    passes: Passes, prompt: Prompt, answer: tuple[int, ...], wanted: Wanted, forked: np.ndarray
+    passes: Passes, prompt: Prompt, answer: tuple[int, ...], wanted: WantedCheck, forked: np.ndarray
 ) -> float | str:
     """How far a packed pass is off the states of the forks, float32 `[2, reads, hidden_size]`; or why it fails."""
     reads, own = wanted.reads, wanted.embeddings

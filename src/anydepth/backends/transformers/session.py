@@ -15,7 +15,7 @@ from anydepth.backends.transformers.inputs import left_pad
 from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.randomness import RandomStream
 from anydepth.backends.transformers.read import captured, to_numpy
-from anydepth.backends.transformers.session_row import Row, later
+from anydepth.backends.transformers.session_row import SessionRow, later
 from anydepth.errors import UnsupportedModel
 from anydepth.templates.template import Prompt
 from anydepth.types import Decoded
@@ -49,7 +49,7 @@ class TransformersSession:
         options: dict[str, Any],
     ) -> None:
         self.passes, self._model, self._options = passes, passes.model, options
-        self._rows = [Row(prompt, prompt.prefill) for prompt in prompts]
+        self._rows = [SessionRow(prompt, prompt.prefill) for prompt in prompts]
         texts = [torch.tensor(prompt.ids) for prompt in prompts]
         self._ids = left_pad(texts, passes.pad_id).to(self._model.device)
         self._mask = left_pad([torch.ones_like(text) for text in texts], 0).to(self._model.device)

@@ -8,7 +8,7 @@ from anydepth.templates.template import Prompt
 
 
 @dataclass(slots=True)
-class Row:
+class SessionRow:
     """One answer of the batch.
 
     Attributes:
