@@ -16,7 +16,7 @@ from anydepth.bench.timing import (
     packed_speedups,
     riding_times,
     room,
-    throughput,
+    throughputs,
 )
 from anydepth.detectors import Detector, Rethink
 
@@ -132,7 +132,7 @@ class Throughput:
 
     def measure(self, level: Level, enough: Callable[[], bool]) -> Level:
         """Add the ratios to the result, the median where there are several rounds; it cannot be ended early."""
-        ratios = throughput(self._report.backend, self._detector, self._interval, level.tokens, self._ways)
+        ratios = throughputs(self._report.backend, self._detector, self._interval, level.tokens, self._ways)
         looks = isinstance(self._detector, Rethink)
         for way, ratio in zip(self._ways, ratios, strict=True):
             self._add(*(("guarded_throughput_rk", "look-ahead") if looks else _RIDING[way]), ratio, level.tokens)

@@ -107,8 +107,14 @@ def riding_times(
     return steps, rides
 
 
-def throughput(
-    backend: "TransformersBackend", detector: Detector, interval: int, tokens: int, ways: Sequence[str] = ("never",)
+def throughput(backend: "TransformersBackend", detector: Detector, interval: int, tokens: int) -> float:
+    """Guarded over unguarded tokens per second, with the checks on forks; see `throughputs`."""
+    (found,) = throughputs(backend, detector, interval, tokens, ("never",))
+    return found
+
+
+def throughputs(
+    backend: "TransformersBackend", detector: Detector, interval: int, tokens: int, ways: Sequence[str]
 ) -> list[float]:
     """Guarded over unguarded tokens per second, measured one after the other, of an answer of `tokens` tokens.
 

@@ -145,7 +145,7 @@ class Machine:
             done += 1
         return [rate.step] * done, [rate.step + 0.3 * rate.check] * done
 
-    def throughput(self, backend: Any, detector: Any, interval: int, tokens: int, ways: Sequence[str]) -> list[float]:
+    def throughputs(self, backend: Any, detector: Any, interval: int, tokens: int, ways: Sequence[str]) -> list[float]:
         rate = self.at(64 + tokens)
         plain = 64 * rate.prefill + tokens * rate.step
         check = rate.check + (20 * rate.step if detector.name == "rethink" else 0)
@@ -162,7 +162,7 @@ class Machine:
 def simulated(machine: Machine, effort: Effort, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[str]]:
     backend = TransformersBackend(tiny_model("Llama"), tiny_tokenizer())
     monkeypatch.setattr(type(backend), "context_length", 32768)
-    for name in ("check_times", "riding_times", "throughput", "packed_speedups"):
+    for name in ("check_times", "riding_times", "throughputs", "packed_speedups"):
         monkeypatch.setattr(parts, name, getattr(machine, name))
     report = Report(backend, suite._blank_probe(backend), "float32", effort.seconds, lambda rows, result: None)
     measurements, impossible = suite._measurements(
