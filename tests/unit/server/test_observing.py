@@ -82,6 +82,30 @@ def root():
     logging.getLogger("anydepth.driver").setLevel(logging.NOTSET)
 
 
+@pytest.fixture
+def marked_records():
+    """Every log record carries a mark of a library, as after an import of Ray."""
+    before = logging.getLogRecordFactory()
+
+    def factory(*args, **kwargs):
+        record = before(*args, **kwargs)
+        record.__dict__["_library_timestamp"] = 17
+        return record
+
+    logging.setLogRecordFactory(factory)
+    yield
+    logging.setLogRecordFactory(before)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_marks_of_libraries_stay_out_of_the_log(root, marked_records, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    set_up_logging(LoggingTable())
+    logging.getLogger("anydepth.server").error("it failed", extra={"id": "x"})
+    written = capsys.readouterr().err
+    assert "it failed" in written and "x" in written and "_library_timestamp" not in written
+
+
 @pytest.mark.parametrize("log_text", [False, True])
 def test_logs_on_a_terminal_are_plain_lines(root, capsys, monkeypatch, log_text):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -22,14 +22,18 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 
 
 class _Plain(logging.Formatter):
-    """Time, level and message, then what the record has besides, as NAME=VALUE."""
+    """Time, level and message, then what the record has besides, as NAME=VALUE.
+
+    Names with a leading underscore are left out, as `JsonFormatter` leaves them out: libraries keep marks of their own
+    there (Ray gives every record of the process a `_ray_timestamp_ns`).
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  a method of logging.Formatter
         """The line, without what an exception adds to it."""
-        more = (f"{name}={value}" for name, value in vars(record).items() if name not in _OWN)
+        more = (f"{name}={value}" for name, value in vars(record).items() if name not in _OWN and name[0] != "_")
         return " ".join((super().formatMessage(record), *more))
 
 
