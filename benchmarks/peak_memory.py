@@ -33,7 +33,7 @@ WAYS = {"unguarded": "never", "forks": "never", "ride": "always"}
 def asked(backend: TransformersBackend, length: int) -> Prompt:
     """A question of about `length` tokens. It is no prefill: a scan of its inside would count as well."""
     filler = len(backend.tokenizer.encode(FILLER, add_special_tokens=False))
-    spare = len(backend.template.prompt("").ids)
+    spare = len(backend.template.prompt("Why?").ids)
     return backend.template.prompt(FILLER * max(1, (length - spare) // filler))
 
 
