@@ -25,7 +25,6 @@ from anydepth.guard import Guard
 from anydepth.policy import Cusum
 from anydepth.schedule import Every
 from anydepth.templates.template import Prompt
-from benchmarks.ride import any_probe
 
 WAYS = {"unguarded": "never", "forks": "never", "ride": "always"}
 
@@ -40,7 +39,9 @@ def asked(backend: TransformersBackend, length: int) -> Prompt:
 def one(given: argparse.Namespace) -> dict[str, Any]:
     """The memory of one way, in bytes, in this process."""
     backend = load(given.model, dtype=given.dtype, ride=WAYS[given.way])
-    probe = LinearProbe.load(given.probe) if given.probe else find_shipped(backend) or any_probe(backend)
+    probe = LinearProbe.load(given.probe) if given.probe else find_shipped(backend)
+    if probe is None:
+        raise SystemExit("no probe is shipped for this model; give --probe, e.g. one that any_probe.py writes")
     guard = Guard.from_backend(
         backend, probe, policy=Cusum(threshold=1e9), schedule=Every(given.interval, doubling=False)
     )
