@@ -5,7 +5,7 @@ given. With a callable it would drop the streamer without a word, and mix the ca
 before the guard could refuse one by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -195,14 +195,27 @@ def _prompts(template: ChatTemplate, ids: Any, mask: Any, pad: int | None) -> li
         begin = seen.index(1) if 1 in seen else len(seen)
         if not all(seen[begin:]) or begin == len(seen):
             raise PromptError(f"row {row} is not padded on the left; use tokenizer.padding_side = 'left'")
-        text = tuple(tokens[begin:])
-        if (start := template.turn_begin(text)) is None:
-            raise PromptError(
-                f"row {row} has no generation prompt of the assistant's turn; render it with "
-                "tokenizer.apply_chat_template(messages, add_generation_prompt=True)"
-            )
-        prompts.append(Prompt(text, prefill=len(text) - start))
+        prompts.append(chat_prompt(template, tokens[begin:], f"row {row}"))
     return prompts
+
+
+def chat_prompt(template: ChatTemplate, ids: Sequence[int], name: str) -> Prompt:
+    """The prompt that `ids` are: what stands behind its generation prompt is a prefill.
+
+    Args:
+        template: The chat template that rendered it.
+        ids: Token ids, without padding.
+        name: What an error calls it.
+
+    Raises:
+        PromptError: There is no generation prompt.
+    """
+    if (start := template.turn_begin(ids)) is None:
+        raise PromptError(
+            f"{name} has no generation prompt of the assistant's turn; render it with "
+            "tokenizer.apply_chat_template(messages, add_generation_prompt=True)"
+        )
+    return Prompt(tuple(ids), prefill=len(ids) - start)
 
 
 def _new_tokens(options: dict[str, Any], defaults: Any, length: int) -> int:
