@@ -5,7 +5,8 @@ from functools import cache
 
 import pytest
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer, pipeline
 
 from anydepth import Guard
 from anydepth.backends.transformers import TransformersBackend, load
@@ -80,7 +81,7 @@ def backend_of(model, tokenizer) -> TransformersBackend:
 
 def guarded(model, tokenizer, halts: dict[int, int] | None = None, **options) -> tuple[Guard, Watcher]:
     backend = backend_of(model, tokenizer)
-    watcher = Trips(halts or {}, default_site(model), backend.header.read_index)
+    watcher = Trips(halts or {}, default_site(backend.model), backend.header.read_index)
     options = {"schedule": Every(7, doubling=False), "refusal": REFUSAL, **options}
     return Guard.from_backend(backend, watcher, **options), watcher
 
@@ -130,6 +131,41 @@ def test_an_unhalted_call_gives_what_a_plain_one_gives(model, tokenizer, call, t
     assert out.dtype == plain.dtype and torch.equal(out, plain)
     assert len(answers) == len(texts) and not any(answer.halted for answer in answers)
     assert len(watcher.seen) > len(texts)
+
+
+@pytest.mark.parametrize("family", ["Gemma-3", "Jamba (hybrid)"])
+def test_sliding_and_recurrent_models_too(tokenizer, family):
+    model = tiny.tiny_model(family)
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = PAD, END
+    inputs, call = inputs_of(tokenizer, *THREE), CALLS["some end early"]
+    torch.manual_seed(3)
+    plain = model.generate(**inputs, **call)
+    torch.manual_seed(3)
+    assert torch.equal(model.generate(**inputs, **call, **generate_kwargs(guarded(model, tokenizer)[0])), plain)
+
+
+def test_an_adapter_too(tokenizer):
+    model = get_peft_model(
+        tiny.tiny_model("Llama"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    guard, _ = guarded(model, tokenizer, {1: 7})
+    inputs = inputs_of(tokenizer, *THREE)
+    plain = new_ids(inputs, model.generate(**inputs, max_new_tokens=9))
+    out = new_ids(inputs, model.generate(**inputs, max_new_tokens=9, **generate_kwargs(guard)))
+    assert out[0] == plain[0] and out[1] != plain[1] and out[2] == plain[2]
+
+
+def test_a_pipeline_hands_it_on(model, tokenizer):
+    guard, _ = guarded(model, tokenizer, {0: 14})
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    chats = [[{"role": "user", "content": text}] for text in THREE[:2]]
+    call, answers = {"max_new_tokens": NEW, "do_sample": False, "batch_size": 2}, []
+    said = [
+        [each["generated_text"][-1]["content"] for (each,) in write(chats, **call, **more)]
+        for more in ({}, generate_kwargs(guard, answers))
+    ]
+    assert said[1][0].endswith(" \n \n w90 w91") and said[0][0].startswith(said[1][0].removesuffix(" \n \n w90 w91"))
+    assert said[1][1] == said[0][1] and [answer.halted for answer in answers] == [True, False]
 
 
 def test_some_rows_of_the_batch_did_end_before_others(model, tokenizer):

@@ -98,7 +98,7 @@ def warned() -> Any:
     keep = Keep()
     logging.getLogger("anydepth.nemo").addHandler(keep)
     try:
-        chunks, _ = stream("hello", LATE, streaming_chunk_size=4)()
+        chunks, _ = stream("hello", LATE, streaming_chunk_size=4, streaming_context_size=1)()
     finally:
         logging.getLogger("anydepth.nemo").removeHandler(keep)
     return [records, chunks]
@@ -133,6 +133,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "parallel input": ask("hello", FINE, input_parallel=True),
     "stream first": ask("hello", FINE, streaming_stream_first=True),
     "large context": ask("hello", FINE, streaming_chunk_size=10, streaming_context_size=10),
+    "no context": ask("hello", FINE, streaming_chunk_size=10, streaming_context_size=0),
     "windows": warned,
     "page": page,
 }

@@ -74,6 +74,7 @@ REFUSED = {
     "parallel input": "rails.input.parallel is true",
     "stream first": "rails.output.streaming.stream_first is true",
     "large context": "rails.output.streaming.context_size is 10 and chunk_size 10",
+    "no context": "rails.output.streaming.context_size is 0 and chunk_size 10",
 }
 
 
@@ -85,7 +86,7 @@ def test_a_configuration_that_lets_text_pass_is_refused(seen, case):
 def test_windows_are_warned_of_and_end_where_one_is_flagged(seen):
     (warning,), chunks = seen["windows"]
     assert "chunk_size is 4: each window of a stream is read without the beginning" in warning
-    assert "".join(chunks[:-1]) == "all is well here, and then comes the "
+    assert "".join(chunks[:-1]) == "all is well here, and then comes "
     assert frame(chunks[-1]) == ("guardrails_violation", "content_blocked")
 
 

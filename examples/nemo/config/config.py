@@ -42,10 +42,10 @@ def refuse(rails: Any) -> None:
     streaming = rails.output.streaming
     if streaming.enabled and streaming.stream_first:
         raise ValueError("rails.output.streaming.stream_first is true: tokens leave before the scan; set it to false")
-    if streaming.enabled and streaming.context_size >= streaming.chunk_size:
+    if streaming.enabled and not 0 < streaming.context_size < streaming.chunk_size:
         raise ValueError(
             f"rails.output.streaming.context_size is {streaming.context_size} and chunk_size {streaming.chunk_size}: "
-            "there would be a scan for every token; make chunk_size the larger one"
+            "NeMo would have every token scanned; make context_size at least 1, and chunk_size larger than it"
         )
     if streaming.enabled and streaming.chunk_size < WHOLE:
         logger.warning(
