@@ -161,6 +161,30 @@ def found() -> Any:
     return [type(model.api).__name__, asyncio.run(model.generate("q")).completion]
 
 
+def command_line() -> Any:
+    from inspect_ai._cli.main import inspect
+    from inspect_ai.log import list_eval_logs, read_eval_log
+
+    Guard.from_pretrained = classmethod(
+        lambda cls, name, **options: guard_of(" and", lambda row, depth: 0.9 if depth >= 8 else 0.1)
+    )
+    logs = str(FOLDER / "cli")
+    words = ["eval", "anydepth/deep_prefill", "-T", f"dataset={FOLDER / 'questions.jsonl'}", "-T", "words=0,2"]
+    model = ["--model", "anydepth/org/other", "-M", "probe=probe.safetensors"]
+    inspect([*words, *model, "--log-dir", logs, "--log-format", "json", "--display", "none"], standalone_mode=False)
+    (log,) = map(read_eval_log, list_eval_logs(logs))
+    return [log.status, log.eval.task, log.eval.model, log.results.scores[0].metrics["mean"].value]
+
+
+def words_of(words: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        from anydepth.integrations.inspect_tasks import deep_prefill
+
+        return [each.id for each in deep_prefill(str(FOLDER / "questions.jsonl"), words=words).dataset]
+
+    return make
+
+
 def kept_by_name() -> Any:
     get_model("anydepth/scripted", guard=guard_of("fine", {}))
 
@@ -182,6 +206,10 @@ CASES: dict[str, Callable[[], Any]] = {
     "cache": refused(cache=True),
     "sampling": sampling,
     "kept by name": kept_by_name,
+    "command line": command_line,
+    "one number of words": words_of(3),
+    "no number of words": words_of("some"),
+    "too many words": words_of(99),
 }
 
 

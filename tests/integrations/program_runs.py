@@ -35,10 +35,13 @@ def outcomes(script: str, *arguments: object, folder: Path, requirements: str = 
 
 
 def _entry_points(folder: Path) -> None:
-    """What an installed anydepth tells other programs of itself, from pyproject.toml."""
+    """What an editable installation tells other programs of anydepth, from pyproject.toml."""
     about = folder / "anydepth-0.dist-info"
     about.mkdir(parents=True)
     groups = re.findall(_ENTRY_POINTS, (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
     text = "\n".join(f"[{group}]\n{lines.replace(chr(34), '')}" for group, lines in groups)
     (about / "entry_points.txt").write_text(text, "utf-8")
+    (about / "top_level.txt").write_text("anydepth\n", "utf-8")
+    about_source = {"url": ROOT.as_uri(), "dir_info": {"editable": True}}
+    (about / "direct_url.json").write_text(json.dumps(about_source), "utf-8")
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: anydepth\nVersion: 0\n", "utf-8")

@@ -79,6 +79,11 @@ def test_the_task_forces_answers_to_begin_with_so_many_words(seen):
     assert mean == 0.25
 
 
+def test_the_task_and_the_provider_are_there_for_the_command_line(seen):
+    assert seen["command line"] == ["success", "anydepth/deep_prefill", "anydepth/org/other", 0.25]
+    assert seen["one number of words"] == ["1-3"]
+
+
 def test_an_answer_of_another_provider_is_scanned_with_its_prefill(seen):
     first, second = seen["scanned"]
     assert first == [1.0, {"depth": 12, "score": 0.9, "source": "scan", "reason": "policy"}]
@@ -109,6 +114,8 @@ REFUSED = {
     "image": "message 0 has a part of type image; the guard reads text only",
     "option": "num_choices=2 is no option of the provider anydepth/",
     "cache": "cache=True is no option of the provider anydepth/",
+    "no number of words": "words is 'some'; give whole numbers from 0",
+    "too many words": "no response of",
     "kept by name": "guard cannot be an argument of get_model(), which keeps models by name",
 }
 

@@ -74,24 +74,25 @@ def conversation(messages: Sequence[ChatMessage]) -> tuple[list[dict[str, Any]],
 
 
 @task
-def deep_prefill(dataset: str, words: str = "0,25,100", guard: Guard | None = None) -> Task:
+def deep_prefill(dataset: str, words: str | int | Sequence[str | int] = "0,25,100", guard: Guard | None = None) -> Task:
     """Have the model continue answers that were begun for it: how often the guard halts, by the length of the prefill.
 
     Args:
         dataset: A JSONL file of your own: records of `id`, `prompt` or `messages`, and `response`. A sample forces the
             answer to begin with the first words of the response.
-        words: How many words, as numbers with commas; a response with fewer is left out at that number.
+        words: How many words: numbers with commas, one, or a list; a response with fewer is left out at that number.
         guard: What scans the answers of a provider that is not guarded; see `halts`.
 
     Raises:
         RecordError: A record cannot be used.
         ConfigError: `words` are no numbers, or no response is as long.
     """
-    try:
-        lengths = sorted({int(each) for each in str(words).split(",")})
+    given = words.split(",") if isinstance(words, str) else [words] if isinstance(words, int) else words
+    try:  # Inspect's command line makes a list of what has commas in it
+        lengths = sorted({int(each) for each in given})
     except ValueError:
-        lengths = [-1]
-    if lengths[0] < 0:
+        lengths = []
+    if not lengths or lengths[0] < 0:
         raise ConfigError(f"words is {words!r}; give whole numbers from 0, as 0,25,100")
     records = list(_records(Path(dataset)))
     samples = [sample for record in records for sample in _samples(record, lengths)]

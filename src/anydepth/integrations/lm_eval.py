@@ -41,7 +41,7 @@ class GuardedLM(_HFLM):
             requests. The text of a halted answer, which tasks mark, ends with the refusal.
 
     Raises:
-        ConfigError: The guard is not over a Transformers model, `batch_size` is no number, or `think_end_token` no text.
+        ConfigError: The guard is not over a Transformers model, `batch_size` no number, or `think_end_token` no text.
     """
 
     def __init__(self, guard: Guard, *, batch_size: int = 1, **options: Any) -> None:
@@ -70,7 +70,11 @@ class GuardedLM(_HFLM):
             for request, answer in zip(batch, answers, strict=True):
                 report = GuardReport.of(answer, self.guard.config)
                 self.reports.append({"task": request.task_name, "doc_id": request.doc_id, "anydepth": report.record()})
-                cut = answer.text if answer.halted else postprocess_generated_text(answer.text, until, self.think_end_token)
+                cut = (
+                    answer.text
+                    if answer.halted
+                    else postprocess_generated_text(answer.text, until, self.think_end_token)
+                )
                 texts.append(cut)
         return texts
 
