@@ -52,9 +52,13 @@ def test_a_flagged_message_reaches_no_model(seen):
 
 
 def test_a_block_can_be_an_exception_of_nemos(seen):
-    role, event, _ = seen["exception"]
-    assert role == "exception"
-    assert (event["type"], event["message"]) == ("OutputRailException", "The answer was flagged by anydepth.")
+    said = {
+        "exception": "answer was flagged by anydepth.",
+        "exception of a request": "message was flagged by anydepth, or",
+    }
+    for case, kind in (("exception", "OutputRailException"), ("exception of a request", "InputRailException")):
+        role, event, _ = seen[case]
+        assert (role, event["type"]) == ("exception", kind) and said[case] in event["message"]
 
 
 def test_without_a_server_no_model_is_asked(seen):
@@ -73,6 +77,7 @@ REFUSED = {
     "parallel": "rails.output.parallel is true",
     "parallel input": "rails.input.parallel is true",
     "stream first": "rails.output.streaming.stream_first is true",
+    "exceptions and streams": "enable_rails_exceptions is true and rails.output.streaming.enabled too",
     "large context": "rails.output.streaming.context_size is 10 and chunk_size 10",
     "no context": "rails.output.streaming.context_size is 0 and chunk_size 10",
 }

@@ -25,15 +25,16 @@ def init(app: Any) -> None:
     """Register the actions; NeMo calls it with the `LLMRails` before the first message.
 
     Raises:
-        ValueError: The configuration would let text pass that was not scanned.
+        ValueError: The configuration would let text pass that was not scanned, or hide a block.
     """
-    refuse(app.config.rails)
+    refuse(app.config)
     app.register_action(anydepth_scan_input)
     app.register_action(anydepth_scan_output)
 
 
-def refuse(rails: Any) -> None:
-    """Raise ValueError for what would let text pass; warn of windows that are read alone."""
+def refuse(config: Any) -> None:
+    """Raise ValueError for what would let text pass, or hide a block; warn of windows that are read alone."""
+    rails = config.rails
     for name in ("input", "output"):
         if getattr(rails, name).parallel:
             raise ValueError(
@@ -42,6 +43,11 @@ def refuse(rails: Any) -> None:
     streaming = rails.output.streaming
     if streaming.enabled and streaming.stream_first:
         raise ValueError("rails.output.streaming.stream_first is true: tokens leave before the scan; set it to false")
+    if streaming.enabled and config.enable_rails_exceptions:
+        raise ValueError(
+            "enable_rails_exceptions is true and rails.output.streaming.enabled too: a stream whose request is flagged "
+            "would end empty, without a sign of it; set one of them to false"
+        )
     if streaming.enabled and not 0 < streaming.context_size < streaming.chunk_size:
         raise ValueError(
             f"rails.output.streaming.context_size is {streaming.context_size} and chunk_size {streaming.chunk_size}: "
