@@ -24,11 +24,9 @@ from typing import Any
 import numpy as np
 
 from anydepth.atomic import write_whole
-from anydepth.backends.protocol import Read
 from anydepth.backends.transformers import TransformersBackend, load
-from anydepth.backends.transformers.blocks import default_site
 from anydepth.bench.timing import FILLER, QUESTION_TOKENS, endless, filled, seconds
-from anydepth.detectors import LinearProbe, ProbeCard
+from anydepth.detectors import LinearProbe
 from anydepth.detectors.probe import find_shipped
 from anydepth.guard import Guard
 from anydepth.policy import Cusum
@@ -37,18 +35,6 @@ from anydepth.templates.template import Prompt
 from anydepth.types import Released
 
 WAYS = ("always", "never")
-
-
-def any_probe(backend: TransformersBackend) -> LinearProbe:
-    """A probe with a small random direction at the default site: what it says does not matter here."""
-    header, width = backend.header, backend.identity.hidden_size
-    card = ProbeCard(
-        model=backend.identity,
-        header_ids=header.ids,
-        reads=(Read(default_site(backend.model), header.read_index),),
-        template_digest=backend.template.digest,
-    )
-    return LinearProbe(np.random.default_rng(0).standard_normal((1, width)).astype(np.float32) * 1e-3, 0.0, card)
 
 
 def guard_of(backend: TransformersBackend, probe: LinearProbe, interval: int) -> Guard:
@@ -149,7 +135,9 @@ def main() -> None:
     """Measure and compare; the file is written anew after each round and answer."""
     given = arguments()
     backend = load(given.model, dtype=given.dtype, device=given.device, ride="always")
-    probe = LinearProbe.load(given.probe) if given.probe else find_shipped(backend) or any_probe(backend)
+    probe = LinearProbe.load(given.probe) if given.probe else find_shipped(backend)
+    if probe is None:
+        raise SystemExit("no probe is shipped for this model; give --probe, e.g. one that any_probe.py writes")
     guards = {interval: guard_of(backend, probe, interval) for interval in given.intervals}
     about = {"model": Path(given.model).name, "dtype": str(backend.model.dtype), "device": str(backend.model.device)}
     about |= {"reads": [str(read) for read in probe.reads], "tokens": given.tokens}

@@ -2,6 +2,7 @@
 
     python benchmarks/soak/soak.py --minutes 15                   tiny random model, made on the spot
     python benchmarks/soak/soak.py --minutes 15 --model FOLDER --threshold 0.99      a real one with its shipped probe
+    python benchmarks/soak/soak.py --minutes 15 --proxy           `anydepth proxy` before an API that follows a script
 
 Clients, in turn: plain, streaming, harmful, slow readers, ones that go away, malformed. What must hold is in `verdict`;
 the exit code is 1 if something does not. The report is one JSON object, on standard output and in --out.
@@ -31,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from anydepth.audit import verify_audit  # noqa: E402
 from tests.server.process import ServerProcess  # noqa: E402
+from tests.unit.apis import fake_api  # noqa: E402
 
 KINDS = ("plain", "stream", "harmful", "slow", "gone", "malformed")
 GROWTH = 0.05
@@ -215,10 +217,25 @@ def summary(
     }  # fmt: skip
 
 
+def scripted_api() -> fake_api.FakeApi:
+    """An API with answers of 96 pieces, 5 milliseconds each; every fiftieth look-ahead, drawn, refuses."""
+    rng = random.Random(0)
+    script = fake_api.Script(
+        answer=fake_api.ANSWER * 12,
+        look_ahead=lambda _partial: fake_api.NO if rng.random() < 0.02 else fake_api.YES,
+        before=lambda _number: time.sleep(0.005),
+        requests=_Short(),
+    )
+    return fake_api.FakeApi(script)
+
+
 async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run it all."""
-    model = arguments.model
-    if model is None:
+    model, api = arguments.model, scripted_api() if arguments.proxy else None
+    served = probe = None
+    if api is not None:
+        model = Path("scripted")
+    elif model is None:
         from tests.server import tiny_model
 
         served = tiny_model.build(folder / "tiny", blocked=0.3)
@@ -234,12 +251,18 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "[limits]\nlive = 4\nqueue = 12\n"
         f"{policy}"
     )
-    command = ["-m", "anydepth", "serve", str(served), "--config", str(config), "--port", "0", "--name", "soak"]
-    command += ["--dtype", arguments.dtype, *(["--probe", str(probe)] if probe else [])]
+    command = ["-m", "anydepth", "proxy" if api else "serve", *([] if api else [str(served)])]
+    command += ["--config", str(config), "--port", "0", "--name", "soak"]
+    if api is not None:
+        command += ["--upstream", f"{api.url}/v1", "--model", "m"]
+    else:
+        command += ["--dtype", arguments.dtype, *(["--probe", str(probe)] if probe else [])]
     server = ServerProcess(command, wait=300)
     server.log = _Short()
     server.raw = _Short()
     prompts, harmful = prompts_of(model)
+    if api is not None:  # a prefill cannot be continued over it; which answer is blocked is drawn
+        harmful = prompts
     load = Load(server.url, "soak", prompts, harmful, time.monotonic() + 60 * arguments.minutes, arguments.tokens)
     samples: list[dict[str, float]] = []
     try:
@@ -249,6 +272,8 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         idle = gauges_of(server.get("/metrics").text)
     finally:
         exit_code = server.stop()
+        if api is not None:
+            api.close()
     return summary(load, samples, audit, exit_code, idle)
 
 
@@ -267,6 +292,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=120, help="longest answer")
     parser.add_argument("--model", type=Path, help="folder of a model; default: a tiny random one")
+    parser.add_argument("--proxy", action="store_true", help="`anydepth proxy` before a scripted API, no model")
     parser.add_argument("--probe", type=Path, help="default: the one that is shipped for the model")
     parser.add_argument(
         "--threshold", type=float, help="halt at one check that reaches it; default: the probe's policy"

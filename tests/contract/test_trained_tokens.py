@@ -20,7 +20,6 @@ from anydepth.scan import inside_prefill, scan_answer
 from anydepth.templates.template import Prompt
 from anydepth.testing import ScriptedBackend
 from anydepth.types import Checked
-from anydepth.vllm.served_model import ServedModel
 from anydepth.vllm.vllm_backend import VllmBackend
 from tests import tiny
 from tests.contract import test_prove
@@ -180,15 +179,27 @@ def test_an_adapter_is_left_out_with_base_weights() -> None:
         assert np.abs(state[0] - expected).max() < TOLERANCE
 
 
-def test_checks_of_them_are_made_on_forks_where_others_ride() -> None:
-    model, tokenizer = tiny.tiny_model("Qwen2"), tiny.tiny_tokenizer()
-    plain, auto, always = (TransformersBackend(model, tokenizer, ride=ride) for ride in ("never", "auto", "always"))
+@pytest.mark.parametrize("family", FEW)
+def test_checks_of_them_ride_in_the_decode_step(family: str) -> None:
+    model, tokenizer = tiny.tiny_model(family), tiny.tiny_tokenizer()
+    plain, riding = (TransformersBackend(model, tokenizer, ride=ride) for ride in ("never", "always"))
     probe = trained(plain, noise(plain, 2))
-    forked, beside = (scores(guard_of(each, probe), **GREEDY) for each in (plain, auto))
-    assert forked == beside
-    assert auto.rides({}), "other probes still ride"
-    with pytest.raises(UnsupportedModel, match=r"ride is 'always', and checks of trained Safety Tokens"):
-        guard_of(always, probe)
+    forked, ridden = (scores(guard_of(each, probe), **GREEDY) for each in (plain, riding))
+    assert list(forked) == list(ridden) and list(ridden.values()) == pytest.approx(list(forked.values()), abs=1e-4)
+    session = riding.open([prompt_of(riding, prefill=None)], max_new_tokens=4, **GREEDY)
+    session.decode(2)
+    point, embeddings = session.current(0), probe.embeddings
+    assert embeddings is not None
+    (own,) = session.hidden_states([point], probe.reads, embeddings=embeddings)
+    assert session.ridden is not None and session.ridden.header == 2
+    # what rode is not taken for what other tokens would have read
+    others = [session.hidden_states([point], probe.reads, embeddings=each)[0] for each in (noise(plain, 2) * 2, None)]
+    with_others = trained(plain, noise(plain, 2) * 2).embeddings
+    fresh = plain.open([prompt_of(plain, prefill=None)], max_new_tokens=4, **GREEDY)
+    fresh.decode(2)
+    for found, each in zip((own, *others), (embeddings, with_others, None), strict=True):
+        (expected,) = fresh.hidden_states([fresh.current(0)], probe.reads, embeddings=each)
+        assert np.abs(found - expected).max() < TOLERANCE
 
 
 def test_a_model_that_looks_at_ids_elsewhere_is_refused() -> None:
@@ -215,7 +226,7 @@ def test_a_backend_that_cannot_feed_them_is_named_with_the_remedy() -> None:
     assert Capability.EMBEDDINGS not in ScriptedBackend(["abc"]).capabilities
 
 
-@pytest.mark.parametrize("engine", [ServedModel, VllmBackend, SglangBackend])
+@pytest.mark.parametrize("engine", [VllmBackend, SglangBackend])
 def test_engines_that_append_ids_refuse_them(engine: Any) -> None:
     backend = backend_of("Llama")
     with pytest.raises(CapabilityError, match=rf"needs trained Safety Tokens.*{engine.__name__}.*load the model with"):

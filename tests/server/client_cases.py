@@ -183,7 +183,59 @@ def of_litellm(url: str) -> Cases:
     yield "late, streamed", streamed
 
 
-CLIENTS = {"openai": of_openai, "langchain": of_langchain, "pydantic-ai": of_pydantic_ai, "litellm": of_litellm}
+def of_llama_index(url: str) -> Cases:
+    import asyncio
+
+    from llama_index.core.agent.workflow import FunctionAgent
+    from llama_index.core.llms import ChatMessage
+    from llama_index.llms.openai_like import OpenAILike
+
+    model = OpenAILike(
+        model="scripted", api_base=f"{url}/v1", api_key="none", is_chat_model=True, is_function_calling_model=True
+    )
+    ran: list[str] = []
+
+    def weather(city: str) -> str:
+        """Look the weather up."""
+        ran.append(city)
+        return "sunny"
+
+    def whole(text: str) -> Any:
+        reply = model.chat([ChatMessage(role="user", content=text)])
+        return [reply.message.content, reply.raw.choices[0].finish_reason, reply.raw.choices[0].anydepth["halted"]]
+
+    def streamed(text: str) -> Any:
+        parts = list(model.stream_chat([ChatMessage(role="user", content=text)]))
+        return [parts[-1].message.content, parts[-1].raw.choices[0].finish_reason]
+
+    def agent() -> Any:
+        ran.clear()
+
+        async def run() -> str:
+            return str(await FunctionAgent(tools=[weather], llm=model).run(CALLED))
+
+        return [ran, asyncio.run(run())]
+
+    def booking(text: str) -> Any:
+        found = model.as_structured_llm(_booking()).chat([ChatMessage(role="user", content=text)]).raw
+        return [found.city, found.guests]
+
+    yield "late", lambda: whole(LATE)
+    yield "first", lambda: whole(FIRST)
+    yield "late, streamed", lambda: streamed(LATE)
+    yield "first, streamed", lambda: streamed(FIRST)
+    yield "agent", agent
+    yield "call", lambda: booking(_call("Booking", BOOKED))
+    yield "call, late", lambda: booking(_call("Booking", HALF))
+
+
+CLIENTS = {
+    "openai": of_openai,
+    "langchain": of_langchain,
+    "pydantic-ai": of_pydantic_ai,
+    "litellm": of_litellm,
+    "llama-index": of_llama_index,
+}
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ def build(folder: Path, *, blocked: float = 0.0) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     backend = load(folder)
-    _probe(backend, threshold=_threshold(backend, blocked)).save(folder / PROBE)
+    probe_of(backend, threshold=_threshold(backend, blocked)).save(folder / PROBE)
     return folder
 
 
-def _probe(backend: TransformersBackend, threshold: float) -> LinearProbe:
+def probe_of(backend: TransformersBackend, threshold: float) -> LinearProbe:
+    """A probe for the model that halts at this score."""
     weight = np.random.default_rng(0).normal(size=backend.identity.hidden_size).astype(np.float32) / 4
     card = ProbeCard(
         model=backend.identity,
@@ -42,6 +43,6 @@ def _probe(backend: TransformersBackend, threshold: float) -> LinearProbe:
 def _threshold(backend: TransformersBackend, blocked: float) -> float:
     if not blocked:
         return 1.0
-    guard = Guard.from_backend(backend, _probe(backend, 1.0), policy=Threshold(1.0), release="monitor")
+    guard = Guard.from_backend(backend, probe_of(backend, 1.0), policy=Threshold(1.0), release="monitor")
     answers = [guard.generate(prompt, max_new_tokens=40, do_sample=False) for prompt in PROMPTS]
     return float(np.quantile([answer.verdict.score for answer in answers], 1 - blocked))

@@ -24,13 +24,24 @@ WIDTH = 64
 PROMPTS = [[{"role": "user", "content": f"w{n} w{n + 7} w{3 * n}"}] for n in range(1, 33)]
 
 
-def build(folder: Path, family: str = "Llama", config: str = "LlamaConfig", **options: Any) -> Path:
-    """Write a random model with heads of 32, by default a Llama, and its tokenizer; its next tokens are not uniform."""
+def build(
+    folder: Path,
+    family: str = "Llama",
+    config: str = "LlamaConfig",
+    *,
+    spare: int = 0,
+    tied: bool = False,
+    **options: Any,
+) -> Path:
+    """Write a random model with heads of 32, by default a Llama, and its tokenizer; its next tokens are not uniform.
+
+    It has `spare` embeddings of no token.
+    """
     torch.manual_seed(0)
     settings = getattr(transformers, config)(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, max_position_embeddings=512, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, tie_word_embeddings=False, **options,
+        vocab_size=VOCABULARY + spare, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=4,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=32, max_position_embeddings=512, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, tie_word_embeddings=tied, **options,
     )  # fmt: skip
     model = getattr(transformers, f"{family}ForCausalLM")(settings).to(torch.float32).eval()
     for parameter in model.parameters():

@@ -156,7 +156,7 @@ class ApiBackend:
             return
         try:
             if self.capability == "auto":
-                self.capability = find_shape(self._trial)
+                self.capability = find_shape(self._trial, self._prompt_tokens)
             else:
                 self._try_named()
         except CheckError as error:
@@ -175,6 +175,17 @@ class ApiBackend:
 
     def _trial(self, shape: Shape) -> str:
         return self._fresh_turn(shape, conversation(), CUT, TRIAL_TOKENS, "trials")
+
+    def _prompt_tokens(self, turns: tuple[ChatTurn, ...]) -> int | None:
+        """How many prompt tokens a conversation has by the provider's usage; None if it is not told."""
+        self._handle.require_wanted()
+        self._spending.begin("trials")
+        try:
+            reply = self._provider.reply(ApiRequest(turns, 1, None, {**self._request, **self._greedy}))
+        except RequestRejected:  # e.g. a limit of one token
+            return None
+        self._spending.told("trials", reply.count)
+        return None if reply.count is None else reply.count.prompt
 
     def fresh_turn(
         self,

@@ -1,4 +1,8 @@
-"""Find out by one harmless conversation what a provider makes of an assistant message at the end."""
+"""Find out by harmless conversations what a provider makes of an assistant message at the end.
+
+Its reply to an answer that is cut off says something, and the number of prompt tokens that it reports says more: an
+assistant message that is closed, and a new turn behind it, take tokens of the chat template besides the text's.
+"""
 
 import re
 from collections.abc import Callable
@@ -21,6 +25,13 @@ TRIAL_TOKENS = 40
 _REST = re.compile(r"\W*day\b")
 _FIRST = "monday"
 _OPENING = 80  # characters of a reply in which an answer that begins anew has named the first day
+
+COUNTING = "Which colours are there?"
+COUNTED = "red green blue white black brown grey pink"
+"""A question, and what the answers to it whose tokens are counted are made of, with spaces between."""
+
+_WRAPPED = range(2, 17)  # tokens that a template puts round a message
+_TIMES = (2, 4, 6)
 
 Judged = Literal["new turn", "continued", "unclear"]
 
@@ -45,11 +56,41 @@ def judge(reply: str) -> Judged:
     return "unclear"
 
 
-def find_shape(reply_as: Callable[[Shape], str]) -> Shape:
+def counted(prompt_tokens: Callable[[tuple[ChatTurn, ...]], int | None]) -> Judged:
+    """What the provider's count of prompt tokens shows of an assistant message at the end.
+
+    With k pieces of text in that message, the prompt has n(k) = a + w + k·t tokens: a without the message, t a piece,
+    and w for what the template puts round it. w is 0 where the text is simply what the answer begins with. A count that
+    is not on such a line, e.g. since cached tokens are left out, shows nothing; nor does a w of 1, or one so large that
+    the provider must have added text of its own.
+
+    Args:
+        prompt_tokens: The number of prompt tokens of a conversation by the provider's word; None if it gives none.
+    """
+    question = ChatTurn("user", COUNTING)
+    seen: list[int] = []
+    for times in (0, *_TIMES):
+        said = (ChatTurn("assistant", " ".join([COUNTED] * times)),) if times else ()
+        count = prompt_tokens((question, *said))
+        if count is None or (seen and count - seen[-1] < len(COUNTED.split())):  # no token a word: it does not count
+            return "unclear"
+        seen.append(count)
+    without, first, second, third = seen
+    if third - second != second - first:
+        return "unclear"
+    wrapped = first - without - (second - first)
+    return "continued" if wrapped <= 0 else "new turn" if wrapped in _WRAPPED else "unclear"
+
+
+def find_shape(reply_as: Callable[[Shape], str], prompt_tokens: Callable[[tuple[ChatTurn, ...]], int | None]) -> Shape:
     """The shape that this provider takes.
+
+    The count of tokens decides where it shows something, else the reply: a model may complete the cut word in a fresh
+    turn of its own accord, or begin anew inside a message that is continued.
 
     Args:
         reply_as: Asks for a fresh turn behind `CUT` in a shape, and returns the text.
+        prompt_tokens: See `counted`.
 
     Raises:
         CapabilityError: The provider continues the message, the reply shows nothing, or both shapes are rejected; the
@@ -60,8 +101,10 @@ def find_shape(reply_as: Callable[[Shape], str]) -> Shape:
         reply = reply_as("closes")
     except RequestRejected as rejected:
         return _between(reply_as, rejected)
-    judged = judge(reply)
+    judged, count = judge(reply), counted(prompt_tokens)
+    judged = judged if count == "unclear" else count
     if judged == "new turn":
+        require_reply(reply)
         return "closes"
     why = (
         "continues an assistant message at the end instead of beginning a new turn, so that a look-ahead would be the "

@@ -10,6 +10,7 @@ from anydepth.detectors.detector import (
     check_states,
     declares_reads,
     detector_parts,
+    embeddings_of,
     require_capabilities,
     require_usable,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "detector_named",
     "detector_over",
     "detector_parts",
+    "embeddings_of",
     "find_shipped",
     "require_capabilities",
     "require_usable",

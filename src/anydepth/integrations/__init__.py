@@ -1,1 +1,1 @@
-"""anydepth inside other people's programs: one module for each, which imports that program's package when it is loaded."""
+"""anydepth inside other people's programs: one module for each, which imports that program's package."""

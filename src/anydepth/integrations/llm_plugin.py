@@ -36,7 +36,7 @@ FLAGGED = 3
 """Exit code of `llm anydepth scan` for an answer that is flagged; errors have 1 and 2."""
 
 
-class GuardedOptions(llm.Options):
+class LlmOptions(llm.Options):
     """Options of an answer, each given as `-o NAME VALUE`."""
 
     max_tokens: int = Field(512, ge=1, description="tokens to generate at most")
@@ -54,7 +54,7 @@ class _Guarded:
     """What the model has in common with its twin for asyncio."""
 
     can_stream = True
-    Options = GuardedOptions
+    Options = LlmOptions
 
     def __init__(self, name: str, entry: dict[str, Any]) -> None:
         self.model_id, self.entry = f"anydepth/{name}", entry
@@ -94,7 +94,7 @@ class _Guarded:
         yield StreamEvent(type="text", chunk=refused_text(piece.refusal, wrote=piece.wrote))
 
 
-class GuardedModel(_Guarded, llm.Model):
+class LlmModel(_Guarded, llm.Model):
     """A guarded model; a blocked answer ends as `llm.ModelError`, unless `-o blocked text` is given."""
 
     def execute(self, prompt: llm.Prompt, stream: bool, response: Any, conversation: Any) -> Iterator[StreamEvent]:
@@ -104,13 +104,13 @@ class GuardedModel(_Guarded, llm.Model):
                 yield from self.said(piece, prompt, response)
 
 
-class AsyncGuardedModel(_Guarded, llm.AsyncModel):
+class AsyncLlmModel(_Guarded, llm.AsyncModel):
     """The same for asyncio; the model runs in a thread."""
 
     async def execute(
         self, prompt: llm.Prompt, stream: bool, response: Any, conversation: Any
     ) -> AsyncIterator[StreamEvent]:
-        """Answer; see `GuardedModel.execute`."""
+        """Answer; see `LlmModel.execute`."""
         asked = await asyncio.to_thread(self.pieces, prompt)  # the first time, it loads the model
         async with aclosing(apieces(asked)) as pieces:
             async for piece in pieces:
@@ -127,7 +127,7 @@ def register_models(register: Any) -> None:
         click.echo(f"Warning: {error}", err=True)
         return
     for name, entry in known.items():
-        register(GuardedModel(name, entry), AsyncGuardedModel(name, entry))
+        register(LlmModel(name, entry), AsyncLlmModel(name, entry))
 
 
 @llm.hookimpl

@@ -118,6 +118,13 @@ INTERNALS = (
         ("model_runner",),
         "worker/worker.py",
     ),
+    Internal(
+        "vllm.model_executor.layers.vocab_parallel_embedding",
+        "VocabParallelEmbedding",
+        {"forward": ("self input_",)},
+        (),
+        "worker/fed_rows.py",
+    ),
 )
 """All that is used and not replaced."""
 

@@ -33,7 +33,11 @@ def engine_options(settings: Settings, **extra: Any) -> dict[str, Any]:
     Args:
         settings: The guard.toml; paths in it should be absolute, as `load_settings` makes them.
         **extra: Further entries of `additional_config["anydepth"]`, see `EngineOptions`.
+
+    Raises:
+        ConfigError: A setting has no counterpart in vLLM.
     """
+    _check_settings(settings)
     return _with_classes({KEY: {"settings": settings.model_dump(mode="json", exclude_unset=True), **extra}})
 
 
@@ -72,7 +76,8 @@ def server_command(settings: Settings, flags: Sequence[str] = ()) -> list[str]:
         MissingExtra: vLLM is not installed here.
     """
     model, http = settings.model, settings.http
-    _check(settings, flags)
+    _check_settings(settings)
+    _check_flags(flags)
     if find_spec("vllm") is None:
         raise MissingExtra(
             "vllm is not installed; run: pip install 'anydepth[vllm]', best in an environment of its own: vLLM pins "
@@ -91,7 +96,7 @@ def server_command(settings: Settings, flags: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def _check(settings: Settings, flags: Sequence[str]) -> None:
+def _check_settings(settings: Settings) -> None:
     for name, value, remedy in (
         ("[upstream] url", settings.upstream.url, "`anydepth proxy` is for it"),
         ("[model] adapter", settings.model.adapter, "give vLLM --enable-lora and --lora-modules"),
@@ -107,6 +112,9 @@ def _check(settings: Settings, flags: Sequence[str]) -> None:
     ):
         if value:
             raise ConfigError(f"{name} does not apply to the engine vllm: drop it; {remedy}")
+
+
+def _check_flags(flags: Sequence[str]) -> None:
     for flag in flags:
         name = flag.removeprefix("--").partition("=")[0].partition(".")[0].replace("_", "-")
         if flag.startswith("--") and name in OWN_FLAGS:

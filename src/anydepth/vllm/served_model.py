@@ -23,7 +23,7 @@ class ServedModel:
         TemplateError: There is no chat template.
     """
 
-    capabilities = frozenset(Capability) - {Capability.EMBEDDINGS}
+    capabilities = frozenset(Capability)
 
     def __init__(self, config: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
         self._config = config
@@ -55,6 +55,21 @@ class ServedModel:
         found = (self._config.try_get_generation_config() or {}).get("eos_token_id")
         listed = found if isinstance(found, list) else [found]
         return frozenset(int(each) for each in [*listed, self.tokenizer.eos_token_id] if each is not None)
+
+    def spare_ids(self, count: int) -> tuple[int, ...]:
+        """The last `count` ids of the embedding table, none of which is a token of the tokenizer.
+
+        Raises:
+            UnsupportedModel: The table has not so many ids besides the tokenizer's.
+        """
+        rows, known = self._config.get_vocab_size(), max(self.tokenizer.get_vocab().values()) + 1
+        if rows - known < count:
+            raise UnsupportedModel(
+                f"{count} trained Safety Tokens need ids that are no tokens; the embedding table has {rows} rows, and "
+                f"the tokenizer's ids go to {known - 1}; use --engine transformers, or give a probe that reads the "
+                "template's header"
+            )
+        return tuple(range(rows - count, rows))
 
     def check_site(self, site: Site) -> None:
         """Raise UnsupportedModel if there is no such block; the worker, which has the model, checks its modules."""

@@ -18,6 +18,7 @@ from anydepth.detectors import (
     declares_reads,
     detector_named,
     detector_parts,
+    embeddings_of,
     find_shipped,
 )
 from anydepth.errors import CheckError, ConfigError, ProbeError
@@ -86,6 +87,11 @@ class Setup:
     def reads(self) -> tuple[Read, ...]:
         """Which states are read at a check; none for a detector that reads text or logits."""
         return tuple(self.detector.reads) if declares_reads(self.detector) else ()
+
+    @cached_property
+    def embeddings(self) -> np.ndarray | None:
+        """Trained Safety Tokens, float32 `[tokens, hidden_size]`, in the place of the header; None for the header."""
+        return None if self.options.collects else embeddings_of(self.detector)
 
     @cached_property
     def weight(self) -> np.ndarray | None:
@@ -158,7 +164,10 @@ class Setup:
         """What is appended for a check: the Safety Tokens up to the last one that is read, whole for text or logits.
 
         One at least, though a detector of means or content alone reads none: a check needs a token to be scheduled.
+        Trained Safety Tokens stand under ids that are no tokens: what vLLM has cached behind them is no text's.
         """
+        if self.embeddings is not None:
+            return self.model.spare_ids(last_header_token(self.reads) + 1)
         header = self.model.header
         if not self.reads:
             return header.ids + header.answer_ids

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from anydepth.apis.self_test import COUNTING
+
 ANSWER = ("one ", "two ", "three ", "four ", "five ", "six ", "seven ", "eight")
 WEEK = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"
 NO = "I'm sorry, but I can't help with that request."
@@ -26,6 +28,7 @@ class Script:
         finish: The word that ends streams, as the server's form has it; "" ends them by the form's word for a stop.
         check_finish: The same of whole replies.
         usage: Whether usage is told.
+        prompt_tokens: The prompt tokens that a whole reply tells, by the body of its request.
         break_after: Pieces after which a stream breaks off; None lets it end.
         clean_break: Whether the connection is then closed as if all was sent.
         failures: Statuses that the next requests get instead of a reply.
@@ -44,6 +47,7 @@ class Script:
     finish: str = ""
     check_finish: str = ""
     usage: bool = True
+    prompt_tokens: Callable[[dict[str, Any]], int] = lambda body: 100
     break_after: int | None = None
     clean_break: bool = True
     failures: list[int] = field(default_factory=list)
@@ -80,7 +84,7 @@ class Script:
 
 def is_trial(body: dict[str, Any]) -> bool:
     """Whether this is the trial conversation."""
-    return any("seven days" in message["content"] for message in body.get("messages", ()))
+    return any("seven days" in each["content"] or each["content"] == COUNTING for each in body.get("messages", ()))
 
 
 def partial_of(body: dict[str, Any]) -> str:
@@ -167,7 +171,9 @@ class _Chat:
         text = script.reply_to(body)
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": script.check_finish or "stop"}
-        return _envelope("chat.completion", [choice], {"usage": _usage(100, 7)} if script.usage else {})
+        return _envelope(
+            "chat.completion", [choice], {"usage": _usage(script.prompt_tokens(body), 7)} if script.usage else {}
+        )
 
     @staticmethod
     def delta(content: dict[str, Any]) -> dict[str, Any]:

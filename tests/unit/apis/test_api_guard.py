@@ -252,7 +252,7 @@ def test_the_report_counts_requests_tokens_and_money(make_guard: MakeGuard) -> N
         "completion_tokens": 35,
         "cost": pytest.approx((500 * 2 + 35 * 10) / 1e6),
     }
-    assert report["trials"]["requests"] == 1 and report["trials"]["prompt_tokens"] == 100
+    assert report["trials"]["requests"] == 3 and report["trials"]["prompt_tokens"] == 300
 
 
 def test_the_report_names_the_text_between_and_counts_cached_tokens(make_guard: MakeGuard) -> None:

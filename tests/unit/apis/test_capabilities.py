@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import anthropic
@@ -10,7 +11,7 @@ import pytest
 
 from anydepth import Guard, Rethink
 from anydepth.apis import ApiBackend
-from anydepth.apis.self_test import CUT, judge
+from anydepth.apis.self_test import CUT, TRIAL_TOKENS, counted, judge
 from anydepth.errors import CapabilityError, CheckError, ConfigError, ProviderError
 from anydepth.schedule import Every
 from anydepth.templates import ChatTemplate
@@ -49,10 +50,10 @@ def test_everything_else_shows_nothing(reply: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "trailing", "found", "trials"),
     [
-        ("openai", "closes", "closes", 1),
+        ("openai", "closes", "closes", 3),
         ("openai", "rejects", "between", 2),
         ("anthropic", "rejects", "between", 2),
-        ("anthropic", "closes", "closes", 1),
+        ("anthropic", "closes", "closes", 3),
     ],
 )
 def test_the_trial_finds_the_shape(
@@ -67,6 +68,50 @@ def test_the_trial_finds_the_shape(
     assert script.trials[0]["messages"][-1] == {"role": "assistant", "content": CUT}
     Guard.from_backend(backend, Rethink())
     assert len(script.requests) == trials, "one trial a backend"
+
+
+def told_by(wrapped: int, *, answer: str = "continues", each: int = 1) -> Script:
+    """A provider that tells its tokens: one a word, and `wrapped` round a message of the assistant."""
+
+    def prompt_tokens(body: dict[str, Any]) -> int:
+        words = sum(len(message["content"].split()) for message in body["messages"]) * each
+        return 20 + words + wrapped * (body["messages"][-1]["role"] == "assistant")
+
+    return Script(trailing=answer, prompt_tokens=prompt_tokens)
+
+
+@pytest.mark.parametrize("wrapped", [2, 5, 8])
+@pytest.mark.parametrize("answer", ["continues", "unclear", "closes"])
+def test_tokens_round_a_message_show_that_it_is_closed(wrapped: int, answer: str, make_backend: MakeBackend) -> None:
+    """Whatever the reply: a model may complete the cut word in a fresh turn of its own."""
+    script = told_by(wrapped, answer=answer)
+    backend = make_backend(script)
+    Guard.from_backend(backend, Rethink())
+    assert backend.capability == "closes" and len(script.trials) == 5
+    assert [body["max_tokens"] for body in script.trials] == [TRIAL_TOKENS, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("wrapped", [0, -3])
+def test_a_message_without_tokens_round_it_is_continued(wrapped: int, make_guard: MakeGuard) -> None:
+    """Though the reply looks like a new turn: a weak model may begin anew inside a message that is continued."""
+    with pytest.raises(CapabilityError, match="continues an assistant message at the end instead"):
+        make_guard(told_by(wrapped, answer="closes"))
+
+
+@pytest.mark.parametrize("wrapped", [1, 40])
+@pytest.mark.parametrize(("answer", "taken"), [("closes", True), ("continues", False)])
+def test_where_the_count_shows_nothing_the_reply_decides(
+    wrapped: int, answer: str, taken: bool, make_guard: MakeGuard
+) -> None:
+    with nullcontext() if taken else pytest.raises(CapabilityError, match="continues an assistant message"):
+        make_guard(told_by(wrapped, answer=answer))
+
+
+@pytest.mark.parametrize("counts", [[None], [20, 20], [20, None], [20, 41, 57, 80], [60, 41], [20, 41, 42]])
+def test_a_count_that_is_not_on_a_line_shows_nothing(counts: list[int | None]) -> None:
+    left = iter(counts)
+    assert counted(lambda _turns: next(left)) == "unclear"
+    assert next(left, "none left") == "none left", "no request more than is needed"
 
 
 def test_a_provider_that_continues_is_refused_with_the_reason(make_guard: MakeGuard) -> None:

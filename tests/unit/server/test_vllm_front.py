@@ -1,11 +1,13 @@
 """The guard's front of vLLM's server, through the real ASGI stack, before an application that answers as vLLM does."""
 
 import json
+import os
 from collections.abc import Callable  # noqa: TC003
 from dataclasses import fields
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -24,7 +26,7 @@ from anydepth.guard_report import GuardReport
 from anydepth.settings import parse_settings
 from anydepth.vllm.front.middleware import GuardFront
 from anydepth.vllm.front.reports import Reports
-from anydepth.vllm.launch import FRONT, server_command
+from anydepth.vllm.launch import FRONT, engine_options, server_command
 from anydepth.vllm.report_field import PREFIX
 
 REFUSAL = "No."
@@ -613,6 +615,8 @@ def test_flags_that_are_the_guards_own(flag):
 def test_settings_that_do_not_apply_are_named(table, name):
     with pytest.raises(ConfigError, match=name):
         server_command(settings_of(**table))
+    with mock.patch.dict(os.environ), pytest.raises(ConfigError, match=name):
+        engine_options(settings_of(**table))  # what ANYDEPTH_GUARD and `vllm.LLM` go through
 
 
 def test_without_vllm_the_install_line_is_told(monkeypatch):

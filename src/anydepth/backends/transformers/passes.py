@@ -20,7 +20,7 @@ from anydepth.backends.transformers.grammar import Grammars
 from anydepth.backends.transformers.identity import identify
 from anydepth.backends.transformers.inputs import CACHE_NAMES, ForwardInputs
 from anydepth.backends.transformers.read import read, to_numpy
-from anydepth.backends.transformers.ride import Ridden, answering, cache_refusal, check_ride, ride
+from anydepth.backends.transformers.ride import Ridden, answering, cache_refusal, check_ride
 from anydepth.backends.transformers.soft_tokens import fed_instead
 from anydepth.errors import ConfigError, PromptError, UnsupportedModel
 from anydepth.templates.template import ChatTemplate, Header
@@ -273,12 +273,6 @@ class Passes:
                 assert at_site is not None  # the header, or the token before it, was run
                 found.append(at_site[:, begin + each.token])
         return np.stack([to_numpy(each) for each in found], 1)
-
-    def feed_and_read(
-        self, text: tuple[torch.Tensor, torch.Tensor], cache: Any, header: Sequence[int], sites: tuple[Site, ...]
-    ) -> Ridden:
-        """Feed the last token of every row with `header` behind it, and take the header back; see `ride.ride`."""
-        return ride(self.model, self.inputs, cache, text, header, sites)
 
     def read_tokens(
         self, ids: torch.Tensor, cache: Any, mask: torch.Tensor, sites: tuple[Site, ...]

@@ -75,8 +75,6 @@ def prove(passes: Passes, wanted: WantedCheck, prompt: Prompt) -> TrialCheck:
         prompt: A short prompt without a prefill.
     """
     if wanted.embeddings is not None:
-        if passes.ride == "always":
-            raise _refused(passes, "ride is 'always', and checks of trained Safety Tokens are made on forks alone")
         _try_ids(passes, wanted, prompt)
     # the cache is of the kind that answers and checks will be on, the model's own
     options = {name: value for name, value in GREEDY.items() if name not in ("cache_implementation", "cache_config")}
@@ -84,8 +82,8 @@ def prove(passes: Passes, wanted: WantedCheck, prompt: Prompt) -> TrialCheck:
         session = TransformersSession(passes, [prompt], budget=ANSWER_TOKENS, seed=0, options=options)
         with closing(session):
             found = _prove(session, wanted, prompt)
-        if wanted.reads and wanted.embeddings is None and passes.rides({}):
-            passes.riding_refused = _try_riding(passes, options, wanted.reads, prompt)
+        if wanted.reads and passes.rides({}):
+            passes.riding_refused = _try_riding(passes, options, wanted, prompt)
             passes.rides({})  # raises where riding was asked for by all means
         return found
 
@@ -185,20 +183,20 @@ def _try_packing(
     return off if off <= _tolerance(passes) else f"a packed pass gives states that differ from a fork's by {off:.0%}"
 
 
-def _try_riding(passes: Passes, options: dict[str, Any], reads: tuple[Read, ...], prompt: Prompt) -> str | None:
+def _try_riding(passes: Passes, options: dict[str, Any], wanted: WantedCheck, prompt: Prompt) -> str | None:
     """Why checks cannot ride in the decode step, or None: a trial of an answer, each token of which is checked."""
     options = {**options, "suppress_tokens": sorted(passes.end_tokens({})) or None}
-    tolerance = _tolerance(passes)
+    tolerance, reads, own = _tolerance(passes), wanted.reads, wanted.embeddings
     try:
         with closing(RidingSession(passes, [prompt], budget=ANSWER_TOKENS + 1, seed=0, options=options)) as session:
-            session.hidden_states([session.current(0)], reads)
+            session.hidden_states([session.current(0)], reads, embeddings=own)
             text = list(prompt.ids)
             for _ in range(ANSWER_TOKENS):
                 text += session.decode(1)[0].token_ids
-                found = session.hidden_states([session.current(0)], reads)[0]
+                found = session.hidden_states([session.current(0)], reads, embeddings=own)[0]
                 assert session.ridden is not None
                 whole = Branch.fresh(text, passes.model.device)
-                expected = passes.read_header(whole, reads, AnswerSpan((len(prompt.ids),)))[0]
+                expected = passes.read_header(whole, reads, AnswerSpan((len(prompt.ids),)), own)[0]
                 following = to_numpy(session.ridden.output.logits[0].float().softmax(-1))
                 plain = np.exp(to_numpy(passes.next_logprobs(whole)))
                 states, token = _difference(found, expected), _difference(following, plain)

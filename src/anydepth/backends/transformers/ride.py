@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -20,6 +21,7 @@ from anydepth.backends.transformers.fork import fork
 from anydepth.backends.transformers.growing import GrowingLayer
 from anydepth.backends.transformers.inputs import ForwardInputs
 from anydepth.backends.transformers.read import read_whole
+from anydepth.backends.transformers.soft_tokens import fed_instead
 from anydepth.errors import ConfigError
 
 RIDES = ("never", "auto", "always")
@@ -36,12 +38,14 @@ class Ridden:
         before: A fork of the cache without the last token.
         states: States of the last token and the header, `[b, 1 + h, hidden_size]` per site.
         header: How many header tokens were fed, h.
+        embeddings: What was fed in their place, float32 `[tokens, hidden_size]`, if anything was.
     """
 
     output: Any
     before: Cache
     states: dict[Site, torch.Tensor]
     header: int
+    embeddings: np.ndarray | None = None
 
 
 def check_ride(ride: str) -> None:
@@ -73,6 +77,7 @@ def ride(
     text: tuple[torch.Tensor, torch.Tensor],
     header: Sequence[int],
     sites: tuple[Site, ...],
+    embeddings: np.ndarray | None = None,
 ) -> Ridden:
     """Feed the last token of every row with `header` behind it, and take the header back.
 
@@ -84,6 +89,7 @@ def ride(
         text: The last token of every row `[b, 1]`, and the mask over the whole text with it `[b, cached + 1]`.
         header: Ids of the header tokens; none where nothing behind the last token is read.
         sites: Whose states are wanted.
+        embeddings: What is fed in the place of `header`, float32 `[tokens, hidden_size]`, if anything is.
 
     Raises:
         UnsupportedModel: A site did not run in the pass.
@@ -95,7 +101,8 @@ def ride(
     if inputs.keeps_logits:
         arguments["logits_to_keep"] = 1 + len(header)
     try:
-        states, output = read_whole(model, sites, {**arguments, "return_dict": True})
+        with fed_instead(model, embeddings, range(1, 1 + len(header))):
+            states, output = read_whole(model, sites, {**arguments, "return_dict": True})
     except BaseException:
         cache.layers = before.layers
         raise
@@ -103,7 +110,7 @@ def ride(
     if header:
         cache.layers = [_taken_back(*pair, len(header)) for pair in zip(cache.layers, before.layers, strict=True)]
     assert cache.get_seq_length() == length
-    return Ridden(output, before, states, len(header))
+    return Ridden(output, before, states, len(header), embeddings)
 
 
 def _taken_back(layer: Any, before: Any, count: int) -> Any:

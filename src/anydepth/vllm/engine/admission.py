@@ -17,10 +17,11 @@ from anydepth.errors import BadRequest
 from anydepth.guard_overrides import GuardOverrides, apply_overrides
 from anydepth.schedule import scheduled_depths
 from anydepth.templates.template import Prompt
+from anydepth.vllm.engine.check_requests import places_in
 from anydepth.vllm.engine.flow_feed import FlowFeed
 from anydepth.vllm.engine.guarded_request import GuardedRequest
 from anydepth.vllm.engine.pending_check import PendingCheck
-from anydepth.vllm.engine.positions import locate, start_places
+from anydepth.vllm.engine.positions import locate
 from anydepth.vllm.report_field import KEY
 from anydepth.vllm.setup import Setup
 
@@ -68,6 +69,9 @@ class Admission:
             raise BadRequest("the prompt is given as embeddings, which cannot be guarded; send text or tokens")
         if request.resumable:
             raise BadRequest("streamed input cannot be guarded; send the whole prompt")
+        own = set[int]() if self.setup.embeddings is None else set(self.setup.header_ids)
+        if taken := own & set(request.prompt_token_ids):
+            raise BadRequest(f"the prompt has the ids {sorted(taken)}, which are the guard's own; leave them out")
         room = self.context - request.num_prompt_tokens - self.setup.room
         if room < 1:
             raise BadRequest(
@@ -79,8 +83,8 @@ class Admission:
         return self._guarded(request, guard, tell=tell)
 
     def _guarded(self, request: Any, guard: GuardConfig, *, tell: bool) -> GuardedRequest:
-        template, reads = self.setup.model.template, self.setup.reads
-        prompt = locate(template, request.prompt_token_ids)
+        reads = self.setup.reads
+        prompt = locate(self.setup.model.template, request.prompt_token_ids)
         feed = FlowFeed(
             plan=guard.plan(max_new_tokens=request.max_tokens, prefill=prompt.prefill),
             account=self._account(request, prompt, guard),
@@ -90,7 +94,7 @@ class Admission:
         guarded = GuardedRequest(request, feed, prompt, tell_checks=tell)
         if not prompt.prefill:
             feed.begin({})
-            if reads and (places := start_places(template, prompt, reads)) is not None:
+            if reads and (places := places_in(self.setup, prompt)) is not None:
                 guarded.pending = [PendingCheck(0, request, places)]
         elif reads and guard.prefill == "inside":
             depths = scheduled_depths(guard.schedule, prompt.prefill)

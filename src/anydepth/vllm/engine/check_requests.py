@@ -6,9 +6,10 @@ from typing import Any
 
 from anydepth.detectors import TextDetector
 from anydepth.extras import require
+from anydepth.templates.template import Prompt
 from anydepth.vllm.engine.guarded_request import GuardedRequest
 from anydepth.vllm.engine.pending_check import PendingCheck
-from anydepth.vllm.engine.positions import end_places, start_places
+from anydepth.vllm.engine.positions import Place, end_places, start_places
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.wire import OPENERS
 
@@ -33,13 +34,18 @@ def make_checks(setup: Setup, guarded: GuardedRequest) -> list[PendingCheck]:
     if prompt.prefill:  # first: the answer's tokens are read in it, and the others share its cached prefix
         checks.append(_state_check(setup, own, prompt.ids, prompt.prefill))
     checks += [_state_check(setup, own, prompt.ids[: prompt.start + depth], depth) for depth in guarded.inside]
-    places = start_places(setup.model.template, prompt, setup.reads)
+    places = places_in(setup, prompt)
     if places is None:
         checks.append(_state_check(setup, own, prompt.ids[: prompt.start], 0))
     else:
         last = checks[0].request if prompt.prefill else _check_request(setup, own, prompt.ids)
         checks.append(PendingCheck(0, last, places))
     return checks
+
+
+def places_in(setup: Setup, prompt: Prompt) -> list[Place] | None:
+    """Where the reads of depth 0 stand in the prompt itself; None if something has to be appended to it."""
+    return None if setup.embeddings is not None else start_places(setup.model.template, prompt, setup.reads)
 
 
 def _state_check(setup: Setup, own: Any, ids: Sequence[int], depth: int) -> PendingCheck:

@@ -11,6 +11,7 @@ import torch
 from anydepth.detectors import TextDetector
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.wire import OPENERS, Findings, Key, Orders
+from anydepth.vllm.worker.fed_rows import feed_instead
 from anydepth.vllm.worker.header_rows import HeaderRows
 from anydepth.vllm.worker.readout import HookReadOut, ReadOut, choose, find_blocks
 from anydepth.vllm.worker.step_reader import StepReader, StepValues
@@ -48,6 +49,8 @@ class RunnerState:
         config, model = runner.model_config, runner.get_model()
         layers = config.hf_config.get_text_config(decoder=True).num_hidden_layers
         choice, compiled = self.setup.options.read_out, not config.enforce_eager
+        if self.setup.embeddings is not None:
+            feed_instead(model, self.setup.header_ids, self.setup.embeddings, compiled=compiled)
         self.read_out = choose(model, layers, self.setup.sites, choice=choice, compiled=compiled)
         self.reader = StepReader(self.setup, self.read_out, runner.device)
         runner.use_aux_hidden_state_outputs = self.read_out.name == "auxiliary hidden states"
