@@ -24,6 +24,7 @@ LONGEST = (
     "contract/test_families.py",
     "browser/test_report.py",
     "contract/test_demo_model.py",
+    "integrations/test_llm.py",
     "server/test_litellm.py",
     "server/test_clients.py",
     "server/test_faults.py",

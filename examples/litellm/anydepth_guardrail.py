@@ -4,14 +4,16 @@
     post_call   the finished conversation, all depths in one pass, before the answer is sent;
                 a stream is held back and leaves window by window, each once a scan covers it
 
-What cannot be scanned does not pass: the server is down, a part is an image, the route is not chat.
+Three routes: /v1/chat/completions, /v1/messages and /v1/responses. What cannot be scanned does not pass: the server is
+down, a part is an image, the route is another one. The hooks are LiteLLM's native ones: `apply_guardrail` is not given
+a model's thoughts, and is not called at all for an answer that has nothing else.
 """
 
 import asyncio
-import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,45 +21,15 @@ from litellm._logging import verbose_proxy_logger
 from litellm.exceptions import GuardrailRaisedException
 from litellm.integrations.custom_guardrail import CustomGuardrail, log_guardrail_information
 from litellm.types.guardrails import GuardrailEventHooks
+from litellm.types.llms.openai import ResponsesAPIResponse
 from litellm.types.utils import EmbeddingResponse, ModelResponse, ModelResponseStream, RerankResponse
 
-CHAT = frozenset({"completion", "acompletion"})
+sys.path.append(str(Path(__file__).parent))  # LiteLLM imports this file by its path, and nothing beside it
+
+from anydepth_routes import ROUTES, Chat, Message, Messages, Reader, Responses, Unreadable
+
 NO_ANSWER = frozenset({"embedding", "aembedding", "rerank", "arerank", "moderation", "amoderation"})
-"""Calls without an answer to read; others than these and chat are refused, as nobody would check what they write."""
-
-Message = dict[str, Any]
-
-
-@dataclass
-class Turn:
-    """What a model wrote as one choice: thoughts, text, and calls by their index."""
-
-    thoughts: str = ""
-    text: str = ""
-    calls: dict[int, dict[str, str]] = field(default_factory=dict)
-
-    def add(self, said: Any) -> int:
-        """Take in a message, or the next delta of one; returns by how many characters it grew."""
-        if getattr(said, "audio", None) or getattr(said, "images", None):
-            raise _Unreadable("the answer has sound or images in it")
-        thought, text = _field(said, "reasoning_content"), _field(said, "content") + _field(said, "refusal")
-        self.thoughts, self.text, grown = self.thoughts + thought, self.text + text, len(thought) + len(text)
-        old = getattr(said, "function_call", None)  # the form before tool_calls
-        for position, call in enumerate(getattr(said, "tool_calls", None) or []):
-            grown += self._call(getattr(call, "index", None) or position, call.function)
-        return grown + (self._call(-1, old) if old else 0)
-
-    def _call(self, index: int, function: Any) -> int:
-        call = self.calls.setdefault(index, {"name": "", "arguments": ""})
-        name, arguments = _field(function, "name"), _field(function, "arguments")
-        call["name"], call["arguments"] = call["name"] + name, call["arguments"] + arguments
-        return len(name) + len(arguments)
-
-    @property
-    def content(self) -> str:
-        """All of it as the text to scan."""
-        calls = [json.dumps(call, ensure_ascii=False) for _, call in sorted(self.calls.items())]
-        return "\n\n".join(part for part in (self.thoughts, self.text, *calls) if part)
+"""Calls without an answer to read; others than these and the three routes are refused: nobody would check them."""
 
 
 class AnydepthGuardrail(CustomGuardrail):
@@ -99,9 +71,9 @@ class AnydepthGuardrail(CustomGuardrail):
         """Scan the conversation so far."""
         if call_type in NO_ANSWER:
             return data
-        if call_type not in CHAT:
-            raise self._refusal(f"this guardrail reads chat completions only, and this is {call_type}")
-        await self._scan(self._read(data))
+        if call_type not in ROUTES:
+            raise self._refusal(f"this guardrail does not read the route of {call_type}")
+        await self._scan(self._read(ROUTES[call_type].conversation, data))
         return data
 
     @log_guardrail_information
@@ -109,53 +81,57 @@ class AnydepthGuardrail(CustomGuardrail):
         """Scan the conversation with each answer."""
         if isinstance(response, EmbeddingResponse | RerankResponse):
             return response
-        if not isinstance(response, ModelResponse):
-            raise self._refusal(f"this guardrail reads chat completions only, and this is a {type(response).__name__}")
-        turns: list[Turn] = []
-        for choice in response.choices:
-            turns.append(Turn())
-            self._take_in(turns[-1], choice.message)
-        await self._scan_turns(self._read(data), turns)
+        reader = self._reader(response)
+        self._read(reader.take, response)
+        await self._scan_turns(self._read(reader.conversation, data), reader)
         return response
 
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: AsyncIterator[Any], request_data: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
         """Hold chunks back until a scan covers them; from the first tool call on, until the end of the answer."""
-        conversation, turns = self._read(request_data), dict[int, Turn]()
-        held, grown = list[Any](), 0
+        reader, conversation, held, grown = None, list[Message](), list[Any](), 0
         async for chunk in response:
-            if not isinstance(chunk, ModelResponseStream):
-                raise self._refusal(f"this guardrail reads chat streams only, and this is a {type(chunk).__name__}")
+            if reader is None:
+                reader = self._reader(chunk)
+                conversation = self._read(reader.conversation, request_data)
             held.append(chunk)
-            for choice in chunk.choices:
-                grown += self._take_in(turns.setdefault(choice.index or 0, Turn()), choice.delta)
-            calling = any(turn.calls for turn in turns.values())
-            if self._window and grown >= self._window and not calling:
-                await self._scan_turns(conversation, list(turns.values()))
+            grown += self._read(reader.take, chunk)
+            calling = any(turn.calling for turn in reader.turns.values())
+            if self._window and grown >= self._window and not calling and not reader.unread:
+                await self._scan_turns(conversation, reader)
                 for each in held:
                     yield each
                 held, grown = [], 0
-        await self._scan_turns(conversation, list(turns.values()))
+        if reader is None:
+            return
+        if reader.unread:
+            raise self._refusal("the stream ended within an event")
+        await self._scan_turns(conversation, reader)
         for each in held:
             yield each
 
-    def _read(self, data: Mapping[str, Any]) -> list[Message]:
-        try:
-            return _conversation(data)
-        except (_Unreadable, AttributeError, KeyError, TypeError) as error:
-            raise self._refusal(
-                str(error) if isinstance(error, _Unreadable) else "the messages are malformed"
-            ) from error
+    def _reader(self, answer: Any) -> Reader:
+        """Who reads an answer, or a stream that begins like this; a refusal if nobody can."""
+        if isinstance(answer, ModelResponse | ModelResponseStream):
+            return Chat()
+        if isinstance(answer, bytes | str) or (isinstance(answer, dict) and answer.get("type") == "message"):
+            return Messages()
+        if isinstance(answer, ResponsesAPIResponse) or str(_kind(answer)).startswith("response."):
+            return Responses()
+        raise self._refusal(f"this guardrail does not read a {type(answer).__name__}")
 
-    def _take_in(self, turn: Turn, said: Any) -> int:
+    def _read(self, read: Callable[[Any], Any], what: Any) -> Any:
+        """What `read` makes of it; a refusal if it cannot be read."""
         try:
-            return turn.add(said)
-        except _Unreadable as error:
+            return read(what)
+        except Unreadable as error:
             raise self._refusal(str(error)) from None
+        except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
+            raise self._refusal("the conversation is malformed") from error
 
-    async def _scan_turns(self, conversation: Sequence[Message], turns: Sequence[Turn]) -> None:
-        await asyncio.gather(*(self._scan(_with_answer(conversation, turn.content)) for turn in turns))
+    async def _scan_turns(self, conversation: Sequence[Message], reader: Reader) -> None:
+        await asyncio.gather(*(self._scan(_with_answer(conversation, turn.content)) for turn in reader.turns.values()))
 
     async def _scan(self, conversation: Sequence[Message]) -> None:
         """Raise unless the server says that the conversation is fine."""
@@ -193,30 +169,9 @@ class AnydepthGuardrail(CustomGuardrail):
         )
 
 
-class _Unreadable(Exception):
-    pass
-
-
-def _field(said: Any, name: str) -> str:
-    return getattr(said, name, None) or ""
-
-
-def _conversation(data: Mapping[str, Any]) -> list[Message]:
-    """The request's messages as the server reads them: a role and a text each."""
-    messages: list[Message] = []
-    for message in data.get("messages") or []:
-        role, texts = message.get("role"), _texts(message.get("content"))
-        calls = [call.get("function") or {} for call in message.get("tool_calls") or []]
-        texts += [json.dumps(call, ensure_ascii=False) for call in calls]
-        messages.append({"role": "system" if role == "developer" else role, "content": "\n\n".join(texts)})
-    return messages
-
-
-def _texts(content: Any) -> list[str]:
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-    if any(part.get("type") != "text" for part in parts):
-        raise _Unreadable("only text can be scanned, and a message has another part")
-    return [part["text"] for part in parts if part["text"]]
+def _kind(answer: Any) -> Any:
+    kind = answer.get("type") if isinstance(answer, dict) else getattr(answer, "type", None)
+    return getattr(kind, "value", kind)
 
 
 def _with_answer(conversation: Sequence[Message], answer: str) -> list[Message]:

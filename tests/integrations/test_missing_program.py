@@ -11,6 +11,8 @@ PROGRAMS = [
     ("inspect_model", "inspect_ai", "inspect"),
     ("inspect_tasks", "inspect_ai", "inspect"),
     ("lm_eval", "lm_eval", "eval"),
+    ("langchain_chat", "langchain_core", "langchain"),
+    ("llm_plugin", "llm", "llm"),
 ]
 
 

@@ -25,13 +25,17 @@ def litellm_python() -> Path:
 
 
 class Proxy:
-    """Starts a proxy with the example's configuration, and `more` guardrails that a request may ask for."""
+    """Starts a proxy with the example's configuration, and `more` guardrails and models that a request may ask for."""
 
-    def __init__(self, folder: Path, env: dict[str, str], more: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, folder: Path, env: dict[str, str], more: list[dict[str, Any]], models: list[dict[str, Any]]
+    ) -> None:
         config = yaml.safe_load((EXAMPLE / "config.yaml").read_text("utf-8"))
         config["guardrails"] += more
+        config["model_list"] += models
         (folder / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
-        shutil.copy(EXAMPLE / "anydepth_guardrail.py", folder)
+        for module in EXAMPLE.glob("*.py"):
+            shutil.copy(module, folder)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -43,7 +47,7 @@ class Proxy:
             self.process = subprocess.Popen(
                 command, cwd=folder, stdout=log, stderr=log, env={**os.environ, **quiet, **env}
             )
-        self._wait(90)
+        self._wait(240)  # its imports take a minute on a busy machine
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds

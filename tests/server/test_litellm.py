@@ -38,7 +38,7 @@ def proxy(guard: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Ite
     unguarded = {"guard": {"release": "monitor"}, "tools": {"format": "hermes"}}  # lets everything pass
     with ServerProcess.scripted(unguarded) as model:
         env = {
-            "UPSTREAM_MODEL": "openai/scripted",
+            "UPSTREAM_MODEL": "hosted_vllm/scripted",  # of LiteLLM's routes, asked by /v1/chat/completions only
             "UPSTREAM_API_BASE": f"{model.url}/v1",
             "UPSTREAM_API_KEY": "none",
             "ANYDEPTH_API_BASE": f"{guard.url}/v1",
@@ -50,7 +50,9 @@ def proxy(guard: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Ite
             another("wrong-key", api_key="of-another", unreachable_fallback="fail_open"),
             another("at-end", window_chars=0),
         ]
-        running = Proxy(tmp_path_factory.mktemp("litellm"), env, more)
+        own = {"model": "openai/scripted", "api_base": f"{model.url}/v1", "api_key": "none"}
+        models = [{"model_name": "own-responses", "litellm_params": own}]  # asked by its own /v1/responses
+        running = Proxy(tmp_path_factory.mktemp("litellm"), env, more, models)
         yield running
         running.stop()
 
@@ -183,20 +185,116 @@ def test_what_is_no_text_is_refused(client):
         client.chat.completions.create(model="assistant", messages=[{"role": "user", "content": picture}])
 
 
+ROUTES = ["messages", "responses", "own-responses"]
+FUNCTION = {"name": "look_up", "parameters": {"type": "object", "properties": {}}}
+OFFERED = {
+    "messages": {"tools": [{"name": "look_up", "input_schema": {"type": "object", "properties": {}}}]},
+    "responses": {"tools": [{"type": "function", **FUNCTION}]},
+}
+
+
+def post(proxy: Proxy, route: str, text: str, *, tools: bool = False, **fields: Any) -> tuple[int, str]:
+    """Status and body of a request on one of LiteLLM's other routes."""
+    path = route.removeprefix("own-")
+    said: dict[str, Any] = {"input": text, "max_output_tokens": 3000}
+    if path == "messages":
+        said = {"messages": [{"role": "user", "content": text}], "max_tokens": 3000}
+    body = {"model": "own-responses" if route == "own-responses" else "assistant", **said}
+    body |= {**(OFFERED[path] if tools else {}), **fields}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    response = httpx.post(f"{proxy.url}/v1/{path}", json=body, headers=headers, timeout=60)
+    return response.status_code, response.text
+
+
+def written(body: str) -> str:
+    """The text of all deltas of a stream, of either route."""
+    text = ""
+    for line in body.splitlines():
+        event = json.loads(line[6:]) if line.startswith("data: {") else {}
+        delta = event.get("delta", "")
+        text += delta.get("text", "") if isinstance(delta, dict) else delta
+    return text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ROUTES)
+def test_other_routes_are_read(proxy, guard, route, stream):
+    scans = guard_scans(guard)
+    status, body = post(proxy, route, "say: hello", stream=stream)
+    assert status == 200 and (written(body) if stream else body).count("hello") == 1, body
+    assert guard_scans(guard) == scans + 2
+    status, body = post(proxy, route, "say: a fine beginning, then the harm", stream=stream)
+    assert FLAGGED in body and "beginning" not in body and "0.99" not in body
+    assert stream or status == 400
+    status, body = post(proxy, route, "harm: hello", stream=stream)
+    assert status == 400 and FLAGGED in body
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_streams_of_other_routes_leave_window_by_window(proxy, guard, route):
+    scans = guard_scans(guard)
+    status, body = post(proxy, route, f"say: {FINE}", stream=True)
+    assert status == 200 and written(body) == FINE
+    assert guard_scans(guard) == scans + 1 + 2 + 1
+    status, body = post(proxy, route, f"say: {FINE}and the harm {FINE}", stream=True)
+    assert status == 200 and FLAGGED in body and "the harm" not in body
+    assert FINE.startswith(written(body)) and 400 <= len(written(body)) <= len(FINE)
+    assert "message_stop" not in body and "response.completed" not in body  # nothing says that it ended well
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ROUTES)
+def test_tool_calls_of_other_routes_are_read(proxy, route, stream):
+    def call(value: str) -> tuple[int, str]:
+        arguments = json.dumps({"name": "look_up", "arguments": {"what": value}})
+        return post(proxy, route, f"say: <tool_call>{arguments}</tool_call>", tools=True, stream=stream)
+
+    status, body = call("weather")
+    assert status == 200 and "look_up" in body and "weather" in body, body
+    status, body = call("harm")
+    assert FLAGGED in body and '"what' not in body and "tool_use" not in body and "function_call" not in body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_route_passes_while_the_guard_is_down(proxy, route, stream):
+    status, body = post(proxy, route, "say: hello", stream=stream, guardrails=["down"])
+    assert status == 503 and "the guard cannot be reached" in body
+
+
 @pytest.mark.parametrize(
-    ("path", "body"),
+    ("route", "fields", "words"),
     [
-        ("completions", {"prompt": "say: hello"}),
-        ("responses", {"input": "say: hello"}),
-        ("messages", {"max_tokens": 9, "messages": [{"role": "user", "content": "say: hello"}]}),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "part is of type image"),
+        (
+            "responses",
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "part is of type input_image",
+        ),
+        ("responses", {"previous_response_id": "resp_1"}, "send the whole of it"),
+        ("responses", {"background": True}, "send the whole of it"),
     ],
 )
+def test_what_cannot_be_read_is_refused_on_other_routes(proxy, route, fields, words):
+    status, body = post(proxy, route, "say: hello", **fields)
+    assert status == 400 and words in body
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_other_routes_are_refused(proxy, path, body, stream):
-    headers = {"Authorization": f"Bearer {KEY}"}
-    body = {"model": "assistant", "stream": stream, **body}
-    response = httpx.post(f"{proxy.url}/v1/{path}", json=body, headers=headers, timeout=30)
-    assert response.status_code == 400 and "reads chat completions only" in response.text
+def test_plain_completions_are_refused(proxy, stream):
+    body = {"model": "assistant", "stream": stream, "prompt": "say: hello"}
+    response = httpx.post(
+        f"{proxy.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=30
+    )
+    assert response.status_code == 400 and "does not read the route of" in response.text
+
+
+def test_an_answer_that_a_model_has_stored_cannot_be_fetched(proxy):
+    status, body = post(proxy, "own-responses", "say: hello")
+    assert status == 200
+    stored = f"{proxy.url}/v1/responses/{json.loads(body)['id']}"
+    response = httpx.get(stored, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+    assert response.status_code == 400 and "does not read the route of aget_responses" in response.text
 
 
 HOOKS = """
@@ -228,8 +326,8 @@ async def main(base):
     def answer(text, **more):
         return ModelResponse(choices=[Choices(message=Message(content=text, **more))])
     print([
-        await before("q"), await before("harm: q"), await before("harm", "aembedding"), await before("q", "aresponses"),
-        await before("q", at="http://127.0.0.1:9/v1"),
+        await before("q"), await before("harm: q"), await before("harm", "aembedding"),
+        await before("q", "atext_completion"), await before("q", at="http://127.0.0.1:9/v1"),
         await after(answer("a fine answer")), await after(answer("harm")),
         await after(answer("a fine answer", reasoning_content="harm")), await after(answer(None)),
         await after(EmbeddingResponse()), await after(TextCompletionResponse()),

@@ -78,5 +78,5 @@ def test_all_holds_every_extra_of_a_user_but_the_engine_that_pins_versions_of_it
     extras = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     (whole,) = extras["all"]
     named = set(re.fullmatch(r"anydepth\[(.+)\]", whole)[1].split(","))  # pyright: ignore[reportOptionalSubscript]
-    programs = {"inspect"}  # of one program each, beside which an integration works
+    programs = {"inspect", "langchain", "llm"}  # of one program each, beside which an integration works
     assert named == extras.keys() - {"all", "vllm", "test", "check", "docs"} - programs

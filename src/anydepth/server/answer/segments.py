@@ -8,6 +8,7 @@ from typing import Any, Literal
 from anydepth.server.answer.stops import held_back
 from anydepth.server.answer.toolcalls import ToolCall, ToolFormat, parse_calls
 from anydepth.templates.published import Channel
+from anydepth.templates.template import ChatTemplate, Prompt
 
 
 class SpecialTokens:
@@ -184,6 +185,19 @@ class Segmenter:
 
     def _clean(self, text: str, *, but: Collection[str] = ()) -> str:
         return self._markers.special.taken_out(text, but=but)
+
+
+def begins_thinking(template: ChatTemplate, prompt: Prompt) -> bool:
+    """True if the generation prompt, or the prefill after it, opens thoughts and does not close them.
+
+    Only what follows the conversation counts: a user who writes the opener must not turn the answer into thoughts.
+    """
+    channel = template.channel
+    if channel is None:
+        return False
+    begin = max(0, prompt.start - len(template.header.ids) + 1)
+    text = template.tokenizer.decode(list(prompt.ids[begin:]), skip_special_tokens=False)
+    return text.rfind(channel.think_open) > text.rfind(channel.think_close)
 
 
 def _is_json(text: str, markers: Collection[str]) -> bool:

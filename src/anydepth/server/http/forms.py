@@ -7,9 +7,9 @@ from typing import Any
 
 from anydepth.errors import BadRequest, ConfigError, MissingExtra, UnsupportedModel
 from anydepth.server.answer.schemas import check_schemas
+from anydepth.server.answer.segments import begins_thinking
 from anydepth.server.answer.structured import CallForm, Form, Way, grammar_of
 from anydepth.server.http.body_errors import shown
-from anydepth.server.http.prompting import begins_thinking
 from anydepth.server.http.requests import ChatRequest, NamedTool, Tool
 from anydepth.server.service import Service
 from anydepth.templates.marker_tokens import marker_tokens

@@ -5,7 +5,7 @@ from typing import Any
 
 from anydepth.errors import BadRequest
 from anydepth.server.answer.compose import Reading
-from anydepth.server.answer.segments import Markers
+from anydepth.server.answer.segments import Markers, begins_thinking
 from anydepth.server.http.body_errors import shown
 from anydepth.server.http.requests import ChatMessage, ChatRequest
 from anydepth.server.service import Service
@@ -108,16 +108,3 @@ def reading_of(
         one_call=body.parallel_tool_calls is False,
         structured=structured,
     )
-
-
-def begins_thinking(template: ChatTemplate, prompt: Prompt) -> bool:
-    """True if the generation prompt, or the prefill after it, opens thoughts and does not close them.
-
-    Only what follows the conversation counts: a user who writes the opener must not turn the answer into thoughts.
-    """
-    channel = template.channel
-    if channel is None:
-        return False
-    begin = max(0, prompt.start - len(template.header.ids) + 1)
-    text = template.tokenizer.decode(list(prompt.ids[begin:]), skip_special_tokens=False)
-    return text.rfind(channel.think_open) > text.rfind(channel.think_close)
