@@ -42,6 +42,14 @@ def test_an_answer(client):
     assert reply.anydepth["halted"] is False and not hasattr(reply, "content_filter_results")
 
 
+def test_encrypted_thoughts_may_be_asked_for_and_are_none(client):
+    """LiteLLM asks for them with every request of its `/v1/messages`."""
+    reply = ask(client, "say: hello there", include=["reasoning.encrypted_content"])
+    assert reply.output_text == "hello there" and [item.type for item in reply.output] == ["message"]
+    with pytest.raises(openai.BadRequestError, match=r"include\[0\]|include\.0"):
+        ask(client, "say: hello there", include=["message.output_text.logprobs"])
+
+
 def test_a_stream_says_the_same(client):
     found = events(client, "say: hello there")
     assert kinds(found) == [

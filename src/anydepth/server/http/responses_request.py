@@ -159,6 +159,8 @@ class ResponsesRequest(RequestBody):
     top_p: Annotated[float, Strict(), Field(ge=0, le=1)] | None = None
     stream: Flag | None = False
     stream_options: StreamOptions | None = None
+    # Clients that keep the conversation themselves ask for encrypted thoughts, as there are at OpenAI; here are none.
+    include: list[Literal["reasoning.encrypted_content"]] | None = None
 
     def chat(self) -> ChatRequest:
         """The chat request that asks for the same.
