@@ -61,7 +61,7 @@ def _plan(config: GuardConfig, tokens: int) -> Plan:
 
 def _finished(prompt: Prompt, depths: Sequence[int]) -> FinishedAnswer:
     """The prefill of a prompt as the answer to the rest of it."""
-    return FinishedAnswer(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :], tuple(depths))
+    return FinishedAnswer(prompt.question, prompt.ids[prompt.start :], tuple(depths))
 
 
 def _from_scores(config: GuardConfig, answer: FinishedAnswer, scores: Sequence[Score | Exception]) -> ScanResult:
@@ -120,7 +120,7 @@ def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Seque
     Raises:
         RuntimeError: The backend did not go on with the answer.
     """
-    session = require_sessions(backend).replay(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :])
+    session = require_sessions(backend).replay(prompt.question, prompt.ids[prompt.start :])
     found: list[Score | Exception] = []
     at = 0
     try:
@@ -138,7 +138,7 @@ def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Seque
 
 def _by_forks(backend: Reader, detector: Detector, plan: Plan, prompt: Prompt, why: str) -> ScanResult:
     """Replay the prefill of `prompt` and read each depth on a fork."""
-    session = require_sessions(backend).replay(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :])
+    session = require_sessions(backend).replay(prompt.question, prompt.ids[prompt.start :])
     try:
         commands = drive([guarded(plan)], session, detector)
         outcome = next(command for _, command in commands if isinstance(command, Outcome))

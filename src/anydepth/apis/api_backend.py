@@ -9,13 +9,16 @@ from anydepth.apis.answer_handle import AnswerHandle
 from anydepth.apis.anthropic_client import AnthropicClient
 from anydepth.apis.api_session import ApiSession, StreamedRow, refusal_of_provider, replayed
 from anydepth.apis.openai_client import OpenAIClient
-from anydepth.apis.provider import ApiRequest, ChatTurn, Provider, RequestRejected, Streamed, require_free
+from anydepth.apis.provider import ApiRequest, ChatTurn, Provider, Streamed, require_free
 from anydepth.apis.raw_prompts import RawPrompts
 from anydepth.apis.self_test import CUT, TRIAL_TOKENS, Shape, conversation, find_shape, judge, require_reply
-from anydepth.apis.spending import Prices, Purpose, Spending
+from anydepth.apis.spending import Purpose, Spending
 from anydepth.apis.text_pieces import PLAIN, ConversationTemplate, Piece, text_of, turns_of
+from anydepth.backends.conversed import Written
 from anydepth.backends.protocol import Capability, FinishedAnswer, ModelIdentity, Read, Site
 from anydepth.errors import CapabilityError, CheckError, ConfigError, PromptError, UnsupportedModel
+from anydepth.prices import Prices
+from anydepth.provider_errors import RequestRejected
 from anydepth.templates.prompt import Prompt
 from anydepth.templates.template import ChatTemplate, Header
 
@@ -64,7 +67,7 @@ class ApiBackend:
         MissingExtra: The client's package is not installed.
     """
 
-    capabilities = frozenset({Capability.LOOK_AHEAD})
+    capabilities = frozenset({Capability.LOOK_AHEAD, Capability.CONVERSATION})
     batches_itself = False
 
     def __init__(
@@ -230,7 +233,7 @@ class ApiBackend:
                 f"a look-ahead of {max_tokens} tokens has no text: the model spent them on thoughts; switch these off "
                 "with request=, or give Rethink more max_new_tokens"
             )
-        return reply.text
+        return reply.text if reply.count is None else Written(reply.text, reply.count.completion)
 
     # -- answers -------------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,12 @@ from typing import Any, Protocol
 
 from anydepth.apis.answer_handle import AnswerHandle
 from anydepth.apis.provider import ChatTurn, Ended, Streamed
-from anydepth.apis.spending import Purpose, Spending, TokenCount
-from anydepth.apis.text_pieces import Piece
+from anydepth.apis.spending import Purpose, Spending
+from anydepth.apis.text_pieces import PLAIN, Piece
+from anydepth.backends.conversed import Conversed
 from anydepth.backends.protocol import CheckPoint, Read
 from anydepth.errors import CapabilityError, ProviderError
+from anydepth.prices import TokenCount
 from anydepth.types import Decoded
 
 
@@ -56,6 +58,17 @@ class StreamedRow:
     over: bool = False
     refused: str | None = None
     last: tuple[str, int, str] | None = None
+
+    def conversed(self, depth: int) -> Conversed:
+        """The conversation at depth 0 or at the row's own; a plain text is taken for a message of the user."""
+        said = [{"role": "user" if each.role == PLAIN else each.role, "content": each.text} for each in self.history]
+        return Conversed(tuple(said), self.text_at(depth))
+
+    def text_at(self, depth: int) -> str:
+        """The answer at depth 0 or at the row's own; ValueError for another depth."""
+        if depth not in (0, self.depth):
+            raise ValueError(f"a row is at depth {self.depth}; it cannot be read at depth {depth}")
+        return self.text if depth else ""
 
     def close(self) -> None:
         """Give the rest of the stream up."""
@@ -115,6 +128,10 @@ class ApiSession:
         """CapabilityError: an API does not give the probabilities of all tokens."""
         raise CapabilityError("an API does not give the probabilities of all tokens; use Rethink(mode='look-ahead')")
 
+    def conversations(self, points: Sequence[CheckPoint]) -> list[Conversed]:
+        """The messages and the answer so far of each point, as text."""
+        return [self._rows[point.row].conversed(point.depth) for point in points]
+
     def usage(self, row: int) -> dict[str, Any]:
         """What the answer of a row has used so far, `answers` (its stream) and `checks`: see `ApiBackend.report`."""
         record = self._rows[row].spending.record()
@@ -155,13 +172,12 @@ class ApiSession:
         raise ProviderError("a stream ended without its end; ask again")
 
     def _look_ahead(self, row: StreamedRow, depth: int, max_new_tokens: int) -> str:
-        if depth not in (0, row.depth):
-            raise ValueError(f"a row is at depth {row.depth}; it cannot be read at depth {depth}")
+        text = row.text_at(depth)
         if row.refused is not None:
             return refusal_of_provider(row.refused)
-        text = row.text if depth else ""
-        if row.last is None or row.last[:2] != (text, max_new_tokens):
-            row.last = (text, max_new_tokens, self._asked(row, text, max_new_tokens))
+        if row.last is not None and row.last[:2] == (text, max_new_tokens):
+            return str(row.last[2])  # its tokens were counted with the check before
+        row.last = (text, max_new_tokens, self._asked(row, text, max_new_tokens))
         return row.last[2]
 
     def _asked(self, row: StreamedRow, text: str, max_new_tokens: int) -> str:

@@ -4,10 +4,11 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from anydepth.apis.provider import ApiReply, ApiRequest, ChatTurn, Ended, Streamed, ended_by, no_tools, told_as_ours
-from anydepth.apis.spending import TokenCount
+from anydepth.apis.provider import ApiReply, ApiRequest, ChatTurn, Ended, Streamed, ended_by, no_tools
 from anydepth.errors import ConfigError, ProviderError
 from anydepth.extras import require
+from anydepth.prices import TokenCount
+from anydepth.provider_errors import told_as_ours
 
 _WORDS: Mapping[str, Literal["stop", "length", "refused"]] = {
     "stop": "stop",

@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from anydepth.apis.provider import ChatTurn, RequestRejected
+from anydepth.apis.provider import ChatTurn
 from anydepth.errors import CapabilityError
+from anydepth.provider_errors import RequestRejected
 
 Shape = Literal["closes", "between", "raw"]
 """How a fresh assistant turn is asked for; see `ApiBackend`."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from anydepth.backends.conversed import Conversed
 from anydepth.errors import CapabilityError, ConfigError, UnsupportedModel
 from anydepth.templates.header import CONTENT as CONTENT
 from anydepth.templates.header import WHOLE as WHOLE
@@ -24,6 +25,8 @@ class Capability(StrEnum):
     LOOK_AHEAD = "look-ahead"
     NEXT_TOKEN = "next-token probabilities"
     EMBEDDINGS = "trained Safety Tokens"
+    CONVERSATION = "the conversation as text"
+    TOKEN_TEXTS = "probabilities of next tokens by their texts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +208,16 @@ class Session(Protocol):
     ) -> list[str]:
         """Greedy text (at most `max_new_tokens`) that the model writes after the header, on a fork.
 
-        Stops a row as soon as `decided(text)` is true.
+        Stops a row as soon as `decided(text)` is true. A `Written` tells how many tokens its text took.
         """
         ...
 
     def next_token_logprobs(self, points: Sequence[CheckPoint]) -> "np.ndarray":
         """Log-probabilities of the token after the whole header: float32 `[len(points), vocab_size]`."""
+        ...
+
+    def conversations(self, points: Sequence[CheckPoint]) -> list[Conversed]:
+        """The messages and the answer so far of each point, as text."""
         ...
 
     def close(self) -> None:

@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 from anydepth.apis.api_backend import ApiBackend
 from anydepth.apis.provider import require_free
-from anydepth.apis.spending import Prices
 from anydepth.detectors import Detector, Rethink, detector_named
 from anydepth.errors import ConfigError
 from anydepth.extras import require
 from anydepth.files import read_text
 from anydepth.guard import Guard
+from anydepth.prices import Prices
 from anydepth.server.engine.api_engine import ApiEngine
 from anydepth.settings import GuardTable, Settings
 from anydepth.templates.template import ChatTemplate
