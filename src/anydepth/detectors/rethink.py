@@ -1,14 +1,17 @@
 """Score a check by what the model says when its Safety Tokens make it rethink (paper, ADA-RK)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from anydepth.backends.conversed import Written
 from anydepth.backends.protocol import Capability, CheckPoint, Reader, Session
 from anydepth.detectors.detector import require_capabilities, require_usable
 from anydepth.detectors.refusals import RefusalMatcher, RefusalOpeners
 from anydepth.errors import CheckError, ConfigError, ProbeMismatch
+from anydepth.stages import Spent
 from anydepth.types import Score
 
 _NEEDS = {"look-ahead": Capability.LOOK_AHEAD, "score": Capability.NEXT_TOKEN}
@@ -99,7 +102,7 @@ class Rethink:
         if self.mode == "score":
             scores = self._by_probability(session, points)
         else:
-            scores = [self.judge_text(text) for text in session.look_ahead(points, self.max_new_tokens, self.decided)]
+            scores = [self._judged(text) for text in session.look_ahead(points, self.max_new_tokens, self.decided)]
         return require_usable(scores, points, self.name)
 
     def calibrate(self, refusal_logprobs: np.ndarray, compliance_logprobs: np.ndarray) -> "Rethink":
@@ -143,6 +146,10 @@ class Rethink:
     def judge_text(self, text: str) -> Score:
         """The score of a look-ahead: 1 if it refuses, 0 if not; the detail is the text."""
         return Score(float(self.matcher.is_refusal(text)), text.strip() or "(no text)")
+
+    def _judged(self, text: str) -> Score:
+        score = self.judge_text(text)
+        return replace(score, spent=Spent(look_ahead_tokens=text.tokens)) if isinstance(text, Written) else score
 
     def decided(self, text: str) -> bool:
         """True if no more text can change the score."""

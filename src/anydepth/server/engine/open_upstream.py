@@ -1,10 +1,10 @@
 """Open the upstream of a proxy as `[upstream]` of guard.toml describes it."""
 
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from anydepth.api_keys import key_for
 from anydepth.apis.api_backend import ApiBackend
 from anydepth.apis.provider import require_free
 from anydepth.detectors import Detector, Rethink, detector_named
@@ -17,9 +17,6 @@ from anydepth.server.engine.api_engine import ApiEngine
 from anydepth.settings import GuardTable, Settings
 from anydepth.templates.template import ChatTemplate
 from anydepth.upstream_settings import UpstreamTable
-
-_KEYS = {"api.openai.com": "OPENAI_API_KEY", "api.anthropic.com": "ANTHROPIC_API_KEY"}
-"""Host -> the variable with its key. No other host gets these keys unless `key_env` says so."""
 
 
 def open_client(upstream: UpstreamTable) -> Any:
@@ -50,16 +47,7 @@ def api_key(upstream: UpstreamTable) -> str:
             raise ConfigError(f"{name} has {len(lines)} lines with text; write the key alone into it")
         return lines[0]
     host = urlsplit(str(upstream.url)).hostname or ""
-    variable = upstream.key_env or _KEYS.get(host)
-    if variable is None:
-        return "none"
-    if not (key := os.environ.get(variable, "").strip()):
-        state = "set and empty" if variable in os.environ else "not set"
-        raise ConfigError(
-            f"the environment variable {variable} is {state}; set it to the key for {host}, or name another with "
-            "--key-env or [upstream] key_env"
-        )
-    return key
+    return key_for(host, upstream.key_env, "--key-env or [upstream] key_env")
 
 
 def open_engine(settings: Settings, client: Any) -> ApiEngine:
