@@ -15,7 +15,7 @@ from anydepth.detectors.detector import (
 )
 from anydepth.detectors.external_guard import ExternalGuard
 from anydepth.detectors.finished import score_finished
-from anydepth.detectors.named import detector_named, detector_over
+from anydepth.detectors.named import cascade_without_probe, detector_named, detector_over
 from anydepth.detectors.outside import OutsideDetector
 from anydepth.detectors.probe import LinearProbe, find_shipped
 from anydepth.detectors.refusals import RefusalMatcher
@@ -34,6 +34,7 @@ __all__ = [
     "StateDetector",
     "TextDetector",
     "calibrate_openers",
+    "cascade_without_probe",
     "check_states",
     "declares_reads",
     "detector_named",

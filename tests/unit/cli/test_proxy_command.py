@@ -68,7 +68,7 @@ def test_serve_names_the_command_for_an_upstream(run: Run, tmp_path: Path) -> No
     [
         ({"guard": {"probe": "p.safetensors"}}, "[guard] probe = 'p.safetensors': a model behind an [upstream] has no"),
         ({"guard": {"detector": "probe"}}, "[guard] detector = 'probe'"),
-        ({"guard": {"detector": "cascade"}}, 'or take detector = "rethink"'),
+        ({"guard": {"detector": "cascade"}}, "give [external] url and model, and no band"),
         ({"model": {"path": "org/m", "dtype": "float32"}}, "[model] path, dtype: no model is loaded beside"),
         ({"tools": {"format": "hermes"}}, "[tools] format = 'hermes': calls cannot be guarded"),
         ({"reasoning": {"release": "hidden"}}, "[reasoning] release: thoughts of an [upstream] never leave"),

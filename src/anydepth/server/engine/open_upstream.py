@@ -7,14 +7,14 @@ from urllib.parse import urlsplit
 from anydepth.api_keys import key_for
 from anydepth.apis.api_backend import ApiBackend
 from anydepth.apis.provider import require_free
-from anydepth.detectors import Detector, Rethink, detector_named
+from anydepth.detectors import Detector, Rethink, cascade_without_probe, detector_named
 from anydepth.errors import ConfigError
 from anydepth.extras import require
 from anydepth.files import read_text
 from anydepth.guard import Guard
 from anydepth.prices import Prices
 from anydepth.server.engine.api_engine import ApiEngine
-from anydepth.settings import GuardTable, Settings
+from anydepth.settings import Settings
 from anydepth.templates.template import ChatTemplate
 from anydepth.upstream_settings import UpstreamTable
 
@@ -76,17 +76,17 @@ def open_engine(settings: Settings, client: Any) -> ApiEngine:
         stream_usage=upstream.stream_usage,
         prices=None if prices is None else Prices(prices.prompt, prices.completion),
     )
-    guard = Guard.from_backend(
-        backend, _detector(settings.guard, upstream.look_ahead), **settings.guard.guard_options()
-    )
+    guard = Guard.from_backend(backend, _detector(settings), **settings.guard.guard_options())
     return ApiEngine(
         guard, model=upstream.name or model, live=limits.live, queue=limits.queue, timeout=limits.timeout_seconds
     )
 
 
-def _detector(guard: GuardTable, look_ahead: int) -> Detector:
-    named = None if guard.detector == "rethink" else detector_named(guard.detector)
-    return named or Rethink(max_new_tokens=look_ahead)
+def _detector(settings: Settings) -> Detector:
+    name, look_ahead = settings.guard.detector, Rethink(max_new_tokens=settings.upstream.look_ahead)
+    if (external := settings.external.options()) is not None:
+        return cascade_without_probe(look_ahead, external)
+    return (None if name == "rethink" else detector_named(name)) or look_ahead
 
 
 def _template(upstream: UpstreamTable) -> ChatTemplate | None:
