@@ -11,8 +11,8 @@ from anydepth.templates.template import checked_kwargs
 LIVE = 16
 """Default of `[limits] live` with an upstream: an answer there waits for others, and holds no KV cache."""
 
-_WITHOUT_WEIGHTS = "probe", "rethink-score"
-"""Detectors that need more of a model than its text."""
+_WITHOUT_WEIGHTS = ("probe",)
+"""Detectors that need more of a model than what it writes."""
 
 
 def _says_something(text: str) -> str:

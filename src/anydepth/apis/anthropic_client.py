@@ -36,6 +36,7 @@ class AnthropicClient:
     options = frozenset({*_SAMPLING, "stop_sequences"})
     seed: str | None = None
     greedy = False
+    tells_tokens = False
 
     def __init__(self, client: Any, model: str) -> None:
         self._sdk = require("anthropic", extra="apis", at_least=(2, 0))

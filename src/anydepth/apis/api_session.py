@@ -1,6 +1,7 @@
 """Answers under way over an API: streams, and look-aheads behind what they have given so far."""
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +31,12 @@ class FreshTurns(Protocol):
         """The text of a fresh assistant turn behind the partial answer; what it used goes to `spending`."""
         ...
 
+    def first_tokens(
+        self, history: tuple[ChatTurn, ...], partial: str, purpose: Purpose, *, spending: Spending | None = None
+    ) -> Mapping[str, float]:
+        """The log-probabilities of the most probable first tokens of such a turn, by their texts."""
+        ...
+
 
 @dataclass(slots=True)
 class StreamedRow:
@@ -46,6 +53,7 @@ class StreamedRow:
         over: True once there is nothing more to give.
         refused: The provider's word for its own refusal, where that ended the answer.
         last: Text and length of the last look-ahead, and what it found.
+        last_tokens: Text of the last first tokens that were asked for, and these.
     """
 
     history: tuple[ChatTurn, ...]
@@ -58,6 +66,7 @@ class StreamedRow:
     over: bool = False
     refused: str | None = None
     last: tuple[str, int, str] | None = None
+    last_tokens: tuple[str, Mapping[str, float]] | None = None
 
     def conversed(self, depth: int) -> Conversed:
         """The conversation at depth 0 or at the row's own; a plain text is taken for a message of the user."""
@@ -128,6 +137,17 @@ class ApiSession:
         """CapabilityError: an API does not give the probabilities of all tokens."""
         raise CapabilityError("an API does not give the probabilities of all tokens; use Rethink(mode='look-ahead')")
 
+    def next_token_texts(self, points: Sequence[CheckPoint]) -> list[Mapping[str, float]]:
+        """The most probable first tokens of a fresh turn behind each row; see `Session.next_token_texts`.
+
+        An answer that the provider ended itself needs no request: its refusal is the one token.
+
+        Raises:
+            ProviderError: A request failed.
+            CheckError: A reply comes without log-probabilities, or spent its tokens on thoughts.
+        """
+        return [self._first_tokens(self._rows[point.row], point.depth) for point in points]
+
     def conversations(self, points: Sequence[CheckPoint]) -> list[Conversed]:
         """The messages and the answer so far of each point, as text."""
         return [self._rows[point.row].conversed(point.depth) for point in points]
@@ -180,10 +200,26 @@ class ApiSession:
         row.last = (text, max_new_tokens, self._asked(row, text, max_new_tokens))
         return row.last[2]
 
+    def _first_tokens(self, row: StreamedRow, depth: int) -> Mapping[str, float]:
+        text = row.text_at(depth)
+        if row.refused is not None:
+            return {refusal_of_provider(row.refused): 0.0}
+        if row.last_tokens is None or row.last_tokens[0] != text:
+            with self._told():
+                found = self._backend.first_tokens(row.history, text, "checks", spending=row.spending)
+            row.last_tokens = (text, found)
+        return row.last_tokens[1]
+
     def _asked(self, row: StreamedRow, text: str, max_new_tokens: int) -> str:
+        with self._told():
+            return self._backend.fresh_turn(row.history, text, max_new_tokens, "checks", spending=row.spending)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell the handle if the provider is to blame for a check that fails."""
         self._handle.failure = None
         try:
-            return self._backend.fresh_turn(row.history, text, max_new_tokens, "checks", spending=row.spending)
+            yield
         except ProviderError as error:
             self._handle.failure = error
             raise

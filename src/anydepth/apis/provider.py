@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from anydepth.apis.answer_handle import AnswerHandle
-from anydepth.errors import ConfigError, ProviderError
+from anydepth.errors import CheckError, ConfigError, ProviderError
 from anydepth.prices import TokenCount
 
 
@@ -26,6 +26,8 @@ class ApiRequest:
         max_tokens: The provider's tokens to write at most.
         ids: A rendered prompt as token ids, for a completions endpoint; None asks the chat endpoint.
         options: Further fields of the request.
+        top_logprobs: For how many of the most probable tokens, at each place, the log-probabilities are asked for; 0
+            asks for none. Only where `Provider.tells_tokens`.
         handle: Ends the request from another thread.
     """
 
@@ -33,6 +35,7 @@ class ApiRequest:
     max_tokens: int
     ids: tuple[int, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    top_logprobs: int = 0
     handle: AnswerHandle = field(default_factory=AnswerHandle)
 
 
@@ -49,13 +52,33 @@ class Ended:
     word: str
 
 
+TokenTexts = Mapping[str, float]
+"""The most probable tokens at one place: text -> log-probability."""
+
+
 @dataclass(frozen=True, slots=True)
 class ApiReply:
-    """A whole reply: its text, how it ended, and what it used if the provider says so."""
+    """A whole reply.
+
+    Attributes:
+        text: Its text.
+        ended: How it ended.
+        count: What it used, if the provider says so.
+        tokens: The most probable tokens at each of its places, if they were asked for and are told; else None.
+    """
 
     text: str
     ended: Ended
     count: TokenCount | None
+    tokens: tuple[TokenTexts, ...] | None = None
+
+    def require_words(self, max_tokens: int) -> None:
+        """CheckError if all of `max_tokens` were spent, and none of them on the text."""
+        if self.ended.reason == "length" and not self.text.strip():
+            raise CheckError(
+                f"a look-ahead of {max_tokens} tokens has no text: the model spent them on thoughts; switch these off "
+                "with request=, or give Rethink more max_new_tokens"
+            )
 
 
 Streamed = Iterator[str | TokenCount | Ended]
@@ -71,6 +94,7 @@ class Provider(Protocol):
         options: The sampling options of an answer that are passed on.
         seed: Name of the option for a seed; None if the provider takes none.
         greedy: Whether its models take a temperature of 0 as a rule.
+        tells_tokens: Whether its form has log-probabilities of tokens.
     """
 
     name: str
@@ -78,6 +102,7 @@ class Provider(Protocol):
     options: frozenset[str]
     seed: str | None
     greedy: bool
+    tells_tokens: bool
 
     def stream(self, ask: ApiRequest) -> Streamed:
         """Ask for a stream. A stream that breaks off raises ProviderError; closing the iterator closes the stream."""

@@ -1,10 +1,11 @@
 """Find out by one harmless conversation what a provider makes of an assistant message at the end."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from anydepth.apis.provider import ChatTurn
+from anydepth.apis.token_texts import NO_LOGPROBS
 from anydepth.errors import CapabilityError
 from anydepth.provider_errors import RequestRejected
 
@@ -87,6 +88,20 @@ def _between(reply_as: Callable[[Shape], str], rejected: RequestRejected) -> Sha
         ) from rejected
     require_reply(reply)
     return "between"
+
+
+def require_tokens(ask: Callable[[], Mapping[str, float]]) -> None:
+    """Ask for the first tokens of a fresh turn; CapabilityError if they come without log-probabilities.
+
+    Args:
+        ask: Asks, and returns what the provider tells of the first token; CheckError if it tells nothing.
+    """
+    try:
+        found = ask()
+    except RequestRejected as rejected:
+        raise CapabilityError(f"{NO_LOGPROBS}: it rejects the request ({rejected})") from rejected
+    if not found:
+        raise CapabilityError(NO_LOGPROBS)
 
 
 def require_reply(reply: str) -> None:

@@ -225,6 +225,14 @@ class Session(Protocol):
         ...
 
 
+class TokenTextSession(Session, Protocol):
+    """A session of a backend with `Capability.TOKEN_TEXTS`."""
+
+    def next_token_texts(self, points: Sequence[CheckPoint]) -> Sequence[Mapping[str, float]]:
+        """The most probable tokens after the whole header of each point: text -> log-probability."""
+        ...
+
+
 class Reader(Protocol):
     """A loaded model that reads finished answers: what scans need, and what states are collected with."""
 
