@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import pytest
 
 from tests.fake_guard import FakeGuard
@@ -92,3 +94,28 @@ def test_the_metrics_of_the_stages(proxy: ProxyHost, endpoint: FakeGuard) -> Non
     assert lines['anydepth_stage_tokens_total{kind="look_ahead",stage="rethink"}'] == 21
     assert lines['anydepth_stage_cost_total{stage="external"}'] == pytest.approx(0.002)
     assert lines['anydepth_stage_seconds_total{stage="external"}'] > 0
+
+
+def test_a_scan_has_stages_too(proxy: ProxyHost, endpoint: FakeGuard, tmp_path: Path) -> None:
+    proxy.follow(look_ahead=lambda partial: YES)
+    endpoint.verdict = lambda text: "unsafe" if "three" in text else "safe"
+    messages = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one two three"}]
+    before = proxy.metrics()
+    reply = httpx.post(f"{proxy.url}/v1/moderations", json={"input": messages, "anydepth": {"checks": True}}).json()
+    (result,) = reply["results"]
+    assert result["flagged"] and result["anydepth"]["depth"] == 3
+    assert [check["stage"] for check in result["anydepth"]["timeline"]] == ["external"] * 3
+    record = json.loads((tmp_path / "audit.jsonl").read_text().splitlines()[-1])
+    assert record["kind"] == "scan" and record["stages"]["external"]["requests"] == 3
+    asked = 'anydepth_stage_requests_total{stage="external"}'
+    assert proxy.metrics()[asked] - before.get(asked, 0) == 3
+
+
+def test_an_answer_that_is_not_finished_has_the_stages_of_its_checks(
+    proxy: ProxyHost, endpoint: FakeGuard, tmp_path: Path
+) -> None:
+    proxy.follow(look_ahead=lambda partial: YES, break_after=3)
+    with pytest.raises(openai.APIStatusError):
+        asked(proxy)
+    record = json.loads((tmp_path / "audit.jsonl").read_text().splitlines()[-1])
+    assert record["outcome"] == "error" and record["stages"]["external"]["checks"] == 2
