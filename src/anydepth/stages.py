@@ -31,7 +31,7 @@ NOTHING = Spent()
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageUse:
     """One detector of a cascade at one check. The last one that was asked decided the check, or failed.
 
     Attributes:
@@ -45,19 +45,19 @@ class Stage:
     spent: Spent = NOTHING
 
 
-def stages_of(reply: object) -> tuple[Stage, ...]:
+def stages_of(reply: object) -> tuple[StageUse, ...]:
     """The stages that a score, or an exception that stands for one, has; empty if it is not of a cascade."""
     return getattr(reply, "stages", ())
 
 
-def with_stages(error: Exception, stages: Sequence[Stage]) -> Exception:
+def with_stages(error: Exception, stages: Sequence[StageUse]) -> Exception:
     """`error` with the stages that were asked until it was raised; without, if it takes no attributes."""
     with contextlib.suppress(AttributeError):
         error.stages = tuple(stages)  # pyright: ignore[reportAttributeAccessIssue]
     return error
 
 
-def stage_sums(checks: Iterable[tuple[Sequence[Stage], bool]]) -> dict[str, dict[str, Any]] | None:
+def stage_sums(checks: Iterable[tuple[Sequence[StageUse], bool]]) -> dict[str, dict[str, Any]] | None:
     """Sums by the stages' names, JSON-ready; None if no check has stages.
 
     Each stage has `checks` (those that it was asked at), `decided` (those that no later stage was asked at, and that

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from anydepth.backends.conversed import Conversed, Written, conversed
+from anydepth.backends.conversed import Conversed, WrittenText, conversed
 from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, ModelIdentity, Read, Session, Site
 from anydepth.errors import CapabilityError, ConfigError, PromptError, UnsupportedModel
 from anydepth.templates.header import is_mean, mean_divisor
@@ -345,6 +345,6 @@ def _look_up(script: Script[T], row: int, depth: int, default: T) -> T:
     return script[max(known)] if (known := [key for key in script if key <= depth]) else default
 
 
-def _write(words: Sequence[str], decided: Callable[[str], bool]) -> Written:
-    texts = [Written(" ".join(words[:count]), count) for count in range(1, len(words) + 1)]
+def _write(words: Sequence[str], decided: Callable[[str], bool]) -> WrittenText:
+    texts = [WrittenText(" ".join(words[:count]), count) for count in range(1, len(words) + 1)]
     return next(filter(decided, texts), texts[-1])

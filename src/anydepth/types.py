@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from anydepth.stages import Spent, Stage, stage_sums
+from anydepth.stages import Spent, StageUse, stage_sums
 
 ReleaseMode = Literal["hold", "eager", "monitor"]
 """`hold`: nothing leaves unchecked. `eager`: send, then check. `monitor`: never halt."""
@@ -39,7 +39,7 @@ class Score:
     value: float
     detail: str | None = None
     spent: Spent | None = field(default=None, compare=False, repr=False)
-    stages: tuple[Stage, ...] = field(default=(), compare=False, repr=False)
+    stages: tuple[StageUse, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class CheckResult:
     statistic: float
     detail: str | None = None
     error: str | None = None
-    stages: tuple[Stage, ...] = field(default=(), compare=False, repr=False)
+    stages: tuple[StageUse, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

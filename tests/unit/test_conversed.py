@@ -1,6 +1,6 @@
 """What a detector that reads text is given of a conversation, by every session that has it."""
 
-from anydepth.backends.conversed import Conversed, Written, conversed, written
+from anydepth.backends.conversed import Conversed, WrittenText, conversed, written
 from anydepth.backends.protocol import CheckPoint
 from anydepth.templates.prompt import Prompt
 from anydepth.testing import END, ScriptedBackend
@@ -39,4 +39,4 @@ def test_a_scripted_session_has_the_answer_up_to_the_depth() -> None:
 def test_padding_behind_a_text_is_not_counted() -> None:
     text = written([97, 98, END, END], END, decode)
     assert (text, text.tokens) == ("ab", 2)
-    assert written([], END, decode) == "" and Written("a b", 2).tokens == 2
+    assert written([], END, decode) == "" and WrittenText("a b", 2).tokens == 2

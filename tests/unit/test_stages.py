@@ -1,11 +1,11 @@
 """What the stages of a cascade did, summed over checks."""
 
-from anydepth.stages import Spent, Stage, stage_sums, stages_of, with_stages
+from anydepth.stages import Spent, StageUse, stage_sums, stages_of, with_stages
 from anydepth.types import CheckResult, Score, stages_in
 
-ASKED = (Stage("probe", 0.5), Stage("rethink", 1.0, Spent(look_ahead_tokens=7)))
-PAID = Stage("external", 2.0, Spent(0, 1, 0, 100, 2, 0.25))
-FREE = Stage("external", 2.0, Spent(0, 1, 1))
+ASKED = (StageUse("probe", 0.5), StageUse("rethink", 1.0, Spent(look_ahead_tokens=7)))
+PAID = StageUse("external", 2.0, Spent(0, 1, 0, 100, 2, 0.25))
+FREE = StageUse("external", 2.0, Spent(0, 1, 1))
 
 
 def test_the_last_stage_decided_unless_the_check_failed() -> None:

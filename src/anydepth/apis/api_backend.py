@@ -24,7 +24,7 @@ from anydepth.apis.spending import Purpose, Spending
 from anydepth.apis.text_pieces import PLAIN, ConversationTemplate, Piece, text_of, turns_of
 from anydepth.apis.token_texts import NO_LOGPROBS, PLACES, TOP, first_visible
 from anydepth.apis.without_states import WithoutStates
-from anydepth.backends.conversed import Written
+from anydepth.backends.conversed import WrittenText
 from anydepth.backends.protocol import Capability, ModelIdentity, Read
 from anydepth.errors import CapabilityError, CheckError, ConfigError, PromptError
 from anydepth.prices import Prices
@@ -251,7 +251,7 @@ class ApiBackend(WithoutStates):
         if reply.ended.reason == "refused":
             return refusal_of_provider(reply.ended.word)
         reply.require_words(max_tokens)
-        return reply.text if reply.count is None else Written(reply.text, reply.count.completion)
+        return reply.text if reply.count is None else WrittenText(reply.text, reply.count.completion)
 
     def _reply(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 from anydepth.templates.prompt import Prompt
 
 
-class Written(str):
+class WrittenText(str):
     """A text that a model wrote, and how many tokens it took.
 
     Attributes:
@@ -16,17 +16,17 @@ class Written(str):
 
     tokens: int
 
-    def __new__(cls, text: str, tokens: int) -> "Written":
+    def __new__(cls, text: str, tokens: int) -> "WrittenText":
         """The text with its number of tokens."""
         written = super().__new__(cls, text)
         written.tokens = tokens
         return written
 
 
-def written(ids: Sequence[int], padding_id: int, decode: Callable[[Sequence[int]], str]) -> Written:
+def written(ids: Sequence[int], padding_id: int, decode: Callable[[Sequence[int]], str]) -> WrittenText:
     """The text of `ids`; padding behind it, of a row that ended before others, is not counted."""
     padding = next((place for place, each in enumerate(reversed(ids)) if each != padding_id), len(ids))
-    return Written(decode(ids), len(ids) - padding)
+    return WrittenText(decode(ids), len(ids) - padding)
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,7 +208,7 @@ class Session(Protocol):
     ) -> list[str]:
         """Greedy text (at most `max_new_tokens`) that the model writes after the header, on a fork.
 
-        Stops a row as soon as `decided(text)` is true. A `Written` tells how many tokens its text took.
+        Stops a row as soon as `decided(text)` is true. A `WrittenText` tells how many tokens its text took.
         """
         ...
 

@@ -14,7 +14,7 @@ from anydepth.detectors.probe import LinearProbe
 from anydepth.detectors.rethink import Rethink
 from anydepth.errors import ConfigError, ProbeError
 from anydepth.policy import Policy, Threshold, policy_from
-from anydepth.stages import NOTHING, Stage, stages_of, with_stages
+from anydepth.stages import NOTHING, StageUse, stages_of, with_stages
 from anydepth.types import Score
 
 _COMMAND = "`anydepth calibrate PROBE --model MODEL --benign FILE --cascade rethink`"
@@ -186,7 +186,7 @@ class _Reading:
     value: float = 0.0
     who: str = ""
     detail: str | None = None
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[StageUse] = field(default_factory=list)
 
     def take(self, detector: Detector, reply: Score, band: Band | None, seconds: float) -> None:
         """Take the score of one more detector in; the first has no band."""
@@ -197,7 +197,7 @@ class _Reading:
             self.who = f"{detector.name} {reply.value:.2f} after {last} {before:.2f}"
             self.value = _blend(before, reply.value, band)
         self.detail = reply.detail
-        self.stages.append(Stage(detector.name, seconds, reply.spent or NOTHING))
+        self.stages.append(StageUse(detector.name, seconds, reply.spent or NOTHING))
 
     def score(self) -> Score:
         """The score as far as it has come."""
@@ -245,7 +245,7 @@ def _begin(
 def _blame(error: Exception, detector: Detector, reading: _Reading, seconds: float) -> None:
     """Have an error tell the stages until it was raised, with what the failed one used."""
     used = next((stage.spent for stage in stages_of(error)), NOTHING)
-    with_stages(error, [*reading.stages, Stage(detector.name, seconds, used)])
+    with_stages(error, [*reading.stages, StageUse(detector.name, seconds, used)])
 
 
 def _promised(begun: Begun) -> Future[Score]:

@@ -24,17 +24,17 @@ _OWN_HOST = "api.openai.com"  # its models that think take no max_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class EndpointVerdict:
     """What an endpoint replied: the score, and what it used if it says so."""
 
     score: Score
     count: TokenCount | None
 
 
-class Form(Protocol):
+class EndpointForm(Protocol):
     """How an endpoint is asked."""
 
-    def ask(self, client: Any, model: str, about: Conversed) -> Verdict:
+    def ask(self, client: Any, model: str, about: Conversed) -> EndpointVerdict:
         """Ask about a conversation; CheckError if the reply has no verdict."""
         ...
 
@@ -59,7 +59,7 @@ class ChatForm:
                 "into it, and have it ask for one word, safe or unsafe"
             )
 
-    def ask(self, client: Any, model: str, about: Conversed) -> Verdict:
+    def ask(self, client: Any, model: str, about: Conversed) -> EndpointVerdict:
         """Ask through chat completions."""
         limit = "max_completion_tokens" if client.base_url.host == _OWN_HOST else "max_tokens"
         fields = {limit: 16, "temperature": 0, **self.request}
@@ -69,7 +69,7 @@ class ChatForm:
             raise CheckError("the external guard replied without a choice; is this an endpoint of OpenAI's form?")
         usage = getattr(found, "usage", None)
         count = None if usage is None else TokenCount(usage.prompt_tokens or 0, usage.completion_tokens or 0)
-        return Verdict(_read(found.choices[0].message.content), count)
+        return EndpointVerdict(_read(found.choices[0].message.content), count)
 
     def _asked(self, about: Conversed) -> str:
         assert self.question is not None
@@ -87,7 +87,7 @@ class ModerationForm:
 
     request: Mapping[str, Any] = field(default_factory=dict)
 
-    def ask(self, client: Any, model: str, about: Conversed) -> Verdict:
+    def ask(self, client: Any, model: str, about: Conversed) -> EndpointVerdict:
         """Ask through `/moderations`."""
         answer = [{"role": "assistant", "content": about.answer}] if about.answer.strip() else []
         found = client.moderations.create(model=model, input=text_of([*about.messages, *answer]), **self.request)
@@ -96,10 +96,12 @@ class ModerationForm:
             raise CheckError("the external guard's moderation has no result; is this an endpoint of OpenAI's form?")
         named = {name for each in results for name, value in _categories(each).items() if value is True}
         flagged = any(each.flagged for each in results)
-        return Verdict(Score(float(flagged), ", ".join(sorted(named)) or ("flagged" if flagged else None)), None)
+        return EndpointVerdict(
+            Score(float(flagged), ", ".join(sorted(named)) or ("flagged" if flagged else None)), None
+        )
 
 
-def form_named(name: str, model: str, *, question: str | None, request: Mapping[str, Any]) -> Form:
+def form_named(name: str, model: str, *, question: str | None, request: Mapping[str, Any]) -> EndpointForm:
     """The form of this name.
 
     Args:

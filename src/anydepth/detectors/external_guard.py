@@ -14,13 +14,13 @@ from anydepth.api_keys import key_for
 from anydepth.backends.conversed import Conversed
 from anydepth.backends.protocol import Capability, CheckPoint, Reader, Session
 from anydepth.detectors.detector import require_capabilities
-from anydepth.detectors.external_forms import Verdict, form_named
+from anydepth.detectors.external_forms import EndpointVerdict, form_named
 from anydepth.detectors.outside import within
 from anydepth.errors import AnydepthError, CapabilityError, CheckError, ConfigError
 from anydepth.extras import require
 from anydepth.prices import Prices, TokenCount
 from anydepth.provider_errors import told_as_ours
-from anydepth.stages import Spent, Stage, with_stages
+from anydepth.stages import Spent, StageUse, with_stages
 from anydepth.types import Score
 
 _AT_ONCE = 16
@@ -138,7 +138,7 @@ class ExternalGuard:
         self._keep(key, found.score)
         return replace(found.score, spent=self._spent(found.count))
 
-    def _asked(self, about: Conversed) -> Verdict:
+    def _asked(self, about: Conversed) -> EndpointVerdict:
         try:
             with told_as_ours(self._who, self._sdk):
                 return self._form.ask(self._client, self._model, about)
@@ -168,9 +168,9 @@ class ExternalGuard:
                 self._known.popitem(last=False)
 
 
-def _unpaid(name: str, seconds: float) -> Stage:
+def _unpaid(name: str, seconds: float) -> StageUse:
     """A request of which nothing is known but that it was made."""
-    return Stage(name, seconds, Spent(requests=1, requests_without_usage=1))
+    return StageUse(name, seconds, Spent(requests=1, requests_without_usage=1))
 
 
 def _digest(about: Conversed) -> str:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from anydepth.backends.conversed import Written
+from anydepth.backends.conversed import WrittenText
 from anydepth.backends.protocol import Capability, CheckPoint, Reader, Session, TokenTextSession
 from anydepth.detectors.detector import require_capabilities, require_usable
 from anydepth.detectors.refusals import RefusalMatcher, RefusalOpeners
@@ -164,7 +164,7 @@ class Rethink:
 
     def _judged(self, text: str) -> Score:
         score = self.judge_text(text)
-        return replace(score, spent=Spent(look_ahead_tokens=text.tokens)) if isinstance(text, Written) else score
+        return replace(score, spent=Spent(look_ahead_tokens=text.tokens)) if isinstance(text, WrittenText) else score
 
     def decided(self, text: str) -> bool:
         """True if no more text can change the score."""
