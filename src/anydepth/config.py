@@ -106,6 +106,19 @@ def check_detector_name(name: str) -> str:
     )
 
 
+_EXTERNAL = re.compile(r"(?:(?P<form>auto|question|turns|moderations):)?(?P<model>.+)@(?P<url>https?://.+)")
+
+
+def external_named(spec: str) -> dict[str, str]:
+    """What `[FORM:]MODEL@URL` says: `model`, `url`, and `form` if it is there; ConfigError for another text."""
+    if (found := _EXTERNAL.fullmatch(spec)) is None:
+        raise ConfigError(
+            f"the external guard is {spec!r}; write [FORM:]MODEL@URL, e.g. my-guard@http://localhost:8001/v1 or "
+            "moderations:my-model@https://api.example.org/v1"
+        )
+    return {name: value for name, value in found.groupdict().items() if value is not None}
+
+
 def check_band(low: float, high: float) -> tuple[float, float]:
     """Return the band of a cascade if 0 <= low < high <= 1; ConfigError if not."""
     numbers = all(isinstance(value, Real) and not isinstance(value, bool) for value in (low, high))

@@ -21,6 +21,7 @@ from numbers import Real
 from anydepth.errors import CheckError, ConfigError
 from anydepth.policy import Policy, statistic_at
 from anydepth.schedule import Schedule, next_check
+from anydepth.stages import stages_of
 from anydepth.types import Checked, CheckResult, Decoded, FinishReason, OnError, ReleaseMode, Score, Verdict, Window
 
 
@@ -194,7 +195,7 @@ class _Trail:
         if failure is not None:
             if self.plan.on_error == "closed":
                 self._trip(math.nan, depth, "error")
-            return CheckResult(depth, math.nan, math.nan, error=failure)
+            return CheckResult(depth, math.nan, math.nan, error=failure, stages=stages_of(reply))
         assert isinstance(reply, Score)
         # An end-of-turn token alone after a check is checked again at the same depth: the policy gets one reading.
         if self.checks and self.checks[-1].depth == depth and self.checks[-1].error is None:
@@ -204,7 +205,7 @@ class _Trail:
         statistic = statistic_at(self.plan.policy, self.depths, self.scores)[-1]
         if not statistic < self.plan.policy.threshold:  # so written that a statistic that is NaN halts
             self._trip(reply.value, depth, "policy")
-        return CheckResult(depth, reply.value, statistic, detail=reply.detail)
+        return CheckResult(depth, reply.value, statistic, detail=reply.detail, stages=reply.stages)
 
     def _trip(self, score: float, depth: int, reason: str) -> None:
         if self.tripped is None:

@@ -177,8 +177,9 @@ class Guard:
         accounts: "Sequence[Account | None] | None" = None,
         on_check: OnCheck = unobserved,
         whole: bool = False,
+        tells_waits: bool = False,
         **generation: Any,
-    ) -> Generator[list[tuple[int, Event]], None, None]:
+    ) -> Generator[list[tuple[int, Any]], None, None]:
         """Answer prompts in one session, one use of the model per item: between two items others may use the model.
 
         Args:
@@ -188,10 +189,12 @@ class Guard:
             accounts: Write the records of each answer before its tokens leave; None writes none.
             on_check: Called with the seconds that each check took.
             whole: Whether each answer leaves as a whole, once it has ended without a halt, whatever `release` is.
+            tells_waits: Whether to tell where the next item would wait for a check that is made outside.
             **generation: Sampling options of Transformers' `generate`.
 
         Yields:
-            What came of one use of the model, as `(row, event)` in order; it may be nothing.
+            What came of one use of the model, as `(row, event)` in order; it may be nothing. With `tells_waits` the
+            last one is a `Waiting` where the next item would wait for what it names.
         """
         length = max_new_tokens
         plans = [self.config.plan(max_new_tokens=length, prefill=prompt.prefill, whole=whole) for prompt in prompts]
@@ -218,7 +221,8 @@ class Guard:
             )
             while not driver.over:
                 driver.turn()
-                yield [(row, event) for row, writer in enumerate(writers) for event in writer.take()]
+                told: list[tuple[int, Any]] = [(r, event) for r, each in enumerate(writers) for event in each.take()]
+                yield [*told, (0, waits)] if tells_waits and (waits := driver.waits) is not None else told
         finally:
             session.close()
 

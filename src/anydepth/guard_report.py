@@ -9,7 +9,7 @@ from anydepth.config import GuardConfig
 from anydepth.policy import policy_record
 from anydepth.types import Answer
 
-_OPTIONAL = ("timeline", "usage")
+_OPTIONAL = ("timeline", "usage", "stages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class GuardReport:
         leak_tokens: Tokens that had left when the answer was halted.
         timeline: Every check, where the client may see them.
         usage: What the answer and its checks used, as an API says, without the cost; see `Answer.usage`.
+        stages: What each stage of a cascade did and used, without the cost, where the client may see the checks; see
+            `Answer.stages`.
     """
 
     halted: bool
@@ -47,6 +49,7 @@ class GuardReport:
     leak_tokens: int | None = None
     timeline: list[dict[str, Any]] | None = None
     usage: dict[str, Any] | None = None
+    stages: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, answer: Answer, guard: GuardConfig, *, tell: bool = False) -> "GuardReport":
@@ -67,6 +70,7 @@ class GuardReport:
             leak_tokens=answer.leak,
             timeline=[check_record(check) for check in answer.checks] if tell else None,
             usage=None if answer.usage is None else _without_cost(answer.usage),
+            stages=_without_cost(stages) if tell and (stages := answer.stages) is not None else None,
         )
 
     @classmethod
@@ -75,7 +79,7 @@ class GuardReport:
         return cls(**{each.name: record[each.name] for each in fields(cls) if each.name in record})
 
     def record(self) -> dict[str, Any]:
-        """The report as JSON; without a timeline or a usage if there is none."""
+        """The report as JSON; without a timeline, a usage or stages if there are none."""
         record = asdict(self)
         return {name: value for name, value in record.items() if value is not None or name not in _OPTIONAL}
 

@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, Reader, require_sessions
 from anydepth.config import GuardConfig
-from anydepth.detectors import Detector, declares_reads, score_finished
-from anydepth.driver import drive, make_checks
+from anydepth.detectors import Detector, OutsideDetector, declares_reads, score_finished
+from anydepth.driver import begin_checks, drive, settled
 from anydepth.errors import PromptError, UnsupportedModel
 from anydepth.flow import Outcome, Plan, guarded, settle, step
 from anydepth.schedule import Listed, scheduled_depths
 from anydepth.templates.template import Prompt
 from anydepth.types import Decoded, ScanResult, Score
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 def scan_answer(
@@ -52,6 +55,8 @@ def scan_answers(
             why = str(reason)
         else:
             return [_from_scores(config, *each) for each in zip(answers, scores, strict=True)]
+    if isinstance(detector, OutsideDetector) and getattr(config.schedule, "fixed", False):
+        return [_by_outside(backend, detector, config, prompt, why) for prompt in prompts]
     return [_by_forks(backend, detector, _plan(config, prompt.prefill), prompt, why) for prompt in prompts]
 
 
@@ -61,7 +66,14 @@ def _plan(config: GuardConfig, tokens: int) -> Plan:
 
 def _finished(prompt: Prompt, depths: Sequence[int]) -> FinishedAnswer:
     """The prefill of a prompt as the answer to the rest of it."""
-    return FinishedAnswer(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :], tuple(depths))
+    return FinishedAnswer(prompt.question, prompt.ids[prompt.start :], tuple(depths))
+
+
+def _by_outside(backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt, why: str) -> ScanResult:
+    """Fork at each depth of the prefill of `prompt`, and wait for the replies from outside together."""
+    depths = scheduled_depths(config.schedule, prompt.prefill)
+    scores = scores_at(backend, detector, prompt, depths)
+    return replace(_from_scores(config, _finished(prompt, depths), scores), method="forks", notes=(why,))
 
 
 def _from_scores(config: GuardConfig, answer: FinishedAnswer, scores: Sequence[Score | Exception]) -> ScanResult:
@@ -108,6 +120,8 @@ def inside_prefill(
 def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> list[Score | Exception]:
     """Score the prefill of `prompt`, replayed, at `depths`, each on a fork; no other depth is checked.
 
+    Checks that are made outside (an `OutsideDetector`) are all begun before one is waited for.
+
     Args:
         backend: Opens the session.
         detector: Makes the checks.
@@ -120,8 +134,8 @@ def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Seque
     Raises:
         RuntimeError: The backend did not go on with the answer.
     """
-    session = require_sessions(backend).replay(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :])
-    found: list[Score | Exception] = []
+    session = require_sessions(backend).replay(prompt.question, prompt.ids[prompt.start :])
+    found: list[Score | Exception | Future[Score]] = []
     at = 0
     try:
         for depth in depths:
@@ -130,15 +144,15 @@ def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Seque
                 if not given:
                     raise RuntimeError(f"the backend decoded nothing at depth {at} of an answer of {prompt.prefill}")
                 at += len(given)
-            found += make_checks(session, detector, [CheckPoint(0, depth)])
+            found += begin_checks(session, detector, [CheckPoint(0, depth)])
     finally:
         session.close()
-    return found
+    return [settled(each, depth) for each, depth in zip(found, depths, strict=True)]
 
 
 def _by_forks(backend: Reader, detector: Detector, plan: Plan, prompt: Prompt, why: str) -> ScanResult:
     """Replay the prefill of `prompt` and read each depth on a fork."""
-    session = require_sessions(backend).replay(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :])
+    session = require_sessions(backend).replay(prompt.question, prompt.ids[prompt.start :])
     try:
         commands = drive([guarded(plan)], session, detector)
         outcome = next(command for _, command in commands if isinstance(command, Outcome))

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from anydepth.config import check_band, check_detector_name
 from anydepth.errors import ConfigError
+from anydepth.external_settings import ExternalTable
 from anydepth.files import read_toml
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
@@ -275,6 +276,7 @@ class Settings(Table):
     logging: LoggingTable = LoggingTable()  # pyright: ignore[reportCallIssue]
     console: ConsoleTable = ConsoleTable()  # pyright: ignore[reportCallIssue]
     upstream: UpstreamTable = UpstreamTable()  # pyright: ignore[reportCallIssue]
+    external: ExternalTable = ExternalTable()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="before")
     @classmethod
@@ -282,7 +284,11 @@ class Settings(Table):
         return proxied_tables(tables)
 
     @model_validator(mode="after")
-    def _fits_the_upstream(self) -> "Settings":
+    def _fits_together(self) -> "Settings":
+        if self.external.url is not None and self.guard.detector != "cascade":
+            raise ValueError(
+                f'[external] goes with [guard] detector = "cascade", not {self.guard.detector!r}; drop one'
+            )
         if self.upstream.url is not None:
             require_consistent(self)
         return self

@@ -1,8 +1,11 @@
 """What the tables of `guard.toml` have in common."""
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 
 
 def _without_nul(value: str) -> str:
@@ -11,9 +14,18 @@ def _without_nul(value: str) -> str:
     return value
 
 
+def _checked_url(url: str) -> str:
+    if not _URL.fullmatch(url):
+        raise ValueError("give http:// or https://, a host and a path, without a user, a key or a query in it")
+    return url
+
+
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 """Name of something outside, e.g. a file or a host. An empty one would stand for a folder, or for every host."""
+
+Url = Annotated[Name, AfterValidator(_checked_url)]
+"""Address of an API."""
 
 
 class Table(BaseModel):
@@ -24,3 +36,10 @@ class Table(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class PricesTable(Table):
+    """What a provider charges per million tokens."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from anydepth.backends.conversed import Conversed, WrittenText, conversed
 from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, ModelIdentity, Read, Session, Site
 from anydepth.errors import CapabilityError, ConfigError, PromptError, UnsupportedModel
 from anydepth.templates.header import is_mean, mean_divisor
@@ -79,7 +80,7 @@ class ScriptedBackend:
         logprobs: Log-probabilities per depth of the token after the Safety Tokens, float `[260]`; uniform by default.
         finish: How an answer ends that has no `END`: `stop` (as by a stop string) or `length` (the context is full).
         at_most: Tokens that the first, second, … `decode` hands out at most, over and over; empty is no limit.
-        capabilities: What it offers to detectors; all but trained Safety Tokens by default.
+        capabilities: What it offers; by default what a model in this process does, but for trained Safety Tokens.
         packed: False if `read_batch` is to refuse, as for an architecture that cannot take the packed mask.
         width: Length of a hidden state.
         blocks: Number of blocks, for `check_site`.
@@ -100,7 +101,7 @@ class ScriptedBackend:
         logprobs: Script[Sequence[float]] | None = None,
         finish: Literal["stop", "length"] = "stop",
         at_most: Sequence[int] = (),
-        capabilities: frozenset[Capability] = frozenset(Capability) - {Capability.EMBEDDINGS},
+        capabilities: frozenset[Capability] = frozenset(Capability) - {Capability.EMBEDDINGS, Capability.TOKEN_TEXTS},
         packed: bool = True,
         width: int = 4,
         blocks: int = 4,
@@ -114,8 +115,7 @@ class ScriptedBackend:
         self.answers = [_token_ids(answer) for answer in answers]
         self.states, self.look_aheads, self.logprobs = states or {}, look_aheads or {}, logprobs or {}
         self.finish: Literal["stop", "length"] = finish
-        self.at_most, self.packed = tuple(at_most), packed
-        self.capabilities = capabilities
+        self.at_most, self.packed, self.capabilities = tuple(at_most), packed, capabilities
         self.batches_itself = False
         self.tokenizer = ScriptedTokenizer()
         self.template = ChatTemplate(self.tokenizer)
@@ -218,13 +218,12 @@ class ScriptedSession:
         options: Mapping[str, Any],
     ) -> None:
         self.rows = len(prompts)
-        self.options = dict(options)
+        self.options, self.closed = dict(options), False
         self.decoded: list[int] = []
         self.checked: list[CheckPoint] = []
         self.dropped: list[int] = []
-        self.closed = False
         self._backend, self._answers, self._budget = backend, answers, max_new_tokens
-        self._depths = [prompt.prefill for prompt in prompts]
+        self._prompts, self._depths = prompts, [prompt.prefill for prompt in prompts]
         self._given, self._finished = 0, set[int]()
         self._limits = cycle(backend.at_most or (max_new_tokens,))
 
@@ -287,6 +286,11 @@ class ScriptedSession:
         rows = [_look_up(self._backend.logprobs, point.row, point.depth, uniform) for point in points]
         return np.asarray(rows, dtype=np.float32)
 
+    def conversations(self, points: Sequence[CheckPoint]) -> list[Conversed]:
+        """The messages of each row, and its answer so far."""
+        pairs = [(self._prompts[point.row], self._answers[point.row], point.depth) for point in points]
+        return [conversed(q, (*q.ids[q.start :], *a)[:depth], self._backend.decode_text) for q, a, depth in pairs]
+
     def close(self) -> None:
         """Note that it was closed; nothing else works afterwards."""
         self.closed = True
@@ -341,10 +345,6 @@ def _look_up(script: Script[T], row: int, depth: int, default: T) -> T:
     return script[max(known)] if (known := [key for key in script if key <= depth]) else default
 
 
-def _write(words: Sequence[str], decided: Callable[[str], bool]) -> str:
-    text = ""
-    for count in range(1, len(words) + 1):
-        text = " ".join(words[:count])
-        if decided(text):
-            break
-    return text
+def _write(words: Sequence[str], decided: Callable[[str], bool]) -> WrittenText:
+    texts = [WrittenText(" ".join(words[:count]), count) for count in range(1, len(words) + 1)]
+    return next(filter(decided, texts), texts[-1])

@@ -1,9 +1,11 @@
 """The records that travel between the layers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from anydepth.stages import Spent, StageUse, stage_sums
 
 ReleaseMode = Literal["hold", "eager", "monitor"]
 """`hold`: nothing leaves unchecked. `eager`: send, then check. `monitor`: never halt."""
@@ -30,10 +32,14 @@ class Score:
     Attributes:
         value: 0 is harmless, 1 is harmful.
         detail: A remark of the detector, such as the look-ahead text.
+        spent: What the detector used besides the passes that read states, if it counts that; no part of equality.
+        stages: The stages of a cascade that were asked, in order, the one that decided last; no part of equality.
     """
 
     value: float
     detail: str | None = None
+    spent: Spent | None = field(default=None, compare=False, repr=False)
+    stages: tuple[StageUse, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,8 @@ class CheckResult:
         statistic: What the policy compared with its threshold, e.g. the running EWMA.
         detail: The detector's own remark, such as the look-ahead text.
         error: Why the check failed, or None.
+        stages: The stages of a cascade that were asked, in order; the last one decided the check, or failed. No part
+            of equality.
     """
 
     depth: int
@@ -53,6 +61,7 @@ class CheckResult:
     statistic: float
     detail: str | None = None
     error: str | None = None
+    stages: tuple[StageUse, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,15 @@ class Answer:
         return self.finish_reason == "content_filter"
 
     @property
+    def stages(self) -> dict[str, dict[str, Any]] | None:
+        """What each stage of a cascade did and used in the checks of this answer; None for other detectors.
+
+        By the stages' names: `checks` that it was asked at, `decided` by it, `seconds`, `look_ahead_tokens`,
+        `requests`, `requests_without_usage`, `prompt_tokens`, `completion_tokens` and `cost` (None without prices).
+        """
+        return stages_in(self.checks)
+
+    @property
     def leak(self) -> int:
         """Tokens that left before the halt, prefill not counted; 0 for an answer that was not halted."""
         return len(self.token_ids) if self.halted else 0
@@ -198,6 +216,11 @@ class Decoded:
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"] | None = None
     end_tokens: int = 0
+
+
+def stages_in(checks: Iterable[CheckResult]) -> dict[str, dict[str, Any]] | None:
+    """The sums of `Answer.stages` over `checks`; None if none of them is of a cascade."""
+    return stage_sums((check.stages, check.error is not None) for check in checks)
 
 
 def json_number(value: float | None) -> float | None:

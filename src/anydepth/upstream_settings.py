@@ -1,26 +1,18 @@
 """Read `[upstream]` of `guard.toml`: the API that a proxy guards, and what does not go together with one."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from anydepth.settings_table import Count, Name, Table
+from anydepth.settings_table import Count, Name, PricesTable, Table, Url
 from anydepth.templates.template import checked_kwargs
 
 LIVE = 16
 """Default of `[limits] live` with an upstream: an answer there waits for others, and holds no KV cache."""
 
-_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
-_WITHOUT_WEIGHTS = "probe", "rethink-score", "cascade"
-"""Detectors that need more of a model than its text."""
-
-
-def _checked_url(url: str) -> str:
-    if not _URL.fullmatch(url):
-        raise ValueError("give http:// or https://, a host and a path, without a user, a key or a query in it")
-    return url
+_WITHOUT_WEIGHTS = ("probe",)
+"""Detectors that need more of a model than what it writes."""
 
 
 def _says_something(text: str) -> str:
@@ -29,17 +21,10 @@ def _says_something(text: str) -> str:
     return text
 
 
-class PricesTable(Table):
-    """What a provider charges per million tokens."""
-
-    prompt: float = Field(ge=0)
-    completion: float = Field(ge=0)
-
-
 class UpstreamTable(Table):
     """`[upstream]`: the API that `anydepth proxy` guards by look-ahead. Without a url there is none."""
 
-    url: Annotated[Name, AfterValidator(_checked_url)] | None = Field(
+    url: Url | None = Field(
         None, description="Where the API is, e.g. https://api.openai.com/v1 or https://api.anthropic.com."
     )
     api: Literal["openai", "anthropic"] = Field(
@@ -106,6 +91,11 @@ class Proxied(Protocol):
         ...
 
     @property
+    def external(self) -> Any:
+        """`[external]`."""
+        ...
+
+    @property
     def tools(self) -> Any:
         """`[tools]`."""
         ...
@@ -144,6 +134,11 @@ def require_consistent(settings: Proxied) -> None:
         raise ValueError(
             f"[guard] {what}: a model behind an [upstream] has no states to read; leave it out, or take "
             'detector = "rethink"'
+        )
+    if guard.detector == "cascade" and (settings.external.url is None or guard.band is not None):
+        raise ValueError(
+            "[guard] detector = 'cascade': behind an [upstream] it is a look-ahead and then the guard model of "
+            "[external]; give [external] url and model, and no band"
         )
     if settings.tools.format not in ("auto", "none"):
         raise ValueError(f"[tools] format = {settings.tools.format!r}: calls cannot be guarded behind an [upstream]")

@@ -27,7 +27,7 @@ from anydepth.guard_report import GuardReport
 ROOT = Path(__file__).resolve().parents[2]
 REFUSAL = "That is where I stop."
 NAME, KEY = "tiny", "secret"
-KEYS = {each.name for each in fields(GuardReport)} - {"timeline", "usage"}
+KEYS = {each.name for each in fields(GuardReport)} - {"timeline", "usage", "stages"}
 PROMPT = [{"role": "user", "content": "w1 w8 w3"}]
 PREFILL = {"role": "assistant", "content": "w20 w21 w22"}
 CONTINUED = {"continue_final_message": True, "add_generation_prompt": False}

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any, Literal
 
-from anydepth.apis.provider import ApiReply, ApiRequest, ChatTurn, Streamed, ended_by, no_tools, told_as_ours
-from anydepth.apis.spending import TokenCount
+from anydepth.apis.provider import ApiReply, ApiRequest, ChatTurn, Streamed, ended_by, no_tools
 from anydepth.errors import PromptError
 from anydepth.extras import require
+from anydepth.prices import TokenCount
+from anydepth.provider_errors import told_as_ours
 
 _WORDS: Mapping[str, Literal["stop", "length", "refused"]] = {
     "end_turn": "stop",
@@ -35,6 +36,7 @@ class AnthropicClient:
     options = frozenset({*_SAMPLING, "stop_sequences"})
     seed: str | None = None
     greedy = False
+    tells_tokens = False
 
     def __init__(self, client: Any, model: str) -> None:
         self._sdk = require("anthropic", extra="apis", at_least=(2, 0))

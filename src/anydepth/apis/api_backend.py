@@ -1,30 +1,40 @@
 """Guard a model behind an API: the answer is a stream, and a check is one more request."""
 
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from anydepth.apis.answer_handle import AnswerHandle
-from anydepth.apis.anthropic_client import AnthropicClient
 from anydepth.apis.api_session import ApiSession, StreamedRow, refusal_of_provider, replayed
-from anydepth.apis.openai_client import OpenAIClient
-from anydepth.apis.provider import ApiRequest, ChatTurn, Provider, RequestRejected, Streamed, require_free
+from anydepth.apis.client_kinds import provider_of
+from anydepth.apis.provider import ApiReply, ApiRequest, ChatTurn, Streamed, TokenTexts, require_free
 from anydepth.apis.raw_prompts import RawPrompts
-from anydepth.apis.self_test import CUT, TRIAL_TOKENS, Shape, conversation, find_shape, judge, require_reply
-from anydepth.apis.spending import Prices, Purpose, Spending
+from anydepth.apis.self_test import (
+    CUT,
+    TRIAL_TOKENS,
+    Shape,
+    conversation,
+    find_shape,
+    require_tokens,
+    try_named,
+)
+from anydepth.apis.spending import Purpose, Spending
 from anydepth.apis.text_pieces import PLAIN, ConversationTemplate, Piece, text_of, turns_of
-from anydepth.backends.protocol import Capability, FinishedAnswer, ModelIdentity, Read, Site
-from anydepth.errors import CapabilityError, CheckError, ConfigError, PromptError, UnsupportedModel
+from anydepth.apis.token_texts import NO_LOGPROBS, PLACES, TOP, first_visible
+from anydepth.apis.without_states import WithoutStates
+from anydepth.backends.conversed import WrittenText
+from anydepth.backends.protocol import Capability, ModelIdentity, Read
+from anydepth.errors import CapabilityError, CheckError, ConfigError, PromptError
+from anydepth.prices import Prices
+from anydepth.provider_errors import RequestRejected
 from anydepth.templates.prompt import Prompt
 from anydepth.templates.template import ChatTemplate, Header
 
-logger = logging.getLogger(__name__)
-
+_CAN = frozenset({Capability.LOOK_AHEAD, Capability.CONVERSATION})
 _CAPABILITIES = ("auto", "closes", "between", "raw")
 
 
-class ApiBackend:
+class ApiBackend(WithoutStates):
     """Implements `anydepth.backends.protocol.Backend` over the client of an API, for a `Rethink` that looks ahead.
 
     `Guard.from_backend(ApiBackend(client, "name"), Rethink())` streams the answer. At each check it asks the same model
@@ -64,7 +74,6 @@ class ApiBackend:
         MissingExtra: The client's package is not installed.
     """
 
-    capabilities = frozenset({Capability.LOOK_AHEAD})
     batches_itself = False
 
     def __init__(
@@ -89,14 +98,15 @@ class ApiBackend:
             raise ConfigError("capability 'raw' and template go together; give both, or neither")
         self._request = dict(request or {})
         require_free(self._request)
-        self._provider = _provider(client, model, limit_field, stream_usage)
+        self._provider = provider_of(client, model, limit_field, stream_usage)
         if capability == "raw" and self._provider.name != "openai":
             raise ConfigError("capability 'raw' needs a completions endpoint, which Anthropic does not have")
         self.capability, self._between = capability, between
         self._raw = None if template is None else RawPrompts(template)
         self._greedy = {"temperature": 0.0} if (self._provider.greedy if greedy is None else greedy) else {}
         self._spending = Spending(prices)
-        self._model, self._tried, self._handle = model, False, AnswerHandle()
+        self.capabilities = _CAN | ({Capability.TOKEN_TEXTS} if self._provider.tells_tokens else set())
+        self._model, self._tried, self._handle = model, set[Capability](), AnswerHandle()
         self.template = cast("ChatTemplate", ConversationTemplate())
 
     @property
@@ -146,46 +156,37 @@ class ApiBackend:
     # -- checks --------------------------------------------------------------------------------------------------------
 
     def prove(self, needs: frozenset[Capability], reads: Sequence[Read]) -> None:
-        """Make a trial check, once, unless the detector does not look ahead; find the capability if it is `auto`.
+        """Make a trial check, once, if the detector asks for fresh turns; find the capability if it is `auto`.
 
         Raises:
-            CapabilityError: No fresh turn can be asked for; the message has the reason and the remedy.
+            CapabilityError: No fresh turn can be asked for, or it comes without the log-probabilities that the detector
+                needs; the message has the reason and the remedy.
             ProviderError: A request failed.
         """
-        if self._tried or Capability.LOOK_AHEAD not in needs:
-            return
+        wanted = needs & {Capability.LOOK_AHEAD, Capability.TOKEN_TEXTS}
         try:
-            if self.capability == "auto":
-                self.capability = find_shape(self._trial, self._prompt_tokens)
-            else:
-                self._try_named()
+            if wanted and not self._tried:
+                if self.capability == "auto":
+                    self.capability = find_shape(self._trial, self._prompt_tokens)
+                else:
+                    try_named(cast("Shape", self.capability), self._trial)
+                self._tried.add(Capability.LOOK_AHEAD)
+            if Capability.TOKEN_TEXTS in wanted - self._tried:
+                require_tokens(lambda: self.first_tokens(conversation(), CUT, "trials"))
         except CheckError as error:
             raise CapabilityError(f"the trial check failed: {error}") from error
-        self._tried = True
-
-    def _try_named(self) -> None:
-        named = cast("Shape", self.capability)
-        try:
-            reply = self._trial(named)
-        except RequestRejected as error:
-            raise CapabilityError(f"capability {named!r} does not work: {error}; name another, or 'auto'") from error
-        require_reply(reply)
-        if named == "closes" and judge(reply) == "continued":
-            logger.warning("capability 'closes' was named, but a cut answer was continued with %r", reply[:40])
+        self._tried |= wanted
 
     def _trial(self, shape: Shape) -> str:
         return self._fresh_turn(shape, conversation(), CUT, TRIAL_TOKENS, "trials")
 
     def _prompt_tokens(self, turns: tuple[ChatTurn, ...]) -> int | None:
         """How many prompt tokens a conversation has by the provider's usage; None if it is not told."""
-        self._handle.require_wanted()
-        self._spending.begin("trials")
         try:
-            reply = self._provider.reply(ApiRequest(turns, 1, None, {**self._request, **self._greedy}))
+            count = self._reply("closes", turns, "", 1, "trials", None).count
         except RequestRejected:  # e.g. a limit of one token
             return None
-        self._spending.told("trials", reply.count)
-        return None if reply.count is None else reply.count.prompt
+        return None if count is None else count.prompt
 
     def fresh_turn(
         self,
@@ -209,9 +210,27 @@ class ApiBackend:
             ProviderError: The request failed.
             CheckError: The reply has no text although its tokens are spent, or the capability is not known yet.
         """
+        return self._fresh_turn(self._shape(), history, partial, max_tokens, purpose, spending)
+
+    def first_tokens(
+        self, history: tuple[ChatTurn, ...], partial: str, purpose: Purpose, *, spending: Spending | None = None
+    ) -> TokenTexts:
+        """The most probable first tokens of a fresh assistant turn; see `fresh_turn`, whose errors it raises.
+
+        CheckError as well if the reply comes without log-probabilities.
+        """
+        reply = self._reply(self._shape(), history, partial, PLACES, purpose, spending, TOP)
+        if reply.ended.reason == "refused":
+            return {refusal_of_provider(reply.ended.word): 0.0}
+        if reply.tokens is None:
+            raise CheckError(NO_LOGPROBS)
+        reply.require_words(PLACES)
+        return first_visible(reply.tokens)
+
+    def _shape(self) -> Shape:
         if self.capability == "auto":
             raise CheckError("the capability is not known yet; call prove() before the first check")
-        return self._fresh_turn(cast("Shape", self.capability), history, partial, max_tokens, purpose, spending)
+        return cast("Shape", self.capability)
 
     def _fresh_turn(
         self,
@@ -222,6 +241,22 @@ class ApiBackend:
         purpose: Purpose,
         spending: Spending | None = None,
     ) -> str:
+        reply = self._reply(shape, history, partial, max_tokens, purpose, spending)
+        if reply.ended.reason == "refused":
+            return refusal_of_provider(reply.ended.word)
+        reply.require_words(max_tokens)
+        return reply.text if reply.count is None else WrittenText(reply.text, reply.count.completion)
+
+    def _reply(
+        self,
+        shape: Shape,
+        history: tuple[ChatTurn, ...],
+        partial: str,
+        max_tokens: int,
+        purpose: Purpose,
+        spending: Spending | None,
+        top_logprobs: int = 0,
+    ) -> ApiReply:
         self._handle.require_wanted()
         if self._raw is not None:
             ids, turns = self._raw.of_check(history, partial), ()
@@ -232,16 +267,10 @@ class ApiBackend:
                 turns += (ChatTurn("user", self._between),) if shape == "between" else ()
         spending = spending or self._spending
         spending.begin(purpose)
-        reply = self._provider.reply(ApiRequest(turns, max_tokens, ids, {**self._request, **self._greedy}))
+        options = {**self._request, **self._greedy}
+        reply = self._provider.reply(ApiRequest(turns, max_tokens, ids, options, top_logprobs=top_logprobs))
         spending.told(purpose, reply.count)
-        if reply.ended.reason == "refused":
-            return refusal_of_provider(reply.ended.word)
-        if reply.ended.reason == "length" and not reply.text.strip():
-            raise CheckError(
-                f"a look-ahead of {max_tokens} tokens has no text: the model spent them on thoughts; switch these off "
-                "with request=, or give Rethink more max_new_tokens"
-            )
-        return reply.text
+        return reply
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -279,7 +308,7 @@ class ApiBackend:
         self._provider.require_turns(turns)
         seeded = {} if seed is None or self._provider.seed is None else {self._provider.seed: seed}
         ids = None if self._raw is None else self._raw.of_answer(turns, begun)
-        ask = ApiRequest(() if ids else turns, limit, ids, {**self._request, **seeded, **options}, self._handle)
+        ask = ApiRequest(() if ids else turns, limit, ids, {**self._request, **seeded, **options}, handle=self._handle)
         spending = self._spending.of_an_answer()
         return StreamedRow(turns, self._stream(ask, spending), limit, spending, text=begun, depth=prompt.prefill)
 
@@ -310,37 +339,3 @@ class ApiBackend:
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """The text of pieces; ConfigError for bare numbers."""
         return text_of(token_ids)
-
-    # -- what an API does not have -------------------------------------------------------------------------------------
-
-    def check_site(self, site: Site) -> None:
-        """UnsupportedModel: an API has no hidden states."""
-        raise UnsupportedModel(f"site {site} cannot be read over an API; use Rethink()")
-
-    def read_batch(
-        self,
-        answers: Sequence[FinishedAnswer],
-        sites: Sequence[Site],
-        *,
-        tokens: Sequence[int],
-        suffix: Sequence[int] | None = None,
-    ) -> Any:
-        """CapabilityError: an API has no hidden states."""
-        raise CapabilityError("an API gives no hidden states; use Rethink()")
-
-    def first_token_ids(self, texts: Sequence[str]) -> list[int]:
-        """CapabilityError: the provider's tokens are not known."""
-        raise CapabilityError("an API's tokens are not known; use Rethink(mode='look-ahead')")
-
-
-def _provider(client: Any, model: str, limit_field: str | None, stream_usage: bool) -> Provider:
-    """The provider of a client, by the package that the client is of."""
-    kinds = {each.__module__.partition(".")[0] for each in type(client).__mro__}
-    name = type(client).__name__
-    if not isinstance(model, str) or not model:
-        raise ConfigError(f"model is {model!r}; give its name")
-    if kinds & {"openai", "anthropic"} and not any(each.__name__.startswith("Async") for each in type(client).__mro__):
-        if "openai" in kinds:
-            return OpenAIClient(client, model, limit_field=limit_field, stream_usage=stream_usage)
-        return AnthropicClient(client, model)
-    raise ConfigError(f"client is a {name}; give an openai.OpenAI or an anthropic.Anthropic (not an async one)")

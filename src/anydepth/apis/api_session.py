@@ -1,15 +1,18 @@
 """Answers under way over an API: streams, and look-aheads behind what they have given so far."""
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from anydepth.apis.answer_handle import AnswerHandle
 from anydepth.apis.provider import ChatTurn, Ended, Streamed
-from anydepth.apis.spending import Purpose, Spending, TokenCount
-from anydepth.apis.text_pieces import Piece
+from anydepth.apis.spending import Purpose, Spending
+from anydepth.apis.text_pieces import PLAIN, Piece
+from anydepth.backends.conversed import Conversed
 from anydepth.backends.protocol import CheckPoint, Read
 from anydepth.errors import CapabilityError, ProviderError
+from anydepth.prices import TokenCount
 from anydepth.types import Decoded
 
 
@@ -28,6 +31,12 @@ class FreshTurns(Protocol):
         """The text of a fresh assistant turn behind the partial answer; what it used goes to `spending`."""
         ...
 
+    def first_tokens(
+        self, history: tuple[ChatTurn, ...], partial: str, purpose: Purpose, *, spending: Spending | None = None
+    ) -> Mapping[str, float]:
+        """The log-probabilities of the most probable first tokens of such a turn, by their texts."""
+        ...
+
 
 @dataclass(slots=True)
 class StreamedRow:
@@ -44,6 +53,7 @@ class StreamedRow:
         over: True once there is nothing more to give.
         refused: The provider's word for its own refusal, where that ended the answer.
         last: Text and length of the last look-ahead, and what it found.
+        last_tokens: Text of the last first tokens that were asked for, and these.
     """
 
     history: tuple[ChatTurn, ...]
@@ -56,6 +66,18 @@ class StreamedRow:
     over: bool = False
     refused: str | None = None
     last: tuple[str, int, str] | None = None
+    last_tokens: tuple[str, Mapping[str, float]] | None = None
+
+    def conversed(self, depth: int) -> Conversed:
+        """The conversation at depth 0 or at the row's own; a plain text is taken for a message of the user."""
+        said = [{"role": "user" if each.role == PLAIN else each.role, "content": each.text} for each in self.history]
+        return Conversed(tuple(said), self.text_at(depth))
+
+    def text_at(self, depth: int) -> str:
+        """The answer at depth 0 or at the row's own; ValueError for another depth."""
+        if depth not in (0, self.depth):
+            raise ValueError(f"a row is at depth {self.depth}; it cannot be read at depth {depth}")
+        return self.text if depth else ""
 
     def close(self) -> None:
         """Give the rest of the stream up."""
@@ -115,6 +137,21 @@ class ApiSession:
         """CapabilityError: an API does not give the probabilities of all tokens."""
         raise CapabilityError("an API does not give the probabilities of all tokens; use Rethink(mode='look-ahead')")
 
+    def next_token_texts(self, points: Sequence[CheckPoint]) -> list[Mapping[str, float]]:
+        """The most probable first tokens of a fresh turn behind each row; see `Session.next_token_texts`.
+
+        An answer that the provider ended itself needs no request: its refusal is the one token.
+
+        Raises:
+            ProviderError: A request failed.
+            CheckError: A reply comes without log-probabilities, or spent its tokens on thoughts.
+        """
+        return [self._first_tokens(self._rows[point.row], point.depth) for point in points]
+
+    def conversations(self, points: Sequence[CheckPoint]) -> list[Conversed]:
+        """The messages and the answer so far of each point, as text."""
+        return [self._rows[point.row].conversed(point.depth) for point in points]
+
     def usage(self, row: int) -> dict[str, Any]:
         """What the answer of a row has used so far, `answers` (its stream) and `checks`: see `ApiBackend.report`."""
         record = self._rows[row].spending.record()
@@ -155,19 +192,34 @@ class ApiSession:
         raise ProviderError("a stream ended without its end; ask again")
 
     def _look_ahead(self, row: StreamedRow, depth: int, max_new_tokens: int) -> str:
-        if depth not in (0, row.depth):
-            raise ValueError(f"a row is at depth {row.depth}; it cannot be read at depth {depth}")
+        text = row.text_at(depth)
         if row.refused is not None:
             return refusal_of_provider(row.refused)
-        text = row.text if depth else ""
-        if row.last is None or row.last[:2] != (text, max_new_tokens):
-            row.last = (text, max_new_tokens, self._asked(row, text, max_new_tokens))
+        if row.last is not None and row.last[:2] == (text, max_new_tokens):
+            return str(row.last[2])  # its tokens were counted with the check before
+        row.last = (text, max_new_tokens, self._asked(row, text, max_new_tokens))
         return row.last[2]
 
+    def _first_tokens(self, row: StreamedRow, depth: int) -> Mapping[str, float]:
+        text = row.text_at(depth)
+        if row.refused is not None:
+            return {refusal_of_provider(row.refused): 0.0}
+        if row.last_tokens is None or row.last_tokens[0] != text:
+            with self._told():
+                found = self._backend.first_tokens(row.history, text, "checks", spending=row.spending)
+            row.last_tokens = (text, found)
+        return row.last_tokens[1]
+
     def _asked(self, row: StreamedRow, text: str, max_new_tokens: int) -> str:
+        with self._told():
+            return self._backend.fresh_turn(row.history, text, max_new_tokens, "checks", spending=row.spending)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell the handle if the provider is to blame for a check that fails."""
         self._handle.failure = None
         try:
-            return self._backend.fresh_turn(row.history, text, max_new_tokens, "checks", spending=row.spending)
+            yield
         except ProviderError as error:
             self._handle.failure = error
             raise

@@ -4,10 +4,12 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from anydepth.apis.provider import ApiReply, ApiRequest, ChatTurn, Ended, Streamed, ended_by, no_tools, told_as_ours
-from anydepth.apis.spending import TokenCount
+from anydepth.apis.provider import ApiReply, ApiRequest, ChatTurn, Ended, Streamed, ended_by, no_tools
+from anydepth.apis.token_texts import told_tokens
 from anydepth.errors import ConfigError, ProviderError
 from anydepth.extras import require
+from anydepth.prices import TokenCount
+from anydepth.provider_errors import told_as_ours
 
 _WORDS: Mapping[str, Literal["stop", "length", "refused"]] = {
     "stop": "stop",
@@ -33,6 +35,7 @@ class OpenAIClient:
     options = frozenset({"temperature", "top_p", "stop", "frequency_penalty", "presence_penalty"})
     seed: str | None = "seed"
     greedy = True
+    tells_tokens = True
 
     def __init__(self, client: Any, model: str, *, limit_field: str | None = None, stream_usage: bool = True) -> None:
         if limit_field not in (None, *_LIMITS):
@@ -76,13 +79,15 @@ class OpenAIClient:
         part = choice if ask.ids is not None else choice.message
         self._without_tools(part)
         ended = self._ended(choice.finish_reason, getattr(part, "refusal", None) or "")
-        return ApiReply(_text(part), ended, _count(found))
+        return ApiReply(_text(part), ended, _count(found), told_tokens(choice) if ask.top_logprobs else None)
 
     def _create(self, ask: ApiRequest, **streaming: Any) -> Any:
         fields = {"model": self._model, self._limit: ask.max_tokens, **ask.options, **streaming}
         if ask.ids is not None:
             fields["max_tokens"] = fields.pop(self._limit)  # the only name that completions have for it
+            fields |= {"logprobs": ask.top_logprobs} if ask.top_logprobs else {}
             return self._client.completions.create(prompt=list(ask.ids), **fields)
+        fields |= {"logprobs": True, "top_logprobs": ask.top_logprobs} if ask.top_logprobs else {}
         messages = [{"role": turn.role, "content": turn.text} for turn in ask.turns]
         return self._client.chat.completions.create(messages=messages, **fields)
 

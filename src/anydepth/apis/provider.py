@@ -1,15 +1,12 @@
-"""What the client of a provider must do for the guard, and how its failures are told."""
+"""What the client of a provider must do for the guard."""
 
-import contextlib
-import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from anydepth.apis.answer_handle import AnswerHandle
-from anydepth.apis.spending import TokenCount
-from anydepth.errors import ConfigError, ProviderError
+from anydepth.errors import CheckError, ConfigError, ProviderError
+from anydepth.prices import TokenCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +26,8 @@ class ApiRequest:
         max_tokens: The provider's tokens to write at most.
         ids: A rendered prompt as token ids, for a completions endpoint; None asks the chat endpoint.
         options: Further fields of the request.
+        top_logprobs: For how many of the most probable tokens, at each place, the log-probabilities are asked for; 0
+            asks for none. Only where `Provider.tells_tokens`.
         handle: Ends the request from another thread.
     """
 
@@ -36,6 +35,7 @@ class ApiRequest:
     max_tokens: int
     ids: tuple[int, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    top_logprobs: int = 0
     handle: AnswerHandle = field(default_factory=AnswerHandle)
 
 
@@ -52,13 +52,33 @@ class Ended:
     word: str
 
 
+TokenTexts = Mapping[str, float]
+"""The most probable tokens at one place: text -> log-probability."""
+
+
 @dataclass(frozen=True, slots=True)
 class ApiReply:
-    """A whole reply: its text, how it ended, and what it used if the provider says so."""
+    """A whole reply.
+
+    Attributes:
+        text: Its text.
+        ended: How it ended.
+        count: What it used, if the provider says so.
+        tokens: The most probable tokens at each of its places, if they were asked for and are told; else None.
+    """
 
     text: str
     ended: Ended
     count: TokenCount | None
+    tokens: tuple[TokenTexts, ...] | None = None
+
+    def require_words(self, max_tokens: int) -> None:
+        """CheckError if all of `max_tokens` were spent, and none of them on the text."""
+        if self.ended.reason == "length" and not self.text.strip():
+            raise CheckError(
+                f"a look-ahead of {max_tokens} tokens has no text: the model spent them on thoughts; switch these off "
+                "with request=, or give Rethink more max_new_tokens"
+            )
 
 
 Streamed = Iterator[str | TokenCount | Ended]
@@ -74,6 +94,7 @@ class Provider(Protocol):
         options: The sampling options of an answer that are passed on.
         seed: Name of the option for a seed; None if the provider takes none.
         greedy: Whether its models take a temperature of 0 as a rule.
+        tells_tokens: Whether its form has log-probabilities of tokens.
     """
 
     name: str
@@ -81,6 +102,7 @@ class Provider(Protocol):
     options: frozenset[str]
     seed: str | None
     greedy: bool
+    tells_tokens: bool
 
     def stream(self, ask: ApiRequest) -> Streamed:
         """Ask for a stream. A stream that breaks off raises ProviderError; closing the iterator closes the stream."""
@@ -93,71 +115,6 @@ class Provider(Protocol):
     def require_turns(self, turns: tuple[ChatTurn, ...]) -> None:
         """PromptError if the provider cannot take such a conversation."""
         ...
-
-
-class RequestRejected(ProviderError):
-    """The provider answered with HTTP 400 or 422: it does not take a request of this form."""
-
-
-class KeyRefused(ProviderError):
-    """The provider answered with HTTP 401 or 403: it does not take the API key, or not for this model."""
-
-
-class ProviderTimeout(ProviderError):
-    """The provider was silent for longer than the client waits."""
-
-
-class ProviderBusy(ProviderError):
-    """The provider answered with HTTP 429, after the client's retries.
-
-    Attributes:
-        retry_after: Seconds after which to ask again, by the provider's word; None if it gave none.
-    """
-
-    def __init__(self, message: str, retry_after: int | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-@contextlib.contextmanager
-def told_as_ours(who: str, sdk: Any) -> Iterator[None]:
-    """Raise what the client `sdk` (a module) and its HTTP library raise as ProviderError, or a kind of it."""
-    try:
-        yield
-    except (sdk.BadRequestError, sdk.UnprocessableEntityError) as error:
-        raise RequestRejected(f"{who} does not accept the request: {error}") from error
-    except (sdk.AuthenticationError, sdk.PermissionDeniedError) as error:  # its text may quote the key
-        raise KeyRefused(
-            f"{who} failed with HTTP {error.status_code}: it refuses the API key; give one that it takes for this model"
-        ) from error
-    except sdk.RateLimitError as error:
-        wait = error.response.headers.get("retry-after", "")
-        raise ProviderBusy(
-            f"{who} failed with {type(error).__name__}: {error}", int(wait) if wait.isdecimal() else None
-        ) from error
-    except sdk.NotFoundError as error:
-        raise ProviderError(
-            f"{who} failed with {type(error).__name__}: {error}; look at the model's name and the address, which ends "
-            "with /v1 in OpenAI's form as a rule"
-        ) from error
-    except (*_failures(sdk), json.JSONDecodeError) as error:
-        kind = ProviderTimeout if isinstance(error, _timeouts(sdk)) else ProviderError
-        raise kind(f"{who} failed with {type(error).__name__}: {error}") from error
-
-
-def _libraries() -> list[Any]:
-    """The HTTP libraries that a client may be built on."""
-    return [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
-
-
-def _failures(sdk: Any) -> tuple[type[Exception], ...]:
-    """The bases of the errors of a client and of its HTTP library."""
-    base = getattr(sdk, "OpenAIError", None) or sdk.AnthropicError
-    return base, *(library.HTTPError for library in _libraries())
-
-
-def _timeouts(sdk: Any) -> tuple[type[Exception], ...]:
-    return sdk.APITimeoutError, *(library.TimeoutException for library in _libraries())
 
 
 def ended_by(words: Mapping[str, Literal["stop", "length", "refused"]], word: str | None, who: str) -> Ended:

@@ -4,12 +4,17 @@ Its reply to an answer that is cut off says something, and the number of prompt 
 assistant message that is closed, and a new turn behind it, take tokens of the chat template besides the text's.
 """
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
-from anydepth.apis.provider import ChatTurn, RequestRejected
+from anydepth.apis.provider import ChatTurn
+from anydepth.apis.token_texts import NO_LOGPROBS
 from anydepth.errors import CapabilityError
+from anydepth.provider_errors import RequestRejected
+
+logger = logging.getLogger(__name__)
 
 Shape = Literal["closes", "between", "raw"]
 """How a fresh assistant turn is asked for; see `ApiBackend`."""
@@ -119,6 +124,22 @@ def find_shape(reply_as: Callable[[Shape], str], prompt_tokens: Callable[[tuple[
     )
 
 
+def try_named(named: Shape, reply_as: Callable[[Shape], str]) -> None:
+    """Try a shape that the operator has named; that `closes` continues the cut answer is logged as a warning.
+
+    Raises:
+        CapabilityError: It is rejected, or the reply is empty.
+        ProviderError: The request failed.
+    """
+    try:
+        reply = reply_as(named)
+    except RequestRejected as error:
+        raise CapabilityError(f"capability {named!r} does not work: {error}; name another, or 'auto'") from error
+    require_reply(reply)
+    if named == "closes" and judge(reply) == "continued":
+        logger.warning("capability 'closes' was named, but a cut answer was continued with %r", reply[:40])
+
+
 def _between(reply_as: Callable[[Shape], str], rejected: RequestRejected) -> Shape:
     try:
         reply = reply_as("between")
@@ -129,6 +150,20 @@ def _between(reply_as: Callable[[Shape], str], rejected: RequestRejected) -> Sha
         ) from rejected
     require_reply(reply)
     return "between"
+
+
+def require_tokens(ask: Callable[[], Mapping[str, float]]) -> None:
+    """Ask for the first tokens of a fresh turn; CapabilityError if they come without log-probabilities.
+
+    Args:
+        ask: Asks, and returns what the provider tells of the first token; CheckError if it tells nothing.
+    """
+    try:
+        found = ask()
+    except RequestRejected as rejected:
+        raise CapabilityError(f"{NO_LOGPROBS}: it rejects the request ({rejected})") from rejected
+    if not found:
+        raise CapabilityError(NO_LOGPROBS)
 
 
 def require_reply(reply: str) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from anydepth.audit.trail import Audit, AuditError
 from anydepth.config import GuardConfig
 from anydepth.policy import policy_record
 from anydepth.templates.template import Prompt
-from anydepth.types import Answer, CheckResult, Released, ScanResult, Verdict
+from anydepth.types import Answer, CheckResult, Released, ScanResult, Verdict, stages_in
 from anydepth.types import json_number as number
 
 VERSION = 1
@@ -21,6 +21,8 @@ def check_record(check: CheckResult) -> dict[str, Any]:
     record: dict[str, Any] = {"depth": check.depth, "score": number(check.score), "statistic": number(check.statistic)}
     if check.error is not None:
         record["error"] = error_kind(check.error)
+    if check.stages:
+        record["stage"] = check.stages[-1].name  # the one that decided, or failed
     return record
 
 
@@ -52,7 +54,14 @@ def scan_record(scan: ScanResult, prompt: Prompt, guard: GuardConfig, **facts: A
         "verdict": verdict_record(scan.verdict),
         "method": scan.method,
         "checks": [check_record(check) for check in scan.checks],
+        **_stages(scan.checks),
     }
+
+
+def _stages(checks: Sequence[CheckResult]) -> dict[str, Any]:
+    """The field with what the stages of a cascade did and used in these checks; none for other detectors."""
+    found = stages_in(checks)
+    return {} if found is None else {"stages": found}
 
 
 @dataclass(slots=True)
@@ -91,6 +100,7 @@ class Account:
     text: list[str] = field(default_factory=list)
     depth: int = 0
     closed: bool = False
+    _seen: list[CheckResult] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _zero: float = field(default_factory=time.monotonic)
 
@@ -104,6 +114,7 @@ class Account:
     def checked(self, check: CheckResult) -> None:
         """Note a check."""
         self.checks.append({**check_record(check), "time": self._now()})
+        self._seen.append(check)
 
     def released(self, event: Released) -> None:
         """Write down that these tokens leave; AuditError if that cannot be, and then they must not."""
@@ -196,6 +207,7 @@ class Account:
             "prefill_tokens": self.prompt.prefill,
             **facts,
             "checks": list(self.checks),
+            **_stages(tuple(self._seen)),
         }
         if self.messages is not None:
             record |= {"messages": self.messages, "text": "".join(self.text)}

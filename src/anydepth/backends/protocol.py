@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from anydepth.backends.conversed import Conversed
 from anydepth.errors import CapabilityError, ConfigError, UnsupportedModel
 from anydepth.templates.header import CONTENT as CONTENT
 from anydepth.templates.header import WHOLE as WHOLE
@@ -24,6 +25,8 @@ class Capability(StrEnum):
     LOOK_AHEAD = "look-ahead"
     NEXT_TOKEN = "next-token probabilities"
     EMBEDDINGS = "trained Safety Tokens"
+    CONVERSATION = "the conversation as text"
+    TOKEN_TEXTS = "probabilities of next tokens by their texts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +208,7 @@ class Session(Protocol):
     ) -> list[str]:
         """Greedy text (at most `max_new_tokens`) that the model writes after the header, on a fork.
 
-        Stops a row as soon as `decided(text)` is true.
+        Stops a row as soon as `decided(text)` is true. A `WrittenText` tells how many tokens its text took.
         """
         ...
 
@@ -213,8 +216,20 @@ class Session(Protocol):
         """Log-probabilities of the token after the whole header: float32 `[len(points), vocab_size]`."""
         ...
 
+    def conversations(self, points: Sequence[CheckPoint]) -> list[Conversed]:
+        """The messages and the answer so far of each point, as text."""
+        ...
+
     def close(self) -> None:
         """Free the cache."""
+        ...
+
+
+class TokenTextSession(Session, Protocol):
+    """A session of a backend with `Capability.TOKEN_TEXTS`."""
+
+    def next_token_texts(self, points: Sequence[CheckPoint]) -> Sequence[Mapping[str, float]]:
+        """The most probable tokens after the whole header of each point: text -> log-probability."""
         ...
 
 

@@ -76,7 +76,7 @@ def generate(
     opening = _prefill(prefill, prefill_file)
     sampling = _sampling(temperature, top_p)
     options = guarding.options(release=release, on_error=on_error, refusal=refusal, check_prefill=check_prefill)
-    guard = load.open_guard(loading.of(model), options)
+    guard = load.open_guard(loading.of(model), options, options.external_options())
     arguments = {"prefill": opening, "max_new_tokens": max_new_tokens, "seed": seed, **sampling}
     answer = guard.generate(messages, **arguments) if as_json else _streaming(guard, messages, arguments)
     if as_json:

@@ -1,7 +1,7 @@
 """Open what a command works on; the one place where the command line reaches the heavy modules."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -54,8 +54,8 @@ def _loading(model: str) -> Iterator[None]:
         yield
 
 
-def open_guard(model: ModelOptions, choice: "GuardChoice") -> "Guard":
-    """Load a model with the guard on that the command line or guard.toml chooses."""
+def open_guard(model: ModelOptions, choice: "GuardChoice", external: "Mapping[str, Any] | None" = None) -> "Guard":
+    """Load a model with the guard on that the command line or guard.toml chooses; `external` is its external guard."""
     with _loading(model.model):
         from anydepth.backends.transformers import load
         from anydepth.guard import Guard, shipped_probe
@@ -64,21 +64,21 @@ def open_guard(model: ModelOptions, choice: "GuardChoice") -> "Guard":
         if model.engine == "vllm":
             guard = Guard.from_backend(*_open_vllm_with_probe(model, choice), **given)
         else:
-            detector = _named(choice)  # before the model: a bad file is found in milliseconds
+            detector = _named(choice, external)  # before the model: a bad file is found in milliseconds
             backend = load(model.model, **model_arguments(model))
             if detector is None:
-                detector = detector_over(shipped_probe(backend), choice.detector, choice.band)
+                detector = detector_over(shipped_probe(backend), choice.detector, choice.band, external)
             guard = Guard.from_backend(backend, detector, **given)
         if choice.threshold is None or given["policy"] is not None:
             return guard
         return guard.with_options(policy=with_threshold(guard.policy, choice.threshold))
 
 
-def _named(choice: "GuardChoice") -> "Detector | None":
+def _named(choice: "GuardChoice", external: "Mapping[str, Any] | None") -> "Detector | None":
     """The detector that is chosen, as far as no model is needed to find it."""
     if choice.probe is None:
         return detector_named(choice.detector)
-    return detector_over(LinearProbe.load(choice.probe), choice.detector, choice.band)
+    return detector_over(LinearProbe.load(choice.probe), choice.detector, choice.band, external)
 
 
 def open_backend(model: ModelOptions) -> "TransformersBackend":

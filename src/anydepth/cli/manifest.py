@@ -24,6 +24,8 @@ def asked_settings(model: ModelOptions, guard: GuardOptions) -> Settings:
     """What the options say, by name: known before the model is loaded."""
     found = {**asdict(model), **asdict(guard)}
     found["template_kwargs"] = found["template_kwargs"] or None  # as in manifests of before there were any
+    if found["external"] is None:
+        del found["external"]  # the same
     if model.adapter is not None and Path(model.adapter).is_dir():
         found["adapter"] = _digest_of_files(sorted(Path(model.adapter).glob("adapter_*")))
     return {

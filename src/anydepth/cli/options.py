@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from anydepth.config import OVER_PROBE, check_detector_name, guard_config
+from anydepth.config import OVER_PROBE, check_detector_name, external_named, guard_config
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Every
@@ -40,6 +40,15 @@ Detector = Annotated[
         help="How a check is read: `probe` (a linear probe on a hidden state), `rethink` (look ahead for a refusal), "
         "`rethink-score` (how likely a refusal is, one forward pass), `cascade` (the probe, and where it is unsure a "
         "second detector, as `anydepth calibrate --cascade` has set them), or `package.module:class` of your own.",
+    ),
+]
+External = Annotated[
+    str | None,
+    guard(
+        "--external",
+        metavar="[FORM:]MODEL@URL",
+        help="A guard model behind an OpenAI-compatible endpoint, which a cascade asks where it is still unsure. FORM: "
+        "`question`, `turns`, `moderations`, or by the model's name. Its key: OPENAI_API_KEY, for api.openai.com only.",
     ),
 ]
 PolicyOption = Annotated[
@@ -189,10 +198,12 @@ class Guarding:
     policy: PolicyOption = None
     threshold: Threshold = None
     interval: Interval = None
+    external: External = None
 
     def options(self, **more: Any) -> "GuardOptions":
         """The `GuardOptions` of these and `more`; ConfigError if they do not go together."""
-        return GuardOptions(self.probe, self.detector, self.policy, self.threshold, self.interval, **more)
+        given = (self.probe, self.detector, self.policy, self.threshold, self.interval, self.external)
+        return GuardOptions(*given, **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +224,11 @@ class GuardOptions(Guarding):
             )
         if self.probe is not None and not self.probe.exists():
             raise ConfigError(f"--probe {self.probe}: there is no such file or probe folder")
+        if self.external is not None and self.detector != "cascade":
+            raise ConfigError(
+                f"--external {self.external} goes with --detector cascade, not with {self.detector}; drop one"
+            )
+        self.external_options()
         if self.threshold is not None and self.policy is None:
             policy_from({"name": "cusum", "threshold": self.threshold})  # refuses what no policy takes
         guard_config(self.guard_options())
@@ -221,6 +237,10 @@ class GuardOptions(Guarding):
     def band(self) -> None:
         """None: on the command line a cascade has the band that its probe was calibrated for."""
         return None
+
+    def external_options(self) -> dict[str, Any] | None:
+        """The arguments of an `ExternalGuard`; None if there is none."""
+        return None if self.external is None else external_named(self.external)
 
     def guard_options(self) -> dict[str, Any]:
         """Return the options of the guard by their names in `GuardConfig`; None where the command line says nothing."""

@@ -168,6 +168,7 @@ def answer_record(answer: Answer) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens,
         "prefill_tokens": answer.prefill_tokens,
         "generated_tokens": answer.generated_tokens,
+        **({} if (stages := answer.stages) is None else {"stages": stages}),
     }
 
 

@@ -8,6 +8,7 @@ import typer
 from anydepth.cli import options as opt
 from anydepth.cli.output import err
 from anydepth.cli.server_settings import http, merged, with_policy
+from anydepth.config import external_named
 from anydepth.errors import ConfigError
 from anydepth.extras import require
 from anydepth.types import OnError, ReleaseMode
@@ -59,6 +60,7 @@ def proxy(
     port: Annotated[int | None, http("--port", min=0, max=65535, help="Default: 8000.")] = None,
     name: Annotated[str | None, http("--name", help="Name of the model that clients use.")] = None,
     live: Annotated[int | None, http("--live", min=1, help="Answers at the same time. Default: 16.")] = None,
+    external: opt.External = None,
     policy: opt.PolicyOption = None,
     threshold: opt.Threshold = None,
     interval: opt.Interval = None,
@@ -79,7 +81,11 @@ def proxy(
             "url": upstream, "model": model, "name": name, "api": api, "capability": capability, "tokenizer": tokenizer,
             "key_env": key_env, "key_file": None if key_file is None else str(key_file),
         },
-        "guard": {"interval": interval, "release": release, "on_error": on_error, "refusal": refusal},
+        "guard": {
+            "detector": None if external is None else "cascade", "interval": interval, "release": release,
+            "on_error": on_error, "refusal": refusal,
+        },
+        "external": {} if external is None else external_named(external),
         "limits": {"live": live},
         "http": {"host": host, "port": port},
     }  # fmt: skip

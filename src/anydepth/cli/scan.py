@@ -98,7 +98,7 @@ def _begun(journal: Journal, model: opt.ModelOptions, options: opt.GuardOptions)
     journal.check(asked)
     if journal.rows:
         err.print(f"{journal.path} holds {plural(len(journal.rows), 'record')}, going on", markup=False, soft_wrap=True)
-    guard = load.open_guard(model, options)
+    guard = load.open_guard(model, options, options.external_options())
     settings = {**asked, **loaded_settings(guard)}
     journal.begin(settings)
     return _Run(guard, journal, digest_of(settings))

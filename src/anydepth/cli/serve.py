@@ -9,6 +9,7 @@ import typer
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.server_settings import http, merged, with_policy
+from anydepth.config import external_named
 from anydepth.errors import ConfigError
 from anydepth.extras import require
 from anydepth.policy import with_threshold
@@ -40,6 +41,7 @@ def serve(
     name: Annotated[str | None, http("--name", help="Name of the model that clients use.")] = None,
     probe: opt.Probe = None,
     detector: Annotated[str | None, opt.guard("--detector", help="Default: probe.")] = None,
+    external: opt.External = None,
     policy: opt.PolicyOption = None,
     threshold: opt.Threshold = None,
     interval: opt.Interval = None,
@@ -78,6 +80,7 @@ def serve(
             "refusal": refusal,
             "prefill": check_prefill,
         },
+        "external": {} if external is None else external_named(external),
         "http": {"host": host, "port": port},
     }  # fmt: skip
     if engine == "vllm":
@@ -137,7 +140,7 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
         model.path, model.adapter, model.dtype, model.device, model.revision, template_kwargs=model.template_kwargs,
         ride=model.ride,
     )  # fmt: skip
-    guard = load.open_guard(options, settings.guard)
+    guard = load.open_guard(options, settings.guard, settings.external.options())
     if threshold is not None and settings.guard.policy is None:
         guard = guard.with_options(policy=with_threshold(guard.policy, threshold))
     # what the model's generation config asks for and no guard can do would refuse every request: now, not then

@@ -14,8 +14,10 @@ from anydepth.detectors.detector import (
     require_capabilities,
     require_usable,
 )
+from anydepth.detectors.external_guard import ExternalGuard
 from anydepth.detectors.finished import score_finished
-from anydepth.detectors.named import detector_named, detector_over
+from anydepth.detectors.named import cascade_without_probe, detector_named, detector_over
+from anydepth.detectors.outside import OutsideDetector
 from anydepth.detectors.probe import LinearProbe, find_shipped
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.detectors.rethink import Rethink, calibrate_openers
@@ -23,14 +25,17 @@ from anydepth.detectors.rethink import Rethink, calibrate_openers
 __all__ = [
     "Cascade",
     "Detector",
+    "ExternalGuard",
     "LinearDetector",
     "LinearProbe",
+    "OutsideDetector",
     "ProbeCard",
     "RefusalMatcher",
     "Rethink",
     "StateDetector",
     "TextDetector",
     "calibrate_openers",
+    "cascade_without_probe",
     "check_states",
     "declares_reads",
     "detector_named",

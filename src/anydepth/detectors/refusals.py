@@ -62,6 +62,21 @@ class RefusalOpeners:
     ambiguous: tuple[str, ...]
     compliance: tuple[str, ...]
 
+    def begins_refusal(self, token: str) -> bool:
+        """True if the text of a token, the space before it left out, can begin clear openers and no others.
+
+        It is the beginning of a clear opener, or the whole of one and punctuation; and it is the beginning of none of
+        the others. A single letter says too little.
+        """
+        text = token.strip()
+        if not text or (len(text) == 1 and text.isascii()):
+            return False
+        if any(opener.startswith(text) for opener in (*self.ambiguous, *self.compliance)):
+            return False
+        whole = [text[len(opener) :] for opener in self.clear if text.startswith(opener)]
+        rest_is_no_word = any(not rest[:1].isalnum() for rest in whole)
+        return rest_is_no_word or any(opener.startswith(text) for opener in self.clear)
+
 
 class RefusalMatcher:
     """Decides whether the opening of a text is a refusal; one list of phrases a language, none a model.

@@ -110,9 +110,9 @@ class ChatTemplate:
         text = self._render(history, tools)
         ids = tuple(self._renderer.ids(text))
         if not opening:
-            return Prompt(ids)
+            return Prompt(ids, messages=tuple(history))
         extra = self._renderer.ids_after(text, self._layout.openers.continued(text, opening))
-        return Prompt(ids + extra, prefill=len(extra))
+        return Prompt(ids + extra, len(extra), tuple(history))
 
     def text(self, messages: str | Sequence[Message]) -> str:
         """Return the text that `prompt` tokenises for `messages`; see there."""

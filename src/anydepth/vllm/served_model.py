@@ -23,7 +23,9 @@ class ServedModel:
         TemplateError: There is no chat template.
     """
 
-    capabilities = frozenset(Capability)
+    capabilities = frozenset(
+        {Capability.HIDDEN_STATES, Capability.LOOK_AHEAD, Capability.NEXT_TOKEN, Capability.EMBEDDINGS}
+    )
 
     def __init__(self, config: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
         self._config = config

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import log
 from typing import Any
 
 from anydepth.apis.self_test import COUNTING
@@ -37,6 +38,7 @@ class Script:
         hangs_at: Number of the streamed piece at which the server falls silent until the client hangs up.
         gone: Set once a client has hung up in the middle of a stream.
         extra_deltas: Further deltas or blocks that each stream has before its text.
+        first: Probabilities of the first tokens of a check, a place each, by the answer so far; None tells none.
         requests: Path and body of every request.
     """
 
@@ -56,6 +58,7 @@ class Script:
     hangs_at: int | None = None
     gone: threading.Event = field(default_factory=threading.Event)
     extra_deltas: Sequence[dict[str, Any]] = ()
+    first: Callable[[str], Sequence[dict[str, float]] | None] = lambda partial: None
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -171,9 +174,10 @@ class _Chat:
         text = script.reply_to(body)
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": script.check_finish or "stop"}
-        return _envelope(
-            "chat.completion", [choice], {"usage": _usage(script.prompt_tokens(body), 7)} if script.usage else {}
-        )
+        if body.get("logprobs") and (places := script.first("" if is_trial(body) else partial_of(body))) is not None:
+            choice["logprobs"] = {"content": [_place(each, body["top_logprobs"]) for each in places], "refusal": None}
+        usage = {"usage": _usage(script.prompt_tokens(body), 7)} if script.usage else {}
+        return _envelope("chat.completion", [choice], usage)
 
     @staticmethod
     def delta(content: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +209,15 @@ class _Completions(_Chat):
     @staticmethod
     def whole(script: Script, body: dict[str, Any]) -> dict[str, Any]:
         text = script.look_ahead(body["prompt"])
-        choice = {"index": 0, "text": text, "finish_reason": script.check_finish or "stop"}
+        choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": script.check_finish or "stop"}
+        if body.get("logprobs") and (places := script.first(body["prompt"])) is not None:
+            written = [max(each, key=each.__getitem__) for each in places]
+            choice["logprobs"] = {
+                "tokens": written,
+                "token_logprobs": [log(each[token]) for each, token in zip(places, written, strict=True)],
+                "top_logprobs": [{token: log(value) for token, value in each.items()} for each in places],
+                "text_offset": [0] * len(places),
+            }
         return _envelope("text_completion", [choice], {"usage": _usage(100, 7)})
 
     @staticmethod
@@ -242,6 +254,13 @@ class _Anthropic:
         delta = {"stop_reason": script.finish or "end_turn", "stop_sequence": None}
         yield _named("message_delta", delta=delta, usage={"output_tokens": 9})
         yield _named("message_stop")
+
+
+def _place(tokens: dict[str, float], top: int) -> dict[str, Any]:
+    """One place of the log-probabilities of a chat: the token that was written, and the most probable ones."""
+    ranked = sorted(tokens, key=lambda token: -tokens[token])
+    records = [{"token": each, "logprob": log(tokens[each]), "bytes": list(each.encode())} for each in ranked]
+    return {**records[0], "top_logprobs": records[:top]}
 
 
 def _usage(prompt: int, completion: int) -> dict[str, int]:

@@ -382,7 +382,7 @@ def test_hidden_states_are_refused_by_name(make_backend: MakeBackend) -> None:
 
     backend = make_backend(Script())
     with pytest.raises(CapabilityError, match="needs next-token probabilities, which the backend ApiBackend does not"):
-        Guard.from_backend(backend, Rethink("score"))
+        Guard.from_backend(make_backend(scripts("anthropic"), "anthropic"), Rethink("score"))
     with pytest.raises(CapabilityError, match="an API gives no hidden states"):
         backend.read_batch([], [], tokens=[0])
     session = backend.open([backend.template.prompt("Count.")], max_new_tokens=5)

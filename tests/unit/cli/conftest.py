@@ -130,7 +130,7 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> ScriptedGuard:
     """The guard that every command of this test opens."""
     scripted = ScriptedGuard()
 
-    def open_guard(model: ModelOptions, options: GuardOptions) -> ScriptedGuard:
+    def open_guard(model: ModelOptions, options: GuardOptions, external: object = None) -> ScriptedGuard:
         scripted.opened.append((model, options))
         return scripted
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from anydepth.errors import ConfigError
-from anydepth.server.engine.open_upstream import api_key, open_client
+from anydepth.errors import CapabilityError, ConfigError
+from anydepth.server.engine.open_upstream import api_key, open_client, open_engine
 from anydepth.settings import load_settings, parse_settings
 from anydepth.upstream_settings import LIVE
 from tests.unit.apis.fake_api import FakeApi, Script
@@ -68,7 +68,7 @@ def test_serve_names_the_command_for_an_upstream(run: Run, tmp_path: Path) -> No
     [
         ({"guard": {"probe": "p.safetensors"}}, "[guard] probe = 'p.safetensors': a model behind an [upstream] has no"),
         ({"guard": {"detector": "probe"}}, "[guard] detector = 'probe'"),
-        ({"guard": {"detector": "cascade"}}, 'or take detector = "rethink"'),
+        ({"guard": {"detector": "cascade"}}, "give [external] url and model, and no band"),
         ({"model": {"path": "org/m", "dtype": "float32"}}, "[model] path, dtype: no model is loaded beside"),
         ({"tools": {"format": "hermes"}}, "[tools] format = 'hermes': calls cannot be guarded"),
         ({"reasoning": {"release": "hidden"}}, "[reasoning] release: thoughts of an [upstream] never leave"),
@@ -99,6 +99,21 @@ def test_keys_of_an_upstream_that_do_not_go_together(keys: dict[str, Any], words
     with pytest.raises(ConfigError) as caught:
         upstream(**keys)
     assert words in str(caught.value)
+
+
+def test_the_score_mode_of_a_proxy() -> None:
+    """An upstream that gives no log-probabilities is refused at the start, by name."""
+    api = FakeApi(Script(first=lambda partial: [{"Sure": 0.5, "Sorry": 0.25}]))
+    try:
+        keys = {"url": f"{api.url}/v1", "model": "m", "retries": 0}
+        settings = parse_settings({"upstream": keys, "guard": {"detector": "rethink-score"}})
+        engine = open_engine(settings, open_client(settings.upstream))
+        assert engine.facts.guard.policy.threshold == 0.5
+        api.script.first = lambda partial: None
+        with pytest.raises(CapabilityError, match="gives no log-probabilities"):
+            open_engine(settings, open_client(settings.upstream))
+    finally:
+        api.close()
 
 
 def test_an_upstream_has_defaults_of_its_own() -> None:

@@ -445,7 +445,7 @@ def test_a_real_guard_says_what_it_is(run: Run, monkeypatch: pytest.MonkeyPatch,
 
     def scan(bias: float, *options: object) -> Any:
         guard = Guard.from_backend(backend, LinearProbe(np.ones(32), bias, card))
-        monkeypatch.setattr(load, "open_guard", lambda model, options: guard)
+        monkeypatch.setattr(load, "open_guard", lambda model, options, external: guard)
         return run("scan", "org/m", file, "-o", out, *options)
 
     file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"

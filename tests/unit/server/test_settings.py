@@ -164,7 +164,7 @@ def test_the_commands(tmp_path):
     assert schema == json.loads(json.dumps(settings_schema()))
     assert set(schema["properties"]) == {
         "model", "guard", "blocked", "reasoning", "tools", "overrides", "limits", "http", "audit", "logging", "console",
-        "upstream",
+        "upstream", "external",
     }  # fmt: skip
 
 

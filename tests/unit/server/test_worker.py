@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ class Steps:
         self.name, self.left, self.log, self.gate = name, count, log, gate
         self.cancelled, self.ended, self.begun = False, threading.Event(), threading.Event()
         self.error: Exception | None = None
+        self.waits_for: Future[Any] | None = None
         self.interrupted = False
 
     def turn(self) -> bool:
@@ -93,6 +95,48 @@ def test_with_a_thread_for_each_none_waits_for_another():
     ended(blocker)
     turns.stop(RuntimeError("over"))
     assert (turns.live, turns.waiting) == (0, 0)
+
+
+class Elsewhere(Steps):
+    """Waits for something elsewhere after each of its turns but the last."""
+
+    def turn(self) -> bool:
+        more = super().turn()
+        self.waits_for = Future() if more else None
+        return more
+
+
+def test_a_work_that_waits_elsewhere_holds_no_thread():
+    log: list[str] = []
+    turns = Turns(2, 0)
+    patient, other = Elsewhere("patient", 3, log), Steps("other", 2, log)
+    assert turns.put(patient) and patient.begun.wait(30)
+    assert turns.put(other)
+    ended(other)
+    assert log == ["patient", "other", "other"] and turns.live == 1
+    for _ in range(2):
+        waits_for = patient.waits_for
+        assert waits_for is not None
+        waits_for.set_result(None)
+        while patient.waits_for is waits_for:
+            time.sleep(0.001)
+    ended(patient)
+    assert log.count("patient") == 3
+    turns.stop(RuntimeError("over"))
+    assert (turns.live, turns.waiting) == (0, 0)
+
+
+def test_a_work_that_waits_elsewhere_ends_at_once_and_once():
+    turns, error = Turns(2, 0), ShuttingDown("over")
+    patient = Elsewhere("patient", 3, [])
+    assert turns.put(patient) and patient.begun.wait(30)
+    while patient.waits_for is None:
+        time.sleep(0.001)
+    turns.stop(error)
+    ended(patient)
+    assert patient.error is error and len(patient.log) == 1
+    patient.waits_for.set_result(None)  # too late: nothing goes on
+    assert turns.live == 0 and len(patient.log) == 1
 
 
 def test_there_is_room_for_so_many():

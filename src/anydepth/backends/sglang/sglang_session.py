@@ -6,6 +6,7 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
+from anydepth.backends.conversed import Conversed
 from anydepth.backends.protocol import CheckPoint, Read
 from anydepth.backends.sglang.served_states import Place
 from anydepth.backends.sglang.token_stream import TokenSource
@@ -114,6 +115,10 @@ class SglangSession:
     def next_token_logprobs(self, points: Sequence[CheckPoint]) -> np.ndarray:
         """CapabilityError: this backend reads hidden states only."""
         self._cannot("give next-token probabilities")
+
+    def conversations(self, points: Sequence[CheckPoint]) -> list[Conversed]:
+        """CapabilityError: this backend reads hidden states only."""
+        self._cannot("give the conversation as text")
 
     def _cannot(self, what: str) -> NoReturn:
         raise CapabilityError(f"the SGLang backend does not {what}; use a probe, or the Transformers engine")

@@ -31,7 +31,7 @@ class TransformersBackend(Passes):
     Its arguments and attributes are those of `Passes`, which its sessions run on.
     """
 
-    capabilities = frozenset(Capability)
+    capabilities = frozenset(Capability) - {Capability.TOKEN_TEXTS}
     batches_itself = False
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from anydepth.backends.conversed import written
 from anydepth.backends.protocol import Capability, ModelIdentity, Read, Site, last_header_token, sites_of
 from anydepth.backends.transformers.answer_states import AnswerSpan
 from anydepth.backends.transformers.blocks import text_config
@@ -26,8 +27,7 @@ from anydepth.errors import ConfigError, PromptError, UnsupportedModel
 from anydepth.templates.template import ChatTemplate, Header
 
 _KEPT = {"max_new_tokens", "eos_token_id", "pad_token_id", "compile_config", "disable_compile", "prefill_chunk_size"}
-# A look-ahead is greedy whatever the answer's sampling is, and whatever the model's generation config says, but for
-# where a turn ends.
+# A look-ahead is greedy whatever the answer's sampling and the generation config say, but for where a turn ends.
 GREEDY: Mapping[str, Any] = {name: value for name, value in PLAIN.items() if name not in _KEPT}
 
 
@@ -309,7 +309,7 @@ class Passes:
             mask = torch.ones_like(ids)
         stop = _Decided(ids.shape[1], self.decode_text, decided)
         out, _ = self.generate(ids, mask, cache, max_new_tokens, stop, GREEDY)
-        return [self.decode_text(row) for row in out[:, ids.shape[1] :].tolist()]
+        return [written(row, self.pad_id, self.decode_text) for row in out[:, ids.shape[1] :].tolist()]
 
     def _ready(self, branch: Branch) -> tuple[torch.Tensor, Any, torch.Tensor]:
         """What of a branch is to be fed over which cache, and the mask over both: the tail, or the whole text anew."""

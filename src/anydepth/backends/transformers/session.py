@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from anydepth.backends.conversed import Conversed
 from anydepth.backends.protocol import CONTENT, CheckPoint, Read, Site, sites_of
 from anydepth.backends.transformers.answer_states import AnswerSpan, AnswerStates
 from anydepth.backends.transformers.branch import Branch
@@ -40,13 +41,7 @@ class TransformersSession:
     way = "fork"
 
     def __init__(
-        self,
-        passes: Passes,
-        prompts: Sequence[Prompt],
-        *,
-        budget: int,
-        seed: int | None,
-        options: dict[str, Any],
+        self, passes: Passes, prompts: Sequence[Prompt], *, budget: int, seed: int | None, options: dict[str, Any]
     ) -> None:
         self.passes, self._model, self._options = passes, passes.model, options
         self._rows = [SessionRow(prompt, prompt.prefill) for prompt in prompts]
@@ -201,6 +196,11 @@ class TransformersSession:
     def next_token_logprobs(self, points: Sequence[CheckPoint]) -> np.ndarray:
         """Log-probabilities after the whole header; see `Session.next_token_logprobs`."""
         return np.stack(self._after_header(points, lambda branch: to_numpy(self.passes.next_logprobs(branch))))
+
+    def conversations(self, points: Sequence[CheckPoint]) -> list[Conversed]:
+        """The messages and the answer so far of each point, as text."""
+        rows, begins, decode = self._rows, self._starts, self.passes.decode_text
+        return [rows[p.row].conversed(self._ids[p.row, begins[p.row] :], p.depth, decode) for p in points]
 
     def _after_header(self, points: Sequence[CheckPoint], find: Callable[[Branch], Iterable[Any]]) -> list[Any]:
         """What `find` gives behind the header and, where the template has channels, the way into the answer."""

@@ -1,8 +1,10 @@
 """One answer of a batch under way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from anydepth.backends.conversed import Conversed, conversed
 from anydepth.backends.protocol import CheckPoint
 from anydepth.templates.template import Prompt
 
@@ -22,6 +24,10 @@ class SessionRow:
     depth: int
     end_tokens: int = 0
     live: bool = True
+
+    def conversed(self, ids: Any, depth: int, decode: Callable[[Sequence[int]], str]) -> Conversed:
+        """The conversation at `depth`; `ids` are the tokens of the answer, a prefill included, integers `[t]`."""
+        return conversed(self.prompt, ids[:depth].tolist(), decode)
 
 
 def later(points: Sequence[CheckPoint]) -> dict[int, CheckPoint]:

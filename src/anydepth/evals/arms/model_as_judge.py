@@ -1,44 +1,21 @@
 """Ask a model in words whether an answer is harmful, and read the verdict off its next token."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from anydepth.backends.batch import batches
+from anydepth.detectors.guard_wording import Wording, guard_wording, own_wording
 from anydepth.errors import CheckError, ConfigError, ModelError
-from anydepth.files import packaged_toml
+from anydepth.placeholders import filled
 from anydepth.templates.template import Prompt
 from anydepth.types import Score
 
 if TYPE_CHECKING:
     from anydepth.backends.transformers import TransformersBackend
-
-
-@dataclass(frozen=True, slots=True)
-class Wording:
-    """The question that a model is given about an answer; `asked.toml` says what the fields mean."""
-
-    harmful: tuple[str, ...]
-    harmless: tuple[str, ...]
-    question: str = ""
-    form: Literal["message", "turns"] = "message"
-    lead: str = ""
-
-
-def own_wording() -> Wording:
-    """The question that the answering model is given about its own answer."""
-    return _wordings()[0]
-
-
-def guard_wording(name: str) -> Wording:
-    """How the external guard called `name` is asked; the first row of `asked.toml` whose pattern fits its end."""
-    last = Path(name).name
-    return next(wording for pattern, wording in _wordings()[1] if re.search(pattern, last, re.IGNORECASE))
 
 
 @dataclass
@@ -85,8 +62,7 @@ class AskedModel:
         if self.wording.form == "turns":
             turns = [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
         else:
-            filled = {"request": request, "answer": answer}
-            text = re.sub(r"\{(request|answer)\}", lambda match: filled[match[1]], self.wording.question)
+            text = filled(self.wording.question, request=request, answer=answer)
             turns = [{"role": "user", "content": text}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids = self.tokenizer(text + self.wording.lead, add_special_tokens=False)["input_ids"]
@@ -145,14 +121,3 @@ class AskedModel:
         with torch.no_grad():
             logits = self.model(**arguments).logits
         return logits[:, -1].float().cpu().numpy().astype(np.float64)
-
-
-@cache
-def _wordings() -> tuple[Wording, tuple[tuple[str, Wording], ...]]:
-    data = packaged_toml("asked.toml")
-    return _wording(data["own"]), tuple((row.pop("pattern"), _wording(row)) for row in data["guard"])
-
-
-def _wording(row: dict[str, Any]) -> Wording:
-    words = {name: tuple(row[name]) for name in ("harmful", "harmless")}
-    return Wording(**{**row, **words})

@@ -10,7 +10,7 @@ from anydepth.digests import short_digest
 from anydepth.evals.attacks.texts import wording
 from anydepth.evals.attacks.trials import Attempt, Tried, try_all
 from anydepth.evals.context import Context
-from anydepth.evals.judges.rubric_text import filled
+from anydepth.placeholders import filled
 from anydepth.types import Message
 
 if TYPE_CHECKING:

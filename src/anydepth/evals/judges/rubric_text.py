@@ -10,6 +10,7 @@ from typing import Any
 from anydepth.conversations.dataset import digest
 from anydepth.evals.judges.judge import Judged, Judgement
 from anydepth.files import packaged_toml
+from anydepth.placeholders import filled
 
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _RANGES: Mapping[str, range] = {"refused": range(2), "convincing": range(1, 6), "specific": range(1, 6)}
@@ -61,11 +62,6 @@ class Rubric:
 def rubric() -> Rubric:
     """The package's own rubric."""
     return Rubric(**packaged_toml("rubric.toml"))
-
-
-def filled(template: str, **parts: str) -> str:
-    """Fill `{name}` in, in one pass: what is filled in is not looked at again, and other braces stay."""
-    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
 
 
 def _grades(reply: str) -> Mapping[str, int]:

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 from anydepth.apis.answer_handle import AnswerHandle
 from anydepth.apis.api_backend import ApiBackend
-from anydepth.apis.provider import KeyRefused, ProviderBusy, ProviderTimeout, RequestRejected
 from anydepth.audit.answer import Account
 from anydepth.config import GuardConfig
 from anydepth.errors import BadRequest, ConfigError, ProviderError
 from anydepth.guard import Guard
+from anydepth.provider_errors import KeyRefused, ProviderBusy, ProviderTimeout, RequestRejected
 from anydepth.server.engine.engine import (
     EngineFacts,
     EngineStats,

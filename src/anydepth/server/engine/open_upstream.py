@@ -1,25 +1,22 @@
 """Open the upstream of a proxy as `[upstream]` of guard.toml describes it."""
 
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from anydepth.api_keys import key_for
 from anydepth.apis.api_backend import ApiBackend
 from anydepth.apis.provider import require_free
-from anydepth.apis.spending import Prices
-from anydepth.detectors import Detector, Rethink, detector_named
+from anydepth.detectors import Detector, Rethink, cascade_without_probe, detector_named
 from anydepth.errors import ConfigError
 from anydepth.extras import require
 from anydepth.files import read_text
 from anydepth.guard import Guard
+from anydepth.prices import Prices
 from anydepth.server.engine.api_engine import ApiEngine
-from anydepth.settings import GuardTable, Settings
+from anydepth.settings import Settings
 from anydepth.templates.template import ChatTemplate
 from anydepth.upstream_settings import UpstreamTable
-
-_KEYS = {"api.openai.com": "OPENAI_API_KEY", "api.anthropic.com": "ANTHROPIC_API_KEY"}
-"""Host -> the variable with its key. No other host gets these keys unless `key_env` says so."""
 
 
 def open_client(upstream: UpstreamTable) -> Any:
@@ -50,16 +47,7 @@ def api_key(upstream: UpstreamTable) -> str:
             raise ConfigError(f"{name} has {len(lines)} lines with text; write the key alone into it")
         return lines[0]
     host = urlsplit(str(upstream.url)).hostname or ""
-    variable = upstream.key_env or _KEYS.get(host)
-    if variable is None:
-        return "none"
-    if not (key := os.environ.get(variable, "").strip()):
-        state = "set and empty" if variable in os.environ else "not set"
-        raise ConfigError(
-            f"the environment variable {variable} is {state}; set it to the key for {host}, or name another with "
-            "--key-env or [upstream] key_env"
-        )
-    return key
+    return key_for(host, upstream.key_env, "--key-env or [upstream] key_env")
 
 
 def open_engine(settings: Settings, client: Any) -> ApiEngine:
@@ -88,17 +76,17 @@ def open_engine(settings: Settings, client: Any) -> ApiEngine:
         stream_usage=upstream.stream_usage,
         prices=None if prices is None else Prices(prices.prompt, prices.completion),
     )
-    guard = Guard.from_backend(
-        backend, _detector(settings.guard, upstream.look_ahead), **settings.guard.guard_options()
-    )
+    guard = Guard.from_backend(backend, _detector(settings), **settings.guard.guard_options())
     return ApiEngine(
         guard, model=upstream.name or model, live=limits.live, queue=limits.queue, timeout=limits.timeout_seconds
     )
 
 
-def _detector(guard: GuardTable, look_ahead: int) -> Detector:
-    named = None if guard.detector == "rethink" else detector_named(guard.detector)
-    return named or Rethink(max_new_tokens=look_ahead)
+def _detector(settings: Settings) -> Detector:
+    name, look_ahead = settings.guard.detector, Rethink(max_new_tokens=settings.upstream.look_ahead)
+    if (external := settings.external.options()) is not None:
+        return cascade_without_probe(look_ahead, external)
+    return (None if name == "rethink" else detector_named(name)) or look_ahead
 
 
 def _template(upstream: UpstreamTable) -> ChatTemplate | None:

@@ -4,8 +4,9 @@ import logging
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +20,12 @@ class Work(Protocol):
     Attributes:
         cancelled: True once nobody waits for it.
         error: Why it is to be ended before it is done, or None.
+        waits_for: What has to end elsewhere before its next turn can do anything, by its last turn; or None.
     """
 
     cancelled: bool
     error: Exception | None
+    waits_for: Future[Any] | None
 
     def turn(self) -> bool:
         """Do the next piece; False once there is none left."""
@@ -41,7 +44,7 @@ class Turns:
     """Threads for at most `live` works under way; at most `queue` more wait, in order.
 
     A work joins the threads' queue again after each turn, so that the works under way take turns. One that is cancelled
-    before its first turn is left out.
+    before its first turn is left out. One that waits for something elsewhere joins once that has ended.
 
     Args:
         live: Works under way at most.
@@ -56,6 +59,7 @@ class Turns:
         self._limit, self._room, self.over = live, live + queue, False
         self._lock = threading.Lock()
         self._live: set[Work] = set()
+        self._parked: set[Work] = set()
         self._waiting: deque[Work] = deque()
         self._due: SimpleQueue[Work | None] = SimpleQueue()
         # A daemon, which an executor's thread is not: a turn that hangs must not keep the process from ending.
@@ -91,6 +95,9 @@ class Turns:
             for work in self._live:
                 work.error = error
                 work.interrupt()
+            for work in self._parked:
+                self._due.put(work)
+            self._parked.clear()
 
     def stop(self, error: Exception) -> None:
         """End everything with `error`, take no more work, and wait at most `PATIENCE` for the threads to end."""
@@ -113,6 +120,13 @@ class Turns:
             self._live.add(work)
             self._due.put(work)
 
+    def _resume(self, work: Work) -> None:
+        """Let a work go on that has waited for something elsewhere, unless `abort` did."""
+        with self._lock:
+            if work in self._parked:
+                self._parked.remove(work)
+                self._due.put(work)
+
     def _run(self) -> None:
         for work in iter(self._due.get, None):
             self._turn(work)
@@ -125,11 +139,18 @@ class Turns:
             work.error = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
             logger.error("a turn failed with %s", type(error).__name__)
         with self._lock:
-            if more and work.error is None:
+            again, outside = more and work.error is None, work.waits_for
+            if not again:
+                self._live.discard(work)
+                self._admit()
+            elif outside is None:
                 self._due.put(work)
-                return
-            self._live.discard(work)
-            self._admit()
+            else:
+                self._parked.add(work)
+        if again:
+            if outside is not None:  # not under the lock: if it has ended already, `_resume` is called here
+                outside.add_done_callback(lambda _: self._resume(work))
+            return
         try:
             work.end()
         except BaseException as error:

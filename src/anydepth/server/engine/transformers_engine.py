@@ -88,6 +88,7 @@ class TransformersEngine:
             accounts=[account],
             on_check=lambda seconds: self.on_check(seconds),
             whole=job.grammar is not None,
+            tells_waits=True,
             **_generation(job, guard.backend),
         )
         return self._works.run(turns)

@@ -5,8 +5,9 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from anydepth.driver import Waiting
 from anydepth.errors import AnydepthError
 from anydepth.guard import Guard
 from anydepth.scan import scan_answer
@@ -14,6 +15,9 @@ from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, Engi
 from anydepth.server.engine.taking_turns import Turns
 from anydepth.templates.template import Prompt
 from anydepth.types import Checked, Finished, ScanResult, Verdict
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Turning = Generator[list[tuple[int, Any]], None, None]
 """What is done in turns: each item has what came of one use of the model, by row."""
@@ -105,11 +109,13 @@ class _Work:
     def __init__(self, turns: Turning, loop: asyncio.AbstractEventLoop, interrupt: Callable[[], None]) -> None:
         self.cancelled, self.interrupt = False, interrupt
         self.error: Exception | None = None
+        self.waits_for: Future[Any] | None = None
         self.outbox: asyncio.Queue[list[tuple[int, Any]] | Exception] = asyncio.Queue()
         self._turns, self._loop, self._over = turns, loop, False
 
     def turn(self) -> bool:
         """Use the model until something came of it."""
+        self.waits_for = None
         try:
             batch = next(filter(None, self._turns), [])
         except BaseException as error:  # a panic of Rust code is no Exception
@@ -118,6 +124,11 @@ class _Work:
             return False
         if not batch:
             return False
+        if isinstance(batch[-1][1], Waiting):
+            *batch, (_, waiting) = batch
+            self.waits_for = waiting.outside
+            if not batch:
+                return True
         self._over = isinstance(batch[-1][1], Finished | ScanResult)
         self._tell(batch)
         return not self._over

@@ -56,6 +56,8 @@ async def moderate(request: Request, body: ModerationRequest, service: Service) 
         if tell and prompt.prefill:
             result["anydepth"]["windows"] = await asyncio.to_thread(scan_windows, template, prompt, scan.checks)
         service.metrics.scans.labels(str(result["flagged"]).lower()).inc()
+        for check in scan.checks:
+            service.metrics.stages.count(check)
         results.append(result)
     return JSONResponse({"id": name, "model": model, "results": results})
 

@@ -16,6 +16,7 @@ from prometheus_client import (
 from anydepth.server.answer.usage import token_counts
 from anydepth.server.engine.engine import EngineStats
 from anydepth.server.telemetry.spending_metrics import SpendingMetrics
+from anydepth.server.telemetry.stage_metrics import StageMetrics
 from anydepth.types import Checked, Event, Finished, Released
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -45,6 +46,7 @@ class Metrics:
         )
         self.seconds = Histogram("anydepth_answer_seconds", "Time of an answer.", buckets=_SECONDS, **own)
         self.scans = Counter("anydepth_scans", "Finished conversations that were scanned.", ["flagged"], **own)
+        self.stages = StageMetrics(self.registry)
         self.audit_failures = Counter("anydepth_audit_failures", "Records that could not be written.", **own)
 
     def watch(self, stats: Callable[[], EngineStats], ready: Callable[[], bool]) -> None:
@@ -76,6 +78,7 @@ class Watcher:
         metrics = self._metrics
         if isinstance(event, Checked):
             metrics.checks.labels("ok" if event.check.error is None else "error").inc()
+            metrics.stages.count(event.check)
         elif isinstance(event, Released) and event.token_ids:
             if not self._released:
                 self._released = True
