@@ -13,7 +13,7 @@ from anydepth.files import read_toml
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
 from anydepth.settings_table import Count, Name, Table
-from anydepth.templates.template import checked_kwargs
+from anydepth.templates.rendering import checked_kwargs
 from anydepth.types import OnError, ReleaseMode
 from anydepth.upstream_settings import UpstreamTable, proxied_tables, require_consistent
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from anydepth.settings_table import Count, Name, Table
-from anydepth.templates.template import checked_kwargs
+from anydepth.templates.rendering import checked_kwargs
 
 LIVE = 16
 """Default of `[limits] live` with an upstream: an answer there waits for others, and holds no KV cache."""

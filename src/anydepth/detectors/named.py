@@ -7,7 +7,7 @@ from typing import Any
 from anydepth.config import OVER_PROBE, check_detector_name
 from anydepth.detectors.cascade import Cascade
 from anydepth.detectors.detector import Detector
-from anydepth.detectors.probe import LinearProbe
+from anydepth.detectors.probe import LinearProbe, find_shipped
 from anydepth.detectors.rethink import Rethink
 from anydepth.errors import ConfigError
 
@@ -60,3 +60,14 @@ def detector_over(probe: LinearProbe, name: str, band: Sequence[float] | None = 
             f"detector {name!r} is not made of a probe; name no probe, or choose {' or '.join(OVER_PROBE)}"
         )
     return Cascade.calibrated(probe) if band is None else Cascade(probe, Rethink(), *band)
+
+
+def shipped_probe(backend: Any) -> LinearProbe:
+    """The probe that the package ships for this model; ConfigError with the remedy if there is none."""
+    probe = find_shipped(backend)
+    if probe is None:
+        raise ConfigError(
+            f"no detector was given and no probe is shipped for {backend.identity.name}; pass probe= (fit one with "
+            "`anydepth fit`), or detector=Rethink(), which needs no training"
+        )
+    return probe

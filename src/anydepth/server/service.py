@@ -17,11 +17,11 @@ from anydepth.audit.trail import Audit
 from anydepth.errors import AnydepthError, ModelNotFound
 from anydepth.server.answer.compose import Composer, Delta, End, Reading, has_calls
 from anydepth.server.answer.segments import SpecialTokens
-from anydepth.server.answer.toolcalls import ToolFormat, choose_format
 from anydepth.server.engine.engine import AnswerTimeout, Busy, Engine, EngineError, Job, ShuttingDown
 from anydepth.server.telemetry.metrics import Metrics, Watcher
 from anydepth.server.telemetry.tracing import answer_span, note_answers, note_check
 from anydepth.settings import Settings
+from anydepth.templates.call_formats import ToolFormat, choose_format
 from anydepth.types import Checked, CheckResult
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import pytest
 from anydepth.server.answer.blocked import refused_text
 from anydepth.server.answer.compose import Composer, Delta, End, Reading, has_calls
 from anydepth.server.answer.segments import Markers
-from anydepth.server.answer.toolcalls import formats
+from anydepth.templates.call_formats import formats
 from anydepth.templates.published import Channel
 from anydepth.types import Answer, Checked, CheckResult, Finished, Halted, Released, Verdict
 
