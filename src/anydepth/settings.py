@@ -148,6 +148,9 @@ class ToolsTable(Table):
     """`[tools]`: how tool calls are found in an answer."""
 
     format: str = Field("auto", description='A row of toolcalls.toml, "auto" (by the chat template) or "none".')
+    gate: bool = Field(
+        False, description="Judge each call of an answer by the check right after it alone, before calls leave."
+    )
 
 
 class WholeBounds(Table):

@@ -221,7 +221,7 @@ class GateVerdict:
             closed = "closed: the call is not run" if self.halt else "open: the call is run unchecked"
             return f"the check after the call of {self.tool} failed ({self.error}), and the guard fails {closed}"
         relation = "reaches" if self.halt else "is below"
-        control = "" if self.before is None else f"; before the call the score was {self.before:.3g}"
+        control = "" if json_number(self.before) is None else f"; before the call the score was {self.before:.3g}"
         return (
             f"after the call of {self.tool} the score is {self.score:.3g}, which {relation} the threshold "
             f"{self.threshold:.3g}{control}"

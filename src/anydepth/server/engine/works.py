@@ -8,12 +8,14 @@ from math import ceil
 from typing import Any
 
 from anydepth.errors import AnydepthError
+from anydepth.gate import gate_calls
 from anydepth.guard import Guard
 from anydepth.scan import scan_answer
 from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, EngineStats, ShuttingDown
 from anydepth.server.engine.taking_turns import Turns
+from anydepth.templates.proposed_call import CallPrompt
 from anydepth.templates.template import Prompt
-from anydepth.types import Checked, Finished, ScanResult, Verdict
+from anydepth.types import Checked, Finished, GateVerdict, ScanResult, Verdict
 
 Turning = Generator[list[tuple[int, Any]], None, None]
 """What is done in turns: each item has what came of one use of the model, by row."""
@@ -99,6 +101,11 @@ def scanning(guard: Guard, prompt: Prompt) -> Turning:
         yield [(0, scan_answer(guard.backend, guard.detector, guard.config, prompt))]
 
 
+def gating(guard: Guard, call: CallPrompt, *, control: bool) -> Turning:
+    """Judge a proposed tool call."""
+    yield [(0, gate_calls(guard.backend, guard.detector, guard.config, [call], control=control)[0])]
+
+
 class _Work:
     """One answer or scan on its way through the threads; implements `Work`."""
 
@@ -118,7 +125,7 @@ class _Work:
             return False
         if not batch:
             return False
-        self._over = isinstance(batch[-1][1], Finished | ScanResult)
+        self._over = isinstance(batch[-1][1], Finished | ScanResult | GateVerdict)
         self._tell(batch)
         return not self._over
 
