@@ -26,6 +26,7 @@ LONGEST = (
     "contract/test_demo_model.py",
     "server/test_litellm.py",
     "server/test_clients.py",
+    "integrations/test_agents.py",
     "server/test_faults.py",
     "contract/test_generation_config.py",
     "contract/test_eval.py",
