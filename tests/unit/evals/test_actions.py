@@ -131,9 +131,7 @@ def test_arms(tmp_path: Path) -> None:
 def test_what_the_fitted_probe_scores_it_has_not_seen(seen: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     """A domain whose labels are turned around gets the same logits: its own labels are not used."""
     chosen = [act for act in actions.acts() if act.pair < 2]
-    numbers = {
-        act.id: np.float32([[act.harmful, len(act.request), len("".join(act.arguments.values()))]]) for act in chosen
-    }
+    numbers = {act.id: np.float32([[act.harmful, len(act.request), len(str(act.arguments))]]) for act in chosen}
     monkeypatch.setattr(actions, "_states", lambda context, call: numbers[call])
     calls: Any = {act.id: act.id for act in chosen}
     first = actions._left_out(seen.context, chosen, calls)
