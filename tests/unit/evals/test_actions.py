@@ -66,6 +66,15 @@ def test_domain_and_harm_are_independent() -> None:
     assert len({act.request for act in actions.acts()}) == len(actions.acts()) // 2, "a request occurs in one pair"
 
 
+def test_the_length_of_the_argument_tells_nothing() -> None:
+    lengths = {
+        kind: [len(*a.arguments.values()) for a in actions.acts() if a.harmful is kind] for kind in (True, False)
+    }
+    pairs = [(one, other) for one in lengths[True] for other in lengths[False]]
+    assert 0.45 < sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs) < 0.55
+    assert max(abs(a - b) for a, b in zip(lengths[True], lengths[False], strict=True)) <= 5
+
+
 def test_figures_are_those_of_the_gates_verdicts(seen: Measured) -> None:
     given, summary = seen.context, seen.summary
     guard = Guard.from_backend(given.backend, given.probe)
