@@ -107,6 +107,14 @@ def test_the_controls_say_nothing_of_harm(seen: Measured) -> None:
     assert len(domains) == len(left_out) == 8 and {figure.answers for figure in left_out} == {28}
 
 
+def test_words_of_other_domains_are_a_control() -> None:
+    chosen = [replace(act, arguments={"a": f"same {'secret' if act.harmful else 'plain'}"}) for act in actions.acts()]
+    scores = actions._by_words(chosen)
+    assert all(scores[act.id] > scores[act.twin] for act in chosen if act.harmful), "words that tell are found"
+    alone = [replace(act, arguments={"a": f"{act.domain}{act.harmful}"}) for act in chosen]
+    assert len(set(actions._by_words(alone).values())) <= 8, "words of the left-out domain are not known"
+
+
 def test_a_probe_is_fitted_for_each_domain_that_is_left_out(seen: Measured) -> None:
     figure = one(seen.summary, "auroc within domains", arm="fitted on the other domains")
     assert figure.answers == 16 and figure.interval is not None
@@ -128,10 +136,18 @@ def test_a_policy_that_one_reading_cannot_halt_gives_way_to_the_papers(tmp_path:
     assert "judged alone by {'name': 'threshold', 'threshold': 0.5}" in notes
 
 
+def test_the_summary_says_where_the_words_tell_as_much(seen: Measured) -> None:
+    within = {f.group["arm"]: f.value for f in seen.summary.figures if f.name == "auroc within domains"}
+    said = [limit for limit in seen.summary.limits if "than its words do" in limit]
+    assert {limit.partition(" tells")[0] for limit in said} == {
+        arm for arm, value in within.items() if arm != "words alone" and value <= within["words alone"] + 0.005
+    }
+
+
 def test_arms(tmp_path: Path) -> None:
     summary = measured(context(tmp_path / "both", arms=("base", "probe", "rethink"), limit=1))
     assert {figure.group["arm"] for figure in summary.figures if figure.name == "auroc"} == {
-        "probe", "rethink", "fitted on the other domains"
+        "probe", "rethink", "words alone", "fitted on the other domains"
     }  # fmt: skip
     with pytest.raises(ConfigError, match="suite actions has no arm 'no-header'; choose from probe, rethink"):
         measured(context(tmp_path / "none", arms=("no-header",)))
