@@ -27,6 +27,7 @@ LONGEST = (
     "integrations/test_llm.py",
     "server/test_litellm.py",
     "server/test_clients.py",
+    "integrations/test_agents.py",
     "server/test_faults.py",
     "contract/test_generation_config.py",
     "contract/test_eval.py",

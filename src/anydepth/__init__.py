@@ -6,7 +6,18 @@ from anydepth.errors import AnydepthError
 from anydepth.guard import Guard
 from anydepth.policy import Cusum, Ewma, KofN, Threshold
 from anydepth.schedule import Adaptive, Every
-from anydepth.types import Answer, Checked, CheckResult, Finished, Halted, Released, ScanResult, Score, Verdict
+from anydepth.types import (
+    Answer,
+    Checked,
+    CheckResult,
+    Finished,
+    GateVerdict,
+    Halted,
+    Released,
+    ScanResult,
+    Score,
+    Verdict,
+)
 
 __version__ = "0.1.0.dev0"
 
@@ -21,6 +32,7 @@ __all__ = [
     "Every",
     "Ewma",
     "Finished",
+    "GateVerdict",
     "Guard",
     "GuardConfig",
     "Halted",

@@ -48,8 +48,8 @@ class GuardConfig:
         if not isinstance(self.refusal, str) or not self.refusal.strip():
             raise ConfigError(f"refusal is {self.refusal!r}; a halted answer must say something")
 
-    def plan(self, *, max_new_tokens: int, prefill: int, whole: bool = False) -> Plan:
-        """The plan of one answer's flow; a `whole` answer leaves once it has ended without a halt."""
+    def plan(self, *, max_new_tokens: int, prefill: int, whole: bool = False, gated: bool = False) -> Plan:
+        """The plan of one answer's flow; a `whole` answer leaves once it has ended without a halt. See `Plan`."""
         return Plan(
             schedule=self.schedule,
             policy=self.policy,
@@ -59,6 +59,7 @@ class GuardConfig:
             on_error=self.on_error,
             chunk=None if whole or self.release == "hold" else EAGER_CHUNK,
             whole=whole,
+            gated=gated,
         )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from anydepth.backends.protocol import CheckPoint, Session
 from anydepth.detectors import Detector, OutsideDetector
 from anydepth.flow import Check, Command, Decode, Flow, Halt, Outcome, Reply, step
-from anydepth.types import Score
+from anydepth.types import Decoded, Score
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,32 @@ def drive(flows: Sequence[Flow], session: Session, detector: Detector) -> Iterat
         driver.turn()
         yield from steps
         steps.clear()
+
+
+def settle(
+    flow: Flow, command: Command | Outcome, decode: Callable[[int], Decoded], scores: Mapping[int, Score | Exception]
+) -> Check | Outcome:
+    """Run a flow on whose answer has been written already.
+
+    Args:
+        flow: The flow.
+        command: What it waits for.
+        decode: Gives up to that many more tokens.
+        scores: The scores that are known, by depth.
+
+    Returns:
+        The flow's outcome, or the first check whose score is not known.
+    """
+    while not isinstance(command, Outcome):
+        reply: Reply = None
+        if isinstance(command, Check):
+            if command.depth not in scores:
+                return command
+            reply = scores[command.depth]
+        elif isinstance(command, Decode):
+            reply = decode(command.n)
+        command = step(flow, reply)
+    return command
 
 
 def share_time(on_check: OnCheck, seconds: float, checks: int) -> None:

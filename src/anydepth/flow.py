@@ -8,13 +8,14 @@
     Release(tokens)  <- None: the tokens leave; or the exception that kept them from being recorded: they do not
     Halt(verdict)    <- None: the answer ends here
     Calls()          <- whether the answer has tool calls that are kept until its end
+    Gate(known)      <- the scores right after each of these calls, by depth; `known` has those that were read
     Finish(outcome)  <- None: the answer's record is stored; or the exception that kept it from being stored
 
 and returns an `Outcome`. `step` sends one reply; drivers (library, server, vLLM, evaluations) carry the commands out.
 """
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 
@@ -71,14 +72,21 @@ class Calls:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """Ask for the scores at the depths where the answer's tool calls end; `known` has the checks' scores by depth."""
+
+    known: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """Store the record of an answer that has ended with `outcome`."""
 
     outcome: Outcome
 
 
-Command = Decode | Check | Checked | Release | Halt | Calls | Finish
-Reply = Decoded | Score | Exception | bool | None
+Command = Decode | Check | Checked | Release | Halt | Calls | Gate | Finish
+Reply = Decoded | Score | Exception | bool | Mapping[int, Score | Exception] | None
 Flow = Generator[Command, Reply, Outcome]
 
 
@@ -88,32 +96,6 @@ def step(flow: Flow, reply: Reply = None) -> Command | Outcome:
         return flow.send(reply)
     except StopIteration as end:
         return end.value
-
-
-def settle(
-    flow: Flow, command: Command | Outcome, decode: Callable[[int], Decoded], scores: Mapping[int, Score | Exception]
-) -> Check | Outcome:
-    """Run a flow on whose answer has been written already.
-
-    Args:
-        flow: The flow.
-        command: What it waits for.
-        decode: Gives up to that many more tokens.
-        scores: The scores that are known, by depth.
-
-    Returns:
-        The flow's outcome, or the first check whose score is not known.
-    """
-    while not isinstance(command, Outcome):
-        reply: Reply = None
-        if isinstance(command, Check):
-            if command.depth not in scores:
-                return command
-            reply = scores[command.depth]
-        elif isinstance(command, Decode):
-            reply = decode(command.n)
-        command = step(flow, reply)
-    return command
 
 
 def doubts_calls(errors: int, release: str) -> bool:
@@ -138,6 +120,7 @@ class Plan:
         on_error: What a failed check does: `closed` halts, `open` goes on and counts it in the verdict.
         chunk: Tokens to decode at a time at most; None is the whole way to the next check.
         whole: Whether nothing leaves before the answer has ended without a halt, whatever `release` is.
+        gated: Whether each tool call of the answer is judged by the check right after it alone.
     """
 
     schedule: Schedule
@@ -149,6 +132,7 @@ class Plan:
     chunk: int | None = None
     inside: Mapping[int, Score | Exception] = field(default_factory=dict)
     whole: bool = False
+    gated: bool = False
 
     def __post_init__(self) -> None:
         if self.inside and not 0 < min(self.inside) <= max(self.inside) < self.prefill:
@@ -185,18 +169,34 @@ class _Trail:
         """Make one check and note the verdict if it is the first to trip."""
         yield from self.note(depth, (yield Check(depth)))
 
+    def gate(self) -> Generator[Command, Reply, None]:
+        """Judge the score right after each tool call by itself: harmless scores before it do not outweigh it."""
+        known = dict(zip(self.depths, self.scores, strict=True))
+        reply = yield Gate(known)
+        assert isinstance(reply, Mapping)
+        for depth, score in sorted(reply.items()):
+            judged = self._judge(depth, score, alone=True)
+            if depth not in known:
+                self.checks.append(judged)
+                yield Checked(judged)
+
     def note(self, depth: int, reply: Reply) -> Generator[Command, Reply, None]:
         """Take the reply to a check into account."""
         self.checks.append(self._judge(depth, reply))
         yield Checked(self.checks[-1])
 
-    def _judge(self, depth: int, reply: Reply) -> CheckResult:
-        failure = _failure(reply)
+    def _judge(self, depth: int, reply: Reply, *, alone: bool = False) -> CheckResult:
+        failure = refused_score(reply)
         if failure is not None:
             if self.plan.on_error == "closed":
                 self._trip(math.nan, depth, "error")
             return CheckResult(depth, math.nan, math.nan, error=failure, stages=stages_of(reply))
         assert isinstance(reply, Score)
+        if alone:
+            statistic, halts = judge_alone(self.plan.policy, depth, reply.value)
+            if halts:
+                self._trip(reply.value, depth, "policy")
+            return CheckResult(depth, reply.value, statistic, detail=reply.detail, stages=reply.stages)
         # An end-of-turn token alone after a check is checked again at the same depth: the policy gets one reading.
         if self.checks and self.checks[-1].depth == depth and self.checks[-1].error is None:
             del self.depths[-1], self.scores[-1]
@@ -233,7 +233,13 @@ class _Trail:
         return Verdict(False, highest.score, highest.depth, "clear", self.errors)
 
 
-def _failure(reply: Reply) -> str | None:
+def judge_alone(policy: Policy, depth: int, score: float) -> tuple[float, bool]:
+    """The policy's statistic over one score, that of the check at `depth`, and whether it halts."""
+    statistic = statistic_at(policy, [max(depth, 1)], [score])[-1]
+    return statistic, not statistic < policy.threshold
+
+
+def refused_score(reply: Reply) -> str | None:
     """Why this reply to a check is no score, or None."""
     if isinstance(reply, Exception):
         return f"{type(reply).__name__}: {reply}"
@@ -268,6 +274,11 @@ def guarded(plan: Plan) -> Flow:
     """
     trail, ledger = _Trail(plan), _Ledger(plan.prefill)
     finish: FinishReason = yield from _answer(plan, trail, ledger)
+    if finish != "content_filter" and plan.gated:
+        yield from trail.gate()
+        if trail.halting:
+            yield Halt(trail.verdict(), 0)
+            finish = "content_filter"
     if finish != "content_filter" and doubts_calls(trail.errors, plan.release) and (yield Calls()):
         yield Halt(trail.fail(trail.verdict().depth), 0)
         finish = "content_filter"

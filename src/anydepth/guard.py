@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING, Any, overload
 from anydepth.backends.protocol import Reader, require_sessions
 from anydepth.backends.trained_tokens import prove_checks
 from anydepth.config import OPTIONS, GuardConfig, guard_config, with_own_policy
-from anydepth.detectors import Detector, LinearProbe, declares_reads, detector_parts, find_shipped
+from anydepth.detectors import Detector, LinearProbe, declares_reads, detector_parts
 from anydepth.detectors.detector import embeddings_of
+from anydepth.detectors.named import shipped_probe
 from anydepth.driver import Driver, OnCheck, share_time, unobserved
 from anydepth.errors import ConfigError
-from anydepth.flow import guarded
+from anydepth.flow import Command, Gate, Outcome, Reply, guarded
+from anydepth.gate import CallEnds, gate_calls, require_halting, scores_after
 from anydepth.policy import Policy
 from anydepth.scan import inside_prefill, scan_answers
 from anydepth.schedule import Schedule
+from anydepth.templates.call_formats import choose_format
 from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.text import TextStream
-from anydepth.types import Answer, Event, Finished, Message, ScanResult
+from anydepth.types import Answer, Event, Finished, GateVerdict, Message, ScanResult
 from anydepth.writer import AnswerWriter
 
 if TYPE_CHECKING:
     from anydepth.audit.answer import Account
-    from anydepth.backends.transformers import TransformersBackend
 
 Messages = str | Sequence[Message]
 
@@ -178,6 +180,7 @@ class Guard:
         on_check: OnCheck = unobserved,
         whole: bool = False,
         tells_waits: bool = False,
+        call_ends: CallEnds | None = None,
         **generation: Any,
     ) -> Generator[list[tuple[int, Any]], None, None]:
         """Answer prompts in one session, one use of the model per item: between two items others may use the model.
@@ -190,6 +193,8 @@ class Guard:
             on_check: Called with the seconds that each check took.
             whole: Whether each answer leaves as a whole, once it has ended without a halt, whatever `release` is.
             tells_waits: Whether to tell where the next item would wait for a check that is made outside.
+            call_ends: Gates the tool calls of each answer, which the caller keeps until it has ended without a halt:
+                tells after how many of a whole answer's tokens each of its calls ends. None gates none.
             **generation: Sampling options of Transformers' `generate`.
 
         Yields:
@@ -197,7 +202,10 @@ class Guard:
             last one is a `Waiting` where the next item would wait for what it names.
         """
         length = max_new_tokens
-        plans = [self.config.plan(max_new_tokens=length, prefill=prompt.prefill, whole=whole) for prompt in prompts]
+        options = {"max_new_tokens": length, "whole": whole, "gated": call_ends is not None}
+        plans = [self.config.plan(prefill=prompt.prefill, **options) for prompt in prompts]
+        if call_ends is not None:
+            require_halting(self.config.policy)
         session = require_sessions(self.backend).open(prompts, max_new_tokens=max_new_tokens, seed=seed, **generation)
         try:
             for row, prompt in enumerate(prompts):
@@ -212,13 +220,15 @@ class Guard:
                 AnswerWriter(prompt, self.config.refusal, self.backend.decode_text, account, partial(usage, row))
                 for row, (prompt, account) in enumerate(zip(prompts, accounts or [None] * len(prompts), strict=True))
             ]
-            driver = Driver(
-                [guarded(plan) for plan in plans],
-                session,
-                self.detector,
-                lambda row, command: writers[row].write(command),
-                on_check,
-            )
+
+            def hand_out(row: int, command: Command | Outcome) -> Reply:
+                if not isinstance(command, Gate):
+                    return writers[row].write(command)
+                ids = writers[row].token_ids
+                ends = call_ends(ids) if call_ends is not None else ()
+                return scores_after(self.backend, self.detector, prompts[row], ids, ends, command.known)
+
+            driver = Driver([guarded(plan) for plan in plans], session, self.detector, hand_out, on_check)
             while not driver.over:
                 driver.turn()
                 told: list[tuple[int, Any]] = [(r, event) for r, each in enumerate(writers) for event in each.take()]
@@ -289,6 +299,47 @@ class Guard:
         stream = TextStream(self.backend.decode_text, prompt.ids[prompt.start :])
         return stream.push(ids) + stream.flush()
 
+    def gate(self, messages: Messages, tool_call: Mapping[str, Any], **options: Any) -> GateVerdict:
+        """Say whether a proposed tool call may be run: the Safety Tokens are read after the call, its turn closed.
+
+        One check, or with the control two. The policy judges the score after the call by itself.
+
+        Args:
+            messages: A user message, or the conversation; a last message of the assistant is the turn of the call, and
+                its text stands beside the call.
+            tool_call: The call in OpenAI's form, or `{"name": ..., "arguments": ...}`; arguments are an object or its
+                JSON text.
+            **options: `tools`, `format` and `control`; see `gate_many`.
+
+        Raises:
+            PromptError: The call has no name, or arguments that are no JSON object; the messages cannot be answered; or
+                the chat template writes no tool calls and no `format` is given.
+            ConfigError: One reading can never halt under the policy, or there is no such format.
+        """
+        return self.gate_many([(messages, tool_call)], **options)[0]
+
+    def gate_many(
+        self,
+        conversations: Sequence[tuple[Messages, Mapping[str, Any]]],
+        *,
+        tools: Sequence[Any] | None = None,
+        format: str = "auto",
+        control: bool = True,
+    ) -> list[GateVerdict]:
+        """Gate several conversations, each with its proposed call, in one batch; see `gate`.
+
+        Args:
+            conversations: Messages and call of each.
+            tools: Tool descriptions for the chat template.
+            format: How calls are written where the chat template writes none: a row of `toolcalls.toml`, e.g. `hermes`.
+                `auto` looks for one by the template's text, `none` takes none.
+            control: Whether a check is made before the call as well, which decides nothing.
+        """
+        template = getattr(getattr(self.template, "tokenizer", None), "chat_template", None)
+        written = choose_format(format, str(template or ""))
+        calls = [self.template.call_prompt(each, call, tools=tools, written=written) for each, call in conversations]
+        return gate_calls(self.backend, self.detector, self.config, calls, control=control)
+
     def scan(self, messages: Messages, answer: str) -> ScanResult:
         """Check a finished answer at every scheduled depth, in one packed pass where the model allows it.
 
@@ -301,14 +352,3 @@ class Guard:
         """Scan several conversations and their answers in one batch, which pads the shorter ones; see `scan`."""
         prompts = [self.template.prompt(messages, prefill=answer) for messages, answer in conversations]
         return scan_answers(self.backend, self.detector, self.config, prompts)
-
-
-def shipped_probe(backend: "Reader | TransformersBackend") -> LinearProbe:
-    """The probe that the package ships for this model; ConfigError with the remedy if there is none."""
-    probe = find_shipped(backend)
-    if probe is None:
-        raise ConfigError(
-            f"no detector was given and no probe is shipped for {backend.identity.name}; pass probe= (fit one with "
-            "`anydepth fit`), or detector=Rethink(), which needs no training"
-        )
-    return probe

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, Reader, require_sessions
 from anydepth.config import GuardConfig
 from anydepth.detectors import Detector, OutsideDetector, declares_reads, score_finished
-from anydepth.driver import begin_checks, drive, settled
+from anydepth.driver import begin_checks, drive, settle, settled
 from anydepth.errors import PromptError, UnsupportedModel
-from anydepth.flow import Outcome, Plan, guarded, settle, step
+from anydepth.flow import Outcome, Plan, guarded, step
 from anydepth.schedule import Listed, scheduled_depths
 from anydepth.templates.template import Prompt
 from anydepth.types import Decoded, ScanResult, Score

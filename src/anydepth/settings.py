@@ -14,7 +14,7 @@ from anydepth.files import read_toml
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Adaptive, Every, Schedule
 from anydepth.settings_table import Count, Name, Table
-from anydepth.templates.template import checked_kwargs
+from anydepth.templates.rendering import checked_kwargs
 from anydepth.types import OnError, ReleaseMode
 from anydepth.upstream_settings import UpstreamTable, proxied_tables, require_consistent
 
@@ -149,6 +149,9 @@ class ToolsTable(Table):
     """`[tools]`: how tool calls are found in an answer."""
 
     format: str = Field("auto", description='A row of toolcalls.toml, "auto" (by the chat template) or "none".')
+    gate: bool = Field(
+        False, description="Judge each call of an answer by the check right after it alone, before calls leave."
+    )
 
 
 class WholeBounds(Table):

@@ -203,6 +203,50 @@ class ScanResult:
 
 
 @dataclass(frozen=True, slots=True)
+class GateVerdict:
+    """Whether a proposed tool call may be run: what the guard reads right after the call.
+
+    Attributes:
+        halt: True if the call must not be run (under `monitor`: would not have been).
+        score: The score after the call, in [0, 1]; NaN where that check failed.
+        before: The score before the call, as a control; None if it was not asked for, NaN where that check failed.
+        depth: Tokens of the turn up to the end of the call.
+        tool: Name of the tool that is called.
+        reason: `policy` (the threshold is reached), `error` (the check failed and the guard fails closed) or `clear`.
+        statistic: What the policy compared with its threshold; NaN where the check failed.
+        threshold: The policy's threshold.
+        detail: The detector's own remark, such as the look-ahead text.
+        error: Why the check failed, or None; with `halt=False` the guard was failing open.
+        method: `packed` (one pass) or `forks` (one fork per check).
+    """
+
+    halt: bool
+    score: float
+    before: float | None
+    depth: int
+    tool: str
+    reason: Literal["policy", "error", "clear"]
+    statistic: float
+    threshold: float
+    detail: str | None = None
+    error: str | None = None
+    method: Literal["packed", "forks"] = "packed"
+
+    @property
+    def why(self) -> str:
+        """The reason in a sentence, for logs and for the people who run the agent."""
+        if self.error is not None:
+            closed = "closed: the call is not run" if self.halt else "open: the call is run unchecked"
+            return f"the check after the call of {self.tool} failed ({self.error}), and the guard fails {closed}"
+        relation = "reaches" if self.halt else "is below"
+        control = "" if json_number(self.before) is None else f"; before the call the score was {self.before:.3g}"
+        return (
+            f"after the call of {self.tool} the score is {self.score:.3g}, which {relation} the threshold "
+            f"{self.threshold:.3g}{control}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Decoded:
     """What one row got from `Session.decode`.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from anydepth.settings_table import Count, Name, PricesTable, Table, Url
-from anydepth.templates.template import checked_kwargs
+from anydepth.templates.rendering import checked_kwargs
 
 LIVE = 16
 """Default of `[limits] live` with an upstream: an answer there waits for others, and holds no KV cache."""
@@ -142,6 +142,8 @@ def require_consistent(settings: Proxied) -> None:
         )
     if settings.tools.format not in ("auto", "none"):
         raise ValueError(f"[tools] format = {settings.tools.format!r}: calls cannot be guarded behind an [upstream]")
+    if settings.tools.gate:
+        raise ValueError("[tools] gate = true: calls cannot be gated behind an [upstream]; drop it")
     if _changed(settings.reasoning):
         raise ValueError("[reasoning] release: thoughts of an [upstream] never leave; drop it")
 

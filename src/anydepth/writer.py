@@ -45,6 +45,11 @@ class AnswerWriter:
         self._ids: list[int] = []
         self._events: list[Event] = []
 
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The released tokens."""
+        return tuple(self._ids)
+
     def take(self) -> list[Event]:
         """The events since the last call, in order."""
         events, self._events = self._events, []

@@ -8,7 +8,7 @@ import pytest
 from anydepth.backends.transformers.grammar import GrammarTokens
 from anydepth.server.answer.segments import begins_thinking
 from anydepth.server.answer.structured import CallForm, Form, Way, grammar_of
-from anydepth.server.answer.toolcalls import choose_format
+from anydepth.templates.call_formats import choose_format
 from anydepth.templates.marker_tokens import marker_tokens
 from anydepth.templates.template import ChatTemplate
 from tests import tokenizers

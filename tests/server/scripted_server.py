@@ -7,7 +7,7 @@
     anything else   is answered by itself
 
 Run as `python scripted_server.py '{"settings": {…}, "thinking": false, "forms": false}'`; with `forms` it takes
-requests for JSON and for calls.
+requests for JSON and for calls, with `blind_replays` the detector raises over finished answers.
 """
 
 import json
@@ -61,8 +61,12 @@ class Backend(ScriptedBackend):
         session.prefill_text = self.tokenizer.decode(prompt.ids[prompt.start :])
         return session
 
+    blind_replays = False
+
     def replay(self, prompt: Prompt, answer_ids: Sequence[int]) -> Session:
-        return Session(self, [prompt], [tuple(answer_ids)], len(answer_ids), {})
+        session = Session(self, [prompt], [tuple(answer_ids)], len(answer_ids), {})
+        session.kind = "blind" if self.blind_replays else "say"
+        return session
 
 
 class FormedBackend(Backend):
@@ -88,8 +92,11 @@ class Detector:
         return [Score(0.99 if "harm" in text else 0.01) for _ in points]
 
 
-def engine_of(settings: Settings, *, thinking: bool = False, forms: bool = False) -> TransformersEngine:
+def engine_of(
+    settings: Settings, *, thinking: bool = False, forms: bool = False, blind_replays: bool = False
+) -> TransformersEngine:
     backend = (FormedBackend if forms else Backend)(["unused"])
+    backend.blind_replays = blind_replays
     backend.tokenizer.all_special_tokens = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     if thinking:
         backend.tokenizer.chat_template += " <think></think>"
@@ -117,5 +124,5 @@ def engine_of(settings: Settings, *, thinking: bool = False, forms: bool = False
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     settings = parse_settings(options.get("settings", {}))
-    kinds = {name: options.get(name, False) for name in ("thinking", "forms")}
+    kinds = {name: options.get(name, False) for name in ("thinking", "forms", "blind_replays")}
     serve(lambda: engine_of(settings, **kinds), settings)

@@ -16,7 +16,7 @@ NAMES = ["not_a_server_error", "status_code_conformance", "content_type_conforma
 CHOSEN = [CHECKS.get_one(name) for name in NAMES]
 OPERATIONS = [
     ("POST", "/v1/chat/completions"), ("POST", "/v1/responses"), ("POST", "/v1/completions"),
-    ("POST", "/v1/moderations"), ("GET", "/v1/models"), ("GET", "/v1/models/{model}"),
+    ("POST", "/v1/moderations"), ("POST", "/v1/gate"), ("GET", "/v1/models"), ("GET", "/v1/models/{model}"),
     ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"),
 ]  # fmt: skip
 EXAMPLES = int(os.environ.get("ANYDEPTH_FUZZ", "40"))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anydepth.driver import settle
 from anydepth.errors import CheckError, ConfigError
 from anydepth.flow import (
     Calls,
@@ -24,7 +25,6 @@ from anydepth.flow import (
     Release,
     doubts_calls,
     guarded,
-    settle,
     step,
 )
 from anydepth.policy import Cusum, Ewma, KofN, Threshold

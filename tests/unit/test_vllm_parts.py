@@ -201,6 +201,8 @@ def test_the_options_travel_in_additional_config(monkeypatch):
         engine_options({"anydepth": {"interval": 5}})
     with pytest.raises(ConfigError, match="intervall"):
         engine_options({"anydepth": {"settings": {"guard": {"intervall": 5}}}})
+    with pytest.raises(ConfigError, match=r"\[tools\] gate does not apply to the engine vllm"):
+        engine_options({"anydepth": {"settings": {"tools": {"gate": True}}}})
 
 
 def test_the_plugin_fills_in_what_is_asked_for_and_nothing_else(tmp_path, monkeypatch):

@@ -94,6 +94,13 @@ class ConversationTemplate:
         units = words_of(opening)
         return Prompt(pieces + units, prefill=len(units))
 
+    def call_prompt(self, messages: Any, tool_call: Any, **_: Any) -> Any:
+        """Refuse to write a proposed tool call, PromptError: an API's look-ahead does not judge calls."""
+        raise PromptError(
+            "a tool call cannot be gated over an API: a call is no text to look ahead from; gate it with a model that "
+            "is loaded here, e.g. through `anydepth serve`"
+        )
+
 
 def _require_text(index: int, message: dict[str, Any]) -> None:
     """PromptError unless the message is a text of a role that has one."""

@@ -10,7 +10,7 @@ from anydepth.audit.trail import Audit, AuditError
 from anydepth.config import GuardConfig
 from anydepth.policy import policy_record
 from anydepth.templates.template import Prompt
-from anydepth.types import Answer, CheckResult, Released, ScanResult, Verdict, stages_in
+from anydepth.types import Answer, CheckResult, GateVerdict, Released, ScanResult, Verdict, stages_in
 from anydepth.types import json_number as number
 
 VERSION = 1
@@ -55,6 +55,28 @@ def scan_record(scan: ScanResult, prompt: Prompt, guard: GuardConfig, **facts: A
         "method": scan.method,
         "checks": [check_record(check) for check in scan.checks],
         **_stages(scan.checks),
+    }
+
+
+def gate_record(found: GateVerdict, prompt: Prompt, guard: GuardConfig, **facts: Any) -> dict[str, Any]:
+    """The audit record of a tool call that was judged before it was run; `facts` are id, model, allowed, …."""
+    verdict = {"halt": found.halt, "depth": found.depth, "score": number(found.score), "reason": found.reason}
+    return {
+        "kind": "gate",
+        "version": VERSION,
+        "time": time.time(),
+        "endpoint": "gate",
+        **facts,
+        "tool": found.tool,
+        "release": guard.release,
+        "on_error": guard.on_error,
+        "policy": policy_record(guard.policy),
+        "prompt_tokens": prompt.start,
+        "prefill_tokens": prompt.prefill,
+        "verdict": verdict,
+        "before": number(found.before),
+        "error": None if found.error is None else error_kind(found.error),
+        "method": found.method,
     }
 
 

@@ -21,6 +21,7 @@ class AuditReport:
     Attributes:
         answers: Answers by outcome (`finished`, `cancelled`, …).
         scans: Finished conversations that were scanned.
+        gates: Tool calls that were judged before they were run.
         blocked: Answers that were halted.
         released: Tokens that left.
         withheld: Tokens that did not.
@@ -34,6 +35,7 @@ class AuditReport:
 
     answers: Counter[str] = field(default_factory=Counter)
     scans: int = 0
+    gates: int = 0
     blocked: int = 0
     released: int = 0
     withheld: int = 0
@@ -140,6 +142,8 @@ def _take(report: AuditReport, record: Mapping[str, Any], windows: dict[tuple[st
         _count(report, record)
     elif kind == "scan":
         report.scans += 1
+    elif kind == "gate":
+        report.gates += 1
     elif kind == "file" and record["reason"] == "start":
         _leave_unfinished(report, windows)
     elif kind == "torn":

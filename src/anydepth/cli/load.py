@@ -58,7 +58,8 @@ def open_guard(model: ModelOptions, choice: "GuardChoice", external: "Mapping[st
     """Load a model with the guard on that the command line or guard.toml chooses; `external` is its external guard."""
     with _loading(model.model):
         from anydepth.backends.transformers import load
-        from anydepth.guard import Guard, shipped_probe
+        from anydepth.detectors.named import shipped_probe
+        from anydepth.guard import Guard
 
         given = choice.guard_options()
         if model.engine == "vllm":
@@ -104,7 +105,7 @@ def open_vllm(model: ModelOptions, sites: "Callable[[Any], Sequence[Site]]") -> 
 
 def _open_vllm_with_probe(model: ModelOptions, options: "GuardChoice") -> "tuple[VllmBackend, LinearProbe]":
     """The engine, and the probe that it was started for."""
-    from anydepth.guard import shipped_probe
+    from anydepth.detectors.named import shipped_probe
 
     if options.detector != "probe":
         raise ConfigError(

@@ -14,7 +14,7 @@ from anydepth.config import OVER_PROBE, check_detector_name, external_named, gua
 from anydepth.errors import ConfigError
 from anydepth.policy import Policy, policy_from
 from anydepth.schedule import Every
-from anydepth.templates.template import checked_kwargs
+from anydepth.templates.rendering import checked_kwargs
 from anydepth.types import OnError, ReleaseMode
 
 PolicyName = Literal["threshold", "k_of_n", "ewma", "cusum"]

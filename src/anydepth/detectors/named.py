@@ -8,7 +8,7 @@ from anydepth.config import OVER_PROBE, check_detector_name
 from anydepth.detectors.cascade import Cascade
 from anydepth.detectors.detector import Detector
 from anydepth.detectors.external_guard import ExternalGuard
-from anydepth.detectors.probe import LinearProbe
+from anydepth.detectors.probe import LinearProbe, find_shipped
 from anydepth.detectors.rethink import Rethink
 from anydepth.errors import ConfigError
 
@@ -90,3 +90,14 @@ def _external(options: Mapping[str, Any]) -> tuple[ExternalGuard, Sequence[float
     own = dict(options)
     unsure = own.pop("unsure", None)
     return ExternalGuard(own.pop("url"), own.pop("model"), **own), unsure
+
+
+def shipped_probe(backend: Any) -> LinearProbe:
+    """The probe that the package ships for this model; ConfigError with the remedy if there is none."""
+    probe = find_shipped(backend)
+    if probe is None:
+        raise ConfigError(
+            f"no detector was given and no probe is shipped for {backend.identity.name}; pass probe= (fit one with "
+            "`anydepth fit`), or detector=Rethink(), which needs no training"
+        )
+    return probe

@@ -20,6 +20,7 @@ SUITES: tuple[str, ...] = (
     "interval",
     "erosion",
     "multi-turn",
+    "actions",
     "causal",
     "latency",
 )

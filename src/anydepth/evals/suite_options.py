@@ -7,6 +7,7 @@ from typing import Any
 
 from anydepth.errors import ConfigError
 from anydepth.evals.ratio import Ratio
+from anydepth.templates.call_formats import formats
 
 _DIGITS = 9
 """Digits of a number at most: none of the options is a count of more than some millions."""
@@ -57,6 +58,10 @@ def _if(holds: Callable[[str], bool]) -> Callable[[str], str]:
     return read
 
 
+def _known_format(text: str) -> bool:
+    return text in ("auto", *(row.name for row in formats()))
+
+
 _COUNT: _Rule = (_whole, "a whole number of at least 1")
 _TEXT: _Rule = (_if(lambda text: bool(text.strip())), "a text that is not empty")
 _PATH: _Rule = (_if(lambda text: Path(text).expanduser().exists()), "a file or folder that is there")
@@ -103,6 +108,7 @@ SETTINGS: Mapping[str, Mapping[str, _Rule]] = {
         ),
     },
     "multi-turn": {**dict.fromkeys(("few", "scan-tokens", "few-tokens"), _COUNT), **_ARMS},
+    "actions": {"format": (_if(_known_format), f"one of auto, {', '.join(row.name for row in formats())}")},
     "causal": {
         **dict.fromkeys(("depth", "tokens", "random"), _COUNT),
         "strengths": (_each(_strength), "finite numbers other than 0 with commas, e.g. -8,-2,2,8"),

@@ -10,9 +10,9 @@ from pathlib import Path
 from anydepth.audit.trail import Audit, open_audit
 from anydepth.detectors import LinearProbe
 from anydepth.errors import ConfigError
-from anydepth.server.answer.toolcalls import choose_format
 from anydepth.server.http.app import api_keys
 from anydepth.settings import Settings
+from anydepth.templates.call_formats import choose_format
 
 _BACKLOG = 2048
 """Connections that may wait; uvicorn's own figure."""

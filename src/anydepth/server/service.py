@@ -15,13 +15,14 @@ from opentelemetry.trace import Span
 from anydepth.audit.answer import Account, error_kind
 from anydepth.audit.trail import Audit
 from anydepth.errors import AnydepthError, ModelNotFound
+from anydepth.gate import require_halting
 from anydepth.server.answer.compose import Composer, Delta, End, Reading, has_calls
 from anydepth.server.answer.segments import SpecialTokens
-from anydepth.server.answer.toolcalls import ToolFormat, choose_format
 from anydepth.server.engine.engine import AnswerTimeout, Busy, Engine, EngineError, Job, ShuttingDown
 from anydepth.server.telemetry.metrics import Metrics, Watcher
 from anydepth.server.telemetry.tracing import answer_span, note_answers, note_check
 from anydepth.settings import Settings
+from anydepth.templates.call_formats import ToolFormat, choose_format
 from anydepth.types import Checked, CheckResult
 
 logger = logging.getLogger(__name__)
@@ -61,10 +62,15 @@ class Service:
         engine: The engine that generates the answers.
         settings: The operator's settings.
         audit: The audit trail that the account of every answer goes to.
+
+    Raises:
+        ConfigError: Calls are to be gated, and one reading can never halt under the policy.
     """
 
     def __init__(self, engine: Engine, settings: Settings, audit: Audit) -> None:
         self.engine, self.settings, self.audit = engine, settings, audit
+        if settings.tools.gate:
+            require_halting(engine.facts.guard.policy)
         self.metrics = Metrics()
         self.metrics.watch(lambda: engine.stats, lambda: self.ready)
         if (report := getattr(engine, "report", None)) is not None:

@@ -5,7 +5,21 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from anydepth.errors import ConfigError
+
 _TRIAL = "anydepthtrial"
+
+_OWN_ARGUMENTS = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "return_dict",
+    "return_tensors",
+    "sanitize_control_tokens",
+    "tokenize",
+    "tools",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +95,10 @@ def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(content, str):
         return dict(message)
     return {**message, "content": [{"type": "text", "text": content}]}  # an empty one too: some look at the first part
+
+
+def checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return variables for a template as a dict; ConfigError if one of them is not the template's to set."""
+    if taken := sorted(_OWN_ARGUMENTS & set(kwargs)):
+        raise ConfigError(f"template_kwargs has {taken[0]!r}, which anydepth sets itself; leave it out")
+    return dict(kwargs)

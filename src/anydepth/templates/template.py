@@ -1,37 +1,26 @@
 """Derive the prompt, the Safety Tokens and the read token from a tokenizer's chat template."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 from anydepth.errors import ConfigError, PromptError, TemplateError
 from anydepth.templates import complaints
+from anydepth.templates.call_formats import ToolFormat
 from anydepth.templates.derive import Layout, derive, from_strings
 from anydepth.templates.header import CONTENT, Header, Spelling, behind_last
 from anydepth.templates.kept import Kept
 from anydepth.templates.messages import normal, other_arguments, split_prefill
 from anydepth.templates.prompt import Prompt
+from anydepth.templates.proposed_call import CallPrompt, CallWriter
 from anydepth.templates.published import Channel, PublishedModel, channel_of, published
-from anydepth.templates.rendering import Renderer
+from anydepth.templates.rendering import Renderer, checked_kwargs
 from anydepth.templates.roles import role_end
+from anydepth.templates.template_digest import template_digest, template_text
 from anydepth.types import Message
 
 _LAST = 256
 """How many of a prompt's last tokens are looked at for its generation prompt where the role has other tokens there."""
-
-_OWN_ARGUMENTS = {
-    "add_generation_prompt",
-    "chat_template",
-    "continue_final_message",
-    "conversation",
-    "return_dict",
-    "return_tensors",
-    "sanitize_control_tokens",
-    "tokenize",
-    "tools",
-}
 
 
 class ChatTemplate:
@@ -81,7 +70,7 @@ class ChatTemplate:
         self.channel: Channel | None = self._layout.openers.channel or known
         self.channels = ("thinking", "answer") if self.channel else ("answer",)
         self.source = used.pattern if used else "derived"
-        self.digest = _digest(text, kwargs, used)
+        self.digest = template_digest(text, kwargs, used)
         self._role = self._role_index()
         self.header = self._header(read_token, used)
         self._kept = Kept(self._renderer)
@@ -113,6 +102,32 @@ class ChatTemplate:
             return Prompt(ids, messages=tuple(history))
         extra = self._renderer.ids_after(text, self._layout.openers.continued(text, opening))
         return Prompt(ids + extra, len(extra), tuple(history))
+
+    def call_prompt(
+        self,
+        messages: str | Sequence[Message],
+        tool_call: Mapping[str, Any],
+        *,
+        tools: Sequence[Any] | None = None,
+        written: ToolFormat | None = None,
+    ) -> CallPrompt:
+        """Return the prompt whose prefill is the assistant's turn that proposes `tool_call`, end of turn left out.
+
+        The call is written by the template, which gets the arguments as an object, or as text if it takes no other.
+
+        Args:
+            messages: The conversation. A last message of the assistant is that turn: its text stands beside the call,
+                and calls of its own are left out.
+            tool_call: The call, as `read_call` takes it.
+            tools: Tool schemas for the template.
+            written: How the call is written where the template writes none.
+
+        Raises:
+            PromptError: The call or the messages are malformed or refused, or nobody knows how the model writes calls.
+        """
+        end = self.words(self._layout.header_ids[: self._layout.end]) if self._layout.end else ""
+        writer = CallWriter(self._renderer, self._layout.openers, end, self.name)
+        return writer.prompt(messages, tool_call, self._render, tools=tools, written=written)
 
     def text(self, messages: str | Sequence[Message]) -> str:
         """Return the text that `prompt` tokenises for `messages`; see there."""
@@ -216,7 +231,7 @@ class ChatTemplate:
     def _template(self, tokenizer: Any) -> tuple[PublishedModel | None, str, bool]:
         """Find the row of the model and the text of the chat template, and whether that is the tokenizer's own."""
         row = published(self.name)
-        if own := _template_text(tokenizer):
+        if own := template_text(tokenizer):
             return row, own, True
         if row is not None and row.template:
             return row, row.template, False
@@ -321,25 +336,3 @@ def _derivable(renderer: Renderer, known: Channel | None) -> bool:
     except TemplateError:
         return False
     return True
-
-
-def _template_text(tokenizer: Any) -> str:
-    """Return the tokenizer's chat template as text; named templates (`default`, `tool_use`) as one JSON text."""
-    template = getattr(tokenizer, "chat_template", None)
-    return json.dumps(template, sort_keys=True, ensure_ascii=False) if isinstance(template, dict) else template or ""
-
-
-def _digest(text: str, kwargs: Mapping[str, Any], row: PublishedModel | None) -> str:
-    parts = [text]
-    if kwargs:
-        parts.append(json.dumps(kwargs, sort_keys=True, default=str))
-    if row is not None:
-        parts.append(json.dumps({key: getattr(row, key) for key in ("header", "answer", "read_token")}, sort_keys=True))
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return variables for a template as a dict; ConfigError if one of them is not the template's to set."""
-    if taken := sorted(_OWN_ARGUMENTS & set(kwargs)):
-        raise ConfigError(f"template_kwargs has {taken[0]!r}, which anydepth sets itself; leave it out")
-    return dict(kwargs)

@@ -59,8 +59,11 @@ def engine_options(additional: Any) -> EngineOptions:
     read_out, collect = record.get("read_out", "auto"), record.get("collect") or {}
     if read_out not in ("auto", "hooks", "aux"):
         raise ConfigError(f"read_out is {read_out!r}; choose auto, hooks or aux")
+    settings = parse_settings(record.get("settings") or {}, origin=f"additional_config[{KEY!r}]")
+    if settings.tools.gate:
+        raise ConfigError("[tools] gate does not apply to the engine vllm: drop it, or use --engine transformers")
     return EngineOptions(
-        settings=parse_settings(record.get("settings") or {}, origin=f"additional_config[{KEY!r}]"),
+        settings=settings,
         allow_unguarded=record.get("allow_unguarded") is True,
         read_out=read_out,
         sites=tuple(Site.parse(site) for site in collect.get("sites", ())),

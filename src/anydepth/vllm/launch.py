@@ -107,6 +107,7 @@ def _check_settings(settings: Settings) -> None:
             settings.tools.format != "auto",
             "give vLLM --enable-auto-tool-choice, --tool-call-parser",
         ),
+        ("[tools] gate", settings.tools.gate, "calls are kept there until their answer has ended unhalted"),
         ("[guard] detector cascade", settings.guard.detector == "cascade", NO_CASCADE),
         ("[reasoning] release", settings.reasoning.release != "as_answer", "thoughts leave with the answer's own rule"),
     ):

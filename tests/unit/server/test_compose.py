@@ -1,14 +1,15 @@
 """Events become what a client reads; calls wait for the end, and what is withheld never shows."""
 
+from dataclasses import replace
 from math import nan
 from typing import Any
 
 import pytest
 
 from anydepth.server.answer.blocked import refused_text
-from anydepth.server.answer.compose import Composer, Delta, End, Reading, has_calls
+from anydepth.server.answer.compose import Composer, Delta, End, Reading, ends_of_calls, has_calls
 from anydepth.server.answer.segments import Markers
-from anydepth.server.answer.toolcalls import formats
+from anydepth.templates.call_formats import formats
 from anydepth.templates.published import Channel
 from anydepth.types import Answer, Checked, CheckResult, Finished, Halted, Released, Verdict
 
@@ -110,6 +111,31 @@ def test_a_whole_answer_is_searched_for_calls(text):
     assert has_calls(reading, tuple(text.encode()))
     assert not has_calls(reading, b"ok <tool_call" + b"nothing of the kind")
     assert not has_calls(composer()._reading, tuple(text.encode())), "the request offers no tools"
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("no call", []),
+        (CALL, [len(CALL)]),
+        (f"{CALL} and {CALL}\n", [len(CALL), 2 * len(CALL) + 5]),
+        (f"see {CALL.removesuffix('</tool_call>')}", [len(CALL) + 4 - len("</tool_call>")]),
+        (f"{CALL} <tool_call>broken", [len(CALL)]),
+    ],
+)
+def test_where_the_calls_of_a_whole_answer_end(text: str, ends: list[int]):
+    markers = Markers(None, HERMES, frozenset({"f"}))
+    reading = Reading("No.", (), markers, decode=lambda ids: bytes(i for i in ids if i < 256).decode())
+    ids = tuple(text.encode())
+    assert ends_of_calls(reading, {256}, ids) == ends_of_calls(reading, {256}, (*ids, 256)) == ends
+    assert ends_of_calls(replace(reading, one_call=True), {256}, ids) == ends[:1]
+
+
+def test_a_list_of_calls_ends_once_for_each():
+    row = next(row for row in formats() if row.name == "mistral")
+    reading = Reading("No.", (), Markers(None, row, frozenset({"f"})), decode=lambda ids: bytes(ids).decode())
+    text = '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "f", "arguments": {}}]'
+    assert ends_of_calls(reading, {256}, tuple(text.encode())) == [len(text)] * 2
 
 
 def test_an_answer_that_was_too_long_has_its_whole_calls():

@@ -232,6 +232,14 @@ def test_the_answers_of_one_request_have_seeds_of_their_own(proxy: ProxyHost, ap
     assert sorted(body["seed"] for body in proxy.script.bodies if body.get("stream")) == [5, 6]
 
 
+def test_a_call_is_not_gated_over_an_api(proxy: ProxyHost) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
+    reply = httpx.post(f"{proxy.url}/v1/gate", json={"messages": QUESTION, "tool_call": call}, timeout=30)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (400, "tool_call", "unsupported")
+    assert "tool calls cannot be gated over an API" in error["message"] and proxy.script.requests == []
+
+
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 
 

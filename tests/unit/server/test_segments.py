@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from anydepth.errors import ConfigError
 from anydepth.server.answer.segments import Markers, Segmenter, SpecialTokens
 from anydepth.server.answer.stops import StopTrim, held_back
-from anydepth.server.answer.toolcalls import choose_format, formats, parse_calls
+from anydepth.server.answer.toolcalls import parse_calls
+from anydepth.templates.call_formats import choose_format, formats
 from anydepth.templates.published import Channel
 
 THINK = Channel("<think>", "</think>", "\n</think>\n\n")

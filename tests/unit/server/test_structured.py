@@ -10,7 +10,8 @@ import pytest
 from anydepth.errors import BadRequest
 from anydepth.server.answer.schemas import DEEPEST_SCHEMA, LONGEST_SCHEMA, check_schemas, closed, moved
 from anydepth.server.answer.structured import MOST_CALLS, CallForm, Form, Way, grammar_of
-from anydepth.server.answer.toolcalls import formats, parse_calls
+from anydepth.server.answer.toolcalls import parse_calls
+from anydepth.templates.call_formats import formats
 from anydepth.templates.marker_tokens import split_at_markers
 from anydepth.templates.published import Channel
 

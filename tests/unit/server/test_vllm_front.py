@@ -607,6 +607,7 @@ def test_flags_that_are_the_guards_own(flag):
         ({"model": {"path": "x", "device": "cpu"}}, r"\[model\] device"),
         ({"model": {"path": "x", "dtype": "fast"}}, r"\[model\] dtype fast"),
         ({"tools": {"format": "hermes"}}, r"\[tools\] format"),
+        ({"tools": {"gate": True}}, r"\[tools\] gate does not apply"),
         ({"reasoning": {"release": "hidden"}}, r"\[reasoning\] release"),
         ({"guard": {"detector": "cascade"}}, r"\[guard\] detector cascade .* use --engine transformers"),
         ({"model": {}, "upstream": {"url": "http://x/v1"}}, r"\[upstream\] url .* `anydepth proxy` is for it"),

@@ -13,9 +13,9 @@ from anydepth.backends.batch import batches
 from anydepth.backends.protocol import Backend, CheckPoint, FinishedAnswer
 from anydepth.config import GuardConfig, with_own_policy
 from anydepth.detectors import Detector, StateDetector, declares_reads, score_finished
-from anydepth.driver import drive, make_checks
+from anydepth.driver import drive, make_checks, settle
 from anydepth.evals.transcript import Transcript
-from anydepth.flow import Check, Command, Outcome, Plan, guarded, settle, step
+from anydepth.flow import Check, Command, Outcome, Plan, guarded, step
 from anydepth.scan import inside_prefill, reads_inside
 from anydepth.schedule import Every, scheduled_depths
 from anydepth.templates.template import Prompt

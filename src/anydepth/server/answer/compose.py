@@ -1,6 +1,6 @@
 """Turn the events of a guarded answer into what a client reads, piece by piece."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -167,6 +167,29 @@ class Composer:
         """What was kept back in case that a marker or a stop string went on; nothing follows any more."""
         read = self._read(self._text.flush()) if self._text else []
         return [*read, *self._take([*self._segmenter.push(self._trim.flush()), *self._segmenter.flush()])]
+
+
+def ends_of_calls(reading: Reading, end_token_ids: Collection[int], token_ids: tuple[int, ...]) -> list[int]:
+    """After how many tokens of a whole answer each tool call that leaves with it ends.
+
+    Args:
+        reading: How the answer is read.
+        end_token_ids: Tokens that end a turn, which are not part of the answer.
+        token_ids: The answer.
+    """
+    composer, ends = Composer(reading), list[int]()
+    length = len(token_ids) - (token_ids[-1:] != () and token_ids[-1] in end_token_ids)
+
+    def note(count: int) -> None:
+        if len(composer.calls) > len(ends):
+            ends.extend([count] * (len(composer.calls) - len(ends)))
+
+    for count, token in enumerate(token_ids[:length], start=1):
+        composer.write(Released("", (token,), count))
+        note(count)
+    composer.rest()
+    note(length)
+    return ends[:1] if reading.one_call else ends
 
 
 def has_calls(reading: Reading, token_ids: tuple[int, ...]) -> bool:

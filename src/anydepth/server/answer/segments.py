@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from anydepth.server.answer.stops import held_back
-from anydepth.server.answer.toolcalls import ToolCall, ToolFormat, parse_calls
+from anydepth.server.answer.toolcalls import ToolCall, parse_calls
+from anydepth.templates.call_formats import ToolFormat
 from anydepth.templates.published import Channel
 from anydepth.templates.template import ChatTemplate, Prompt
 

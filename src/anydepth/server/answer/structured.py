@@ -12,7 +12,7 @@ from typing import Any
 
 from anydepth.errors import BadRequest
 from anydepth.server.answer.schemas import closed, moved
-from anydepth.server.answer.toolcalls import ToolFormat
+from anydepth.templates.call_formats import ToolFormat
 from anydepth.templates.marker_tokens import split_at_markers
 from anydepth.templates.published import Channel
 

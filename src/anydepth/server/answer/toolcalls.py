@@ -1,26 +1,11 @@
-"""Read the tool calls that a model wrote; the formats are rows of `data/toolcalls.toml`."""
+"""Read the tool calls that a model wrote; see `anydepth.templates.call_formats`."""
 
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from anydepth.errors import ConfigError
-from anydepth.files import packaged_toml
-
-
-@dataclass(frozen=True, slots=True)
-class ToolFormat:
-    """One row of `toolcalls.toml`; see there."""
-
-    name: str
-    detect: Sequence[str]
-    open: str = ""
-    close: str = ""
-    split: str = ""
-    arguments: Sequence[str] = ("arguments",)
-    prefix: str = ""
+from anydepth.templates.call_formats import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +14,6 @@ class ToolCall:
 
     name: str
     arguments: str
-
-
-@cache
-def formats() -> tuple[ToolFormat, ...]:
-    """The rows of `toolcalls.toml`."""
-    return tuple(ToolFormat(**row) for row in packaged_toml("toolcalls.toml")["format"])
-
-
-def choose_format(name: str, template: str) -> ToolFormat | None:
-    """The row called `name`; for `auto` the one that fits the chat template's text, or None; for `none` None.
-
-    Raises:
-        ConfigError: There is no such row.
-    """
-    if name == "none":
-        return None
-    if name == "auto":
-        return next((row for row in formats() if all(text in template for text in row.detect)), None)
-    rows = {row.name: row for row in formats()}
-    if name not in rows:
-        raise ConfigError(f"[tools] format is {name!r}; choose auto, none or one of {', '.join(rows)}")
-    return rows[name]
 
 
 def parse_calls(text: str, row: ToolFormat, offered: Collection[str]) -> list[ToolCall]:

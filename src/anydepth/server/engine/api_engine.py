@@ -22,10 +22,11 @@ from anydepth.server.engine.engine import (
     UpstreamRejected,
     UpstreamTimeout,
 )
-from anydepth.server.engine.upstream_template import UpstreamTemplate
+from anydepth.server.engine.upstream_template import UpstreamTemplate, ungated
 from anydepth.server.engine.works import Works, scanning
+from anydepth.templates.proposed_call import CallPrompt
 from anydepth.templates.template import ChatTemplate, Prompt
-from anydepth.types import Event, Halted, ScanResult
+from anydepth.types import Event, GateVerdict, Halted, ScanResult
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,10 @@ class ApiEngine:
         except ProviderError as error:
             raise told_to_clients(error) from error
         return result
+
+    async def gate(self, call: CallPrompt, guard: GuardConfig, *, control: bool = True) -> GateVerdict:
+        """Refuse, BadRequest: `UpstreamTemplate.call_prompt` has done so before."""
+        raise ungated()
 
     def _held(self, config: GuardConfig, handle: AnswerHandle) -> Guard:
         """The guard for one answer, whose requests `handle` can end."""

@@ -7,8 +7,10 @@ from typing import Any, Protocol
 from anydepth.audit.answer import Account
 from anydepth.config import GuardConfig
 from anydepth.errors import AnydepthError
+from anydepth.gate import CallEnds
+from anydepth.templates.proposed_call import CallPrompt
 from anydepth.templates.template import ChatTemplate, Prompt
-from anydepth.types import Event, ScanResult
+from anydepth.types import Event, GateVerdict, ScanResult
 
 
 class EngineError(AnydepthError):
@@ -87,6 +89,8 @@ class Job:
         guard: How it is guarded.
         max_new_tokens: Its greatest length in tokens.
         sampling: How its tokens are drawn.
+        call_ends: Gates the answer's tool calls: tells after how many tokens of a whole answer each of them ends. None
+            gates none.
         grammar: What `EngineFacts.compile_grammar` gave, for an answer that is held to it and leaves as a whole, once
             it has ended without a halt; None for a free one.
     """
@@ -96,6 +100,7 @@ class Job:
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     grammar: Any = None
+    call_ends: CallEnds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,4 +182,8 @@ class Engine(Protocol):
 
     async def scan(self, prompt: Prompt, guard: GuardConfig) -> ScanResult:
         """Check a finished answer, the prefill of `prompt`, at all its depths; without one, depth 0 only."""
+        ...
+
+    async def gate(self, call: CallPrompt, guard: GuardConfig, *, control: bool = True) -> GateVerdict:
+        """Judge a proposed tool call by the check right after it; see `Guard.gate`."""
         ...

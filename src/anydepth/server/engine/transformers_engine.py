@@ -9,9 +9,10 @@ from anydepth.config import GuardConfig
 from anydepth.guard import Guard
 from anydepth.server.answer.stops import StopText
 from anydepth.server.engine.engine import EngineFacts, EngineStats, Job
-from anydepth.server.engine.works import Works, scanning
+from anydepth.server.engine.works import Works, gating, scanning
+from anydepth.templates.proposed_call import CallPrompt
 from anydepth.templates.template import Prompt
-from anydepth.types import Event, ScanResult
+from anydepth.types import Event, GateVerdict, ScanResult
 
 GREEDY_BELOW = 0.01
 """Temperatures under this are greedy: dividing the scores by less overflows in half precision."""
@@ -89,6 +90,7 @@ class TransformersEngine:
             on_check=lambda seconds: self.on_check(seconds),
             whole=job.grammar is not None,
             tells_waits=True,
+            call_ends=job.call_ends,
             **_generation(job, guard.backend),
         )
         return self._works.run(turns)
@@ -96,6 +98,12 @@ class TransformersEngine:
     async def scan(self, prompt: Prompt, guard: GuardConfig) -> ScanResult:
         """Check a finished answer, the prefill of `prompt`, at all its depths; without one, depth 0 only."""
         async with aclosing(self._works.run(scanning(self._guard.with_config(guard), prompt))) as results:
+            return await anext(results)
+
+    async def gate(self, call: CallPrompt, guard: GuardConfig, *, control: bool = True) -> GateVerdict:
+        """Judge a proposed tool call by the check right after it; see `Guard.gate`."""
+        turns = gating(self._guard.with_config(guard), call, control=control)
+        async with aclosing(self._works.run(turns)) as results:
             return await anext(results)
 
 

@@ -38,6 +38,20 @@ class UpstreamTemplate:
             )
         return self._prompts.prompt(messages)
 
+    def call_prompt(self, messages: Any, tool_call: Any, **_: Any) -> Any:
+        """Refuse to write a proposed tool call; BadRequest."""
+        raise ungated()
+
+
+def ungated() -> BadRequest:
+    """Why a proxy gates no tool calls."""
+    return BadRequest(
+        "tool calls cannot be gated over an API, since a look-ahead does not judge calls; ask a server that loads its "
+        "model (`anydepth serve`)",
+        "tool_call",
+        "unsupported",
+    )
+
 
 class _Texts:
     """The part of a tokenizer that the server uses."""

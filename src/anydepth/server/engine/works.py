@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from anydepth.driver import Waiting
 from anydepth.errors import AnydepthError
+from anydepth.gate import gate_calls
 from anydepth.guard import Guard
 from anydepth.scan import scan_answer
 from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, EngineStats, ShuttingDown
 from anydepth.server.engine.taking_turns import Turns
+from anydepth.templates.proposed_call import CallPrompt
 from anydepth.templates.template import Prompt
-from anydepth.types import Checked, Finished, ScanResult, Verdict
+from anydepth.types import Checked, Finished, GateVerdict, ScanResult, Verdict
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -103,6 +105,11 @@ def scanning(guard: Guard, prompt: Prompt) -> Turning:
         yield [(0, scan_answer(guard.backend, guard.detector, guard.config, prompt))]
 
 
+def gating(guard: Guard, call: CallPrompt, *, control: bool) -> Turning:
+    """Judge a proposed tool call."""
+    yield [(0, gate_calls(guard.backend, guard.detector, guard.config, [call], control=control)[0])]
+
+
 class _Work:
     """One answer or scan on its way through the threads; implements `Work`."""
 
@@ -129,7 +136,7 @@ class _Work:
             self.waits_for = waiting.outside
             if not batch:
                 return True
-        self._over = isinstance(batch[-1][1], Finished | ScanResult)
+        self._over = isinstance(batch[-1][1], Finished | ScanResult | GateVerdict)
         self._tell(batch)
         return not self._over
 

@@ -21,12 +21,14 @@ from anydepth.server.http.chat import CHAT
 from anydepth.server.http.completions import COMPLETIONS
 from anydepth.server.http.console import console_paths, mount_console
 from anydepth.server.http.gateway import OPEN_PATHS, Edge
+from anydepth.server.http.gating import gate
 from anydepth.server.http.http_errors import check_json, failure, refusal
 from anydepth.server.http.moderations import moderate
-from anydepth.server.http.requests import ChatRequest, CompletionRequest, ModerationRequest
+from anydepth.server.http.requests import ChatRequest, CompletionRequest, GateRequest, ModerationRequest
 from anydepth.server.http.responses import (
     ChatReply,
     ErrorReply,
+    GateReply,
     Health,
     ItemsReply,
     ModelCard,
@@ -61,6 +63,7 @@ _PROMPTS = {
     "/v1/responses": "input",
     "/v1/completions": "prompt",
     "/v1/moderations": "input",
+    "/v1/gate": "messages",
 }
 """Path -> the field that has the prompt."""
 
@@ -109,6 +112,10 @@ def build_api(service: Service) -> FastAPI:
     @app.post("/v1/moderations", response_model=ModerationReply, responses=_ERRORS, dependencies=json_only)
     async def _moderate(request: Request, body: ModerationRequest) -> Response:
         return await moderate(request, body, service)
+
+    @app.post("/v1/gate", response_model=GateReply, responses=_ERRORS, dependencies=json_only)
+    async def _gate(request: Request, body: GateRequest) -> Response:
+        return await gate(request, body, service)
 
     @app.get("/v1/models", responses=_only(401))
     async def _models() -> ModelList:

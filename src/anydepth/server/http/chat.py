@@ -3,11 +3,12 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from anydepth.guard_overrides import apply_overrides
 from anydepth.server.answer.blocked import refused_delta, refused_message
-from anydepth.server.answer.compose import Delta, End
+from anydepth.server.answer.compose import Delta, End, ends_of_calls
 from anydepth.server.answer.toolcalls import ToolCall
 from anydepth.server.engine.engine import Job, Sampling
 from anydepth.server.http.forms import grammar_for
@@ -46,10 +47,13 @@ def chat_ask(body: ChatRequest, service: Service, headers: dict[str, str], *, en
     check_answers(limits, count)
     prompt = chat_prompt(facts.template, body)
     grammar = grammar_for(service, body, prompt)
+    reading = reading_of(service, body, prompt, guard.refusal, structured=grammar is not None)
+    gated = service.settings.tools.gate and reading.markers.tools is not None
+    call_ends = partial(ends_of_calls, reading, facts.end_token_ids) if gated else None
     return Ask(
         endpoint,
-        spread(Job(prompt, guard, length, sampling_of(body), grammar), count),
-        (reading_of(service, body, prompt, guard.refusal, structured=grammar is not None),) * count,
+        spread(Job(prompt, guard, length, sampling_of(body), grammar, call_ends), count),
+        (reading,) * count,
         tell_checks=body.tells_checks,
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
         headers=headers,

@@ -36,12 +36,12 @@ def chat_prompt(template: ChatTemplate, request: ChatRequest) -> Prompt:
             raise BadRequest(f"{reason}, or leave continue_final_message and add_generation_prompt out", name)
     tools = [tool.model_dump(exclude_none=True) for tool in request.offered]
     return template.prompt(
-        [_message(place, message) for place, message in enumerate(request.messages)],
+        [chat_message(place, message) for place, message in enumerate(request.messages)],
         tools=None if request.tool_choice == "none" else tools,
     )
 
 
-def _message(place: int, message: ChatMessage) -> dict[str, Any]:
+def chat_message(place: int, message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates read it."""
     record = message.model_dump(exclude_none=True)
     record["role"] = _ROLES.get(message.role, message.role)
@@ -52,13 +52,13 @@ def _message(place: int, message: ChatMessage) -> dict[str, Any]:
         raise BadRequest(f"{name} is missing (role {shown(message.role)}); give it a text", name, "invalid_prompt")
     for number, call in enumerate(record.get("tool_calls", ())):
         function = call["function"]
-        function["arguments"] = _arguments(
+        function["arguments"] = call_arguments(
             function["arguments"], f"messages[{place}].tool_calls[{number}].function.arguments"
         )
     return record
 
 
-def _arguments(text: str, name: str) -> dict[str, Any]:
+def call_arguments(text: str, name: str) -> dict[str, Any]:
     """The arguments of a call: OpenAI writes them as JSON text, chat templates expect the object.
 
     Clients send an empty text, or null, for a call that had no arguments.

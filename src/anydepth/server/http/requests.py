@@ -261,6 +261,31 @@ class ChatRequest(_Generation):
         return [] if self.tool_choice == "none" else self.tools or []
 
 
+class ProposedFunction(BaseModel):
+    """The function that an agent is about to call; arguments are the JSON text of an object."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: str = "{}"
+
+
+class ProposedToolCall(BaseModel):
+    """A tool call before it is run."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: ProposedFunction
+
+
+class GateRequest(RequestBody):
+    """`POST /v1/gate`: whether the tool call that the assistant proposes may be run."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    tool_call: ProposedToolCall
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    control: Flag = True
+    model: str | None = None
+
+
 class CompletionRequest(_Generation):
     """`POST /v1/completions`: a prompt as it is, without the chat template."""
 

@@ -115,6 +115,37 @@ class ModerationReply(_Reply):
     results: list[ModerationResult]
 
 
+class GateReport(_Reply):
+    """The `anydepth` object of a gated tool call; a score that failed, or was not asked for, is null."""
+
+    halted: bool
+    would_halt: bool
+    tool: str
+    score: float | None
+    before: float | None
+    statistic: float | None
+    threshold: float
+    depth: int
+    reason: str
+    policy: dict[str, Any]
+    release: str
+    failed_checks: int
+    method: str
+
+
+class GateReply(_Reply):
+    """Whether a proposed tool call may be run."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    allowed: bool
+    why: str
+    refusal: str | None
+    anydepth: GateReport
+
+
 class ModelCard(_Reply):
     """A model that is served."""
 
