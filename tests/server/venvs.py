@@ -20,7 +20,7 @@ def python_with(name: str, requirements: Path) -> Path:
 
 
 def node_with(name: str, package: Path) -> Path:
-    """A folder with the npm packages that a package.json names; without Node, or npm's registry, the test is skipped."""
+    """A folder with the npm packages of a package.json; without Node, or npm's registry, the test is skipped."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node and npm are not installed here")
     try:

@@ -37,6 +37,7 @@ def test_trained_safety_tokens_stand_under_ids_that_are_no_tokens():
     assert setup.header_ids == (last - 1, last)
     assert setup.embeddings is not None and setup.embeddings.shape == (2, 4)
     assert places_in(setup, setup.model.template.prompt("w1")) is None, "at depth 0 they are appended too"
+    assert with_own_tokens(1, tiny.VOCABULARY).header_ids == (tiny.VOCABULARY,), "the first id behind the table"
     with pytest.raises(UnsupportedModel, match=rf"4 trained.*has {last + 1} rows, and the tokenizer's ids go to 255"):
         _ = with_own_tokens(4, tiny.VOCABULARY + 3).header_ids
     request = SimpleNamespace(

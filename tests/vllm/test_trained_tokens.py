@@ -30,6 +30,22 @@ def folder(request, tmp_path_factory):
     return model.build(tmp_path_factory.mktemp("spare"), spare=SPARE, tied=request.param)
 
 
+def test_a_single_one_needs_no_embedding_of_its_own(engines, tiny_folder, reference, tmp_path):
+    """The model has an embedding for each token of the tokenizer, and no more."""
+    probe, settings = own_probe(reference, tmp_path, 1)
+    engine = engines(folder=tiny_folder, settings=settings)
+    ids = engine.ids(PROMPTS[0])
+    options = {"max_tokens": 12, "ignore_eos": True, "temperature": 0.8, "seed": 1, "repetition_penalty": 1.3}
+    told = engine.answer(ids + list(range(20, 31)), guard=monitor(interval=1), **options)
+    assert told.token_ids == engine.answer(ids + list(range(20, 31)), guard={"guard": False}, **options).token_ids
+    checks = {each["depth"]: each["score"] for each in told.report["timeline"]}
+    finished = FinishedAnswer(Prompt(tuple(ids)), (*range(20, 31), *told.token_ids), tuple(checks))
+    backend = TransformersBackend(reference.model, AutoTokenizer.from_pretrained(tiny_folder))
+    (scores,) = score_finished(backend, probe, [finished])
+    assert told.report["failed_checks"] == 0 and len(checks) > 12
+    assert list(checks.values()) == pytest.approx([each.value for each in scores if isinstance(each, Score)], abs=1e-3)
+
+
 @pytest.fixture(scope="module")
 def twin(folder):
     return model.Reference(folder)

@@ -61,15 +61,19 @@ class ServedModel:
     def spare_ids(self, count: int) -> tuple[int, ...]:
         """The last `count` ids of the embedding table, none of which is a token of the tokenizer.
 
+        A single one may also be the first id behind the table, which vLLM itself takes for no token (it pads with it).
+
         Raises:
             UnsupportedModel: The table has not so many ids besides the tokenizer's.
         """
         rows, known = self._config.get_vocab_size(), max(self.tokenizer.get_vocab().values()) + 1
         if rows - known < count:
+            if count == 1:
+                return (rows,)
             raise UnsupportedModel(
                 f"{count} trained Safety Tokens need ids that are no tokens; the embedding table has {rows} rows, and "
-                f"the tokenizer's ids go to {known - 1}; use --engine transformers, or give a probe that reads the "
-                "template's header"
+                f"the tokenizer's ids go to {known - 1}; train a single token, use --engine transformers, or give a "
+                "probe that reads the template's header"
             )
         return tuple(range(rows - count, rows))
 

@@ -32,15 +32,22 @@ def feed_instead(model: Any, ids: Sequence[int], embeddings: np.ndarray, *, comp
     weight = next(table.parameters())
     rows = torch.from_numpy(np.array(embeddings[: len(ids)])).to(weight.device, weight.dtype)
 
-    def hook(_module: Any, inputs: Any, output: Any) -> Any:
-        places = inputs[0] - ids[0]
+    seen: list[Any] = []
+
+    def look_up(_module: Any, inputs: Any) -> Any:
+        seen[:] = [inputs[0] - ids[0]]  # where in `rows` each token is, if it is there
+        return (torch.where(seen[0] < 0, inputs[0], 0), *inputs[1:])  # an id may be the first one behind the table
+
+    def replace(_module: Any, _inputs: Any, output: Any) -> Any:
+        (places,) = seen
         fed = (places >= 0) & (places < len(rows))
         return torch.where(fed[:, None], rows[places.clamp(0, len(rows) - 1)].to(output.dtype), output)
 
-    table.register_forward_hook(hook)
+    table.register_forward_pre_hook(look_up)
+    table.register_forward_hook(replace)
     with torch.inference_mode():
-        seen = model.embed_input_ids(torch.tensor(list(ids), device=rows.device))
-    if not torch.equal(seen, rows.to(seen.dtype)):
+        found = model.embed_input_ids(torch.tensor(list(ids), device=rows.device))
+    if not torch.equal(found, rows.to(found.dtype)):
         raise UnsupportedModel(
             f"{type(model).__name__} does not feed to its blocks what its embedding table gives (it may be scaled), so "
             f"trained Safety Tokens would be others; {REMEDY}"
