@@ -9,7 +9,7 @@ from anydepth.errors import ConfigError
 from anydepth.guard import Guard
 from anydepth.server.answer.compose import Composer, Delta, End, Reading
 from anydepth.server.answer.segments import Markers, SpecialTokens, begins_thinking
-from anydepth.server.answer.toolcalls import ToolFormat, choose_format
+from anydepth.templates.call_formats import ToolFormat, choose_format
 from anydepth.types import Message
 
 Pieces = Generator[Delta | End, None, None]
