@@ -8,13 +8,15 @@ from typing import Literal
 from anydepth.backends.protocol import FinishedAnswer, Reader
 from anydepth.config import GuardConfig
 from anydepth.detectors import Detector, declares_reads, score_finished
+from anydepth.driver import HandOut
 from anydepth.errors import CapabilityError, ConfigError, PromptError, UnsupportedModel
-from anydepth.flow import judge_alone, refused_score
+from anydepth.flow import Command, Gate, Outcome, Reply, judge_alone, refused_score
 from anydepth.policy import Policy
 from anydepth.scan import scores_at
 from anydepth.templates.prompt import Prompt
 from anydepth.templates.proposed_call import CallPrompt
 from anydepth.types import GateVerdict, Score
+from anydepth.writer import AnswerWriter
 
 CallEnds = Callable[[tuple[int, ...]], Sequence[int]]
 """Tells after how many of a whole answer's tokens each of its tool calls ends."""
@@ -118,6 +120,25 @@ def scores_after(
             scores = [error] * len(unread)
         found |= zip(unread, scores, strict=True)
     return found
+
+
+def handed_out(
+    backend: Reader,
+    detector: Detector,
+    prompts: Sequence[Prompt],
+    writers: Sequence[AnswerWriter],
+    call_ends: CallEnds | None,
+) -> HandOut:
+    """What carries out the commands of answers: `Gate` by readings after their calls, the others by their writers."""
+
+    def hand_out(row: int, command: Command | Outcome) -> Reply:
+        if not isinstance(command, Gate):
+            return writers[row].write(command)
+        ids = writers[row].token_ids
+        ends = call_ends(ids) if call_ends is not None else ()
+        return scores_after(backend, detector, prompts[row], ids, ends, command.known)
+
+    return hand_out
 
 
 def require_halting(policy: Policy) -> None:

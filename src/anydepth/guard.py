@@ -18,8 +18,8 @@ from anydepth.detectors.detector import embeddings_of
 from anydepth.detectors.named import shipped_probe
 from anydepth.driver import Driver, OnCheck, share_time, unobserved
 from anydepth.errors import ConfigError
-from anydepth.flow import Command, Gate, Outcome, Reply, guarded
-from anydepth.gate import CallEnds, gate_calls, require_halting, scores_after
+from anydepth.flow import guarded
+from anydepth.gate import CallEnds, gate_calls, handed_out, require_halting
 from anydepth.policy import Policy
 from anydepth.scan import inside_prefill, scan_answers
 from anydepth.schedule import Schedule
@@ -27,7 +27,7 @@ from anydepth.templates.call_formats import choose_format
 from anydepth.templates.template import ChatTemplate, Prompt
 from anydepth.text import TextStream
 from anydepth.types import Answer, Event, Finished, GateVerdict, Message, ScanResult
-from anydepth.writer import AnswerWriter
+from anydepth.writer import AnswerWriter, HasCalls
 
 if TYPE_CHECKING:
     from anydepth.audit.answer import Account
@@ -181,6 +181,7 @@ class Guard:
         whole: bool = False,
         tells_waits: bool = False,
         call_ends: CallEnds | None = None,
+        has_calls: HasCalls | None = None,
         **generation: Any,
     ) -> Generator[list[tuple[int, Any]], None, None]:
         """Answer prompts in one session, one use of the model per item: between two items others may use the model.
@@ -195,6 +196,7 @@ class Guard:
             tells_waits: Whether to tell where the next item would wait for a check that is made outside.
             call_ends: Gates the tool calls of each answer, which the caller keeps until it has ended without a halt:
                 tells after how many of a whole answer's tokens each of its calls ends. None gates none.
+            has_calls: Tells whether an answer has calls that the caller keeps; where there are accounts, these tell it.
             **generation: Sampling options of Transformers' `generate`.
 
         Yields:
@@ -216,18 +218,12 @@ class Guard:
                     plans[row] = replace(plans[row], inside=inside)
                     yield []
             usage = getattr(session, "usage", lambda row: None)  # sessions over an API have it
+            calls = has_calls or call_ends  # an answer whose call ends somewhere has calls
             writers = [
-                AnswerWriter(prompt, self.config.refusal, self.backend.decode_text, account, partial(usage, row))
+                AnswerWriter(prompt, self.config.refusal, self.backend.decode_text, account, partial(usage, row), calls)
                 for row, (prompt, account) in enumerate(zip(prompts, accounts or [None] * len(prompts), strict=True))
             ]
-
-            def hand_out(row: int, command: Command | Outcome) -> Reply:
-                if not isinstance(command, Gate):
-                    return writers[row].write(command)
-                ids = writers[row].token_ids
-                ends = call_ends(ids) if call_ends is not None else ()
-                return scores_after(self.backend, self.detector, prompts[row], ids, ends, command.known)
-
+            hand_out = handed_out(self.backend, self.detector, prompts, writers, call_ends)
             driver = Driver([guarded(plan) for plan in plans], session, self.detector, hand_out, on_check)
             while not driver.over:
                 driver.turn()
@@ -301,8 +297,6 @@ class Guard:
 
     def gate(self, messages: Messages, tool_call: Mapping[str, Any], **options: Any) -> GateVerdict:
         """Say whether a proposed tool call may be run: the Safety Tokens are read after the call, its turn closed.
-
-        One check, or with the control two. The policy judges the score after the call by itself.
 
         Args:
             messages: A user message, or the conversation; a last message of the assistant is the turn of the call, and

@@ -4,7 +4,9 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from anydepth.detectors import Detector
 from anydepth.errors import CheckError, ConfigError
@@ -23,6 +25,9 @@ _OVER: dict[str, Callable[[Sequence[float]], float]] = {
     "last": lambda scores: scores[-1],
 }
 _LARGEST_LOGIT = 10.0
+
+_GUARDING = Lock()
+_LOCKS: "WeakKeyDictionary[Any, RLock]" = WeakKeyDictionary()
 
 
 class SafetyReward:
@@ -176,12 +181,27 @@ def _chat(prompt: Any, completion: Any) -> tuple[list[Mapping[str, Any]], str] |
 
 @contextmanager
 def _evaluating(model: Any) -> "Iterator[None]":
-    """Have a model that is being trained read without dropout meanwhile."""
-    training = getattr(model, "training", False)
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
+    """Have a model that is being trained read without dropout meanwhile.
+
+    One at a time for each model: rewards that are awaited together would switch dropout and adapter for each other.
+    """
+    with _alone(model):
+        training = getattr(model, "training", False)
         if training:
-            model.train()
+            model.eval()
+        try:
+            yield
+        finally:
+            if training:
+                model.train()
+
+
+def _alone(model: Any) -> RLock:
+    """The lock on a model's state, the same one for every reward that reads it."""
+    while hasattr(model, "get_base_model"):  # a wrapper of PEFT: what is below it is shared
+        model = model.get_base_model()
+    with _GUARDING:
+        try:
+            return _LOCKS.setdefault(model, RLock())
+        except TypeError:  # no model that can be switched: nothing is shared
+            return RLock()

@@ -289,9 +289,8 @@ class Settings(Table):
     @model_validator(mode="after")
     def _fits_together(self) -> "Settings":
         if self.external.url is not None and self.guard.detector != "cascade":
-            raise ValueError(
-                f'[external] goes with [guard] detector = "cascade", not {self.guard.detector!r}; drop one'
-            )
+            kind = self.guard.detector
+            raise ValueError(f'[external] goes with [guard] detector = "cascade", not {kind!r}; drop one')
         if self.upstream.url is not None:
             require_consistent(self)
         return self
@@ -340,8 +339,7 @@ def _complaints(error: ValidationError) -> list[str]:
     found: dict[str, str] = {}
     for each in error.errors(include_url=False):
         place = each["loc"][:-1] if each["loc"][-1:] in (("str",), ("int",), ("float",)) else each["loc"]
-        key = ".".join(map(str, place))
-        found[key] = _complaint(key, each)
+        found |= {(key := ".".join(map(str, place))): _complaint(key, each)}
     return list(found.values())
 
 

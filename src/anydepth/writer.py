@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+HasCalls = Callable[[tuple[int, ...]], object]
+"""Tells of the tokens of an answer whether they have tool calls, by what is true of the result."""
+
+
 class AnswerWriter:
     """Carries out what one flow commands and needs no model for.
 
@@ -24,6 +28,7 @@ class AnswerWriter:
         decode: Text of token ids.
         account: Writes the answer's records before its tokens leave; None if there are none.
         usage: Tells what the answer has used so far, where the backend knows more than its tokens.
+        calls: Tells of the released tokens whether they have tool calls that are kept; the account tells it, too.
 
     Attributes:
         failure: What kept the answer from being recorded, or None.
@@ -36,9 +41,10 @@ class AnswerWriter:
         decode: Callable[[Sequence[int]], str],
         account: "Account | None" = None,
         usage: Callable[[], Mapping[str, Any] | None] = lambda: None,
+        calls: "HasCalls | None" = None,
     ) -> None:
         self.failure: Exception | None = None
-        self._usage = usage
+        self._usage, self._calls = usage, calls
         self._prompt, self._refusal, self._account = prompt, refusal, account
         self._stream = TextStream(decode, prompt.ids[prompt.start :])
         self._text: list[str] = []
@@ -66,7 +72,8 @@ class AnswerWriter:
         elif isinstance(command, Halt):
             self._events.append(Halted(command.verdict, self._refusal, command.withheld))
         elif isinstance(command, Calls):
-            return self._account is not None and self._account.calls(tuple(self._ids))
+            known = [each for each in (self._calls, self._account and self._account.calls) if each is not None]
+            return any(bool(each(self.token_ids)) for each in known)
         elif isinstance(command, Finish):
             return self._finish(command.outcome)
         elif isinstance(command, Outcome):

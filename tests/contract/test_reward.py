@@ -1,5 +1,6 @@
 """Rewards over a real model: which weights are read, and a step of a real trainer."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -52,6 +53,22 @@ def test_base_weights_are_those_below_the_adapter_and_policy_weights_are_not() -
         SafetyReward.from_policy(tiny.tiny_model("Llama"), tokenizer, probe)
     with pytest.raises(ConfigError, match="weights is 'frozen'; choose base or policy"):
         SafetyReward.from_policy(model, tokenizer, probe, weights="frozen")  # pyright: ignore[reportArgumentType]
+
+
+def test_rewards_that_are_awaited_together_do_not_switch_the_weights_for_each_other() -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    probe = probe_of(TransformersBackend(tiny.tiny_model("Llama"), tokenizer))
+    model = model_with_adapter().train()
+    one, other = (SafetyReward.from_policy(model, tokenizer, probe, **SCHEDULE) for _ in range(2))
+    alone = one([PROMPT] * 8, [ANSWER] * 8)
+
+    async def together() -> Any:
+        both = one.asynchronous([PROMPT] * 8, [ANSWER] * 8), other.asynchronous([PROMPT], [ANSWER])
+        return await asyncio.gather(*both)
+
+    for _ in range(5):
+        assert asyncio.run(together())[0] == pytest.approx(alone, abs=1e-6)
+    assert model.training
 
 
 @pytest.mark.slow

@@ -44,6 +44,10 @@ class AnthropicClient:
         self.host = str(client.base_url.host)
         self._who = f"{model} at {self.host}"
 
+    def closes(self) -> bool:
+        """False: older models continue such a message, newer ones reject it."""
+        return False
+
     def require_turns(self, turns: tuple[ChatTurn, ...]) -> None:
         """PromptError unless all instructions stand before the first message: there is one field for them."""
         first = len(_instructions(turns))

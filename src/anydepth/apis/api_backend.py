@@ -167,7 +167,7 @@ class ApiBackend(WithoutStates):
         try:
             if wanted and not self._tried:
                 if self.capability == "auto":
-                    self.capability = find_shape(self._trial, self._prompt_tokens)
+                    self.capability = find_shape(self._trial, self._prompt_tokens, self._provider.closes)
                 else:
                     try_named(cast("Shape", self.capability), self._trial)
                 self._tried.add(Capability.LOOK_AHEAD)

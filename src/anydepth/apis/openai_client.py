@@ -47,6 +47,13 @@ class OpenAIClient:
         self._streaming = {"stream_options": {"include_usage": True}} if stream_usage else {}
         self._who = f"{model} at {self.host}"
 
+    def closes(self) -> bool:
+        """True of vLLM, by what it says of its models; see `Provider.closes`."""
+        try:
+            return any(model.owned_by == "vllm" for model in self._client.models.list())
+        except Exception:  # an endpoint without such a list
+            return False
+
     def require_turns(self, turns: tuple[ChatTurn, ...]) -> None:
         """Every conversation of texts is taken."""
 

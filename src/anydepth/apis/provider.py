@@ -112,6 +112,10 @@ class Provider(Protocol):
         """Ask for a whole reply; ProviderError if there is none, RequestRejected if the request is not accepted."""
         ...
 
+    def closes(self) -> bool:
+        """Whether the endpoint says that it is an engine whose default is known: it closes a last assistant message."""
+        ...
+
     def require_turns(self, turns: tuple[ChatTurn, ...]) -> None:
         """PromptError if the provider cannot take such a conversation."""
         ...

@@ -87,7 +87,11 @@ def counted(prompt_tokens: Callable[[tuple[ChatTurn, ...]], int | None]) -> Judg
     return "continued" if wrapped <= 0 else "new turn" if wrapped in _WRAPPED else "unclear"
 
 
-def find_shape(reply_as: Callable[[Shape], str], prompt_tokens: Callable[[tuple[ChatTurn, ...]], int | None]) -> Shape:
+def find_shape(
+    reply_as: Callable[[Shape], str],
+    prompt_tokens: Callable[[tuple[ChatTurn, ...]], int | None],
+    closes_by_default: Callable[[], bool] = lambda: False,
+) -> Shape:
     """The shape that this provider takes.
 
     The count of tokens decides where it shows something, else the reply: a model may complete the cut word in a fresh
@@ -96,6 +100,8 @@ def find_shape(reply_as: Callable[[Shape], str], prompt_tokens: Callable[[tuple[
     Args:
         reply_as: Asks for a fresh turn behind `CUT` in a shape, and returns the text.
         prompt_tokens: See `counted`.
+        closes_by_default: Whether the endpoint says that it is an engine that closes such a message. Asked where the
+            count shows a new turn and the reply goes on with the cut word: without that, this is not clear.
 
     Raises:
         CapabilityError: The provider continues the message, the reply shows nothing, or both shapes are rejected; the
@@ -107,6 +113,8 @@ def find_shape(reply_as: Callable[[Shape], str], prompt_tokens: Callable[[tuple[
     except RequestRejected as rejected:
         return _between(reply_as, rejected)
     judged, count = judge(reply), counted(prompt_tokens)
+    if count == "new turn" and judged == "continued" and not closes_by_default():
+        count = judged = "unclear"  # some templates write thoughts before a last message, whether it is closed or not
     judged = judged if count == "unclear" else count
     if judged == "new turn":
         require_reply(reply)

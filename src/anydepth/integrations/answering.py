@@ -3,11 +3,12 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
+from functools import partial
 from typing import Any
 
 from anydepth.errors import ConfigError
 from anydepth.guard import Guard
-from anydepth.server.answer.compose import Composer, Delta, End, Reading
+from anydepth.server.answer.compose import Composer, Delta, End, Reading, has_calls
 from anydepth.server.answer.segments import Markers, SpecialTokens, begins_thinking
 from anydepth.templates.call_formats import ToolFormat, choose_format
 from anydepth.types import Message
@@ -51,7 +52,9 @@ class Answering:
             stops: Texts that end the answer; they are no part of it.
             **options: The other arguments of `Guard.stream`, whose errors these are.
         """
-        composer = Composer(self._reading(messages, tools, tuple(stops)))
+        reading = self._reading(messages, tools, tuple(stops))
+        composer = Composer(reading)
+        options["has_calls"] = partial(has_calls, reading)  # one with a failed check and calls is halted at its end
         if stops:
             options["stop_strings"] = list(stops)
         events: Any = self.guard.stream(messages, tools=list(tools) or None, **options)

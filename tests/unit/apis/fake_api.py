@@ -28,6 +28,7 @@ class Script:
         trial: Reply to the trial conversation where it is a fresh turn.
         finish: The word that ends streams, as the server's form has it; "" ends them by the form's word for a stop.
         check_finish: The same of whole replies.
+        owner: Whom its list of models says that they are owned by; None has no such list.
         usage: Whether usage is told.
         prompt_tokens: The prompt tokens that a whole reply tells, by the body of its request.
         break_after: Pieces after which a stream breaks off; None lets it end.
@@ -48,6 +49,7 @@ class Script:
     trial: str = WEEK
     finish: str = ""
     check_finish: str = ""
+    owner: str | None = None
     usage: bool = True
     prompt_tokens: Callable[[dict[str, Any]], int] = lambda body: 100
     break_after: int | None = None
@@ -119,6 +121,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
+
+    def do_GET(self) -> None:
+        """The list of models."""
+        owner = self.script.owner
+        model = {"id": "m", "object": "model", "created": 1, "owned_by": owner}
+        self._json(404 if owner is None else 200, {"object": "list", "data": [model]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

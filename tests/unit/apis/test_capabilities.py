@@ -81,7 +81,7 @@ def told_by(wrapped: int, *, answer: str = "continues", each: int = 1) -> Script
 
 
 @pytest.mark.parametrize("wrapped", [2, 5, 8])
-@pytest.mark.parametrize("answer", ["continues", "unclear", "closes"])
+@pytest.mark.parametrize("answer", ["unclear", "closes"])
 def test_tokens_round_a_message_show_that_it_is_closed(wrapped: int, answer: str, make_backend: MakeBackend) -> None:
     """Whatever the reply: a model may complete the cut word in a fresh turn of its own."""
     script = told_by(wrapped, answer=answer)
@@ -89,6 +89,17 @@ def test_tokens_round_a_message_show_that_it_is_closed(wrapped: int, answer: str
     Guard.from_backend(backend, Rethink())
     assert backend.capability == "closes" and len(script.trials) == 5
     assert [body["max_tokens"] for body in script.trials] == [TRIAL_TOKENS, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("owner", ["vllm", "somebody", None])
+def test_a_continued_word_is_taken_for_a_new_turn_of_vllm_alone(owner: str | None, make_backend: MakeBackend) -> None:
+    """Some templates write empty thoughts before a last message, closed or not: these are tokens round it as well."""
+    script = told_by(4, answer="continues")
+    script.owner = owner
+    backend = make_backend(script)
+    with nullcontext() if owner == "vllm" else pytest.raises(CapabilityError, match="does not show whether a new turn"):
+        Guard.from_backend(backend, Rethink())
+    assert backend.capability == ("closes" if owner == "vllm" else "auto")
 
 
 @pytest.mark.parametrize("wrapped", [0, -3])

@@ -1,6 +1,7 @@
 """Works take turns in one thread."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from concurrent.futures import Future
@@ -9,13 +10,14 @@ from typing import Any
 import pytest
 
 from anydepth import Guard
+from anydepth.detectors import Cascade
 from anydepth.server.engine import taking_turns
 from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, Job, ShuttingDown
 from anydepth.server.engine.taking_turns import Turns
 from anydepth.server.engine.transformers_engine import TransformersEngine
 from anydepth.templates.template import Prompt
 from anydepth.testing import END, ScriptedBackend, ScriptedDetector
-from anydepth.types import Checked, Finished, Halted, Released
+from anydepth.types import Checked, Finished, Halted, Released, Score
 
 
 class Steps:
@@ -365,4 +367,60 @@ async def test_a_session_that_cannot_be_closed_leaves_nobody_waiting():
     engine = engine_of(Unclosable(["hello"]), timeout=30)
     await engine.start()
     assert isinstance((await collect(engine))[-1], Finished)
+    await engine.stop()
+
+
+class Outside:
+    """A detector that scores outside of the model's thread, after some seconds."""
+
+    name = "elsewhere"
+    needs: frozenset[Any] = frozenset()
+
+    def __init__(self, score: float, seconds: float) -> None:
+        self.score, self.seconds = score, seconds
+
+    def bind(self, backend: Any) -> None:
+        pass
+
+    def check(self, session: Any, points: Any) -> list[Score]:
+        raise AssertionError("it is begun, not made")
+
+    def begin(self, session: Any, points: Any) -> list[Any]:
+        found = [Future[Score]() for _ in points]
+        for each in found:
+            each.set_running_or_notify_cancel()
+            timer = threading.Timer(self.seconds, each.set_result, [Score(self.score)])
+            timer.daemon = True
+            timer.start()
+        return found
+
+
+async def test_depth_0_of_a_scan_that_is_asked_about_elsewhere():
+    """A request to `/v1/moderations` without an answer: the first turn has no event yet."""
+    cascade = Cascade(ScriptedDetector({0: 0.5}), Outside(1.0, 0.02), 0.2, 0.8)
+    guard = Guard.from_backend(ScriptedBackend(["hello"]), cascade)
+    engine = TransformersEngine(guard, model="m", end_token_ids=frozenset({END}))
+    result = await engine.scan(guard.template.prompt("hi"), guard.config)
+    assert result.verdict.halt and [check.depth for check in result.checks] == [0]
+    await engine.stop()
+
+
+async def test_an_answer_that_nobody_waits_for_gives_its_place_back_though_its_check_hangs():
+    cascade = Cascade(ScriptedDetector({0: 0.5}), Outside(0.0, 30), 0.2, 0.8)
+    hanging = Guard.from_backend(ScriptedBackend(["hello"]), cascade)
+    engine = TransformersEngine(hanging, model="m", live=1, end_token_ids=frozenset({END}))
+
+    async def ask() -> None:
+        async for _ in engine.submit(Job(hanging.template.prompt("hi"), hanging.config, 20)):
+            pass
+
+    asked = asyncio.create_task(ask())
+    await asyncio.sleep(0.1)
+    assert engine.stats.live == 1
+    asked.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asked
+    async with asyncio.timeout(5):
+        while engine.stats.live:
+            await asyncio.sleep(0.01)
     await engine.stop()

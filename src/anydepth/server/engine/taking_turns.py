@@ -120,6 +120,10 @@ class Turns:
             self._live.add(work)
             self._due.put(work)
 
+    def wake(self, work: Work) -> None:
+        """Give a work that waits for something elsewhere its turn now, e.g. since nobody waits for it any more."""
+        self._resume(work)
+
     def _resume(self, work: Work) -> None:
         """Let a work go on that has waited for something elsewhere, unless `abort` did."""
         with self._lock:

@@ -95,6 +95,7 @@ class Works:
         finally:
             work.cancelled = True
             interrupt()
+            self._turns.wake(work)
 
 
 def scanning(guard: Guard, prompt: Prompt) -> Turning:
@@ -164,7 +165,9 @@ def _first_check(guard: Guard, prompt: Prompt) -> ScanResult:
     """Check depth 0 of a conversation that has no answer yet."""
     guard = guard.with_options(release="hold")
     with closing(guard.turns([prompt], max_new_tokens=1)) as turns:
-        events = [event for _, event in next(turns)]
+        events: list[Any] = []
+        while not any(isinstance(event, Checked) for event in events):  # a check that is made outside takes turns
+            events += [event for _, event in next(turns)]
         check = next(event.check for event in events if isinstance(event, Checked))
         answer = next((event.answer for event in events if isinstance(event, Finished)), None)
     clear = Verdict(False, check.score, 0, errors=int(check.error is not None))
