@@ -113,7 +113,7 @@ def command(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     code = (
         "from anydepth.cli import load, main\n"
         "from tests.unit.cli.conftest import ScriptedGuard\n"
-        "load.open_guard = lambda model, options: ScriptedGuard(words=('H\u00e9', ' \U0001f33f'))\n"
+        "load.open_guard = lambda model, options, external: ScriptedGuard(words=('H\u00e9', ' \U0001f33f'))\n"
         "main()"
     )
     run = [sys.executable, "-c", code, *arguments]

@@ -43,7 +43,7 @@ def loaded(monkeypatch) -> list[Any]:
     """Models that were loaded."""
     models: list[Any] = []
 
-    def open_guard(model: Any, options: Any) -> Any:
+    def open_guard(model: Any, options: Any, external: Any) -> Any:
         models.append(model)
         raise RuntimeError("the model was loaded")
 
