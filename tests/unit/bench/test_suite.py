@@ -207,6 +207,18 @@ def test_checks_are_measured_within_the_models_context(monkeypatch: pytest.Monke
     assert [len(values) for values in times.values()] == [1, 1, 1]
 
 
+def test_the_first_check_of_a_detector_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean that is first read in the middle of an answer runs the whole text once more; no later check does."""
+    backend = TransformersBackend(tiny_model("Llama"), tiny_tokenizer())
+    probe, log = suite._blank_probe(backend), list[str]()
+    probe.bind(backend)
+    check, clock = probe.check, measure.seconds
+    monkeypatch.setattr(probe, "check", lambda *given: log.append("check") or check(*given))
+    monkeypatch.setattr(measure, "seconds", lambda work: log.append("timed") or clock(work))
+    measure.check_times(backend, {"check": probe}, 128, 2, steps=2)
+    assert log[: log.index("timed")] == ["check"] and log.count("check") == 3
+
+
 def test_a_measurement_ends_early_after_one_sample_at_least() -> None:
     backend = TransformersBackend(tiny_model("Llama"), tiny_tokenizer())
     probe = suite._blank_probe(backend)
