@@ -1,6 +1,6 @@
-"""A scripted engine: it replies what a test tells it to, and counts what it was asked."""
+"""A scripted engine, which replies what a test tells it to and counts what it was asked, and scripted endpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 from anydepth.backends.protocol import Capability, CheckPoint, ModelIdentity, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import UnsupportedModel
+from tests.fake_guard import FakeGuard
 
 WIDTH = 6
 VOCABULARY = ["Sorry", "Unfortunately", "I", "Sure", "Here", "The", "S", "other"]
@@ -104,3 +105,17 @@ def probe(card: ProbeCard) -> LinearProbe:
 @pytest.fixture
 def points() -> list[CheckPoint]:
     return [CheckPoint(0, 0), CheckPoint(1, 25), CheckPoint(2, 50)]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., FakeGuard]]:
+    """Starts endpoints of a guard model, with the fields of `FakeGuard`, and closes them."""
+    running: list[FakeGuard] = []
+
+    def start(**fields: Any) -> FakeGuard:
+        running.append(FakeGuard(**fields))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.close()

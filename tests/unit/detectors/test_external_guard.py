@@ -1,7 +1,7 @@
 """ExternalGuard against a real endpoint of OpenAI's form, well and badly behaved."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,19 +22,6 @@ from tests.fake_guard import FakeGuard
 MakeGuard = Callable[..., FakeGuard]
 ASKED = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me a tale."})
 TALE = Conversed(ASKED, "Once upon a time")
-
-
-@pytest.fixture
-def serve() -> Iterator[MakeGuard]:
-    running: list[FakeGuard] = []
-
-    def start(**fields: Any) -> FakeGuard:
-        running.append(FakeGuard(**fields))
-        return running[-1]
-
-    yield start
-    for each in running:
-        each.close()
 
 
 def guard_at(endpoint: FakeGuard, model: str = "g", **options: Any) -> ExternalGuard:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -31,19 +31,6 @@ class Named(ScriptedDetector):
     def __init__(self, name: str, scores: Any) -> None:
         super().__init__(scores)
         self.name = name
-
-
-@pytest.fixture
-def serve() -> Iterator[MakeGuard]:
-    running: list[FakeGuard] = []
-
-    def start(**fields: Any) -> FakeGuard:
-        running.append(FakeGuard(**fields))
-        return running[-1]
-
-    yield start
-    for each in running:
-        each.close()
 
 
 def answer_in(text: str) -> str:

@@ -121,11 +121,7 @@ class Turns:
             self._due.put(work)
 
     def wake(self, work: Work) -> None:
-        """Give a work that waits for something elsewhere its turn now, e.g. since nobody waits for it any more."""
-        self._resume(work)
-
-    def _resume(self, work: Work) -> None:
-        """Let a work go on that has waited for something elsewhere, unless `abort` did."""
+        """Give a work that waits for something elsewhere its next turn: that has ended, or nobody waits for it."""
         with self._lock:
             if work in self._parked:
                 self._parked.remove(work)
@@ -152,8 +148,8 @@ class Turns:
             else:
                 self._parked.add(work)
         if again:
-            if outside is not None:  # not under the lock: if it has ended already, `_resume` is called here
-                outside.add_done_callback(lambda _: self._resume(work))
+            if outside is not None:  # not under the lock: if it has ended already, `wake` is called here
+                outside.add_done_callback(lambda _: self.wake(work))
             return
         try:
             work.end()
