@@ -58,7 +58,10 @@ class Report:
             "budget_seconds": budget,
             "finished": False,
             "model": {"name": backend.identity.name, "layers": backend.identity.num_layers, "dtype": dtype},
-            "probe": {"reads": [str(read) for read in probe.reads], "header_tokens": len(probe.card.probe_ids)},
+            "probe": {
+                "reads": [str(read) for read in probe.reads],
+                "safety_tokens": probe.card.safety_tokens or len(probe.card.probe_ids),
+            },
             "machine": {
                 "processor": platform.processor() or platform.machine(),
                 "threads": torch.get_num_threads(),

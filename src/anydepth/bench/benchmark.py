@@ -14,7 +14,6 @@ from anydepth.bench.budget import Measurement, Standing, about, expected, spend
 from anydepth.bench.parts import CheckCost, PackedScan, RideCost, Throughput
 from anydepth.bench.rates import Rates, first_rate
 from anydepth.detectors import LinearProbe, ProbeCard, Rethink, find_shipped
-from anydepth.detectors.detector import require_header
 from anydepth.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +61,8 @@ def run(
         config: A `config.json`: a model of random weights is made of it and measured, see `random_weights.build`.
         contexts: Lengths of the conversation in tokens at which a check is timed.
         intervals: Tokens between two checks at which the throughput is measured.
-        probe: A probe file; None takes the one shipped for the model, or one of zeros.
+        probe: A probe file; None takes the one shipped for the model, or one of zeros. With trained Safety Tokens in it
+            the naive way and the look-ahead append the header all the same.
         quick: Spend the smaller budget.
         progress: Called with one line: what is done next, and how long all that is left will take.
         came: Called with each figure as it comes, and the result so far.
@@ -95,7 +95,6 @@ def run(
     backend = build(config, dtype) if config is not None else load(str(model), dtype=dtype, ride="auto")
     detector = LinearProbe.load(probe) if probe is not None else find_shipped(backend) or _blank_probe(backend)
     detector.bind(backend)
-    require_header(detector, "a benchmark")
     backend.prove(detector.needs, detector.reads)  # says whether checks can ride
     backend.ride = "never"
     begun = clock()

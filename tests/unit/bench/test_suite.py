@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from anydepth import bench
-from anydepth.backends.transformers import TransformersBackend
+from anydepth.backends.protocol import Read, Site
+from anydepth.backends.transformers import TransformersBackend, load
 from anydepth.bench import benchmark as suite
 from anydepth.bench import parts
 from anydepth.bench import timing as measure
@@ -19,6 +21,7 @@ from anydepth.bench.benchmark import Effort
 from anydepth.bench.budget import spend
 from anydepth.bench.random_weights import build
 from anydepth.bench.rates import PartTimes, Rates
+from anydepth.detectors import LinearProbe, ProbeCard
 from anydepth.errors import ConfigError
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -262,7 +265,7 @@ def test_a_config_alone_is_measured_with_random_weights(
         clock=Ticking(0.0),
     )
     assert result["check_ratio"]["64"] > 0 and result["guarded_throughput"]["2"] > 0
-    assert result["probe"]["header_tokens"] == 4 and result["model"]["layers"] == 4
+    assert result["probe"]["safety_tokens"] == 4 and result["model"]["layers"] == 4
     assert "random weights" in result["model"]["name"] and str(tmp_path) in result["model"]["name"]
 
 
@@ -287,3 +290,25 @@ def test_a_config_that_no_model_can_be_made_of_is_refused_by_name(tmp_path: Path
         build(tmp_path / "few" / "config.json", "float32")
     with pytest.raises(ConfigError, match="give one of them"):
         bench.run(None)
+
+
+def test_a_probe_of_trained_safety_tokens_is_measured_with_its_own_tokens(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = load(str(folder), dtype="float32")
+    width = backend.identity.hidden_size
+    card = ProbeCard(
+        model=backend.identity,
+        header_ids=backend.header.ids,
+        reads=(Read(Site(1), 0),),
+        template_digest=backend.template.digest,
+        safety_tokens=1,
+    )
+    LinearProbe(np.ones((1, width)), 0.0, card, embeddings=np.ones((1, width), np.float32)).save(tmp_path / "own.st")
+    monkeypatch.setattr(suite, "QUICK", Effort(seconds=1e6, samples=1, tokens=32, rounds=1))
+    result = bench.run(
+        str(folder), contexts=[64], intervals=[16], probe=str(tmp_path / "own.st"), quick=True, clock=Ticking(0.0)
+    )
+    assert result["finished"] and result["check_ratio"].keys() == result["riding_ratio"].keys() == {"64"}
+    assert result["probe"] == {"reads": ["1.input_layernorm@0"], "safety_tokens": 1}
+    assert all(result[key]["16"] > 0 for key in THROUGHPUTS)
