@@ -147,6 +147,8 @@ def opened(name: str, args: argparse.Namespace, held: Sequence[Conversation]) ->
     if name in QUANTISED:
         quantised = load(args.model, dtype="bfloat16", quantization_config=QUANTISED[name]())
         said = str(*alterations(quantised))
+        if args.native:
+            return quantised, said
         print(name, said, dense(quantised, plain), "layers differ", flush=True)
         return plain, said
     steps = ADAPTERS[name]
@@ -275,6 +277,7 @@ def main() -> None:
     parser.add_argument("--probe", type=Path, help="instead of the shipped one")
     parser.add_argument("--gguf", type=Path, default=Path(), help="folder with Q8_0.gguf, Q4_K_M.gguf and Q4_0.gguf")
     parser.add_argument("--formats", type=lambda text: text.split(";"), help="separated by `;`; `all` is every one")
+    parser.add_argument("--native", action="store_true", help="run quantised layers themselves, not their weights")
     parser.add_argument("--answers", type=int, default=20, help="answers of each set")
     parser.add_argument("--words", type=int, default=100, help="words of an answer at most")
     parser.add_argument("--card", type=Path, help="a probe file whose card is told the drift")

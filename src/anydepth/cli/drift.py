@@ -12,11 +12,10 @@ from anydepth.backends.altered_weights import Alteration, alterations
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.benign_answers import TrafficAnswer
-from anydepth.cli.evidence import text_table
+from anydepth.cli.evidence import drift_table
 from anydepth.cli.output import err, write_json
 from anydepth.cli.shared_options import Loading, grouped
 from anydepth.detectors import LinearProbe
-from anydepth.detectors.drift_warning import DRIFT_COLUMNS, drift_rows
 from anydepth.errors import ConfigError, RecordError
 from anydepth.fields import LABELS, label_of, text_of
 from anydepth.files import check_destination
@@ -81,8 +80,8 @@ def drift(
         write_json({"probe": str(out), "drift": record})
         return
     console = Console(highlight=False)
-    console.print(text_table(list(DRIFT_COLUMNS), drift_rows([record])))
-    console.print(f"written to {out}", markup=False)
+    console.print(drift_table([record]))
+    console.print(f"written to {out}", markup=False, soft_wrap=True)
 
 
 def _answers(file: Path) -> list[tuple[TrafficAnswer, str]]:

@@ -11,12 +11,11 @@ from anydepth.backends.protocol import Read, Site
 from anydepth.cli import load
 from anydepth.cli import options as opt
 from anydepth.cli.drift import drift
-from anydepth.cli.evidence import Rows, evidence_rows, evidence_tables, fact_table, policy_text, text_table
+from anydepth.cli.evidence import Rows, drift_table, evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, warn, write_json
 from anydepth.cli.shared_options import Loading, grouped
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
 from anydepth.detectors.card import card_record
-from anydepth.detectors.drift_warning import DRIFT_COLUMNS, drift_rows
 from anydepth.detectors.probe import shipped_probes
 from anydepth.errors import ConfigError, ProbeError
 from anydepth.probes.artefact.joblib_import import check_pickle, import_joblib
@@ -50,7 +49,7 @@ def show(
         return
     try:
         tables = [fact_table([("probe", name), *_card_rows(found.card)]), *evidence_tables(found.card.calibration)]
-        tables += [text_table(list(DRIFT_COLUMNS), drift_rows(found.card.drift))] if found.card.drift else []
+        tables += [drift_table(found.card.drift)] if found.card.drift else []
     except (TypeError, ValueError, LookupError, AttributeError) as error:  # a record that something else wrote
         raise ProbeError(
             f"{name}: the calibration in the card is not as `anydepth calibrate` writes it ({reason(error)}); "

@@ -38,7 +38,7 @@ def measured(record: Mapping[str, Any]) -> str:
     )
 
 
-DRIFT_COLUMNS = ("weights", "harmful halted", "harmless halted", "harmful lost", "mean and largest change of a score")
+DRIFT_COLUMNS = ("weights", "harmful halted", "harmless halted", "harmful, points", "score moved, mean (most)")
 """Heads of the columns of `drift_rows`."""
 
 
@@ -47,9 +47,9 @@ def drift_rows(drift: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [
         [
             str(each["weights"]),
-            *(f"{side['halted']} of {side['answers']}, before {side['before']}" for side in _sides(each)),
-            f"{100 * each['sides']['harmful']['difference']:+.0f} points {_ends(each['sides']['harmful'])}",
-            "{mean:.3f}, {largest:.3f}".format(**each["score_difference"]),
+            *(f"{side['halted']} of {side['answers']} (was {side['before']})" for side in _sides(each)),
+            f"{100 * each['sides']['harmful']['difference']:+.0f} {_ends(each['sides']['harmful'])}",
+            "{mean:.3f} ({largest:.2f})".format(**each["score_difference"]),
         ]
         for each in drift
     ]

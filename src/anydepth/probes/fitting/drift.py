@@ -118,9 +118,11 @@ class Comparison:
         """AUROC of the peaks of two sets before and after, and the paired difference, each with its interval."""
         places = [self._where(group=name) for name in (harmful, benign)]
         drawn = self._draws(*places)
-        peaks = [[np.array([each.peak for each in side])[at] for at in places] for side in self._both()]
-        values = [float(separation(*pair)) for pair in peaks]
-        of_draws = [drawn_auroc(*pair, drawn) for pair in peaks]
+        values, of_draws = [], []
+        for side in self._both():
+            one, other = (np.array([each.peak for each in side])[at] for at in places)
+            values.append(float(separation(one, other)))
+            of_draws.append(drawn_auroc(one, other, drawn))
         return {
             "before": {"auroc": values[0], "interval": interval_of(of_draws[0]).record()},
             "after": {"auroc": values[1], "interval": interval_of(of_draws[1]).record()},
