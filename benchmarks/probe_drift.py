@@ -41,7 +41,7 @@ from anydepth.evals.figure import Figure, Summary
 from anydepth.evals.instruments.tuning import TuneOptions, example, trainable, tune
 from anydepth.files import public_name
 from anydepth.journal import digest_of
-from anydepth.probes.fitting.drift import Comparison, Reading, with_drift
+from anydepth.probes.fitting.drift import DriftComparison, DriftReading, with_drift
 from anydepth.probes.recipe.choices import REPORTED
 from anydepth.probes.recipe.pairs import half
 from anydepth.probes.recipe.recipe import gather, read_recipe
@@ -124,7 +124,7 @@ def held_out(data: Path, answers: int) -> list[tuple[str, Conversation]]:
 
 def scanned(
     backend: TransformersBackend, probe: LinearProbe, rows: Sequence[tuple[str, Conversation]], words: int
-) -> list[Reading]:
+) -> list[DriftReading]:
     """What the guard says of each answer, cut after so many words."""
     guard = Guard.from_backend(backend, probe)
     found = []
@@ -132,7 +132,7 @@ def scanned(
         text = " ".join(row.response.split(" ")[:words])
         result = guard.scan([*map(dict, row.messages)], text)
         about = {"id": f"{name} {number}", "group": name, "label": str(row.label)}
-        found.append(Reading.of(result, **about, prompt=row.prompt_key, host=row.host_key))
+        found.append(DriftReading.of(result, **about, prompt=row.prompt_key, host=row.host_key))
     return found
 
 
@@ -200,9 +200,9 @@ def read_work(work: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def readings(found: Mapping[str, Any]) -> list[Reading]:
+def readings(found: Mapping[str, Any]) -> list[DriftReading]:
     """The readings of a file in WORK."""
-    return [Reading(**{**each, "scores": tuple(each["scores"])}) for each in found["readings"]]
+    return [DriftReading(**{**each, "scores": tuple(each["scores"])}) for each in found["readings"]]
 
 
 def altered(facts: Mapping[str, Any]) -> Alteration:
@@ -216,7 +216,7 @@ def shown(hits: int, answers: int) -> list[bool]:
     return [True] * hits + [False] * (answers - hits)
 
 
-def figures(comparison: Comparison, record: Mapping[str, Any]) -> Iterator[Figure]:
+def figures(comparison: DriftComparison, record: Mapping[str, Any]) -> Iterator[Figure]:
     """The figures of one format."""
     weights = {"weights": record["weights"].removesuffix(" (plain)")}
     sides = {f"all {'harmless' if name == 'benign' else name}": each for name, each in record["sides"].items()}
@@ -243,7 +243,7 @@ def sum_up(args: argparse.Namespace) -> None:
     before = readings(found[REFERENCE])
     made, records = [], []
     for each in found.values():
-        comparison = Comparison(before, readings(each))
+        comparison = DriftComparison(before, readings(each))
         record = comparison.record(altered(each))
         made += figures(comparison, record)
         records += [{**record, "reference": REFERENCE}] if each["weights"] else []

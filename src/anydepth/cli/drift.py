@@ -20,7 +20,7 @@ from anydepth.errors import ConfigError, RecordError
 from anydepth.fields import LABELS, label_of, text_of
 from anydepth.files import check_destination
 from anydepth.probes.artefact.modelcard import artefact_in, refresh
-from anydepth.probes.fitting.drift import Comparison, Reading, with_drift
+from anydepth.probes.fitting.drift import DriftComparison, DriftReading, with_drift
 from anydepth.records import read_lines
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def drift(
     after, found = _scanned(loading.of(altered or model), options, read)
     if not found:
         raise ConfigError(f"--altered {altered} is neither quantised nor has it an adapter, as far as can be seen")
-    record = Comparison(before, after).record(Alteration.joined(found))
+    record = DriftComparison(before, after).record(Alteration.joined(found))
     new = with_drift(given, [record])
     new.save(out)
     refresh(out, new)
@@ -102,15 +102,15 @@ def _answers(file: Path) -> list[tuple[TrafficAnswer, str]]:
 
 def _scanned(
     model: opt.ModelOptions, options: opt.GuardOptions, answers: list[tuple[TrafficAnswer, str]]
-) -> tuple[list[Reading], tuple[Alteration, ...]]:
+) -> tuple[list[DriftReading], tuple[Alteration, ...]]:
     """What the guard says of each answer, and how the model's weights are altered."""
     guard = load.open_guard(model, options)
     shown = track(answers, description="scan", console=err, transient=True, disable=not err.is_terminal)
     return [_reading(guard, *each) for each in shown], alterations(guard.backend)
 
 
-def _reading(guard: "Guard", answer: TrafficAnswer, label: str) -> Reading:
+def _reading(guard: "Guard", answer: TrafficAnswer, label: str) -> DriftReading:
     prompt, host = answer.prompt_keys
     result = guard.scan(answer.record.messages, answer.record.response)
     about = {"id": str(answer.record.id), "group": answer.source, "label": label}
-    return Reading.of(result, **about, prompt=prompt, host=host)
+    return DriftReading.of(result, **about, prompt=prompt, host=host)

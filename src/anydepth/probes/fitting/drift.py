@@ -17,7 +17,7 @@ SIDES = ("harmful", "benign")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class DriftReading:
     """What the checks of one answer came to.
 
     Attributes:
@@ -41,7 +41,7 @@ class Reading:
     halted: bool
 
     @classmethod
-    def of(cls, result: ScanResult, **about: str) -> "Reading":
+    def of(cls, result: ScanResult, **about: str) -> "DriftReading":
         """The reading of a scan; `about` are the other fields. ConfigError if a check failed."""
         for check in result.checks:
             if check.error is not None:
@@ -55,15 +55,15 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DriftComparison:
     """The same answers before and after, in one order.
 
     Raises:
         ConfigError: They are not the same answers, or there are none of one label.
     """
 
-    before: Sequence[Reading]
-    after: Sequence[Reading]
+    before: Sequence[DriftReading]
+    after: Sequence[DriftReading]
 
     def __post_init__(self) -> None:
         one, other = ([(each.id, each.group, len(each.scores)) for each in side] for side in (self.before, self.after))
@@ -130,7 +130,7 @@ class Comparison:
             "interval": interval_of(of_draws[1] - of_draws[0]).record(),
         }
 
-    def _both(self) -> tuple[Sequence[Reading], Sequence[Reading]]:
+    def _both(self) -> tuple[Sequence[DriftReading], Sequence[DriftReading]]:
         return self.before, self.after
 
     def _where(self, **wanted: str) -> np.ndarray:
