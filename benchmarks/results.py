@@ -71,6 +71,11 @@ TABLES: Mapping[str, Table] = {
     "erosion-lost": Table("erosion", "halting lost", "step", "arm", "steps", {"data": "adversarial"}),
     "multi-turn": Table("multi-turn", "halted", "case", "arm", "case"),
     "causal": Table("causal", "change beyond the control's", "edit", "depth", "edit", {"answers": "harmful"}),
+    "drift-harmful": Table("drift", "halting lost", "weights", "of", "weights", {"of": "all harmful"}),
+    "drift-harmless": Table("drift", "halting lost", "weights", "of", "weights", {"of": "all harmless"}),
+    "drift-sets": Table("drift", "halted", "weights", "of", "weights", runs="0.5b-drift$"),
+    "drift-auroc": Table("drift", "auroc difference", "weights", "of", "weights", runs="0.5b-drift$"),
+    "drift-scores": Table("drift", "score difference", "weights", "of", "weights"),
     "latency": Table("latency", "decode steps a check", "context", "arm", "tokens so far"),
     "throughput": Table("latency", "guarded throughput", "interval", "arm", "check every"),
 }

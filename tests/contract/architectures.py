@@ -78,7 +78,8 @@ What a peculiarity leads to (`tests/contract/test_architectures.py`):
 
 Quantised weights keep both contracts (`tests/contract/test_quantised.py`, on a CPU): Quanto in 8 and 4 bits, torchao
 in 8 and 4 bits, and GGUF (Q8_0, which the library unpacks when it loads the file). bitsandbytes is in the test, but
-has not been run. A probe that was fitted on the weights before binds, since norms and biases are not quantised.
+has not been run. A probe that was fitted on the weights before binds, since norms and biases are not quantised; it
+warns of what it [was measured to be worth there](probes.md#on-quantised-and-adapted-weights).
 """
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from anydepth import Guard, Threshold
+from anydepth.backends.altered_weights import alterations
 from anydepth.backends.transformers import TransformersBackend, load
 from anydepth.backends.transformers.identity import identify
 from anydepth.scan import scan_answer
@@ -141,6 +142,18 @@ def test_a_scan_gives_the_scores_of_the_answer(backend: TransformersBackend) -> 
     assert (packed.method, forks.method) == ("packed", "forks")
     for one, other in zip(packed.checks, forks.checks, strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-3)
+
+
+def test_how_the_weights_are_quantised_is_seen(
+    backend: TransformersBackend, request: pytest.FixtureRequest, saved: Path
+) -> None:
+    package, _, said = request.node.callspec.params["backend"].partition(" ")
+    bits, how = said.removeprefix("int").removeprefix("Q")[0], "gguf Q8_0" if package == "GGUF" else package
+    assert list(map(str, alterations(backend))) == [f"{bits}-bit ({how})"]
+    if package in ("quanto", "torchao"):  # quantised after it was loaded, no config says so
+        del backend.model.config.quantization_config
+        assert list(map(str, alterations(backend))) == [f"{bits}-bit ({package})"]
+    assert alterations(load(saved)) == ()
 
 
 def test_the_fingerprint_is_that_of_the_weights_before(backend: TransformersBackend) -> None:

@@ -11,6 +11,7 @@ import pytest
 from anydepth import Threshold
 from anydepth.audit.trail import AuditError
 from anydepth.audit.verify import verify_audit
+from anydepth.backends.altered_weights import alterations
 from anydepth.backends.protocol import CONTENT, WHOLE, Read, Site
 from anydepth.errors import CheckError, ConfigError
 from anydepth.settings import Settings, parse_settings
@@ -25,6 +26,7 @@ from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.engine.positions import end_places, locate, start_places
 from anydepth.vllm.launch import ENVIRONMENT, fill_in, serve_arguments
 from anydepth.vllm.launch import engine_options as launch_options
+from anydepth.vllm.served_model import ServedModel
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.versions import SUPPORTED, check_version
 from tests import tiny
@@ -44,6 +46,24 @@ def test_an_unsupported_vllm_is_refused_with_the_remedy():
         with pytest.raises(ConfigError, match=r"pip install 'vllm==") as caught:
             check_version(version)
         assert version in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "adapter", "said"),
+    [
+        ({"hf_config": SimpleNamespace()}, False, []),
+        (
+            {"hf_config": SimpleNamespace(quantization_config={"quant_method": "awq", "bits": 4})},
+            False,
+            ["4-bit (awq)"],
+        ),
+        ({"hf_config": SimpleNamespace(), "quantization": "fp8"}, True, ["8-bit (fp8)", "adapter (of requests)"]),
+    ],
+)
+def test_what_vllm_does_to_the_weights_is_seen(config, adapter, said):
+    model = ServedModel.__new__(ServedModel)
+    model._config, model.adapter = SimpleNamespace(**config), adapter
+    assert list(map(str, alterations(model))) == said
 
 
 def test_the_prefill_is_what_follows_the_last_generation_prompt(template):

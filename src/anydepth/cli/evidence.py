@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anydepth.cli.output import printable
+from anydepth.detectors.drift_warning import DRIFT_COLUMNS, drift_rows
 from anydepth.intervals import percent, percent_range
 
 Rows = Iterable[tuple[str, object]]
@@ -83,6 +84,11 @@ def evidence_tables(found: Mapping[str, Any]) -> list[RenderableType]:
         ]
         tables.append(text_table(["depth", "answers", "halted there", "checks", "above threshold"], rows, **_PLAIN))
     return tables
+
+
+def drift_table(drift: Sequence[Mapping[str, Any]]) -> Table:
+    """What a probe is worth on altered weights, from the records of its card."""
+    return text_table(list(DRIFT_COLUMNS), drift_rows(drift), **_PLAIN)
 
 
 def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: bool = False, **style: Any) -> Table:

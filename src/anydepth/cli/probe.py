@@ -10,7 +10,8 @@ from rich.console import Console
 from anydepth.backends.protocol import Read, Site
 from anydepth.cli import load
 from anydepth.cli import options as opt
-from anydepth.cli.evidence import Rows, evidence_rows, evidence_tables, fact_table, policy_text
+from anydepth.cli.drift import drift
+from anydepth.cli.evidence import Rows, drift_table, evidence_rows, evidence_tables, fact_table, policy_text
 from anydepth.cli.output import err, warn, write_json
 from anydepth.cli.shared_options import Loading, grouped
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
@@ -48,6 +49,7 @@ def show(
         return
     try:
         tables = [fact_table([("probe", name), *_card_rows(found.card)]), *evidence_tables(found.card.calibration)]
+        tables += [drift_table(found.card.drift)] if found.card.drift else []
     except (TypeError, ValueError, LookupError, AttributeError) as error:  # a record that something else wrote
         raise ProbeError(
             f"{name}: the calibration in the card is not as `anydepth calibrate` writes it ({reason(error)}); "
@@ -56,6 +58,9 @@ def show(
     console = Console(highlight=False)
     for table in tables:
         console.print(table)
+
+
+app.command()(drift)
 
 
 @app.command()
@@ -165,6 +170,7 @@ def _card_rows(card: ProbeCard) -> Rows:
     yield "Safety Tokens", own if card.safety_tokens else list(card.header_ids)
     yield "reads", ", ".join(map(str, card.reads))
     yield "dtype", card.dtype
+    yield "adapter", card.adapter
     yield "policy", policy_text(card.policy)
     yield from evidence_rows(card.calibration)
     yield "trained on", ", ".join(f"{each.get('name')} ({each.get('licence', 'unknown')})" for each in card.sources)

@@ -29,7 +29,8 @@ class ProbeCard:
             None of them is used where the probe has Safety Tokens of its own.
         reads: Which hidden states were read, in the order of the weight's rows.
         template_digest: Digest of the chat template, or None if it is not known (imported probes).
-        dtype: Type that the model ran in when the states were collected.
+        dtype: Type that the model ran in when the states were collected, e.g. `bfloat16` or `bfloat16, 4-bit (awq)`.
+        adapter: The adapter that the states were collected with, with the digest of its weights; None without one.
         policy: Record of the calibrated policy and its threshold, as `policy_record` writes it, or None.
         calibration: Evidence for the threshold: target, achieved, interval, data; and under `cascade` what
             `Cascade.calibrated` reads, if the probe was calibrated for one.
@@ -38,6 +39,8 @@ class ProbeCard:
         versions: Versions of the packages that fitted it.
         seed: Seed of the fit.
         notes: Further remarks for a reader.
+        drift: What the probe was measured to be worth on altered weights, a record for each, as
+            `anydepth.probes.fitting.drift` makes them: at least `weights`, `kind`, `sides` and `score_difference`.
         safety_tokens: Number of trained Safety Tokens that the artefact holds: they are appended in the place of the
             header, and a read's token is an index among them. 0 for a probe that reads the template's header.
     """
@@ -55,6 +58,8 @@ class ProbeCard:
     seed: int | None = None
     notes: str = ""
     safety_tokens: int = 0
+    adapter: str | None = None
+    drift: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.reads or len(set(self.reads)) < len(self.reads):
@@ -94,8 +99,9 @@ class ProbeCard:
 
 
 def card_record(card: ProbeCard) -> dict[str, Any]:
-    """The JSON-ready record that `card_from` reads back."""
-    return {**asdict(card), "reads": [str(read) for read in card.reads]}
+    """The JSON-ready record that `card_from` reads back; without the newer fields where they are empty."""
+    record = {**asdict(card), "reads": [str(read) for read in card.reads]}
+    return {name: value for name, value in record.items() if value or name not in _LEFT_OUT}
 
 
 def card_from(record: Mapping[str, Any]) -> ProbeCard:
@@ -111,6 +117,7 @@ def card_from(record: Mapping[str, Any]) -> ProbeCard:
         values["reads"] = tuple(Read.parse(read) for read in values["reads"])
         values["header_ids"] = tuple(values["header_ids"])
         values["sources"] = tuple(values.get("sources", ()))
+        values["drift"] = tuple(map(check_drift, values.get("drift", ())))
         card = ProbeCard(**values)
         if card.policy is not None:
             policy_from(card.policy)
@@ -121,14 +128,22 @@ def card_from(record: Mapping[str, Any]) -> ProbeCard:
     return card
 
 
+_LEFT_OUT = ("adapter", "drift")
+"""Fields that a record lacks where they are empty, as records of before there were any: its digest stays the same."""
+
 _KINDS = {
     **dict.fromkeys(("model", "policy", "calibration", "versions"), Mapping),
-    **dict.fromkeys(("reads", "header_ids", "sources"), list),
+    **dict.fromkeys(("reads", "header_ids", "sources", "drift"), list),
+    **dict.fromkeys(("template_digest", "adapter"), str),
     "safety_tokens": int,
-    "template_digest": str,
 }
-_NULLABLE = {"policy", "template_digest"}
-_ITEMS = (("reads", "a read", str), ("header_ids", "a header id", int), ("sources", "a source", Mapping))
+_NULLABLE = {"policy", "template_digest", "adapter"}
+_ITEMS = (
+    ("reads", "a read", str),
+    ("header_ids", "a header id", int),
+    ("sources", "a source", Mapping),
+    ("drift", "a drift record", Mapping),
+)
 
 
 def _check_kinds(values: Mapping[str, Any]) -> None:
@@ -145,6 +160,24 @@ def _check_kinds(values: Mapping[str, Any]) -> None:
 def _check_kind(name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}, not a {kind.__name__}")
+
+
+def check_drift(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a drift record in which everything is that a warning tells; TypeError names what is not."""
+    for name, kind in (("weights", str), ("kind", str), ("sides", Mapping), ("score_difference", Mapping)):
+        _check_kind(f"drift: {name}", record.get(name), kind)
+    scores = [record["score_difference"].get(name) for name in ("mean", "largest")]
+    if not all(isinstance(each, int | float) for each in scores):
+        raise TypeError(f"drift: score_difference has {scores!r} as mean and largest, not two numbers")
+    for side in ("harmful", "benign"):
+        found = record["sides"].get(side)
+        _check_kind(f"drift: sides.{side}", found, Mapping)
+        for name in ("answers", "before", "halted"):
+            _check_kind(f"drift: sides.{side}.{name}", found.get(name), int)
+        numbers = (found.get("difference"), *(found.get("interval") or (None,)))
+        if not all(isinstance(each, int | float) for each in numbers) or len(numbers) != 3:
+            raise TypeError(f"drift: sides.{side} has the difference and interval {numbers!r}, not three numbers")
+    return record
 
 
 def mismatches(card: ProbeCard, backend: Reader) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Score a check with a linear probe on the Safety Tokens' hidden state (paper, ADA-LP)."""
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,14 +14,18 @@ import safetensors
 import safetensors.numpy
 
 from anydepth.atomic import write_whole
+from anydepth.backends.altered_weights import alterations
 from anydepth.backends.protocol import Capability, CheckPoint, Read, Reader, Session
 from anydepth.detectors.card import FORMAT_VERSIONS, WAIVABLE, ProbeCard, card_from, card_record, mismatches
 from anydepth.detectors.detector import check_states, require_capabilities
+from anydepth.detectors.drift_warning import drift_warning
 from anydepth.errors import CheckError, ConfigError, ProbeError, ProbeMismatch, RecordError
 from anydepth.jsonl import as_object, read_value
 from anydepth.policy import Policy, policy_from
 from anydepth.reasons import reason
 from anydepth.types import Score
+
+logger = logging.getLogger(__name__)
 
 SAFETY_TOKENS = "safety_tokens"
 """Name of the tensor with the trained Safety Tokens, float32 `[tokens, hidden_size]`; absent for most probes."""
@@ -76,6 +81,7 @@ class LinearProbe:
             )
         if not (np.isfinite(self.weight).all() and np.isfinite(self.bias)):
             raise ProbeError("the weight or bias is not finite; fit the probe again with `anydepth fit`")
+        self._told: set[str] = set()
         self.embeddings = _own_tokens(embeddings, card)
         if self.embeddings is not None:
             self.needs = self.needs | {Capability.EMBEDDINGS}
@@ -103,6 +109,9 @@ class LinearProbe:
     def bind(self, backend: Reader) -> None:
         """Refuse a backend that the probe was not fitted on; see `Detector.bind`.
 
+        Quantised weights and adapters are taken. What the probe is worth on them is logged as a warning, once: the loss
+        that the card has, or that none was measured.
+
         Raises:
             CapabilityError: The backend gives no hidden states.
             ProbeMismatch: Model, template, header or site differ; the message has each one with both values.
@@ -112,6 +121,9 @@ class LinearProbe:
         fatal = [message for what, message in found.items() if what not in self.allow_mismatch]
         if fatal:
             raise ProbeMismatch("the probe does not belong to this model. " + ". ".join(fatal))
+        if (warning := drift_warning(self.card, alterations(backend))) is not None and warning not in self._told:
+            self._told.add(warning)
+            logger.warning("%s", warning)
 
     def check(self, session: Session, points: Sequence[CheckPoint]) -> list[Score]:
         """Score each point; CheckError names the depth whose hidden state or score is not finite."""

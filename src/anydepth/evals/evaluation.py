@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anydepth.backends.altered_weights import adapter_digest
 from anydepth.config import GuardConfig
 from anydepth.detectors import LinearProbe, find_shipped
 from anydepth.errors import ConfigError, StoreError
@@ -21,7 +22,7 @@ from anydepth.evals.suite_options import check_settings
 from anydepth.files import public_name, read_json, write_whole
 from anydepth.journal import settings_before
 from anydepth.locks import hold
-from anydepth.probes.states.manifest import adapter_digest, dtype_of, package_versions
+from anydepth.probes.states.manifest import dtype_of, package_versions
 from anydepth.types import Progress
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ class ServedModel:
     Args:
         config: vLLM's `ModelConfig`, or whatever has its attributes.
         template_kwargs: Variables for the chat template.
+        adapter: Whether requests may name a LoRA adapter, which the engine then runs them with.
 
     Raises:
         ModelError: There is no tokenizer.
@@ -27,8 +28,9 @@ class ServedModel:
         {Capability.HIDDEN_STATES, Capability.LOOK_AHEAD, Capability.NEXT_TOKEN, Capability.EMBEDDINGS}
     )
 
-    def __init__(self, config: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, config: Any, template_kwargs: Mapping[str, Any] | None = None, *, adapter: bool = False) -> None:
         self._config = config
+        self.adapter = adapter
         if config.skip_tokenizer_init:
             raise ModelError("the engine has no tokenizer; the guard needs one, drop --skip-tokenizer-init")
         transformers = require("transformers", extra="vllm")
@@ -45,6 +47,14 @@ class ServedModel:
     def identity(self) -> ModelIdentity:
         """Which model this is, from the checkpoint's files."""
         return self._identity
+
+    @property
+    def quantization_config(self) -> Any:
+        """How the weights are quantised: what the checkpoint says, or else what vLLM was told; None if they are not."""
+        if (config := getattr(self._config.hf_config, "quantization_config", None)) is not None:
+            return config
+        method = getattr(self._config, "quantization", None)
+        return None if method is None else {"quant_method": str(method)}
 
     @property
     def header(self) -> Header:

@@ -44,7 +44,9 @@ class Setup:
     def of(cls, vllm_config: Any) -> "Setup":
         """Build it from vLLM's configuration; ConfigError if there is no table of ours in it."""
         options = engine_options(vllm_config.additional_config)
-        return cls(options, ServedModel(vllm_config.model_config, options.settings.model.template_kwargs))
+        adapter = getattr(vllm_config, "lora_config", None) is not None
+        kwargs = options.settings.model.template_kwargs
+        return cls(options, ServedModel(vllm_config.model_config, kwargs, adapter=adapter))
 
     @cached_property
     def detector(self) -> Detector:

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from anydepth.backends.protocol import CONTENT, WHOLE, Capability, CheckPoint, ModelIdentity, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard, find_shipped
+from anydepth.detectors.card import card_from, card_record
 from anydepth.detectors.detector import require_header
 from anydepth.errors import CapabilityError, CheckError, ConfigError, ProbeError, ProbeMismatch
 from anydepth.policy import Ewma
@@ -512,3 +513,90 @@ def test_what_appends_the_header_refuses_it_by_name(with_tokens: LinearProbe, pr
     require_header(probe, "a benchmark")
     with pytest.raises(CapabilityError, match=r"a benchmark appends the template's header; the probe has 2 trained"):
         require_header(with_tokens, "a benchmark")
+
+
+# -- altered weights ---------------------------------------------------------------------------------------------------
+
+
+def drifted(weights: str, halted: int) -> dict[str, Any]:
+    side = {"answers": 20, "before": 16, "halted": halted, "difference": (halted - 16) / 20, "interval": [-0.3, 0.0]}
+    return {
+        "weights": weights,
+        "kind": weights.partition(" (")[0],
+        "sides": {"harmful": side, "benign": {**side, "before": 0, "halted": 1, "difference": 0.05}},
+        "score_difference": {"mean": 0.01, "largest": 0.2},
+    }
+
+
+DRIFT = (drifted("4-bit (torchao)", 14), drifted("4-bit (quanto)", 10), drifted("8-bit (torchao)", 16))
+
+WARNED: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "measured": (
+        {"quant_method": "torchao", "bits": 4},
+        (
+            "weights are 4-bit (torchao), and the probe was fitted on bfloat16. Measured: of 20 harmful answers 14 "
+            "were halted instead of 16 (-10 points, 95 % interval -30 to +0), of 20 harmless ones 1 instead of 0",
+        ),
+    ),
+    "others of the kind": (
+        {"quant_method": "awq", "bits": 4},
+        ("4-bit (awq)", "Not measured for these; for 4-bit (quanto): of 20 harmful answers 10", "anydepth probe drift"),
+    ),
+    "none of the kind": (
+        {"quant_method": "hqq", "bits": 2},
+        ("2-bit (hqq)", "was not measured: measure it with `anydepth probe drift`"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WARNED)
+def test_bind_tells_the_measured_loss_on_altered_weights_once(
+    card: ProbeCard, backend: ScriptedBackend, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    config, said = WARNED[case]
+    probe = LinearProbe(np.ones(WIDTH), 0, dataclasses.replace(card, drift=DRIFT))
+    probe.bind(backend)
+    assert not caplog.records
+    altered: Any = backend
+    altered.quantization_config = config
+    probe.bind(backend)
+    probe.bind(backend)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    for part in said:
+        assert part in record.getMessage()
+
+
+def test_a_probe_that_was_fitted_on_the_altered_weights_says_nothing(
+    card: ProbeCard, backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.quantization_config = {"quant_method": "awq", "bits": 4}
+    backend.adapter = True
+    fitted = dataclasses.replace(card, dtype="bfloat16, 4-bit (awq)", adapter="lora (weights of requests)")
+    LinearProbe(np.ones(WIDTH), 0, fitted).bind(backend)
+    assert not caplog.records
+    LinearProbe(np.ones(WIDTH), 0, dataclasses.replace(fitted, adapter=None)).bind(backend)
+    assert "weights are adapter (of requests), and the probe was fitted on bfloat16, 4-bit (awq)." in caplog.text
+
+
+def test_a_probe_of_quantised_weights_tells_that_the_model_has_others(
+    card: ProbeCard, backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    LinearProbe(np.ones(WIDTH), 0, dataclasses.replace(card, dtype="bfloat16, 4-bit (awq)")).bind(backend)
+    assert "fitted on bfloat16, 4-bit (awq), and the model's weights are not 4-bit (awq)." in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": 4},
+        {"score_difference": {"mean": 0.1}},
+        {"sides": {"harmful": {}}},
+        {"sides": "none"},
+        {"score_difference": None},
+    ],
+)
+def test_a_drift_record_of_another_form_is_refused(card: ProbeCard, change: dict[str, Any]) -> None:
+    record = json.loads(json.dumps(card_record(dataclasses.replace(card, drift=({**DRIFT[0], **change},)))))
+    with pytest.raises(ProbeError, match="drift: "):
+        card_from(record)

@@ -339,8 +339,8 @@ def test_an_adapter_is_known_by_its_weights() -> None:
     ("config", "expected"),
     [
         (SimpleNamespace(), "bfloat16"),
-        (SimpleNamespace(quantization_config={"quant_method": "awq"}), "bfloat16, awq"),
-        (SimpleNamespace(quantization_config=SimpleNamespace(quant_method="quanto")), "bfloat16, quanto"),
+        (SimpleNamespace(quantization_config={"quant_method": "awq"}), "bfloat16, quantised (awq)"),
+        (SimpleNamespace(quantization_config=SimpleNamespace(quant_method="quanto")), "bfloat16, quantised (quanto)"),
     ],
 )
 def test_quantised_weights_are_another_type(config: Any, expected: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from anydepth.backends.transformers import cpu
 from anydepth.backends.transformers.backend import TransformersBackend
+from anydepth.backends.transformers.gguf_format import gguf_format
 from anydepth.backends.transformers.opening import auto_class, base_of, open_adapter, open_model, open_tokenizer
 from anydepth.backends.transformers.ride import check_ride
 from anydepth.errors import ModelError
@@ -77,6 +78,8 @@ def load(
         loaded = open_adapter(loaded, adapter)
     how = {"template_kwargs": template_kwargs, "base_weights": base_weights, "ride": ride}
     backend = TransformersBackend(loaded, tokenizer, **how)
+    if (file := model_kwargs.get("gguf_file")) is not None:
+        backend.gguf_format = gguf_format(weights, file, revision=its_revision, **where)
     _check_vocabulary(backend)
     return backend
 

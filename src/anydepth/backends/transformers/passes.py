@@ -52,6 +52,7 @@ class Passes:
         template: What anydepth knows of the chat template.
         inputs: How the model takes new tokens.
         grammars: Compiles grammars that answers are held to.
+        gguf_format: Number format of the GGUF file that the weights were read from, e.g. `Q4_K_M`; None of other files.
         proved: The kinds of check, and what they read, that worked in a trial.
         packing_refused: Why several depths cannot be read in one pass, found out in a trial; None if nothing speaks
             against it.
@@ -84,6 +85,7 @@ class Passes:
         self.template = ChatTemplate(tokenizer, name=self.identity.name, template_kwargs=template_kwargs)
         self.inputs = ForwardInputs(self.model)
         self.grammars = Grammars(tokenizer, getattr(text_config(self.model), "vocab_size", 0))
+        self.gguf_format: str | None = None
         self.proved: set[tuple[frozenset[Capability], tuple[Read, ...], bytes | None]] = set()
         self.packing_refused: str | None = None
         self.ride = ride

@@ -11,6 +11,7 @@ from typing import Any
 from anydepth.atomic import write_whole
 from anydepth.detectors import LinearProbe
 from anydepth.detectors.card import card_record
+from anydepth.detectors.drift_warning import DRIFT_COLUMNS, drift_rows
 from anydepth.errors import ProbeError
 from anydepth.extras import require
 from anydepth.intervals import percent, percent_range
@@ -103,6 +104,7 @@ def readme(
         or None,
     )
     facts = {"card": card, "model": model, "found": card.calibration, "digest": _digest(probe)}
+    facts |= {"drift": _table(DRIFT_COLUMNS, drift_rows(card.drift))}
     facts |= {"figures": "\n\n".join(_section(figures, 3)), "limits": limits, "command": command}
     tools = {"cell": _cell, "records": _records, "json": json.dumps, "percent": percent, "percent_range": percent_range}
     template = (resources.files("anydepth") / "data" / "modelcard.md.j2").read_text(encoding="utf-8")

@@ -276,6 +276,7 @@ def assemble(
         reads=trial.candidate.reads,
         template_digest=manifest.template_digest,
         dtype=manifest.dtype,
+        adapter=manifest.adapter,
         policy=policy_record(policy),
         calibration={**calibration, "schedule": str(Every())},
         sources=training_sources(filled.gathered),

@@ -1,14 +1,13 @@
 """Say what the states of a store are: of which model, read with which header, in which number format."""
 
 import hashlib
-from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from anydepth.backends.altered_weights import adapter_digest, quantisation
 from anydepth.backends.protocol import CONTENT, Reader
 from anydepth.errors import ConfigError, StoreError
 from anydepth.probes.states.control_suffix import suffix_ids
@@ -72,32 +71,14 @@ def check_appended(manifest: Manifest, plan: CollectPlan) -> None:
 
 
 def dtype_of(backend: Reader) -> str:
-    """The type that a backend's model runs in, e.g. `bfloat16` or `bfloat16, awq`: what a manifest is told.
+    """The type that a backend's model runs in, e.g. `bfloat16` or `bfloat16, 4-bit (awq)`: what a manifest is told.
 
     A quantised checkpoint has the fingerprint of the one that it was made of, and other states.
     """
     known = backend if hasattr(backend, "dtype") else getattr(backend, "model", None)
     dtype = str(getattr(known, "dtype", "")).removeprefix("torch.")
-    made = getattr(getattr(getattr(backend, "model", None), "config", None), "quantization_config", None)
-    if made is None:
-        return dtype
-    method = made.get("quant_method") if isinstance(made, Mapping) else getattr(made, "quant_method", None)
-    return f"{dtype}, {getattr(method, 'value', method) or 'quantised'}"
-
-
-def adapter_digest(backend: Reader) -> str | None:
-    """Digest of the weights that an adapter adds to a backend's model, 16 hex digits; None if there is none to see.
-
-    The fingerprint of a model is that of the weights below: it does not say which adapter it runs with.
-    """
-    model: Any = getattr(backend, "model", None)
-    if not hasattr(model, "named_parameters"):
-        return None
-    digest = hashlib.sha256()
-    added = [(name, each) for name, each in model.named_parameters() if "lora" in name]
-    for name, each in sorted(added, key=lambda named: named[0]):
-        digest.update(name.encode() + each.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16] if added else None
+    quantised = quantisation(backend)
+    return dtype if quantised is None else f"{dtype}, {quantised}"
 
 
 def package_versions(*names: str) -> dict[str, str]:

@@ -1,0 +1,132 @@
+"""Tell in which ways a model's weights are others than those of its checkpoint: quantised, or with an adapter.
+
+The fingerprint of a model leaves both out of account, so that a probe binds. The states are others all the same.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ADAPTER, QUANTISED = "adapter", "quantised"
+
+_LIBRARIES = ("torchao", "quanto", "bitsandbytes")
+"""Libraries that keep quantised weights in classes of their own, by a part of the module's name."""
+
+_BITS = ("bits", "nbits", "num_bits", "w_bit")
+_WIDTH = re.compile(r"(?:int|uint|fp|float|nf|bits?)(\d)(?!\d)", re.IGNORECASE)
+_OF_GGUF = re.compile(r"^T?I?Q(\d)")
+
+
+@dataclass(frozen=True, slots=True)
+class Alteration:
+    """One way in which weights are others than those of the checkpoint.
+
+    Attributes:
+        kind: `8-bit`, `4-bit` …, `quantised` where the width is not known, or `adapter`.
+        how: What did it: the method of a quantised model (`torchao`, `awq`, `gguf Q4_K_M`), or of an adapter the digest
+            of its weights.
+    """
+
+    kind: str
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.how})"
+
+    @classmethod
+    def joined(cls, found: Sequence["Alteration"]) -> "Alteration":
+        """Several as one, for what was measured with all of them: an adapter on quantised weights."""
+        (first, *others) = found
+        return cls(" + ".join([first.kind, *(each.kind for each in others)]), " + ".join(each.how for each in found))
+
+
+def alterations(backend: Any) -> tuple[Alteration, ...]:
+    """What is seen of a backend's weights; empty for those of a checkpoint in 32 or 16 bits.
+
+    Not seen are an adapter that was merged into the weights, and a GGUF file that was not opened by
+    `anydepth.backends.transformers.load`: the weights are plain ones then. States that are read below an adapter are
+    not altered by it.
+    """
+    return tuple(found for found in (quantisation(backend), _adapter(backend)) if found is not None)
+
+
+def quantisation(backend: Any) -> Alteration | None:
+    """How a backend's weights are quantised; None if they are not, or nothing says so."""
+    if made := getattr(backend, "gguf_format", None):
+        width = _OF_GGUF.match(made)
+        bits = width[1] if width else _width(made)
+        return Alteration(_kind(bits), f"gguf {made}") if bits else None  # F32, F16 and BF16 are plain
+    model = getattr(backend, "model", None)
+    config = getattr(backend, "quantization_config", None)
+    config = getattr(getattr(model, "config", None), "quantization_config", None) if config is None else config
+    if config is not None:
+        method = _field(config, "quant_method")
+        return Alteration(_kind(_bits(config)), str(getattr(method, "value", method) or "unknown method"))
+    return next(_quantised_parameters(model), None)
+
+
+def adapter_digest(backend: Any) -> str | None:
+    """Digest of the weights that an adapter adds to a backend's model, 16 hex digits; None if there is none to see."""
+    model: Any = getattr(backend, "model", None)
+    if not hasattr(model, "named_parameters"):
+        return None
+    digest = hashlib.sha256()
+    added = [(name, each) for name, each in model.named_parameters() if "lora" in name]
+    for name, each in sorted(added, key=lambda named: named[0]):
+        digest.update(name.encode() + each.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16] if added else None
+
+
+def _adapter(backend: Any) -> Alteration | None:
+    if not getattr(backend, "adapter", False) or getattr(backend, "reads_base_weights", False):
+        return None
+    own = adapter_digest(backend)  # vLLM's adapters come with the requests
+    return Alteration(ADAPTER, own or ("of unknown weights" if hasattr(backend, "model") else "of requests"))
+
+
+def _kind(bits: int | str | None) -> str:
+    return f"{bits}-bit" if bits else QUANTISED
+
+
+def _bits(config: Any) -> int | str | None:
+    """Bits of a weight, from a quantization config as libraries write it; None if it does not say."""
+    for bits in (4, 8):
+        if _field(config, f"load_in_{bits}bit") is True:
+            return bits
+    for each in (config, *_parts(config)):
+        for name in _BITS:
+            if isinstance(bits := _field(each, name), int) and bits:
+                return bits
+    texts = (_field(config, name) for name in ("weights", "quant_type", "fmt", "quant_method"))
+    found = (_width(str(getattr(text, "value", text))) for text in texts if text is not None)
+    return next(filter(None, found), None)
+
+
+def _width(text: str) -> str | None:
+    """The smallest number of bits in the names of number formats: activations may have more than the weights."""
+    return min(_WIDTH.findall(text), default=None)
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """What compressed-tensors and HQQ say of the weights, one level down."""
+    groups = _field(config, "config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        yield _field(group, "weights")
+    yield _field(_field(config, "quant_config"), "weight_quant_params")
+
+
+def _field(record: Any, name: str) -> Any:
+    return record.get(name) if isinstance(record, Mapping) else getattr(record, name, None)
+
+
+def _quantised_parameters(model: Any) -> Iterator[Alteration]:
+    """What the classes of a model's parameters say, for weights that were quantised after they had been loaded."""
+    for _, each in model.named_parameters() if hasattr(model, "named_parameters") else ():
+        for kind in (type(each), type(getattr(each, "data", None))):
+            library = next((name for name in _LIBRARIES if name in kind.__module__), None)
+            if library:
+                said = (getattr(each, "target_dtype", ""), getattr(getattr(each, "qtype", None), "name", ""))
+                width = next(filter(None, map(_width, (*map(str, said), kind.__name__))), None)
+                yield Alteration(_kind(width), library)
