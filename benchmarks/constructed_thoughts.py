@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT / "src")]
 
 from anydepth.conversations import Conversation, load  # noqa: E402
 from anydepth.conversations.splits import distinct, drop_near_duplicates  # noqa: E402
+from anydepth.evals.answers.thought_traces import parts  # noqa: E402
 from anydepth.probes.recipe.pairs import half  # noqa: E402
 
 HARMFUL, HARMLESS = ("pairs_deep_validation",), ("pairs_benign_validation", "responses_xstest")
@@ -58,13 +59,16 @@ def star1(rows: Sequence[Row]) -> list[Conversation]:
     """The traces of STAR-1 as conversations: harmful requests, thoughts about the policy, refusals."""
     found = []
     for row in rows:
-        thought, closed, answer = row["response"].partition("</think>")
-        if closed and answer.strip():
-            message = {"role": "user", "content": row["question"]}
-            tags = {"thought": thought.strip().removeprefix("<think>").strip()}
-            found.append(
-                Conversation(f"star1-{row['id']}", (message,), answer.strip(), "benign", "star1", "Apache-2.0", tags)
-            )
+        trace = Conversation(
+            f"star1-{row['id']}",
+            ({"role": "user", "content": row["question"]},),
+            row["response"],
+            "benign",
+            "star1",
+            "Apache-2.0",
+        )
+        if all(parts(trace)):
+            found.append(trace)
     return sorted(found, key=lambda row: _order(row.id))
 
 
@@ -74,19 +78,19 @@ def traces(
     """The rows of the table, case by case; see docs/evaluate.md for what each case is."""
     for case, rows, request in (("harm throughout", harmful, "harmful"), ("harmless throughout", harmless, "harmless")):
         for row in rows:
-            thought, answer = _parts(row)
+            thought, answer = _halves(row)
             yield _row(case, row, thought, answer, row.label, request)
     for row, other in zip(harmful, cycle(refusing), strict=False):
-        yield _row("harm in the thought, refusal", row, _parts(row)[0], other.response, "harmful", "harmful")
+        yield _row("harm in the thought, refusal", row, _halves(row)[0], parts(other)[1], "harmful", "harmful")
     for row, other in zip(harmless, cycle(harmful), strict=False):
         yield _row("harm inside a harmless thought", row, *_with_stretch(row, other), "harmful", "harmless")
     for row, other in zip(harmless, _shifted(harmless), strict=True):
         yield _row("another harmless text inside", row, *_with_stretch(row, other), "benign", "harmless")
     for row in refusing:
-        yield _row("refused after thought", row, row.tags["thought"], row.response, "benign", "harmful")
+        yield _row("refused after thought", row, *parts(row), "benign", "harmful")
 
 
-def _parts(row: Conversation) -> tuple[str, str]:
+def _halves(row: Conversation) -> tuple[str, str]:
     words = row.response.split(" ")
     cut = min(THOUGHT, 2 * len(words) // 3)
     return " ".join(words[:cut]), " ".join(words[cut : cut + ANSWER])
@@ -115,8 +119,7 @@ def _row(case: str, row: Conversation, thought: str, answer: str, label: str | N
         "source": row.source,
         "licence": row.licence,
         "prompt": row.prompt,
-        "thought": thought,
-        "response": answer,
+        "response": f"<think>\n{thought}\n</think>\n\n{answer}",
         "label": label,
         "case": case,
         "request": request,

@@ -30,13 +30,16 @@ from tests.unit.test_template import HARMONY, OPENED, THINK
 CONFIG = GuardConfig(schedule=Every(25))
 
 
+def written(thought: str, answer: str) -> str:
+    return f"<think>\n{thought}\n</think>\n\n{answer}"
+
+
 def rows(label: str, count: int, start: int, **facts: Any) -> list[dict[str, Any]]:
     """Traces of mild words, each to another request."""
     return [
         {
             "prompt": words(start + 3 * n, 4),
-            "thought": words(start + 7 * n, 6 + n % 3),
-            "response": words(start + 11 * n, 5 + n % 2),
+            "response": written(words(start + 7 * n, 6 + n % 3), words(start + 11 * n, 5 + n % 2)),
             "label": label,
             "case": f"{label} case",
             **facts,
@@ -90,8 +93,9 @@ def test_a_trace_is_written_as_the_template_writes_thoughts(
         begun = given.backend.tokenizer.decode(
             trace.transcript.answer_ids[: trace.answer_from], skip_special_tokens=False
         )
-        assert begun == opened + row["thought"] + closed
-        assert text == begun + row["response"]
+        thought, answer = row["response"].removeprefix("<think>\n").split("\n</think>\n\n")
+        assert begun == opened + thought + closed
+        assert text == begun + answer
         assert trace.transcript.prompt.ids == given.backend.template.prompt(row["prompt"]).ids
 
 
@@ -103,7 +107,7 @@ def test_both_parts_are_cut(tmp_path: Path) -> None:
 
 
 def test_a_case_has_one_trace_a_request(tmp_path: Path) -> None:
-    doubled = [*TRACES, *({**row, "thought": row["thought"] + " w7", "response": words(3, 9)} for row in TRACES)]
+    doubled = [*TRACES, *({**row, "response": written("w7 w8", words(3 * n, 9))} for n, row in enumerate(TRACES))]
     found = traces_of(context(tmp_path, doubled))
     assert len({(trace.case, trace.prompt) for trace in found}) == len(found) == len(TRACES)
     assert {(trace.case, trace.label, trace.request) for trace in found} == {
@@ -120,8 +124,9 @@ def test_without_a_column_the_label_is_the_case(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"thought": ""}, "has no thought"),
-        ({"response": ""}, "has no response"),
+        ({"response": "w1 w2"}, "has no thought"),
+        ({"response": "<think> </think>w1"}, "has no thought"),
+        ({"response": "<think>w1</think>\n"}, "has no answer behind it"),
         ({"label": None}, "has no label"),
         ({"case": "benign case"}, "the case 'benign case' has harmful and harmless traces"),
         ({"label": "benign"}, "no trace labelled harmful"),
@@ -299,7 +304,7 @@ def test_the_records_hold_numbers_only_and_traces_are_read_once(
 ) -> None:
     first = measured(context(tmp_path, TRACES))
     text = (tmp_path / "run" / "records" / "thoughts.jsonl").read_text(encoding="utf-8")
-    assert not [row for row in TRACES if row["prompt"] in text or row["thought"] in text]
+    assert "w1" not in text and "think" not in text
     monkeypatch.setattr("anydepth.evals.arms.replay.packed_scores", lambda *_: pytest.fail("read again"))
     assert measured(context(tmp_path, TRACES)).record() == first.record()
 

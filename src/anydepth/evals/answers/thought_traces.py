@@ -1,4 +1,4 @@
-"""Read stored traces: answers of reasoning models with their thoughts."""
+"""Read stored traces: answers with the thoughts before them, as `<think>thought</think>answer`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from anydepth.evals.transcript import Transcript
 from anydepth.templates.published import Channel
 
 PLAIN = Channel("<think>", "</think>", "\n</think>\n\n")
-"""How a thought is written for a model whose chat template has no thinking channel: as text of the answer."""
+"""How a table writes a thought, and how a model without a thinking channel reads it: as text of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,19 @@ def thought_traces(
 
 
 def _case(row: Conversation, table: str) -> str:
-    lacking = [name for name, there in (("thought", row.tags.get("thought")), ("response", row.response)) if not there]
-    if row.label is None:
-        lacking.append("label")
-    if lacking:
+    thought, answer = parts(row)
+    missing = {"thought": thought, "answer behind it": answer, "label": row.label}
+    if lacking := next((name for name, there in missing.items() if not there), None):
         raise ConfigError(
-            f"{table}: row {row.id!r} has no {lacking[0]}; a trace needs prompt, thought, response and label"
+            f"{table}: row {row.id!r} has no {lacking}; give a label and the response <think>thought</think>answer"
         )
     return row.tags.get("case") or str(row.label)
+
+
+def parts(row: Conversation) -> tuple[str, str]:
+    """Thought and answer of a trace, spaces around them left out; the thought is empty if none is closed."""
+    thought, closed, answer = row.response.partition(PLAIN.think_close)
+    return (thought.strip().removeprefix(PLAIN.think_open).strip(), answer.strip()) if closed else ("", "")
 
 
 def _first_of_each(rows: Sequence[Conversation]) -> list[Conversation]:
@@ -80,8 +85,9 @@ def _written(
     context: Context, row: Conversation, case: str, thought_tokens: int, answer_tokens: int
 ) -> Iterator[ThoughtTrace]:
     """The trace of a row; none if its answer is empty once it is cut, or the model cannot take so long a text."""
-    thought = _cut(context, row.tags["thought"].strip(), thought_tokens)
-    answer = _cut(context, row.response.strip(), answer_tokens)
+    thought, answer = (
+        _cut(context, text, tokens) for text, tokens in zip(parts(row), (thought_tokens, answer_tokens), strict=True)
+    )
     opening = written_thought(context.backend.template.channel or PLAIN, thought)
     whole, begun = (context.prompt(row, prefill=opening + text) for text in (answer, ""))
     ids, length = whole.ids[whole.start :], _shared(whole.ids, begun.ids) - whole.start
