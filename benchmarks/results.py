@@ -29,7 +29,7 @@ class Table:
     rows: str | tuple[str, str]
     columns: str
     head: str
-    only: Mapping[str, Any] = field(default_factory=dict)
+    only: Mapping[str, Any] = field(default_factory=dict)  # the value of a key, or a tuple of those it may have
     runs: str = ""  # what a run folder's name has to match
 
     @property
@@ -45,6 +45,9 @@ class Table:
 
 ATTACK = ("attack", "variant")
 PROBE = {"arm": "probe"}
+SUMMED = "what is summed up"
+HARM_INSIDE, HARM_REFUSED = "harm inside a harmless thought", "harm in the thought, refusal"
+READS = ("request alone", "thought, mean", "thought, maximum", "whole, mean", "whole, maximum", "whole, policy")
 
 TABLES: Mapping[str, Table] = {
     "deep-prefill": Table("deep-prefill", "stopped", "depth", "arm", "prefill, tokens"),
@@ -76,6 +79,13 @@ TABLES: Mapping[str, Table] = {
     "drift-sets": Table("drift", "halted", "weights", "of", "weights", runs="0.5b-drift$"),
     "drift-auroc": Table("drift", "auroc difference", "weights", "of", "weights", runs="0.5b-drift$"),
     "drift-scores": Table("drift", "score difference", "weights", "of", "weights"),
+    "thoughts-throughout": Table("thoughts", "auroc", "read", "against", SUMMED, {"case": "harm throughout"}),
+    "thoughts-inside": Table("thoughts", "auroc", "read", "against", SUMMED, {"case": HARM_INSIDE}),
+    "thoughts-refusal": Table("thoughts", "auroc", "read", "against", SUMMED, {"case": HARM_REFUSED}),
+    "thoughts-gain": Table("thoughts", "advantage of the maximum", ("case", "against"), "over", "case: against"),
+    "thoughts-halted": Table("thoughts", "halted", "case", "read", "case", {"read": READS}),
+    "thoughts-early": Table("thoughts", "halted before the answer", "case", "read", "case", {"read": READS}),
+    "thoughts-guard": Table("thoughts", "halted by the guard", "case", "where", "case"),
     "latency": Table("latency", "decode steps a check", "context", "arm", "tokens so far"),
     "throughput": Table("latency", "guarded throughput", "interval", "arm", "check every"),
 }
@@ -93,9 +103,15 @@ def figures(table: Table) -> Iterator[tuple[str, Mapping[str, Any]]]:
             if figure["name"] != table.figure or not {*table.keys, table.columns} <= set(group):
                 continue
             wanted = {*table.keys, table.columns, *table.only}
-            if any(group.get(key) != value for key, value in table.only.items()) or set(group) - wanted - {"set"}:
+            if any(group.get(key) not in _several(value) for key, value in table.only.items()):
+                continue
+            if set(group) - wanted - {"set"}:
                 continue
             yield short(manifest["model"]["name"]) + (", quick" if manifest["options"]["quick"] else ""), figure
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def drawn(table: Table) -> str:

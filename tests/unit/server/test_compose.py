@@ -154,6 +154,15 @@ def test_thoughts_that_are_never_shown():
     assert play(writer, check(99), released("<think>one</think>two", 21), finished())[:2] == ("two", [])
 
 
+@pytest.mark.parametrize(("rule", "thoughts"), [("as_answer", ["one"]), ("whole", []), ("hidden", [])])
+def test_a_thought_that_is_halted_goes_no_further(rule: Any, thoughts: list[str]):
+    """What was checked before may have left; nothing of it leaves afterwards, and no answer follows."""
+    markers = Markers(Channel("<think>", "</think>", ""))
+    writer = Composer(Reading("No.", (), markers, rule, lambda ids: bytes(ids).decode()))
+    events = (check(0), released("<think>one", 10), check(10), Halted(HALT, "No.", 3), finished("content_filter", HALT))
+    assert play(writer, *events) == ("No.", thoughts, [], "content_filter")
+
+
 def test_nothing_follows_a_stop_string():
     writer = composer(stops=("END",))
     assert play(writer, released("one E", 5), released("ND two", 11), finished())[0] == "one "
