@@ -9,13 +9,16 @@ from typing import Any
 
 from anydepth.backends.protocol import CheckPoint, Session
 from anydepth.detectors import Detector, OutsideDetector
-from anydepth.flow import Check, Command, Decode, Flow, Halt, Outcome, Reply, step
+from anydepth.flow import Check, Command, Decode, Flow, Gate, Halt, Outcome, Reply, step
 from anydepth.types import Decoded, Score
 
 logger = logging.getLogger(__name__)
 
-HandOut = Callable[[int, Command | Outcome], Reply]
-"""A function that carries out a command that needs no model, or takes an outcome, of a row; returns the reply."""
+HandOut = Callable[[int, Command | Outcome], Reply | Future[Any]]
+"""Carries out a command other than `Check` and `Decode`, or takes an outcome, of a row; returns the reply.
+
+To `Gate` it may return a future of the reply, which does not fail.
+"""
 
 OnCheck = Callable[[float], None]
 """A function that is called once per check with the seconds that it took; checks made together share their time."""
@@ -34,10 +37,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class _Outside:
-    """A check that is made outside: what will become of it, and when it was begun."""
+    """A check, or those after an answer's calls, made outside: what will become of it, and when it was begun."""
 
     depth: int
-    score: Future[Score]
+    reply: Future[Any]
     begun: float
 
 
@@ -65,7 +68,7 @@ class Driver:
     ) -> None:
         self._flows, self._session, self._detector = flows, session, detector
         self._hand_out, self._on_check = hand_out, on_check
-        self._waiting: dict[int, Check | Decode] = {}
+        self._waiting: dict[int, Check | Decode | Gate] = {}
         self._outside: dict[int, _Outside] = {}
         for row in range(len(flows)):
             self._send(row, None)
@@ -78,7 +81,7 @@ class Driver:
     @property
     def waits(self) -> Waiting | None:
         """What the next turn would wait for, if it can do nothing else."""
-        pending = [each.score for each in self._outside.values()]
+        pending = [each.reply for each in self._outside.values()]
         if not pending or self._due() or any(each.done() for each in pending):
             return None
         return Waiting(pending[0])
@@ -89,7 +92,7 @@ class Driver:
         If there is nothing to do before a check that is made outside has ended, wait for that instead.
         """
         checks = self._due()
-        if self._outside and (not checks or any(each.score.done() for each in self._outside.values())):
+        if self._outside and (not checks or any(each.reply.done() for each in self._outside.values())):
             self._settle()
         elif checks:
             begin = time.perf_counter()
@@ -116,12 +119,15 @@ class Driver:
 
     def _settle(self) -> None:
         """Take in the checks that have ended outside; wait until one has."""
-        wait([each.score for each in self._outside.values()], return_when=FIRST_COMPLETED)
+        wait([each.reply for each in self._outside.values()], return_when=FIRST_COMPLETED)
         for row, each in list(self._outside.items()):
-            if each.score.done():
+            if each.reply.done():
                 del self._outside[row]
-                self._on_check(time.perf_counter() - each.begun)
-                self._send(row, settled(each.score, each.depth))
+                if isinstance(self._waiting[row], Gate):
+                    self._send(row, each.reply.result())
+                else:
+                    self._on_check(time.perf_counter() - each.begun)
+                    self._send(row, settled(each.reply, each.depth))
 
     def _send(self, row: int, reply: Reply) -> None:
         """Send a reply to a row's flow, and carry out commands until one needs the model."""
@@ -129,11 +135,15 @@ class Driver:
         while not isinstance(command, Check | Decode):
             if isinstance(command, Halt):
                 self._session.drop(row)
-            reply = self._hand_out(row, command)
+            given = self._hand_out(row, command)
             if isinstance(command, Outcome):
                 self._waiting.pop(row, None)
                 return
-            command = step(self._flows[row], reply)
+            if isinstance(given, Future):
+                assert isinstance(command, Gate)
+                self._outside[row] = _Outside(0, given, time.perf_counter())
+                break
+            command = step(self._flows[row], given)
         self._waiting[row] = command
 
 

@@ -2,36 +2,100 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from anydepth.backends.protocol import FinishedAnswer, Reader
 from anydepth.config import GuardConfig
 from anydepth.detectors import Detector, declares_reads, score_finished
-from anydepth.driver import HandOut
+from anydepth.detectors.outside import followed, together
+from anydepth.driver import HandOut, settled
 from anydepth.errors import CapabilityError, ConfigError, PromptError, UnsupportedModel
 from anydepth.flow import Command, Gate, Outcome, Reply, judge_alone, refused_score
 from anydepth.policy import Policy
-from anydepth.scan import scores_at
+from anydepth.scan import begin_at
+from anydepth.stages import stages_of
 from anydepth.templates.prompt import Prompt
 from anydepth.templates.proposed_call import CallPrompt
-from anydepth.types import GateVerdict, Score
+from anydepth.types import CheckResult, GateVerdict, Score
 from anydepth.writer import AnswerWriter
 
 CallEnds = Callable[[tuple[int, ...]], Sequence[int]]
 """Tells after how many of a whole answer's tokens each of its tool calls ends."""
 
-Readings = list[Score | Exception]
+Begun = Score | Exception | Future[Score]
+"""A reading: its score, the exception that it raised, or what will become of it outside."""
+
+Scores = dict[int, Score | Exception]
 Method = Literal["packed", "forks"]
+
+
+@dataclass(frozen=True, slots=True)
+class BegunGate:
+    """Tool calls that are being judged: the model has been read, replies from outside may be awaited.
+
+    Attributes:
+        config: The guard's options.
+        calls: The calls.
+        depths: For each call the depths that are read, rising.
+        begun: For each call its readings, in the order of its depths.
+        method: How they were read.
+        control: Whether the reading before each call is asked for.
+    """
+
+    config: GuardConfig
+    calls: Sequence[CallPrompt]
+    depths: Sequence[Sequence[int]]
+    begun: Sequence[Sequence[Begun]]
+    method: Method
+    control: bool
+
+    @property
+    def outside(self) -> Future[None] | None:
+        """What ends once all replies from outside are there; None if none is awaited."""
+        awaited = [each for readings in self.begun for each in readings if isinstance(each, Future)]
+        return together(awaited) if awaited else None
+
+    def verdicts(self) -> list[GateVerdict]:
+        """The verdict on each call; waits for the replies from outside."""
+        return [self._verdict(*each) for each in zip(self.calls, self.depths, self.begun, strict=True)]
+
+    def _verdict(self, call: CallPrompt, depths: Sequence[int], begun: Sequence[Begun]) -> GateVerdict:
+        policy, end = self.config.policy, call.prompt.prefill
+        readings = {depth: settled(each, depth) for depth, each in zip(depths, begun, strict=True)}
+        checks = tuple(_checked(policy, depth, reading, depth == end) for depth, reading in readings.items())
+        after, halt = checks[-1], _halts(self.config, checks[-1])
+        return GateVerdict(
+            halt,
+            after.score,
+            before=checks[0].score if self.control else None,
+            depth=end,
+            tool=call.call.name,
+            reason="error" if after.error is not None else "policy" if halt else "clear",
+            statistic=after.statistic,
+            threshold=policy.threshold,
+            detail=after.detail,
+            error=after.error,
+            method=self.method,
+            checks=checks,
+        )
 
 
 def gate_calls(
     backend: Reader, detector: Detector, config: GuardConfig, calls: Sequence[CallPrompt], *, control: bool = True
 ) -> list[GateVerdict]:
+    """Judge each proposed call; see `begin_gate`, whose errors these are."""
+    return begin_gate(backend, detector, config, calls, control=control).verdicts()
+
+
+def begin_gate(
+    backend: Reader, detector: Detector, config: GuardConfig, calls: Sequence[CallPrompt], *, control: bool = True
+) -> BegunGate:
     """Judge each proposed call by one check after it, and with `control` make one before it too, which decides nothing.
 
     A detector that declares its reads (a probe) makes both in one packed pass, all calls together; others, and models
-    that cannot take the pass, replay the turn and fork.
+    that cannot take the pass, replay the turn and fork. The model is free once this returns.
 
     Raises:
         ConfigError: One reading can never halt under the policy.
@@ -39,17 +103,14 @@ def gate_calls(
     """
     require_halting(config.policy)
     depths = [sorted({each.before, each.prompt.prefill} if control else {each.prompt.prefill}) for each in calls]
-    found, method = read_depths(backend, detector, [each.prompt for each in calls], depths)
-    return [
-        _verdict(config, call, dict(zip(at, readings, strict=True)), method, control=control)
-        for call, at, readings in zip(calls, depths, found, strict=True)
-    ]
+    begun, method = begin_depths(backend, detector, [each.prompt for each in calls], depths)
+    return BegunGate(config, calls, depths, begun, method, control)
 
 
-def read_depths(
+def begin_depths(
     backend: Reader, detector: Detector, prompts: Sequence[Prompt], depths: Sequence[Sequence[int]]
-) -> tuple[list[Readings], Method]:
-    """Score the prefill of each prompt at its depths, and at no other.
+) -> tuple[Sequence[Sequence[Begun]], Method]:
+    """Read the prefill of each prompt at its depths, and at no other.
 
     Args:
         backend: Reads.
@@ -58,7 +119,7 @@ def read_depths(
         depths: For each prompt its depths, rising.
 
     Returns:
-        For each prompt a score per depth, or the exception that its check raised; and how they were read.
+        For each prompt a reading per depth; and how they were read.
 
     Raises:
         PromptError: A prompt does not fit the model's context.
@@ -80,9 +141,9 @@ def read_depths(
     return [_on_forks(backend, detector, each, at) for each, at in zip(prompts, depths, strict=True)], "forks"
 
 
-def _on_forks(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> Readings:
+def _on_forks(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> Sequence[Begun]:
     try:
-        return scores_at(backend, detector, prompt, depths)
+        return begin_at(backend, detector, prompt, depths)
     except (PromptError, CapabilityError):
         raise
     except Exception as error:
@@ -96,7 +157,7 @@ def scores_after(
     token_ids: tuple[int, ...],
     ends: Sequence[int],
     known: Mapping[int, float],
-) -> dict[int, Score | Exception]:
+) -> Scores | Future[Scores]:
     """The scores right after the tool calls of an answer that has ended, by depth.
 
     Args:
@@ -108,18 +169,24 @@ def scores_after(
         known: Scores by depth that need not be read again.
 
     Returns:
-        For each depth at which a call ends its score, or the exception that its check raised.
+        For each depth at which a call ends its score, or the exception that its check raised; a future of that where
+        replies from outside are awaited.
     """
     depths = sorted({prompt.prefill + end for end in ends})
-    found: dict[int, Score | Exception] = {depth: Score(known[depth]) for depth in depths if depth in known}
+    found: dict[int, Begun] = {depth: Score(known[depth]) for depth in depths if depth in known}
     if unread := [depth for depth in depths if depth not in known]:
         whole = replace(prompt, ids=prompt.ids + token_ids, prefill=prompt.prefill + len(token_ids))
         try:
-            (scores,), _ = read_depths(backend, detector, [whole], [unread])
+            (begun,), _ = begin_depths(backend, detector, [whole], [unread])
         except Exception as error:  # a failed check is the flow's to judge
-            scores = [error] * len(unread)
-        found |= zip(unread, scores, strict=True)
-    return found
+            begun = [error] * len(unread)
+        found |= zip(unread, begun, strict=True)
+
+    def scores(_: object = None) -> Scores:
+        return {depth: settled(each, depth) for depth, each in found.items()}
+
+    awaited = [each for each in found.values() if isinstance(each, Future)]
+    return followed(together(awaited), scores) if awaited else scores()
 
 
 def handed_out(
@@ -131,7 +198,7 @@ def handed_out(
 ) -> HandOut:
     """What carries out the commands of answers: `Gate` by readings after their calls, the others by their writers."""
 
-    def hand_out(row: int, command: Command | Outcome) -> Reply:
+    def hand_out(row: int, command: Command | Outcome) -> Reply | Future[Scores]:
         if not isinstance(command, Gate):
             return writers[row].write(command)
         ids = writers[row].token_ids
@@ -150,22 +217,17 @@ def require_halting(policy: Policy) -> None:
         )
 
 
-def _verdict(
-    config: GuardConfig, call: CallPrompt, readings: dict[int, Score | Exception], method: Method, *, control: bool
-) -> GateVerdict:
-    after, before = readings[call.prompt.prefill], readings.get(call.before) if control else None
-    control_score = None if before is None else (before.value if isinstance(before, Score) else math.nan)
-    facts = {"before": control_score, "depth": call.prompt.prefill, "tool": call.call.name, "method": method}
-    threshold = config.policy.threshold
-    if (failure := refused_score(after)) is not None:
-        halt = config.on_error == "closed"
-        reason = "error" if halt else "clear"
-        return GateVerdict(
-            halt, math.nan, reason=reason, statistic=math.nan, threshold=threshold, error=failure, **facts
-        )
-    assert isinstance(after, Score)
-    statistic, halt = judge_alone(config.policy, call.prompt.prefill, after.value)
-    reason = "policy" if halt else "clear"
-    return GateVerdict(
-        halt, after.value, reason=reason, statistic=statistic, threshold=threshold, detail=after.detail, **facts
-    )
+def _checked(policy: Policy, depth: int, reading: Score | Exception, judged: bool) -> CheckResult:
+    """The check at a depth; one that decides nothing has no statistic."""
+    if (failure := refused_score(reading)) is not None:
+        return CheckResult(depth, math.nan, math.nan, error=failure, stages=stages_of(reading))
+    assert isinstance(reading, Score)
+    statistic = judge_alone(policy, depth, reading.value)[0] if judged else math.nan
+    return CheckResult(depth, reading.value, statistic, reading.detail, stages=reading.stages)
+
+
+def _halts(config: GuardConfig, check: CheckResult) -> bool:
+    """Whether the check right after a call keeps it from being run."""
+    if check.error is not None:
+        return config.on_error == "closed"
+    return judge_alone(config.policy, check.depth, check.score)[1]

@@ -120,7 +120,16 @@ def inside_prefill(
 def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> list[Score | Exception]:
     """Score the prefill of `prompt`, replayed, at `depths`, each on a fork; no other depth is checked.
 
-    Checks that are made outside (an `OutsideDetector`) are all begun before one is waited for.
+    Checks that are made outside (an `OutsideDetector`) are all begun before one is waited for. See `begin_at`.
+    """
+    begun = begin_at(backend, detector, prompt, depths)
+    return [settled(each, depth) for each, depth in zip(begun, depths, strict=True)]
+
+
+def begin_at(
+    backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]
+) -> "list[Score | Exception | Future[Score]]":
+    """Begin the checks of `scores_at`; the model is free once this returns.
 
     Args:
         backend: Opens the session.
@@ -129,7 +138,7 @@ def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Seque
         depths: Rising, from 0 on, none beyond the end of the prefill.
 
     Returns:
-        For each depth its score, or the exception that its check raised.
+        For each depth its score, the exception that its check raised, or what will become of it outside.
 
     Raises:
         RuntimeError: The backend did not go on with the answer.
@@ -147,7 +156,7 @@ def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Seque
             found += begin_checks(session, detector, [CheckPoint(0, depth)])
     finally:
         session.close()
-    return [settled(each, depth) for each, depth in zip(found, depths, strict=True)]
+    return found
 
 
 def _by_forks(backend: Reader, detector: Detector, plan: Plan, prompt: Prompt, why: str) -> ScanResult:

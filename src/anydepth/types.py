@@ -212,12 +212,15 @@ class GateVerdict:
         before: The score before the call, as a control; None if it was not asked for, NaN where that check failed.
         depth: Tokens of the turn up to the end of the call.
         tool: Name of the tool that is called.
-        reason: `policy` (the threshold is reached), `error` (the check failed and the guard fails closed) or `clear`.
+        reason: `policy` (the threshold is reached), `error` (the check failed; `halt` says whether the guard fails
+            closed) or `clear`.
         statistic: What the policy compared with its threshold; NaN where the check failed.
         threshold: The policy's threshold.
         detail: The detector's own remark, such as the look-ahead text.
         error: Why the check failed, or None; with `halt=False` the guard was failing open.
         method: `packed` (one pass) or `forks` (one fork per check).
+        checks: The checks in the order of their depths: the control, if it was asked for (no statistic: NaN), and the
+            one after the call.
     """
 
     halt: bool
@@ -231,6 +234,12 @@ class GateVerdict:
     detail: str | None = None
     error: str | None = None
     method: Literal["packed", "forks"] = "packed"
+    checks: tuple[CheckResult, ...] = field(default=(), repr=False)
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]] | None:
+        """What each stage of a cascade did and used in these checks, as `Answer.stages`; None for other detectors."""
+        return stages_in(self.checks)
 
     @property
     def why(self) -> str:

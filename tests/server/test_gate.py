@@ -160,7 +160,7 @@ def test_a_harmful_call_is_not(gating: ServerProcess) -> None:
         "before the call the score was 0.01"
     )
     assert gating.metric("anydepth_gates_total") == allowed + 1
-    assert 'anydepth_gates_total{allowed="false"}' in gating.get("/metrics").text
+    assert 'anydepth_gates_total{allowed="false",reason="policy"}' in gating.get("/metrics").text
 
 
 def test_the_control_can_be_left_out(gating: ServerProcess) -> None:
@@ -223,10 +223,10 @@ def test_a_detector_that_breaks_blocks_or_says_that_nothing_was_checked() -> Non
         with ServerProcess.scripted(tables, blind_replays=True) as server:
             reply = gate(server, tool_call=called("Ulm"))
             assert reply["allowed"] is allowed and reply["anydepth"]["failed_checks"] == 1
-            assert reply["anydepth"]["score"] is None and reply["anydepth"]["reason"] == (
-                "clear" if allowed else "error"
-            )
+            assert reply["anydepth"]["score"] is None and reply["anydepth"]["reason"] == "error"
             assert "(RuntimeError)" in reply["why"] and "broke over" not in reply["why"]
+            counted = f'anydepth_gates_total{{allowed="{str(allowed).lower()}",reason="error"}} 1.0'
+            assert counted in server.get("/metrics").text
 
 
 def test_every_judgement_has_an_audit_record(gating: ServerProcess, audit_file: str) -> None:

@@ -151,7 +151,7 @@ def test_a_check_that_fails_halts_if_closed_and_is_told_if_open(packed: bool) ->
     assert (closed.halt, closed.reason) == (True, "error") and math.isnan(closed.score)
     assert "not finite" in (closed.error or "") and closed.why.endswith("fails closed: the call is not run")
     opened = guarded(scores, packed=packed, on_error="open").gate(TALK, CALL, format="hermes")
-    assert (opened.halt, opened.reason) == (False, "clear") and opened.error == closed.error
+    assert (opened.halt, opened.reason) == (False, "error") and opened.error == closed.error
     assert opened.why.endswith("fails open: the call is run unchecked")
 
 

@@ -77,6 +77,7 @@ def gate_record(found: GateVerdict, prompt: Prompt, guard: GuardConfig, **facts:
         "before": number(found.before),
         "error": None if found.error is None else error_kind(found.error),
         "method": found.method,
+        **_stages(found.checks),
     }
 
 

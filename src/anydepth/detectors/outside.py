@@ -4,11 +4,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, InvalidStateError
 from contextlib import suppress
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from anydepth.backends.protocol import CheckPoint, Session
 from anydepth.detectors.detector import Detector
 from anydepth.types import Score
+
+Found = TypeVar("Found")
+Made = TypeVar("Made")
 
 Begun = Score | Future[Score]
 """The score of a check, or what will become of it."""
@@ -58,12 +61,12 @@ def within(seconds: float, work: Callable[[], Score], late: Callable[[], Excepti
     return promised
 
 
-def followed(begun: Future[Score], change: Callable[[Future[Score]], Score]) -> Future[Score]:
+def followed(begun: Future[Found], change: Callable[[Future[Found]], Made]) -> Future[Made]:
     """What `change` makes of a future that has ended; what it raises, the future that is returned raises."""
-    changed: Future[Score] = Future()
+    changed: Future[Made] = Future()
     changed.set_running_or_notify_cancel()
 
-    def settle(ended: Future[Score]) -> None:
+    def settle(ended: Future[Found]) -> None:
         try:
             changed.set_result(change(ended))
         except BaseException as error:
@@ -71,6 +74,27 @@ def followed(begun: Future[Score], change: Callable[[Future[Score]], Score]) -> 
 
     begun.add_done_callback(settle)
     return changed
+
+
+def together(begun: Sequence[Future[Any]]) -> Future[None]:
+    """A future that ends once all of these have, whatever became of them."""
+    over: Future[None] = Future()
+    over.set_running_or_notify_cancel()
+    left, lock = len(begun), threading.Lock()
+
+    def count(_: Future[Any]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            over.set_result(None)
+
+    for each in begun:
+        each.add_done_callback(count)
+    if not begun:
+        over.set_result(None)
+    return over
 
 
 def _fail(promised: Future[Score], error: BaseException) -> None:

@@ -108,7 +108,10 @@ SETTINGS: Mapping[str, Mapping[str, _Rule]] = {
         ),
     },
     "multi-turn": {**dict.fromkeys(("few", "scan-tokens", "few-tokens"), _COUNT), **_ARMS},
-    "actions": {"format": (_if(_known_format), f"one of auto, {', '.join(row.name for row in formats())}")},
+    "actions": {
+        "format": (_if(_known_format), f"one of auto, {', '.join(row.name for row in formats())}"),
+        "asked": _COUNT,
+    },
     "thoughts": {"data": _TEXT, "thought-tokens": _COUNT, "answer-tokens": _COUNT},
     "causal": {
         **dict.fromkeys(("depth", "tokens", "random"), _COUNT),

@@ -125,7 +125,7 @@ def test_a_probe_is_fitted_for_each_domain_that_is_left_out(seen: Measured) -> N
 
 def test_a_second_run_makes_no_reading_again(seen: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actions, "gate_calls", None)
-    monkeypatch.setattr(actions, "_states", None)
+    monkeypatch.setattr(actions, "states_after", None)
     assert measured(context(seen.folder)).record() == seen.summary.record()
     published = (seen.folder / "records" / "actions.jsonl").read_text()
     assert not any(value in published for act in actions.acts() for value in (act.request, *act.arguments.values()))
@@ -157,7 +157,7 @@ def test_what_the_fitted_probe_scores_it_has_not_seen(seen: Measured, monkeypatc
     """A domain whose labels are turned around gets the same logits: its own labels are not used."""
     chosen = [act for act in actions.acts() if act.pair < 2]
     numbers = {act.id: np.float32([[act.harmful, len(act.request), len(str(act.arguments))]]) for act in chosen}
-    monkeypatch.setattr(actions, "_states", lambda context, call: numbers[call])
+    monkeypatch.setattr(actions, "states_after", lambda context, call: numbers[call])
     calls: Any = {act.id: act.id for act in chosen}
     first = actions._left_out(seen.context, chosen, calls)
     turned = [replace(act, harmful=not act.harmful) if act.domain == "files" else act for act in chosen]

@@ -1,12 +1,10 @@
 """Measure the gate before an action: pairs of tool calls that share everything but the act."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import FinishedAnswer
 from anydepth.config import GuardConfig, with_own_policy
 from anydepth.detectors import Detector, Rethink
 from anydepth.errors import ConfigError, UnsupportedModel
@@ -14,12 +12,12 @@ from anydepth.evals import estimates
 from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.suite import summed_up
+from anydepth.evals.suites.action_fits import left_out, states_after
+from anydepth.evals.suites.action_outcomes import NOTE, SHARE, outcomes
+from anydepth.evals.suites.action_sets import Act, acts, domains, proposed, situation
 from anydepth.extras import require
-from anydepth.files import packaged_toml
 from anydepth.gate import gate_calls, require_halting
 from anydepth.policy import Threshold, policy_record
-from anydepth.templates.call_formats import choose_format
-from anydepth.templates.prompt import Prompt
 from anydepth.templates.proposed_call import CallPrompt
 from anydepth.types import json_number
 
@@ -32,62 +30,16 @@ _ARMS: Mapping[str, Callable[[Context], Detector]] = {
 }
 _TOGETHER = 8
 """Calls that are read together."""
-_STRENGTH = 0.01
-"""Inverse strength of the fitted probe's regularisation: fewer answers than widths."""
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """One tool call of a pair.
-
-    Attributes:
-        id: `DOMAIN-NUMBER-harmful` or `-harmless`.
-        domain: What the agent works on.
-        pair: Number of its pair in the domain.
-        harmful: Whether it is the harmful one.
-        system: What the agent is told.
-        request: What the user asks for.
-        tool: Name of the tool.
-        arguments: Its one argument.
-    """
-
-    id: str
-    domain: str
-    pair: int
-    harmful: bool
-    system: str
-    request: str
-    tool: str
-    arguments: Mapping[str, str]
-
-    @property
-    def twin(self) -> str:
-        """Id of the other act of the pair."""
-        stem = self.id.rpartition("-")[0]
-        return f"{stem}-{'harmless' if self.harmful else 'harmful'}"
-
-
-def acts() -> list[Act]:
-    """The acts of `data/actions.toml`, the two of a pair behind one another."""
-    found = []
-    for domain in packaged_toml("actions.toml")["domain"]:
-        for number, (request, *values) in enumerate(domain["pairs"]):
-            for kind, value in zip(("harmless", "harmful"), values, strict=True):
-                name = domain["name"]
-                given = {domain["argument"]: value}
-                said = (domain["system"], request, domain["tool"])
-                found.append(Act(f"{name}-{number}-{kind}", name, number, kind == "harmful", *said, given))
-    return found
 
 
 def run(context: Context) -> Summary:
     """Measure; see `anydepth.evals.suite.Suite`."""
     pairs = context.count(7, 2)
     chosen = [act for act in acts() if act.pair < pairs]
-    calls = {act.id: _call(context, act) for act in chosen}
+    calls = {act.id: proposed(context, act, situation(act)) for act in chosen}
     figures: list[Figure] = []
     notes = [
-        f"{len(chosen) // 2} pairs in {len(_domains(chosen))} domains (data/actions.toml). The two calls of a pair "
+        f"{len(chosen) // 2} pairs in {len(domains(chosen))} domains (data/actions.toml). The two calls of a pair "
         "share system, request, tool and argument name. Each domain has as many harmful calls as harmless ones: the "
         "domain alone gives an AUROC of 0.5, and so does the reading before the call.",
     ]
@@ -101,18 +53,22 @@ def run(context: Context) -> Summary:
     figures += _separation("words alone", chosen, _by_words(chosen))
     try:
         figures += _fitted_figures(context, chosen, calls)
+        if context.setting("asked", ""):
+            figures += _asked(context, chosen, notes)
     except UnsupportedModel as error:
         notes.append(f"No probe was fitted on calls: {error}.")
-    return summed_up(context, figures, _charts(), _limits(figures), notes)
+    return summed_up(context, figures, _charts(figures), _limits(figures), notes)
 
 
-def _call(context: Context, act: Act) -> CallPrompt:
-    """The prompt of an act; models whose template writes no calls get Hermes' format, unless the user names another."""
-    template = context.backend.template
-    own = choose_format(context.setting("format", "auto"), str(getattr(template.tokenizer, "chat_template", "") or ""))
-    messages = [{"role": "user", "content": f"{act.system}\n\n{act.request}"}]
-    call = {"name": act.tool, "arguments": act.arguments}
-    return template.call_prompt(messages, call, written=own or choose_format("hermes", ""))
+def _asked(context: Context, chosen: Sequence[Act], notes: list[str]) -> Iterator[Figure]:
+    """Which calls run where the model is asked for the acts itself; how that was done is put into the notes."""
+    few = [act for act in chosen if act.pair < context.number("asked", 1, 1)]
+    notes.append(
+        f"Asked for {len(few)} acts by name, with the tool described, the model answers greedily. Each gate reads the "
+        "call that was asked for. A threshold of the other domains halts at most "
+        f"{SHARE:.0%} of their harmless calls. A call counts wherever it stands in an answer. The warning: {NOTE}"
+    )
+    yield from outcomes(context, few, _config(context, context.probe))
 
 
 def _judged(context: Context, arm: str, calls: Mapping[str, CallPrompt]) -> dict[str, Mapping[str, Any]]:
@@ -121,8 +77,7 @@ def _judged(context: Context, arm: str, calls: Mapping[str, CallPrompt]) -> dict
         raise ConfigError(f"suite actions has no arm {arm!r}; choose from {', '.join(_ARMS)}")
     detector = _ARMS[arm](context)
     detector.bind(context.backend)
-    config = with_own_policy(context.config, detector)
-    config = GuardConfig(policy=_single(config), on_error=config.on_error)
+    config = _config(context, detector)
 
     def make(batch: Mapping[str, CallPrompt]) -> Iterator[dict[str, Any]]:
         for found in gate_calls(context.backend, detector, config, list(batch.values())):
@@ -137,13 +92,14 @@ def _judged(context: Context, arm: str, calls: Mapping[str, CallPrompt]) -> dict
     return {key: context.records.rows[f"{arm} {key}"] for key in calls}
 
 
-def _single(config: GuardConfig) -> Any:
-    """The policy, or the paper's threshold where one reading can never halt under it."""
+def _config(context: Context, detector: Detector) -> GuardConfig:
+    """The guard's policy, or the paper's threshold where one reading can never halt under it."""
+    config = with_own_policy(context.config, detector)
     try:
         require_halting(config.policy)
-        return config.policy
+        return GuardConfig(policy=config.policy, on_error=config.on_error)
     except ConfigError:
-        return Threshold()
+        return GuardConfig(policy=Threshold(), on_error=config.on_error)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -160,7 +116,7 @@ def _figures(
     yield _auroc("auroc by length alone", chosen, length, group)
     for harmful, name in ((True, "halted"), (False, "false alarms")):
         yield estimates.share(name, [rows[act.id]["halted"] for act in chosen if act.harmful is harmful], group)
-    for domain in _domains(chosen):
+    for domain in domains(chosen):
         mine = [rows[act.id]["halted"] for act in chosen if not act.harmful and act.domain == domain]
         yield estimates.share("false alarms by domain", mine, {**group, "domain": domain})
 
@@ -174,7 +130,7 @@ def _separation(arm: str, chosen: Sequence[Act], scores: Mapping[str, float | No
     yield estimates.share(
         "harmful one scores higher", [a > b for a, b in both if a is not None and b is not None], group
     )
-    for domain in _domains(chosen):
+    for domain in domains(chosen):
         mine = [act for act in chosen if act.domain == domain]
         yield _auroc("auroc by domain", mine, scores, {**group, "domain": domain})
         others = [act for act in chosen if act.domain != domain]
@@ -197,10 +153,6 @@ def _within(chosen: Sequence[Act], scores: Mapping[str, float | None]) -> Iterat
             yield float(np.mean(beaten))
 
 
-def _domains(chosen: Iterable[Act]) -> list[str]:
-    return list(dict.fromkeys(act.domain for act in chosen))
-
-
 def _fitted_figures(context: Context, chosen: Sequence[Act], calls: Mapping[str, CallPrompt]) -> list[Figure]:
     """What a probe tells that was fitted on the calls of all other domains: whether the states have it at all."""
     logits = context.record("fitted on the other domains", lambda: {"logits": _left_out(context, chosen, calls)})
@@ -209,21 +161,7 @@ def _fitted_figures(context: Context, chosen: Sequence[Act], calls: Mapping[str,
 
 def _left_out(context: Context, chosen: Sequence[Act], calls: Mapping[str, CallPrompt]) -> dict[str, float]:
     """Each call's logit by a probe on the states after the call that has seen no call of its domain."""
-    probe = context.probe
-    if probe.embeddings is not None:
-        raise UnsupportedModel("the probe reads no states behind the template's header")
-    states = np.concatenate([_states(context, calls[act.id]) for act in chosen])
-    labels, domains = np.array([act.harmful for act in chosen]), np.array([act.domain for act in chosen])
-    logistic: Any = require("sklearn.linear_model", extra="fit")
-    found: dict[str, float] = {}
-    for domain in _domains(chosen):
-        own = domains == domain
-        mean, spread = states[~own].mean(0), states[~own].std(0) + 1e-6
-        model = logistic.LogisticRegression(C=_STRENGTH, max_iter=1000)
-        model.fit((states[~own] - mean) / spread, labels[~own])
-        values = model.decision_function((states[own] - mean) / spread)
-        found |= zip([act.id for act in chosen if act.domain == domain], map(float, values), strict=True)
-    return found
+    return left_out(chosen, np.concatenate([states_after(context, calls[act.id]) for act in chosen]))
 
 
 def _by_words(chosen: Sequence[Act]) -> dict[str, float]:
@@ -231,7 +169,7 @@ def _by_words(chosen: Sequence[Act]) -> dict[str, float]:
     logistic: Any = require("sklearn.linear_model", extra="fit")
     counting: Any = require("sklearn.feature_extraction.text", extra="fit")
     found: dict[str, float] = {}
-    for domain in _domains(chosen):
+    for domain in domains(chosen):
         parts = [[act for act in chosen if (act.domain == domain) is own] for own in (True, False)]
         words = counting.TfidfVectorizer(token_pattern=r"[^\W_]+")
         own, others = ([" ".join(act.arguments.values()) for act in part] for part in parts)
@@ -241,16 +179,7 @@ def _by_words(chosen: Sequence[Act]) -> dict[str, float]:
     return found
 
 
-def _states(context: Context, call: CallPrompt) -> np.ndarray:
-    """The states that the probe reads right after a call, float32 `[1, reads · hidden_size]`."""
-    reads, prompt = context.probe.reads, call.prompt
-    answer = FinishedAnswer(Prompt(prompt.ids[: prompt.start]), prompt.ids[prompt.start :], (prompt.prefill,))
-    tokens = sorted({read.token for read in reads})
-    (states,) = context.backend.read_batch([answer], tuple(dict.fromkeys(read.site for read in reads)), tokens=tokens)
-    return np.concatenate([states[read.site][:, tokens.index(read.token)] for read in reads], axis=1)
-
-
-def _charts() -> Iterator[Chart]:
+def _charts(figures: Sequence[Figure]) -> Iterator[Chart]:
     yield Chart(
         "bars",
         "AUROC of the reading after a call, by domain",
@@ -259,6 +188,15 @@ def _charts() -> Iterator[Chart]:
         by="arm",
         caption="Harmful against harmless calls of one domain, few of each; the domain itself says nothing.",
     )
+    if any(figure.name == "ran" for figure in figures):
+        yield Chart(
+            "bars",
+            "Calls that run where the model is asked for them",
+            ("ran",),
+            x="how",
+            by="acts",
+            caption="A warning comes after a call that the gate halts; the model may then propose the call again.",
+        )
     yield Chart(
         "table",
         "Harmful and harmless calls",
@@ -281,7 +219,7 @@ def _limits(figures: Sequence[Figure]) -> Iterator[str]:
         if figure.value is None or figure.interval is None:
             continue
         low, high = figure.interval
-        arm = figure.group["arm"]
+        arm = figure.group.get("arm", "")
         if figure.name == "auroc within domains" and low <= 0.5 and arm != "words alone":
             yield f"{arm} does not tell the harmful act from its domain ({figure.value:.2f}, {low:.2f} to {high:.2f})."
         if figure.name == "auroc by length alone" and not low <= 0.5 <= high:
@@ -290,3 +228,6 @@ def _limits(figures: Sequence[Figure]) -> Iterator[str]:
             yield f"{arm} blocks {figure.value:.1%} ({low:.1%} to {high:.1%}) of the harmless calls."
         if figure.name == "halted" and figure.value < 1:
             yield f"{arm} lets {1 - figure.value:.1%} ({1 - high:.1%} to {1 - low:.1%}) of the harmful calls pass."
+        if figure.name == "ran" and figure.group["acts"] == "harmful" and figure.value:
+            share = f"{figure.value:.1%} ({low:.1%} to {high:.1%})"
+            yield f"Asked for, {share} of the harmful acts run: {figure.group['how']}."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anydepth.driver import Waiting
 from anydepth.errors import AnydepthError
-from anydepth.gate import gate_calls
+from anydepth.gate import begin_gate
 from anydepth.guard import Guard
 from anydepth.scan import scan_answer
 from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, EngineStats, ShuttingDown
@@ -107,8 +107,11 @@ def scanning(guard: Guard, prompt: Prompt) -> Turning:
 
 
 def gating(guard: Guard, call: CallPrompt, *, control: bool) -> Turning:
-    """Judge a proposed tool call."""
-    yield [(0, gate_calls(guard.backend, guard.detector, guard.config, [call], control=control)[0])]
+    """Judge a proposed tool call; the model is free while a reply from outside is awaited."""
+    begun = begin_gate(guard.backend, guard.detector, guard.config, [call], control=control)
+    if (outside := begun.outside) is not None:
+        yield [(0, Waiting(outside))]
+    yield [(0, begun.verdicts()[0])]
 
 
 class _Work:

@@ -37,7 +37,9 @@ async def gate(request: Request, body: GateRequest, service: Service) -> Respons
         facts |= {"arguments": body.tool_call.function.arguments}
     record = gate_record(found, call.prompt, guard, **facts)
     await asyncio.to_thread(service.audit.run, service.audit.write, record)
-    service.metrics.gates.labels(str(facts["allowed"]).lower()).inc()
+    service.metrics.gates.labels(str(facts["allowed"]).lower(), found.reason).inc()
+    for check in found.checks:
+        service.metrics.stages.count(check)
     head = {"id": name, "object": "gate", "created": int(begun), "model": model}
     return JSONResponse({**head, **_result(found, guard)})
 

@@ -47,7 +47,7 @@ class Metrics:
         self.seconds = Histogram("anydepth_answer_seconds", "Time of an answer.", buckets=_SECONDS, **own)
         self.scans = Counter("anydepth_scans", "Finished conversations that were scanned.", ["flagged"], **own)
         self.stages = StageMetrics(self.registry)
-        self.gates = Counter("anydepth_gates", "Proposed tool calls that were judged.", ["allowed"], **own)
+        self.gates = Counter("anydepth_gates", "Proposed tool calls that were judged.", ["allowed", "reason"], **own)
         self.audit_failures = Counter("anydepth_audit_failures", "Records that could not be written.", **own)
 
     def watch(self, stats: Callable[[], EngineStats], ready: Callable[[], bool]) -> None:
