@@ -21,6 +21,7 @@ SUITES: tuple[str, ...] = (
     "erosion",
     "multi-turn",
     "actions",
+    "languages",
     "causal",
     "latency",
 )

@@ -109,6 +109,12 @@ SETTINGS: Mapping[str, Mapping[str, _Rule]] = {
     },
     "multi-turn": {**dict.fromkeys(("few", "scan-tokens", "few-tokens"), _COUNT), **_ARMS},
     "actions": {"format": (_if(_known_format), f"one of auto, {', '.join(row.name for row in formats())}")},
+    "languages": {
+        "data": _TEXT,
+        **dict.fromkeys(("requests", "answers", "mixed", "scan", "new-tokens"), _COUNT),
+        "own": (_from_zero, "a whole number of at least 0"),
+        **_ARMS,
+    },
     "causal": {
         **dict.fromkeys(("depth", "tokens", "random"), _COUNT),
         "strengths": (_each(_strength), "finite numbers other than 0 with commas, e.g. -8,-2,2,8"),
