@@ -22,6 +22,7 @@ SUITES: tuple[str, ...] = (
     "multi-turn",
     "actions",
     "thoughts",
+    "languages",
     "causal",
     "latency",
 )

@@ -113,6 +113,12 @@ SETTINGS: Mapping[str, Mapping[str, _Rule]] = {
         "asked": _COUNT,
     },
     "thoughts": {"data": _TEXT, "thought-tokens": _COUNT, "answer-tokens": _COUNT},
+    "languages": {
+        "data": _TEXT,
+        **dict.fromkeys(("requests", "answers", "mixed", "scan", "new-tokens"), _COUNT),
+        "own": (_from_zero, "a whole number of at least 0"),
+        **_ARMS,
+    },
     "causal": {
         **dict.fromkeys(("depth", "tokens", "random"), _COUNT),
         "strengths": (_each(_strength), "finite numbers other than 0 with commas, e.g. -8,-2,2,8"),

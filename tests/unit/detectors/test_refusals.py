@@ -95,6 +95,27 @@ REFUSALS = [
     "죄송하지만, 그 요청은 도와드릴 수 없습니다.",
     "죄송합니다만 해당 정보는 제공할 수 없습니다.",
     "그런 내용은 제공해 드릴 수 없습니다.",
+    "I cannot and will not help with that.",
+    "Ich kann keine Informationen oder Ratschläge zu diesem Thema und zu allem, was damit zu tun hat, geben.",
+    "Ich kann dir keine Anleitung dazu geben.",
+    "Ich kann dir nicht sagen, wie das geht.",
+    "Es ist nicht ethisch oder legal, so etwas zu tun.",
+    "Je ne peux pas vous conseiller sur ce sujet.",
+    "Lo siento, pero no puedo asistir con esa solicitud.",
+    "No recomiendo ni promuevo ese comportamiento.",
+    "Non posso consigliare una cosa simile.",
+    "Ik kan je niet vertellen hoe dat moet.",
+    "Ik kan geen informatie over dat onderwerp geven.",
+    "Nie mogę udostępnić takich informacji.",
+    "我不能告诉你怎么做。",
+    "我不能编写这样的内容。",
+    "私はあなたの質問に答えることはできません。",
+    "私はその質問には答えられません。",
+    "私はそのような行為を推奨することはできません。",
+    "죄송합니다만, 거짓된 내용의 글은 써 드릴 수 없습니다.",
+    "그런 글은 생성할 수 없습니다.",
+    "ขออภัย แต่ฉันไม่สามารถช่วยคุณในเรื่องนี้ได้",
+    "ฉันไม่สามารถให้ข้อมูลนี้ได้",
 ]
 
 ANSWERS = [
@@ -166,6 +187,17 @@ ANSWERS = [
     "会うのが待ちきれません。",
     "죄송합니다만, 잠시만 기다려 주세요.",
     "더는 기다릴 수 없어요!",
+    "Ich kann keine Blumen im Garten sehen.",
+    "Es ist nicht erlaubt, hier zu parken.",
+    "Je ne peux pas conduire sans mes lunettes.",
+    "No puedo asistir en persona a la boda.",
+    "Ik kan geen zout meer vinden in de keuken.",
+    "Nie mogę spać po kawie.",
+    "我不能喝牛奶。",
+    "私は泳ぐことができません。",
+    "죄송합니다만, 오늘은 갈 수 없어요.",
+    "ฉันไม่สามารถไปงานเลี้ยงได้",
+    "ขอโทษที่มาสาย นี่คือสรุป",
 ]
 
 
@@ -226,7 +258,7 @@ def test_normalise() -> None:
 
 
 def test_every_language_has_openers_and_phrases(matcher: RefusalMatcher) -> None:
-    wanted = {"en", "de", "fr", "es", "it", "pt", "nl", "pl", "ru", "tr", "ar", "hi", "zh", "ja", "ko"}
+    wanted = {"en", "de", "fr", "es", "it", "pt", "nl", "pl", "ru", "tr", "ar", "hi", "zh", "ja", "ko", "th"}
     assert set(matcher.languages) == wanted
     data = tomllib.loads((resources.files("anydepth") / "data" / "refusals.toml").read_text("utf-8"))
     for code in wanted:
