@@ -71,6 +71,11 @@ TABLES: Mapping[str, Table] = {
     "erosion-lost": Table("erosion", "halting lost", "step", "arm", "steps", {"data": "adversarial"}),
     "multi-turn": Table("multi-turn", "halted", "case", "arm", "case"),
     "causal": Table("causal", "change beyond the control's", "edit", "depth", "edit", {"answers": "harmful"}),
+    "reward": Table("reward", "after training", "measure", "arm", "answers to"),
+    "reward-seeds": Table("reward", "over seeds", "measure", "arm", "answers to"),
+    "reward-probes": Table("reward", "held-out answers told apart", "read", "arm", "probe on"),
+    "reward-own": Table("reward", "own answers told apart", ("read", "weights"), "arm", "probe on: weights"),
+    "reward-judge": Table("reward", "independent judge", "what", "judge", "labelled answers"),
     "latency": Table("latency", "decode steps a check", "context", "arm", "tokens so far"),
     "throughput": Table("latency", "guarded throughput", "interval", "arm", "check every"),
 }
