@@ -86,6 +86,11 @@ TABLES: Mapping[str, Table] = {
     "thoughts-halted": Table("thoughts", "halted", "case", "read", "case", {"read": READS}),
     "thoughts-early": Table("thoughts", "halted before the answer", "case", "read", "case", {"read": READS}),
     "thoughts-guard": Table("thoughts", "halted by the guard", "case", "where", "case"),
+    "reward": Table("reward", "after training", "measure", "arm", "answers to"),
+    "reward-seeds": Table("reward", "over seeds", "measure", "arm", "answers to"),
+    "reward-probes": Table("reward", "held-out answers told apart", "read", "arm", "probe on"),
+    "reward-own": Table("reward", "own answers told apart", ("read", "weights"), "arm", "probe on: weights"),
+    "reward-judge": Table("reward", "independent judge", "what", "judge", "labelled answers"),
     "latency": Table("latency", "decode steps a check", "context", "arm", "tokens so far"),
     "throughput": Table("latency", "guarded throughput", "interval", "arm", "check every"),
 }
