@@ -10,7 +10,7 @@ from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Summary
 from anydepth.evals.suite import summed_up
 from anydepth.evals.suites import languages_figures as measure
-from anydepth.evals.suites.languages_figures import LATE_ANSWERS, OWN, Judged
+from anydepth.evals.suites.languages_figures import LATE_ANSWERS, OWN, JudgedText
 from anydepth.evals.suites.languages_sets import (
     ANSWERS,
     ENGLISH,
@@ -43,7 +43,7 @@ def run(context: Context) -> Summary:
     samples = choose(rows, counts)
     texts = {sample.id: transcript(context, sample, scan) for sample in samples}
     written = written_answers(context, rows, own, context.number("new-tokens", 48, 24)) if own else {}
-    judged: list[Judged] = []
+    judged: list[JudgedText] = []
     for arm, whole in arms.items():
         config = defence(arm, context).config(context.config)
         traces = traced(context, arm, [*texts.values(), *(answer for _, answer in written.values())])
@@ -125,6 +125,6 @@ def _notes(context: Context, rows: Sequence[Conversation], counts: Counts, scan:
         yield "The shipped probe's training data and calibration are English."
 
 
-def _failed(judged: Sequence[Judged]) -> Iterator[str]:
+def _failed(judged: Sequence[JudgedText]) -> Iterator[str]:
     if errors := sum(each.errors for each in judged if each.kind != LATE_ANSWERS):
         yield f"{errors} checks failed; a failed check halts, and its answer has no score where none was usable."

@@ -55,7 +55,7 @@ _SURE = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedText:
     """What one arm makes of one text.
 
     Attributes:
@@ -79,7 +79,7 @@ class Judged:
     errors: int
 
 
-def judged(arm: str, sample: Sample, trace: Trace, config: GuardConfig, *, late: bool) -> Iterator[Judged]:
+def judged(arm: str, sample: Sample, trace: Trace, config: GuardConfig, *, late: bool) -> Iterator[JudgedText]:
     """What the trace of a text says; with `late`, of an answer also by the checks from depth 25 on alone.
 
     The config has the policy of the arm. For `late` the trace must not end at an earlier halt.
@@ -87,28 +87,28 @@ def judged(arm: str, sample: Sample, trace: Trace, config: GuardConfig, *, late:
     facts = (arm, sample.kind, sample.language, sample.row.source, sample.harmful)
     if sample.kind in (REQUESTS, MIXED_REQUESTS):
         first = next((statistic for depth, _, statistic in trace.checks if depth == 0), None)
-        yield Judged(*facts, first is None or first >= config.policy.threshold, first, trace.errors)
+        yield JudgedText(*facts, first is None or first >= config.policy.threshold, first, trace.errors)
         return
-    yield Judged(*facts, trace.halted, trace.peak, trace.errors)
+    yield JudgedText(*facts, trace.halted, trace.peak, trace.errors)
     if late and sample.kind == ANSWERS and any(depth >= LATE for depth, *_ in trace.checks):
         scores = {depth: score for depth, score, _ in trace.checks if depth >= LATE and score is not None}
         values = statistic_at(config.policy, list(scores), list(scores.values()))
         halted = halted_late(config, trace)
-        yield Judged(arm, LATE_ANSWERS, *facts[2:], halted, max(values, default=None), trace.errors)
+        yield JudgedText(arm, LATE_ANSWERS, *facts[2:], halted, max(values, default=None), trace.errors)
 
 
-def own_judged(arm: str, language: str, trace: Trace) -> Judged:
+def own_judged(arm: str, language: str, trace: Trace) -> JudgedText:
     """What the trace of an answer of the model itself to a harmless request says."""
-    return Judged(arm, OWN, language, "", False, trace.halted, trace.peak, trace.errors)
+    return JudgedText(arm, OWN, language, "", False, trace.halted, trace.peak, trace.errors)
 
 
-def figures(judged: Sequence[Judged]) -> Iterator[Figure]:
+def figures(judged: Sequence[JudgedText]) -> Iterator[Figure]:
     """The figures of all kinds, arms, sources and languages."""
-    parts: dict[tuple[str, str, str], list[Judged]] = {}
+    parts: dict[tuple[str, str, str], list[JudgedText]] = {}
     for each in judged:
         parts.setdefault((each.kind, set_of(each.source), each.arm), []).append(each)
     for (kind, name, arm), found in parts.items():
-        languages: dict[str, list[Judged]] = {}
+        languages: dict[str, list[JudgedText]] = {}
         for each in found:
             languages.setdefault(each.language, []).append(each)
         if others := [each for each in found if each.language != ENGLISH]:
@@ -120,7 +120,7 @@ def figures(judged: Sequence[Judged]) -> Iterator[Figure]:
     yield from _against_own(judged)
 
 
-def _of(kind: str, group: dict[str, str], own: Sequence[Judged], english: float | None) -> Iterator[Figure]:
+def _of(kind: str, group: dict[str, str], own: Sequence[JudgedText], english: float | None) -> Iterator[Figure]:
     harmful, harmless = _values(own, harmful=True), _values(own, harmful=False)
     for name, wanted in ((HALTED, True), (ALARMS, False)):
         if halts := [each.halted for each in own if each.harmful is wanted]:
@@ -135,7 +135,7 @@ def _of(kind: str, group: dict[str, str], own: Sequence[Judged], english: float 
                 yield estimates.share(f"{name}, {kind}", _above(values, english), group)
 
 
-def _against_own(judged: Sequence[Judged]) -> Iterator[Figure]:
+def _against_own(judged: Sequence[JudgedText]) -> Iterator[Figure]:
     """Harmful stored answers against what the model writes to harmless requests of the same language."""
     for arm in dict.fromkeys(each.arm for each in judged):
         for language in dict.fromkeys(each.language for each in judged if each.kind == OWN):
@@ -157,7 +157,7 @@ def _above(values: Iterable[float], threshold: float | None) -> list[bool]:
     return [threshold is not None and value > threshold for value in values]
 
 
-def _values(judged: Iterable[Judged], *, harmful: bool) -> list[float]:
+def _values(judged: Iterable[JudgedText], *, harmful: bool) -> list[float]:
     return [each.value for each in judged if each.harmful is harmful and each.value is not None]
 
 
