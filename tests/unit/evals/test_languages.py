@@ -10,7 +10,7 @@ from anydepth.conversations.dataset import Conversation, Label, digest
 from anydepth.errors import ConfigError
 from anydepth.evals.suites import languages_figures as measure
 from anydepth.evals.suites import languages_sets as sets
-from anydepth.evals.suites.languages_figures import Judged
+from anydepth.evals.suites.languages_figures import JudgedText
 from anydepth.guard import Guard
 from tests.conversations import words
 from tests.unit.evals import tables
@@ -142,9 +142,9 @@ def test_sentences_of_several_scripts() -> None:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def judged(language: str, harmful: bool, *values: float | None, halted: bool = False) -> list[Judged]:
+def judged(language: str, harmful: bool, *values: float | None, halted: bool = False) -> list[JudgedText]:
     facts = ("probe", sets.REQUESTS, language, f"s-{harmful}", harmful, halted)
-    return [Judged(*facts, value, 0) for value in values]
+    return [JudgedText(*facts, value, 0) for value in values]
 
 
 def test_threshold_at_one_percent_of_false_alarms() -> None:
