@@ -224,7 +224,7 @@ def figures(comparison: DriftComparison, record: Mapping[str, Any]) -> Iterator[
         group = {**weights, "of": name}
         count, ends = halted["answers"], (halted["interval"][0], halted["interval"][1])
         yield share("halted", shown(halted["halted"], count), group)
-        yield Figure("halting lost", halted["difference"], ends, count, "share", group)
+        yield Figure("halting change", halted["difference"], ends, count, "share", group)
     for harmful, benign in PAIRS:
         found = comparison.auroc(harmful, benign)
         group = {**weights, "of": f"{harmful} against {benign}"}
@@ -256,7 +256,7 @@ def sum_up(args: argparse.Namespace) -> None:
         "probe": {"digest": found[REFERENCE]["probe"]},
         "options": {"quick": False, "answers": args.answers, "words": args.words, "formats": list(found)},
         "command": f"benchmarks/probe_drift.py {public_name(args.model)} --data-dir DIR --work WORK --gguf GGUF "
-        f"--answers {args.answers} --words {args.words} -o {args.out.name}",
+        f"--formats '{';'.join(found)}' --answers {args.answers} --words {args.words} -o {args.out.name}",
         "data": {"held-out answers": {"rows": len(before), "sha256": digest_of(found[REFERENCE]["shape"])}},
         "versions": package_versions(*PACKAGES),
         "machine": {"platform": platform.platform(), "python": platform.python_version(), "cpus": os.cpu_count()},

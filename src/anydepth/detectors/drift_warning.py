@@ -19,7 +19,7 @@ def drift_warning(card: ProbeCard, found: Sequence[Alteration]) -> str | None:
     if not others:
         return _lacking(card, found)
     weights = Alteration.joined(others)
-    what = f"the model's weights are {weights}, and the probe was fitted on {_weights(card)}"
+    what = f"the probe was fitted on {_weights(card)}, the model's weights are altered: {weights}"
     if (exact := next((each for each in card.drift if each["weights"] == str(weights)), None)) is not None:
         return f"{what}. Measured: {measured(exact)}"
     if alike := [each for each in card.drift if each["kind"] == weights.kind]:
@@ -76,7 +76,7 @@ def _lacking(card: ProbeCard, found: Sequence[Alteration]) -> str | None:
     if not altered or any(str(each) == altered for each in found):
         return None
     return (
-        f"the probe was fitted on {_weights(card)}, and the model's weights are not {altered}. What it is worth there "
+        f"the probe was fitted on {_weights(card)}, the model's weights are not {altered}. What it is worth there "
         f"was not measured: {REMEDY}"
     )
 

@@ -534,7 +534,7 @@ WARNED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "measured": (
         {"quant_method": "torchao", "bits": 4},
         (
-            "weights are 4-bit (torchao), and the probe was fitted on bfloat16. Measured: of 20 harmful answers 14 "
+            "fitted on bfloat16, the model's weights are altered: 4-bit (torchao). Measured: of 20 harmful answers 14 "
             "were halted instead of 16 (-10 points, 95 % interval -30 to +0), of 20 harmless ones 1 instead of 0",
         ),
     ),
@@ -576,14 +576,14 @@ def test_a_probe_that_was_fitted_on_the_altered_weights_says_nothing(
     LinearProbe(np.ones(WIDTH), 0, fitted).bind(backend)
     assert not caplog.records
     LinearProbe(np.ones(WIDTH), 0, dataclasses.replace(fitted, adapter=None)).bind(backend)
-    assert "weights are adapter (of requests), and the probe was fitted on bfloat16, 4-bit (awq)." in caplog.text
+    assert "fitted on bfloat16, 4-bit (awq), the model's weights are altered: adapter (of requests)." in caplog.text
 
 
 def test_a_probe_of_quantised_weights_tells_that_the_model_has_others(
     card: ProbeCard, backend: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     LinearProbe(np.ones(WIDTH), 0, dataclasses.replace(card, dtype="bfloat16, 4-bit (awq)")).bind(backend)
-    assert "fitted on bfloat16, 4-bit (awq), and the model's weights are not 4-bit (awq)." in caplog.text
+    assert "fitted on bfloat16, 4-bit (awq), the model's weights are not 4-bit (awq)." in caplog.text
 
 
 @pytest.mark.parametrize(
