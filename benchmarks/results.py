@@ -43,6 +43,7 @@ class Table:
         return values[0] if len(values) == 1 else ": ".join(map(str, values))
 
 
+ALONE = {"arm": "fitted on the other domains"}
 ATTACK = ("attack", "variant")
 PROBE = {"arm": "probe"}
 SUMMED = "what is summed up"
@@ -73,6 +74,10 @@ TABLES: Mapping[str, Table] = {
     "erosion-halted": Table("erosion", "halted", "step", "arm", "steps", {"data": "adversarial"}),
     "erosion-lost": Table("erosion", "halting lost", "step", "arm", "steps", {"data": "adversarial"}),
     "multi-turn": Table("multi-turn", "halted", "case", "arm", "case"),
+    "actions": Table("actions", "auroc within domains", "arm", "arm", "scores"),
+    "actions-domains": Table("actions", "auroc by domain", "domain", "arm", "domain", ALONE),
+    "actions-ran": Table("actions", "ran", "how", "acts", "calls that are asked for run"),
+    "actions-warned": Table("actions", "answers to a warning", "answer", "acts", "answer to a warning"),
     "causal": Table("causal", "change beyond the control's", "edit", "depth", "edit", {"answers": "harmful"}),
     "drift-harmful": Table("drift", "halting change", "weights", "of", "weights", {"of": "all harmful"}),
     "drift-harmless": Table("drift", "halting change", "weights", "of", "weights", {"of": "all harmless"}),

@@ -23,7 +23,7 @@ QUESTIONS = (
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inspect")
     (folder / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in QUESTIONS), "utf-8")
-    return outcomes("inspect_cases.py", folder, examples("inspect")[0], folder=folder)
+    return outcomes("inspect_cases.py", "evaluators", folder, examples("inspect")[0], folder=folder)
 
 
 def test_the_provider_is_found_by_its_name(seen):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.integrations.running import example, outcomes, run
+from tests.integrations.program_runs import example, outcomes, run
 
 pytestmark = [pytest.mark.registry, pytest.mark.slow]
 
@@ -15,7 +15,7 @@ BLOCKED = "all is w\n\nNo."  # checked each 8 tokens, halted at depth 16
 
 @cache
 def seen() -> dict[str, Any]:
-    return outcomes("langchain_cases.py")
+    return outcomes("langchain_cases.py", "apps")
 
 
 def test_an_answer_has_its_finish_reason_report_and_usage():
@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_an_error(case, error, words):
 
 
 def test_the_example_of_the_page_prints_what_the_page_says():
-    code, prints = example("langchain.md")
-    done = run(["-c", code])
+    code, prints = example("langchain")
+    done = run(["-c", code], "apps")
     assert done.returncode == 0, done.stderr
     assert done.stdout == prints

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integrations.running import ROOT, example, run
+from tests.integrations.program_runs import ROOT, example, run
 
 pytestmark = [pytest.mark.registry, pytest.mark.slow]
 
@@ -38,7 +38,7 @@ class Llm:
         return done
 
     def python(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return run(list(arguments), stdin=stdin, PYTHONPATH=self.path, LLM_USER_PATH=str(self.user))
+        return run(arguments, "apps", stdin=stdin, PYTHONPATH=self.path, LLM_USER_PATH=str(self.user))
 
     @property
     def asked(self) -> list[str]:
@@ -142,7 +142,7 @@ def test_a_broken_list_of_models_is_told_and_leaves_the_others(tmp_path):
 
 
 def test_the_example_of_the_page_prints_what_the_page_says(command):
-    code, prints = example("llm.md")
+    code, prints = example("llm")
     done = command.python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout == prints

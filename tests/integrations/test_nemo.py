@@ -23,7 +23,7 @@ def seen(tmp_path_factory):
     with ServerProcess.scripted() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANYDEPTH_API_BASE", f"{server.url}/v1")
         patch.setenv("UPSTREAM_API_KEY", "none")
-        return outcomes("nemo_cases.py", CONFIG, examples("nemo")[0], folder=folder)
+        return outcomes("nemo_cases.py", "evaluators", CONFIG, examples("nemo")[0], folder=folder)
 
 
 def frame(chunk: str) -> tuple[str, str]:
