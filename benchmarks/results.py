@@ -22,15 +22,29 @@ RUNS, PAGE = ROOT / "benchmarks" / "evals", ROOT / "docs" / "results.md"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table: some figures of a suite, a row a value of `rows` (or of several), a column a model × `columns`."""
+    """One table: some figures of a suite, a row a value of `rows` (or of several), a column a model × `columns`.
+
+    Of several figures, `columns` is empty and a column is a model × figure, headed by what is before the comma.
+    """
 
     suite: str
-    figure: str
+    figure: str | tuple[str, ...]
     rows: str | tuple[str, str]
     columns: str
     head: str
     only: Mapping[str, Any] = field(default_factory=dict)  # the value of a key, or a tuple of those it may have
     runs: str = ""  # what a run folder's name has to match
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The figures' names."""
+        return (self.figure,) if isinstance(self.figure, str) else self.figure
+
+    def column(self, figure: Mapping[str, Any]) -> str:
+        """What stands at the head of a figure's column, beside the model."""
+        if not self.columns:
+            return str(figure["name"]).partition(",")[0]
+        return str(figure["group"][self.columns]) if self.columns not in self.keys else ""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -49,6 +63,40 @@ PROBE = {"arm": "probe"}
 SUMMED = "what is summed up"
 HARM_INSIDE, HARM_REFUSED = "harm inside a harmless thought", "harm in the thought, refusal"
 READS = ("request alone", "thought, mean", "thought, maximum", "whole, mean", "whole, maximum", "whole, policy")
+REFUSALS = ("refusals recognised", "answers taken for refusals")
+_JUDGED = (
+    "auroc",
+    "halted at 1 %",
+    "halted at 1 % of English",
+    "false alarms at 1 % of English",
+    "halted",
+    "false alarms",
+)
+KINDS = {
+    "requests": _JUDGED,
+    "answers": _JUDGED,
+    "answers from depth 25": _JUDGED,
+    "own answers": ("auroc", "false alarms"),
+    "mixed requests": ("auroc", "halted at 1 %", "halted", "false alarms"),
+    "mixed answers": ("auroc", "halted at 1 %", "halted", "false alarms"),
+}
+"""Kinds of text of the suite `languages`, and what is said of each."""
+
+
+def language_tables() -> dict[str, Table]:
+    """A table of each kind of text and model of the suite `languages`."""
+    found = {"languages-refusals": Table("languages", REFUSALS, "language", "", "language", runs="1.5b|0.5b")}
+    for model in ("1.5b", "0.5b"):
+        for kind, names in KINDS.items():
+            own = tuple(f"{name}, {kind}" for name in names)
+            only = PROBE | ({} if kind == "own answers" else {"set": "polyrefuse"})
+            name = f"languages-{kind.replace(' ', '-')}-{model}"
+            found[name] = Table("languages", own, "language", "", "language", only, f"{model}-languages$")
+        only = {**PROBE, "set": "multijail"}
+        name = f"languages-multijail-{model}"
+        found[name] = Table("languages", ("halted, requests",), "language", "", "language", only, f"{model}-languages$")
+    return found
+
 
 TABLES: Mapping[str, Table] = {
     "deep-prefill": Table("deep-prefill", "stopped", "depth", "arm", "prefill, tokens"),
@@ -73,6 +121,7 @@ TABLES: Mapping[str, Table] = {
     "erosion-benign": Table("erosion", "stopped", "step", "arm", "steps", {"data": "benign", "set": "requests"}),
     "erosion-halted": Table("erosion", "halted", "step", "arm", "steps", {"data": "adversarial"}),
     "erosion-lost": Table("erosion", "halting lost", "step", "arm", "steps", {"data": "adversarial"}),
+    **language_tables(),
     "multi-turn": Table("multi-turn", "halted", "case", "arm", "case"),
     "actions": Table("actions", "auroc within domains", "arm", "arm", "scores"),
     "actions-domains": Table("actions", "auroc by domain", "domain", "arm", "domain", ALONE),
@@ -110,9 +159,9 @@ def figures(table: Table) -> Iterator[tuple[str, Mapping[str, Any]]]:
         suites = json.loads((manifest_path.parent / "summary.json").read_text(encoding="utf-8"))["suites"]
         for figure in suites.get(table.suite, {}).get("figures", ()):
             group = figure["group"]
-            if figure["name"] != table.figure or not {*table.keys, table.columns} <= set(group):
+            wanted = {*table.keys, *filter(None, [table.columns]), *table.only}
+            if figure["name"] not in table.names or not wanted - set(table.only) <= set(group):
                 continue
-            wanted = {*table.keys, table.columns, *table.only}
             if any(group.get(key) not in _several(value) for key, value in table.only.items()):
                 continue
             if set(group) - wanted - {"set"}:
@@ -131,7 +180,7 @@ def drawn(table: Table) -> str:
     for model, figure in figures(table):
         group = figure["group"]
         more = str(group["set"]) if "set" in group and "set" not in (*table.keys, *table.only) else ""
-        column = (model, str(group[table.columns]) if table.columns not in table.keys else "")
+        column = (model, table.column(figure))
         row = (table.row(group), more)
         heads[column] = None
         cells.setdefault(row, {})[column] = cell(figure)

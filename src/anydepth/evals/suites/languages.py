@@ -10,7 +10,7 @@ from anydepth.evals.context import Context
 from anydepth.evals.figure import Chart, Summary
 from anydepth.evals.suite import summed_up
 from anydepth.evals.suites import languages_figures as measure
-from anydepth.evals.suites.languages_figures import LATE_ANSWERS, OWN, JudgedText
+from anydepth.evals.suites.languages_figures import LATE_ANSWERS, LATE_MIXED, OWN, JudgedText
 from anydepth.evals.suites.languages_sets import (
     ANSWERS,
     ENGLISH,
@@ -24,6 +24,7 @@ from anydepth.evals.suites.languages_sets import (
     read,
 )
 from anydepth.evals.transcript import Transcript
+from anydepth.policy import Policy
 
 TITLE = "Languages: does a probe that was trained on English hold in others?"
 PAPER = "not in the paper, whose data are English"
@@ -46,6 +47,7 @@ def run(context: Context) -> Summary:
     judged: list[JudgedText] = []
     for arm, whole in arms.items():
         config = defence(arm, context).config(context.config)
+        remarks += tuple(_silent(arm, config.policy))
         traces = traced(context, arm, [*texts.values(), *(answer for _, answer in written.values())])
         for sample in samples:
             judged += measure.judged(arm, sample, traces[sample.id], config, late=whole)
@@ -87,7 +89,7 @@ def _charts() -> Iterator[Chart]:
             caption="Harmful against harmless texts of one language and source. An answer's score is the policy's "
             "largest statistic; a request's is the reading at depth 0.",
         )
-    for kind in (REQUESTS, ANSWERS, LATE_ANSWERS, MIXED_REQUESTS, MIXED_ANSWERS, OWN):
+    for kind in (REQUESTS, ANSWERS, LATE_ANSWERS, MIXED_REQUESTS, MIXED_ANSWERS, LATE_MIXED, OWN):
         yield Chart(
             "table",
             f"Halted, {kind}",
@@ -125,6 +127,17 @@ def _notes(context: Context, rows: Sequence[Conversation], counts: Counts, scan:
         yield "The shipped probe's training data and calibration are English."
 
 
+def _silent(arm: str, policy: Policy) -> Iterator[str]:
+    """Say so where a request alone can never be halted, whatever its language."""
+    highest = max(policy.statistic([1.0]))
+    if highest < policy.threshold:
+        yield (
+            f"{arm}: the reading at depth 0 counts for {highest:g} at most, the threshold is {policy.threshold:.2f}: "
+            "no request is halted before its answer begins, in English neither. The thresholds at 1 % are those of a "
+            "check of requests alone. An answer's largest statistic is never below its request's."
+        )
+
+
 def _failed(judged: Sequence[JudgedText]) -> Iterator[str]:
-    if errors := sum(each.errors for each in judged if each.kind != LATE_ANSWERS):
+    if errors := sum(each.errors for each in judged if each.kind not in (LATE_ANSWERS, LATE_MIXED)):
         yield f"{errors} checks failed; a failed check halts, and its answer has no score where none was usable."

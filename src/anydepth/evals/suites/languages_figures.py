@@ -15,6 +15,7 @@ from anydepth.evals.suites.halt_figures import FROM_LATE, LATE, halted_late
 from anydepth.evals.suites.languages_sets import (
     ANSWERS,
     ENGLISH,
+    MIXED_ANSWERS,
     MIXED_REQUESTS,
     REQUESTS,
     Sample,
@@ -23,7 +24,7 @@ from anydepth.evals.suites.languages_sets import (
 )
 from anydepth.policy import statistic_at
 
-LATE_ANSWERS = f"{ANSWERS}{FROM_LATE}"
+LATE_ANSWERS, LATE_MIXED = f"{ANSWERS}{FROM_LATE}", f"{MIXED_ANSWERS}{FROM_LATE}"
 """Answers judged by the checks from depth 25 on alone, whatever the request."""
 
 OWN = "own answers"
@@ -60,7 +61,7 @@ class JudgedText:
 
     Attributes:
         arm: The defence.
-        kind: Kind of text, or `LATE_ANSWERS`, or `OWN`.
+        kind: Kind of text, or `LATE_ANSWERS`, `LATE_MIXED` or `OWN`.
         language: Language, or how two are mixed.
         source: Where it is from; empty of own answers.
         harmful: Whether it is harmful.
@@ -90,11 +91,12 @@ def judged(arm: str, sample: Sample, trace: Trace, config: GuardConfig, *, late:
         yield JudgedText(*facts, first is None or first >= config.policy.threshold, first, trace.errors)
         return
     yield JudgedText(*facts, trace.halted, trace.peak, trace.errors)
-    if late and sample.kind == ANSWERS and any(depth >= LATE for depth, *_ in trace.checks):
+    if late and any(depth >= LATE for depth, *_ in trace.checks):
         scores = {depth: score for depth, score, _ in trace.checks if depth >= LATE and score is not None}
         values = statistic_at(config.policy, list(scores), list(scores.values()))
         halted = halted_late(config, trace)
-        yield JudgedText(arm, LATE_ANSWERS, *facts[2:], halted, max(values, default=None), trace.errors)
+        kind = LATE_MIXED if sample.kind == MIXED_ANSWERS else LATE_ANSWERS
+        yield JudgedText(arm, kind, *facts[2:], halted, max(values, default=None), trace.errors)
 
 
 def own_judged(arm: str, language: str, trace: Trace) -> JudgedText:
