@@ -230,7 +230,7 @@ def test_an_endpoint_that_fails_halts_the_answer(engine, endpoint):
     engine.scheduler.setup.detector.third._known.clear()  # else no request is made again about a text
     endpoint.verdict = lambda text: (500, {"error": {"message": "down"}})
     answer = engine.answer(messages, guard={"interval": 5, "checks": True}, ignore_eos=True)
-    assert answer.halted and answer.report["reason"] == "error" and answer.report["error"] == "UpstreamError"
+    assert answer.halted and answer.report["reason"] == "error" and answer.report["error"] == "ProviderError"
     assert answer.report["depth"] <= check["depth"] and len(answer.token_ids) < check["depth"]
     assert answer.report["stages"]["external"]["requests"] >= 1
     last = answer.report["timeline"][-1]

@@ -185,18 +185,16 @@ class GuardedScheduler(ReadingScheduler):
         scheduler_output.scheduled_spec_decode_tokens = {}  # `_see_off` has taken the headers off already
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         touched += self._hold_back(outputs)
-        touched += come_from_outside(self.setup, self._guarded.values(), idle=not touched)
+        idle = not scheduler_output.num_scheduled_tokens
+        touched += come_from_outside(self.setup, self._guarded.values(), idle=idle)
         for guarded in dict.fromkeys(touched):
             self._attend(guarded)
             self._send(guarded, outputs)
         for client, output in self._refused:
             outputs_of(outputs, client).append(output)
         self._refused.clear()
-        return {
-            client: each
-            for client, each in outputs.items()
-            if each.outputs or each.scheduler_stats or each.finished_requests
-        }
+        said = ("outputs", "scheduler_stats", "finished_requests")
+        return {client: each for client, each in outputs.items() if any(getattr(each, name) for name in said)}
 
     def _take(self, findings: Findings, step: Any) -> None:
         for name, (first, found) in findings.spans.items():
