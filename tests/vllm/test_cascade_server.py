@@ -77,4 +77,4 @@ def test_an_endpoint_that_is_down_halts_and_the_trail_accounts_for_all(server, e
     choice = server.ask(seed=21, temperature=1.0).choices[0]
     assert choice.finish_reason == "content_filter" and choice.anydepth["reason"] == "error"
     report = verify_audit(server.audit)
-    assert report.ok and not report.unfinished and report.blocked >= 3
+    assert report.ok and not report.unfinished and report.blocked >= 1
