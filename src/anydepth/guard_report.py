@@ -69,8 +69,8 @@ class GuardReport:
             withheld_tokens=max(0, answer.generated_tokens - len(answer.token_ids)),
             leak_tokens=answer.leak,
             timeline=[check_record(check) for check in answer.checks] if tell else None,
-            usage=None if answer.usage is None else _without_cost(answer.usage),
-            stages=_without_cost(stages) if tell and (stages := answer.stages) is not None else None,
+            usage=None if answer.usage is None else without_cost(answer.usage),
+            stages=without_cost(stages) if tell and (stages := answer.stages) is not None else None,
         )
 
     @classmethod
@@ -84,5 +84,6 @@ class GuardReport:
         return {name: value for name, value in record.items() if value is not None or name not in _OPTIONAL}
 
 
-def _without_cost(usage: Mapping[str, Any]) -> dict[str, Any]:
+def without_cost(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """Sums by purpose or stage as a client may see them."""
     return {purpose: {name: sums[name] for name in sums if name != "cost"} for purpose, sums in usage.items()}

@@ -243,19 +243,52 @@ def test_a_cascade_on_the_command_line(folder: Path, probe: Path, cascade: Path)
         assert (result.exit_code, said in " ".join(result.output.split())) == (code, True), result.output
 
 
-def test_vllm_refuses_a_cascade(folder: Path, cascade: Path) -> None:
+def setup_of(folder: Path, **guard: Any) -> Any:
+    """What vLLM's engine makes of a `[guard]`."""
     from anydepth.vllm.additional_config import EngineOptions
     from anydepth.vllm.setup import Setup
 
-    settings = parse_settings({"guard": {"probe": str(cascade), "detector": "cascade"}})
-    says = r"detector is '{}', a cascade: vLLM cannot make its checks, .*; set \[guard\] detector to probe or rethink"
-    with pytest.raises(ConfigError, match=says.format("cascade")):
-        _ = Setup(EngineOptions(settings), model=load(folder)).guard  # type: ignore[arg-type]
-    own = parse_settings({"guard": {"detector": f"{__name__}:own_cascade"}})
-    with pytest.raises(ConfigError, match=says.format(f"{__name__}:own_cascade")):
-        _ = Setup(EngineOptions(own), model=load(folder)).guard  # type: ignore[arg-type]
+    settings = parse_settings({"guard": guard})
+    return Setup(EngineOptions(settings), model=load(folder))  # type: ignore[arg-type]
 
 
-def own_cascade() -> Cascade:
-    """A cascade as a detector of one's own."""
-    return Cascade(Rethink(), Rethink(), 0.2, 0.8)
+def test_a_cascade_in_vllm(folder: Path, probe: Path, cascade: Path) -> None:
+    setup = setup_of(folder, detector="cascade", probe=str(cascade))
+    (first, none), (second, band) = setup.stages
+    assert (first.name, none, second.name, band) == ("probe", None, "rethink", (0.1, 0.9))
+    assert setup.guard.policy == KofN(2, 2, 0.6) and setup.detector.name == "cascade"
+    assert setup.reads == first.reads and setup.weight is first.weight and not setup.openers
+    whole = len(setup.answer_header_ids)
+    assert len(setup.header_ids) <= whole and setup.room == max(len(setup.header_ids) + 1, whole + 2)
+    own = setup_of(folder, detector="cascade", probe=str(probe), band=[0.2, 0.4])
+    assert own.stages[1][1] == (0.2, 0.4) and own.guard.policy.threshold == pytest.approx(0.3)
+    with pytest.raises(ConfigError, match="not calibrated for a cascade"):
+        _ = setup_of(folder, detector="cascade", probe=str(probe)).guard
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nested", "'cascade' is asked by a cascade after 'rethink'"),
+        ("blind", "'cascade' says neither which states it reads nor how it judges a text"),
+        ("twice", "two detectors of the cascade take the probability of openers"),
+    ],
+)
+def test_a_cascade_that_vllm_cannot_make_the_checks_of(folder: Path, name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        _ = setup_of(folder, detector=f"{__name__}:{name}").guard
+
+
+def nested() -> Cascade:
+    """A cascade that ends with another one."""
+    return Cascade(Rethink(), Cascade(Rethink(), Rethink(), 0.2, 0.8), 0.2, 0.8)
+
+
+def blind() -> Cascade:
+    """A cascade that begins with another one."""
+    return Cascade(Cascade(Rethink(), Rethink(), 0.2, 0.8), Rethink(), 0.2, 0.8)
+
+
+def twice() -> Cascade:
+    """A cascade of two detectors that look at the next token."""
+    return Cascade(Rethink("score"), Rethink("score"), 0.2, 0.8)

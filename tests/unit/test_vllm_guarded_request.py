@@ -16,7 +16,7 @@ from anydepth.vllm.engine.flow_feed import FlowFeed
 from anydepth.vllm.engine.guarded_request import GuardedRequest, NextStep, RequestStage
 from anydepth.vllm.engine.pending_check import PendingCheck
 
-SETUP = SimpleNamespace(score=lambda values: Score(sum(values.values())), means=(), nothing=0.0)
+SETUP = SimpleNamespace(score=lambda values: Score(sum(values.values())), means=(), nothing=0.0, stages=((None, None),))
 
 
 def guarded(*, prefill=0):
@@ -109,7 +109,7 @@ def test_a_check_in_the_request_itself():
 
 
 def test_the_means_of_a_check_are_those_of_the_answer_before_it():
-    setup = SimpleNamespace(score=SETUP.score, means=((1, -2), (0, WHOLE)), nothing=0.0)
+    setup = SimpleNamespace(score=SETUP.score, means=((1, -2), (0, WHOLE)), nothing=0.0, stages=SETUP.stages)
     request = guarded(prefill=9)
     request.pending = [PendingCheck(depth, SimpleNamespace(request_id="one"), []) for depth in (9, 4, 1, 0)]
     request.tokens.add(10, np.array([[n, n / 100] for n in range(9)]) / 100)
@@ -119,7 +119,7 @@ def test_the_means_of_a_check_are_those_of_the_answer_before_it():
 
 
 def test_tokens_that_no_later_check_can_need_are_dropped():
-    setup = SimpleNamespace(score=SETUP.score, means=((0, -3),), nothing=0.0)
+    setup = SimpleNamespace(score=SETUP.score, means=((0, -3),), nothing=0.0, stages=SETUP.stages)
     request = guarded(prefill=9)
     request.tokens.add(10, np.arange(9.0)[:, None] / 100)
     request.forget(3)
@@ -150,7 +150,7 @@ def test_tokens_that_no_later_check_can_need_are_dropped():
 
 @pytest.mark.parametrize("missing", ["all", "the last"])
 def test_a_mean_over_a_token_that_was_not_read_is_a_failed_check(missing):
-    setup = SimpleNamespace(score=SETUP.score, means=((0, -2),), nothing=0.0)
+    setup = SimpleNamespace(score=SETUP.score, means=((0, -2),), nothing=0.0, stages=SETUP.stages)
     request = guarded()
     request.feed.begin({})
     request.pending = [PendingCheck(0, request.request, [])]

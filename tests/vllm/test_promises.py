@@ -16,18 +16,20 @@ from tests.contract.hosts import OVERRIDES, REFUSAL, UNRECORDED, Seen, patched, 
 from tests.contract.promises import *  # noqa: F403 - the tests themselves
 
 DEFAULTS = {"refusal": REFUSAL, "policy": {"name": "threshold", "threshold": 1.0}}
+DETECTORS = {"probe": {}, "cascade": {"detector": "cascade", "band": [0.0, 1.0]}}
+"""With this band every check of the cascade has a look-ahead, which a random model never refuses in."""
 
 
 class Vllm:
-    """Answers of vLLM's engine, one of its own for each guard."""
+    """Answers of vLLM's engine, one of its own for each guard; `more` is what each guard has besides the probe."""
 
     audits = True
 
-    def __init__(self, engines: Any, probe: Path) -> None:
-        self._engines, self._probe = engines, probe
+    def __init__(self, engines: Any, probe: Path, more: Mapping[str, Any]) -> None:
+        self._engines, self._probe, self._more = engines, probe, more
 
     def _engine(self, guard: Mapping[str, Any] | None) -> Any:
-        table = {"probe": str(self._probe), **DEFAULTS, **(guard or {})}
+        table = {"probe": str(self._probe), **self._more, **DEFAULTS, **(guard or {})}
         return self._engines(settings={"guard": table, "overrides": OVERRIDES})
 
     def answer(
@@ -82,6 +84,6 @@ class Vllm:
             yield
 
 
-@pytest.fixture
-def host(engines, probe_file) -> Vllm:
-    return Vllm(engines, probe_file)
+@pytest.fixture(params=DETECTORS.values(), ids=DETECTORS)
+def host(request, engines, probe_file) -> Vllm:
+    return Vllm(engines, probe_file, request.param)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -102,7 +103,14 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tiny_folder, probe_file, tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    (folder / "guard.toml").write_text(CONFIG.format(model=tiny_folder, probe=probe_file), encoding="utf-8")
+    with started(folder, CONFIG.format(model=tiny_folder, probe=probe_file)) as running:
+        yield running
+
+
+@contextmanager
+def started(folder: Path, config: str) -> Iterator[Server]:
+    """A server with this guard.toml, which is written into `folder`, as is the log."""
+    (folder / "guard.toml").write_text(config, encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

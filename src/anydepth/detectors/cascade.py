@@ -111,6 +111,12 @@ class Cascade:
         """The detectors, each of which makes checks of its own."""
         return (self.first, self.second) if self.third is None else (self.first, self.second, self.third)
 
+    @property
+    def later(self) -> tuple[tuple[Detector, Band], ...]:
+        """The detectors after the first, each with the band of scores so far in which it is asked."""
+        second = (self.second, (self.low, self.high))
+        return (second,) if self.third is None or self.third_band is None else (second, (self.third, self.third_band))
+
     def bind(self, backend: Reader) -> None:
         """Bind all detectors; what one of them cannot do with this backend is an error now."""
         for part in self.parts:
@@ -136,13 +142,10 @@ class Cascade:
         """Make the checks; a future stands for one that the last detector makes outside, see `OutsideDetector`."""
         if not points:
             return []
-        readings = [_Reading(point) for point in points]
+        readings = [StagedReading(point) for point in points]
         _ask(self.first, session, readings, None)
-        later: list[tuple[Detector, Band]] = [(self.second, (self.low, self.high))]
-        if self.third is not None and self.third_band is not None:
-            later.append((self.third, self.third_band))
         begun: dict[int, Future[Score]] = {}
-        for detector, (low, high) in later:
+        for detector, (low, high) in self.later:
             asked = [reading for reading in readings if low <= reading.value < high]
             if asked and detector is self.parts[-1] and isinstance(detector, OutsideDetector):
                 begun = _begin(detector, session, asked, (low, high))
@@ -179,8 +182,8 @@ class Cascade:
 
 
 @dataclass(slots=True)
-class _Reading:
-    """A check on its way through the stages: its score so far, who was asked, and what that took."""
+class StagedReading:
+    """A check on its way through the stages of a cascade: its score so far, who was asked, and what that took."""
 
     point: CheckPoint
     value: float = 0.0
@@ -204,15 +207,20 @@ class _Reading:
         detail = f"{self.who}: {self.detail}" if self.detail else self.who
         return Score(self.value, detail, stages=tuple(self.stages))
 
+    def blame(self, detector: Detector, error: Exception, seconds: float) -> Exception:
+        """`error`, which tells the stages until it was raised, with what the failed one used."""
+        used = next((stage.spent for stage in stages_of(error)), NOTHING)
+        return with_stages(error, [*self.stages, StageUse(detector.name, seconds, used)])
 
-def _ask(detector: Detector, session: Session, readings: Sequence[_Reading], band: Band | None) -> None:
+
+def _ask(detector: Detector, session: Session, readings: Sequence[StagedReading], band: Band | None) -> None:
     """Have a detector score some checks, here and now."""
     points, begin = [reading.point for reading in readings], time.perf_counter()
     try:
         replies = require_usable(detector.check(session, points), points, detector.name)
     except Exception as error:
         if len(readings) == 1:
-            _blame(error, detector, readings[0], time.perf_counter() - begin)
+            readings[0].blame(detector, error, time.perf_counter() - begin)
         raise
     seconds = (time.perf_counter() - begin) / len(readings)
     for reading, reply in zip(readings, replies, strict=True):
@@ -220,7 +228,7 @@ def _ask(detector: Detector, session: Session, readings: Sequence[_Reading], ban
 
 
 def _begin(
-    detector: OutsideDetector, session: Session, readings: Sequence[_Reading], band: Band
+    detector: OutsideDetector, session: Session, readings: Sequence[StagedReading], band: Band
 ) -> dict[int, Future[Score]]:
     """Have the last detector score some checks outside: what will become of each, by the identity of its reading."""
     begin = time.perf_counter()
@@ -228,24 +236,18 @@ def _begin(
     found: dict[int, Future[Score]] = {}
     for reading, reply in zip(readings, replies, strict=True):
 
-        def change(ended: Future[Score], reading: _Reading = reading) -> Score:
+        def change(ended: Future[Score], reading: StagedReading = reading) -> Score:
             seconds = time.perf_counter() - begin
             try:
                 (score,) = require_usable([ended.result()], [reading.point], detector.name)
             except Exception as error:
-                _blame(error, detector, reading, seconds)
+                reading.blame(detector, error, seconds)
                 raise
             reading.take(detector, score, band, seconds)
             return reading.score()
 
         found[id(reading)] = followed(_promised(reply), change)
     return found
-
-
-def _blame(error: Exception, detector: Detector, reading: _Reading, seconds: float) -> None:
-    """Have an error tell the stages until it was raised, with what the failed one used."""
-    used = next((stage.spent for stage in stages_of(error)), NOTHING)
-    with_stages(error, [*reading.stages, StageUse(detector.name, seconds, used)])
 
 
 def _promised(begun: Begun) -> Future[Score]:

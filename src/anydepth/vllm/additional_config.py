@@ -9,12 +9,6 @@ from anydepth.errors import ConfigError
 from anydepth.settings import Settings, parse_settings
 from anydepth.vllm.report_field import KEY
 
-NO_CASCADE = (
-    "set [guard] detector to probe or rethink, without [external]; or use --engine transformers, or `anydepth proxy` "
-    "before vLLM's endpoint (a look-ahead, then the external guard)"
-)
-"""What to do about a cascade, whose checks vLLM cannot make."""
-
 ReadOutChoice = Literal["auto", "hooks", "aux"]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from anydepth.errors import ConfigError, MissingExtra
 from anydepth.settings import Settings, load_settings
-from anydepth.vllm.additional_config import NO_CASCADE
 from anydepth.vllm.report_field import KEY
 
 SCHEDULER = "anydepth.vllm.engine.scheduler.GuardedScheduler"
@@ -108,7 +107,6 @@ def _check_settings(settings: Settings) -> None:
             "give vLLM --enable-auto-tool-choice, --tool-call-parser",
         ),
         ("[tools] gate", settings.tools.gate, "calls are kept there until their answer has ended unhalted"),
-        ("[guard] detector cascade", settings.guard.detector == "cascade", NO_CASCADE),
         ("[reasoning] release", settings.reasoning.release != "as_answer", "thoughts leave with the answer's own rule"),
     ):
         if value:

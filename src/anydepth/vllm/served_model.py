@@ -25,7 +25,13 @@ class ServedModel:
     """
 
     capabilities = frozenset(
-        {Capability.HIDDEN_STATES, Capability.LOOK_AHEAD, Capability.NEXT_TOKEN, Capability.EMBEDDINGS}
+        {
+            Capability.HIDDEN_STATES,
+            Capability.LOOK_AHEAD,
+            Capability.NEXT_TOKEN,
+            Capability.EMBEDDINGS,
+            Capability.CONVERSATION,
+        }
     )
 
     def __init__(self, config: Any, template_kwargs: Mapping[str, Any] | None = None, *, adapter: bool = False) -> None:

@@ -1,31 +1,34 @@
 """Make a guard of the operator's settings for the model that vLLM serves; every process makes the same."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp, isfinite
 from typing import Any
 
 import numpy as np
 
-from anydepth.backends.protocol import Read, Site, last_header_token, sites_of
+from anydepth.backends.protocol import Capability, Read, Site, last_header_token, sites_of
 from anydepth.config import GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import (
+    Cascade,
     Detector,
     LinearDetector,
     LinearProbe,
+    OutsideDetector,
     TextDetector,
     declares_reads,
     detector_named,
-    detector_parts,
+    detector_over,
     embeddings_of,
     find_shipped,
 )
+from anydepth.detectors.cascade import Band
 from anydepth.errors import CheckError, ConfigError, ProbeError
+from anydepth.stages import Spent
 from anydepth.types import Score
-from anydepth.vllm.additional_config import NO_CASCADE, EngineOptions, engine_options
+from anydepth.vllm.additional_config import EngineOptions, engine_options
 from anydepth.vllm.served_model import ServedModel
-from anydepth.vllm.wire import OPENERS
 
 
 @dataclass(frozen=True)
@@ -57,28 +60,47 @@ class Setup:
             ProbeError: No probe is named and none is shipped for the model.
             ConfigError: The detector is of a kind that vLLM cannot make checks for.
         """
-        table = self.options.settings.guard
         backend: Any = self.model  # detectors are bound to facts only; sessions are the scheduler's
-        if table.detector == "cascade":
-            raise ConfigError(_no_cascade(table.detector))
+        settings = self.options.settings
+        table = settings.guard
         detector = detector_named(table.detector)
         if detector is None:
-            detector = find_shipped(backend) if table.probe is None else LinearProbe.load(table.probe)
-        if detector is None:
-            raise ProbeError(
-                f"no probe is shipped for {self.model.identity.name}; name one with [guard] probe, fit one with "
-                '`anydepth fit`, or set [guard] detector = "rethink"'
-            )
-        if len(detector_parts(detector)) > 1:
-            raise ConfigError(_no_cascade(table.detector))
-        if not declares_reads(detector) and not isinstance(detector, TextDetector):
-            raise ConfigError(
-                f"detector {detector.name!r} says neither which states it reads nor how it judges a text, so vLLM "
-                "cannot make its checks; give it `reads` and `score_each` (docs/detectors.md), or use --engine "
-                "transformers"
-            )
-        detector.bind(backend)
+            probe = find_shipped(backend) if table.probe is None else LinearProbe.load(table.probe)
+            if probe is None:
+                raise ProbeError(
+                    f"no probe is shipped for {self.model.identity.name}; name one with [guard] probe, fit one with "
+                    '`anydepth fit`, or set [guard] detector = "rethink"'
+                )
+            detector = detector_over(probe, table.detector, table.band, settings.external.options())
+        for part in _parts(detector):
+            if not isinstance(part, OutsideDetector):
+                part.bind(backend)
         return detector
+
+    def try_outside(self) -> None:
+        """Bind the detector that is asked outside of the engine, if there is one; it makes a trial request.
+
+        Raises:
+            CapabilityError: The endpoint gives no verdict.
+        """
+        backend: Any = self.model
+        for part in _parts(self.detector):
+            if isinstance(part, OutsideDetector):
+                part.bind(backend)
+
+    @cached_property
+    def stages(self) -> tuple[tuple[Detector, Band | None], ...]:
+        """The detectors in the order in which they are asked; one alone if the detector is no cascade.
+
+        Each comes with the band of the scores before it in which it is asked; the first has none.
+        """
+        found = self.detector
+        return ((found.first, None), *found.later) if isinstance(found, Cascade) else ((found, None),)
+
+    @property
+    def first(self) -> Detector:
+        """The detector that makes every check, or that of a cascade which is asked first."""
+        return self.stages[0][0]
 
     @cached_property
     def guard(self) -> GuardConfig:
@@ -88,17 +110,17 @@ class Setup:
     @cached_property
     def reads(self) -> tuple[Read, ...]:
         """Which states are read at a check; none for a detector that reads text or logits."""
-        return tuple(self.detector.reads) if declares_reads(self.detector) else ()
+        return tuple(self.first.reads) if declares_reads(self.first) else ()
 
     @cached_property
     def embeddings(self) -> np.ndarray | None:
         """Trained Safety Tokens, float32 `[tokens, hidden_size]`, in the place of the header; None for the header."""
-        return None if self.options.collects else embeddings_of(self.detector)
+        return None if self.options.collects else embeddings_of(self.first)
 
     @cached_property
     def weight(self) -> np.ndarray | None:
         """The weight of a linear detector, float32 `[reads, hidden_size]`; None if the states themselves are needed."""
-        return self.detector.weight if self.reads and isinstance(self.detector, LinearDetector) else None
+        return self.first.weight if self.reads and isinstance(self.first, LinearDetector) else None
 
     @cached_property
     def means(self) -> tuple[tuple[int, int], ...]:
@@ -122,29 +144,34 @@ class Setup:
 
     def score(self, values: Mapping[int, Any]) -> Score | Exception:
         """Score one check from what was read: for each read, what `Findings` says of it, or its mean."""
-        if OPENERS in values:
-            return Score(min(values[OPENERS], 1.0))
         if self.weight is None:
-            assert declares_reads(self.detector)
+            assert declares_reads(self.first)
             states = np.stack([values[read] for read in range(len(self.reads))])
-            return self.detector.score_each(states[None])[0]
-        assert isinstance(self.detector, LinearDetector)
-        logit = float(sum(values.values())) + self.detector.bias
+            return self.first.score_each(states[None])[0]
+        assert isinstance(self.first, LinearDetector)
+        logit = float(sum(values.values())) + self.first.bias
         if not isfinite(logit):
             return CheckError("the hidden state is not finite")
         return Score(1 / (1 + exp(-logit)) if logit >= 0 else exp(logit) / (1 + exp(logit)))
 
-    def score_text(self, token_ids: Sequence[int]) -> Score:
-        """Score the look-ahead of a text detector, from the tokens that the model went on with."""
-        assert isinstance(self.detector, TextDetector)
-        return self.detector.judge_text(self.model.decode_text(list(token_ids)))
+    def score_text(self, detector: TextDetector, token_ids: Sequence[int]) -> Score:
+        """Score a look-ahead by the tokens that the model went on with."""
+        score = detector.judge_text(self.model.decode_text(list(token_ids)))
+        return replace(score, spent=Spent(look_ahead_tokens=len(token_ids)))
 
-    def decided(self, token_ids: Sequence[int]) -> bool:
-        """True if no more tokens of a check request can change its score."""
-        detector = self.detector
-        if not isinstance(detector, TextDetector) or detector.mode != "look-ahead":
-            return True
+    def decided(self, detector: TextDetector, token_ids: Sequence[int]) -> bool:
+        """True if no more tokens of a check request can change the score of a look-ahead."""
         return detector.decided(self.model.decode_text(list(token_ids)))
+
+    @cached_property
+    def text_detectors(self) -> tuple[TextDetector, ...]:
+        """The detectors that judge what the model writes behind the header."""
+        return tuple(each for each, _ in self.stages if isinstance(each, TextDetector))
+
+    @cached_property
+    def openers(self) -> tuple[int, ...]:
+        """Tokens that begin a refusal, sorted, for a detector that takes their probability; else none."""
+        return next((each.opener_ids for each in self.text_detectors if each.opener_ids), ())
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -170,20 +197,42 @@ class Setup:
         """
         if self.embeddings is not None:
             return self.model.spare_ids(last_header_token(self.reads) + 1)
-        header = self.model.header
         if not self.reads:
-            return header.ids + header.answer_ids
-        return header.ids[: max(0, last_header_token(self.reads)) + 1]
+            return self.answer_header_ids
+        return self.model.header.ids[: max(0, last_header_token(self.reads)) + 1]
+
+    @property
+    def answer_header_ids(self) -> tuple[int, ...]:
+        """What is appended for a check of what the model writes next: the whole header, and the way into the answer."""
+        return self.model.header.ids + self.model.header.answer_ids
 
     @cached_property
     def room(self) -> int:
         """Tokens that a check needs behind the last token of an answer, in the model's context."""
-        steps = self.detector.max_new_tokens if isinstance(self.detector, TextDetector) else 1
-        return len(self.header_ids) + steps
+        texts = [len(self.answer_header_ids) + each.max_new_tokens for each in self.text_detectors]
+        return max([*texts, *([len(self.header_ids) + 1] if self.reads else [])])
 
 
-def _no_cascade(name: str) -> str:
-    return (
-        f"[guard] detector is {name!r}, a cascade: vLLM cannot make its checks, since whether the second detector is "
-        f"asked follows from the score of the first; {NO_CASCADE}"
-    )
+def _parts(detector: Detector) -> tuple[Detector, ...]:
+    """The detectors that make the checks, in their order.
+
+    Raises:
+        ConfigError: One of them is of a kind whose checks vLLM cannot make.
+    """
+    parts = detector.parts if isinstance(detector, Cascade) else (detector,)
+    first, *later = parts
+    if not declares_reads(first) and not isinstance(first, TextDetector):
+        raise ConfigError(
+            f"detector {first.name!r} says neither which states it reads nor how it judges a text, so vLLM "
+            "cannot make its checks; give it `reads` and `score_each` (docs/detectors.md), or use --engine transformers"
+        )
+    for each in later:
+        text = isinstance(each, TextDetector)
+        if not text and not (isinstance(each, OutsideDetector) and each.needs == {Capability.CONVERSATION}):
+            raise ConfigError(
+                f"detector {each.name!r} is asked by a cascade after {first.name!r}; vLLM can ask one that judges a "
+                "text there, or one outside: take Rethink or ExternalGuard, or use --engine transformers"
+            )
+    if sum(isinstance(each, TextDetector) and each.mode == "score" for each in parts) > 1:
+        raise ConfigError("two detectors of the cascade take the probability of openers; vLLM reads one such set")
+    return parts

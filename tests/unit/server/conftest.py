@@ -8,9 +8,9 @@ import pytest
 from tests.unit.server.openai_hosts import Host
 
 
-@pytest.fixture(params=["transformers", "vllm"])
+@pytest.fixture(params=["transformers", "vllm", "proxy"])
 def host(request: pytest.FixtureRequest) -> Iterator[Callable[..., Host]]:
-    """Starts a server of one of the two engines, with these tables of guard.toml."""
+    """Starts a server of one of the three kinds, with these tables of guard.toml."""
     hosts: list[Host] = []
 
     def start(**tables: Any) -> Host:

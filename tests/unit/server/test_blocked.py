@@ -1,4 +1,4 @@
-"""A blocked answer as OpenAI's client reads it, from the Transformers server and from vLLM's front alike."""
+"""A blocked answer as OpenAI's client reads it, from the Transformers server, vLLM's front and a proxy alike."""
 
 import json
 from typing import Any
@@ -13,6 +13,14 @@ from anydepth.server.http.http_errors import blocked, failure, refusal
 from anydepth.settings import parse_settings
 from tests.unit.server.openai_hosts import FILTERED, SAID, TOLD, Host, text_of
 from tests.unit.server.test_vllm_front import ASK, REFUSAL
+
+
+def completing(host: Host) -> Host:
+    """The server, if it offers plain completions."""
+    if host.engine == "proxy":
+        pytest.skip("a proxy offers completions with the capability raw only: test_proxy_raw.py")
+    return host
+
 
 # -- chat: text and refusal --------------------------------------------------------------------------------------------
 
@@ -70,7 +78,7 @@ def test_the_helpers_of_openais_client_raise(host, ends):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_plain_completion(host, stream):
-    running = host()
+    running = completing(host())
     asked = running.ask("first", stream=stream)
     asked["prompt"] = asked.pop("messages")[0]["content"]
     reply = running.client.completions.create(**asked)
@@ -112,6 +120,7 @@ def test_a_stream_of_which_nothing_has_left_is_one_too(host, api):
     asked = running.ask("first", stream=True, stream_options={"include_usage": True})
     create: Any = running.client.chat.completions.create
     if api == "completions":
+        completing(running)
         asked["prompt"], create = asked.pop("messages")[0]["content"], running.client.completions.create
     with pytest.raises(openai.BadRequestError) as caught:
         create(**asked)
@@ -133,7 +142,7 @@ def test_an_answer_that_passes_is_the_same(host):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_one_good_answer_of_several_keeps_its_request_from_failing(host, stream):
-    running = host(**ERROR)
+    running = completing(host(**ERROR))
     asked = {**running.ask("clear", stream=stream), "prompt": [SAID["first"], SAID["clear"]]}
     if running.engine == "vllm":
         running.vllm.answers = [*TOLD["first"], *TOLD["clear"]]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable  # noqa: TC003
 from dataclasses import fields
 from itertools import pairwise
@@ -11,6 +12,7 @@ from unittest import mock
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY, generate_latest
 from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -609,7 +611,6 @@ def test_flags_that_are_the_guards_own(flag):
         ({"tools": {"format": "hermes"}}, r"\[tools\] format"),
         ({"tools": {"gate": True}}, r"\[tools\] gate does not apply"),
         ({"reasoning": {"release": "hidden"}}, r"\[reasoning\] release"),
-        ({"guard": {"detector": "cascade"}}, r"\[guard\] detector cascade .* use --engine transformers"),
         ({"model": {}, "upstream": {"url": "http://x/v1"}}, r"\[upstream\] url .* `anydepth proxy` is for it"),
     ],
 )
@@ -672,3 +673,45 @@ def test_options_that_do_not_apply_are_named(executed, options, named):
     result = CliRunner().invoke(app, ["serve", "org/model", *options])
     assert result.exit_code != 0 and not executed
     assert named in " ".join(result.stderr.split()) if result.stderr else named in str(result.exception)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_stages_of_a_cascade_did_is_counted_and_not_shown(stream):
+    prices = {"prompt": 10_000.0, "completion": 0.0}
+    external = {"url": "http://localhost:1/v1", "model": "g", "prices": prices}
+    vllm = Vllm(guard={"refusal": REFUSAL, "detector": "cascade"}, external=external)
+    none = {
+        "seconds": 0.0, "look_ahead_tokens": 0, "requests": 0, "requests_without_usage": 0, "prompt_tokens": 0,
+        "completion_tokens": 0,
+    }  # fmt: skip
+    sums = {
+        "probe": none | {"checks": 9, "decided": 5},
+        "rethink": none | {"checks": 4, "decided": 1, "look_ahead_tokens": 30, "seconds": 0.5},
+        "external": none | {"checks": 2, "decided": 2, "requests": 2, "prompt_tokens": 200, "completion_tokens": 4},
+    }
+    vllm.answers = [("hello there", CLEAR | {"stage_sums": sums}, {}), ("", HALT | {"stage_sums": sums}, {})]
+    before = stage_samples()
+    reply = vllm.post({**ASK, "n": 2, "stream": stream})
+    after = stage_samples()
+    assert reply.status_code == 200 and "stage_sums" not in reply.text
+    found = {name: after[name] - before.get(name, 0) for name in after}
+    assert {name: count for name, count in found.items() if count} == {
+        ("checks", "probe", "decided"): 10, ("checks", "probe", "passed_on"): 8,
+        ("checks", "rethink", "decided"): 2, ("checks", "rethink", "passed_on"): 4, ("checks", "rethink", "failed"): 2,
+        ("checks", "external", "decided"): 4,
+        ("seconds", "rethink"): 1.0, ("tokens", "rethink", "look_ahead"): 60,
+        ("tokens", "external", "prompt"): 400, ("tokens", "external", "completion"): 8,
+        ("requests", "external"): 4, ("cost", "external"): 4.0,
+    }  # fmt: skip
+
+
+def stage_samples() -> dict[tuple[str, ...], float]:
+    """What vLLM's `/metrics` shows of stages, by the metric's name and labels."""
+    lines = [each for each in generate_latest(REGISTRY).decode().splitlines() if each.startswith("anydepth_stage_")]
+    found = {}
+    for line in lines:
+        name, labels, value = re.fullmatch(r"anydepth_stage_(\w+)_total\{(.*)\} (.*)", line).groups()  # type: ignore[union-attr]
+        parts = dict(re.findall(r'(\w+)="(\w+)"', labels))
+        stage = parts.pop("stage")
+        found[name, stage, *parts.values()] = float(value)
+    return found

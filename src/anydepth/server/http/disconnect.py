@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from anydepth.server.http.keep_alive import kept_alive
+
 T = TypeVar("T")
 
 
@@ -35,7 +37,7 @@ async def _gone(request: Request) -> None:
 
 
 class ClosingStream(StreamingResponse):
-    """A stream that closes what it reads from when it ends, in whatever way it ends.
+    """A stream that is kept open while it is quiet, and closes what it reads from in whatever way it ends.
 
     Closing the body is not enough: a body that was never begun does not close what it would have read.
     """
@@ -47,7 +49,8 @@ class ClosingStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
         try:
-            await super().__call__(scope, receive, send)
+            async with kept_alive(send) as passing:
+                await super().__call__(scope, receive, passing)
         finally:
             await self._body.aclose()
             await self._source.aclose()

@@ -1,9 +1,11 @@
 """Count for Prometheus what the stages of cascades did and used."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
+from anydepth.prices import Prices
 from anydepth.types import CheckResult
 
 
@@ -46,3 +48,25 @@ class StageMetrics:
                 self.requests.labels(stage.name).inc(spent.requests)
             if spent.cost is not None:
                 self.cost.labels(stage.name).inc(spent.cost)
+
+    def count_sums(self, sums: Mapping[str, Mapping[str, Any]], prices: Prices | None) -> None:
+        """Count the checks of one answer.
+
+        Args:
+            sums: What its stages did, in the order in which they are asked; see `Answer.stages`.
+            prices: What the external guard costs; None if that is not known.
+        """
+        following = [stage["checks"] for stage in sums.values()][1:]
+        for (name, stage), asked_next in zip(sums.items(), [*following, 0], strict=True):
+            failed = stage["checks"] - stage["decided"] - asked_next
+            for outcome, count in (("decided", stage["decided"]), ("passed_on", asked_next), ("failed", failed)):
+                if count:
+                    self.checks.labels(name, outcome).inc(count)
+            self.seconds.labels(name).inc(stage["seconds"])
+            for kind in ("look_ahead", "prompt", "completion"):
+                if tokens := stage[f"{kind}_tokens"]:
+                    self.tokens.labels(name, kind).inc(tokens)
+            if stage["requests"]:
+                self.requests.labels(name).inc(stage["requests"])
+                if prices is not None:
+                    self.cost.labels(name).inc(prices.cost(stage["prompt_tokens"], stage["completion_tokens"]))

@@ -139,6 +139,7 @@ def open_admission(scheduler: Any, setup: Setup) -> Admission:
     if Path(name).is_dir():
         name = Path(name).resolve().name
     admission = Admission(setup, scheduler.max_model_len, name, config.parallel_config.data_parallel_index)
+    setup.try_outside()
     assert admission.audit is not None  # a trail that cannot be opened is an error now, not at the first answer
     return admission
 

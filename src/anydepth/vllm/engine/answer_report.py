@@ -3,14 +3,20 @@
 from dataclasses import replace
 from typing import Any
 
-from anydepth.guard_report import GuardReport
+from anydepth.guard_report import GuardReport, without_cost
 from anydepth.vllm.engine.flow_feed import FlowFeed
 
 
 def answer_report(feed: FlowFeed, *, detector: str, checks: bool) -> dict[str, Any]:
-    """The record of the `GuardReport` of an answer that has ended, and what only the engine knows of it."""
+    """The record of the `GuardReport` of an answer that has ended, and what only the engine knows of it.
+
+    What the stages of a cascade did is there in any case, as `stage_sums`: the front counts it, and takes it out.
+    """
     assert feed.outcome is not None
-    report = GuardReport.of(feed.finished, feed.account.guard, tell=checks)
+    answer = feed.finished
+    report = GuardReport.of(answer, feed.account.guard, tell=checks)
     record = replace(report, withheld_tokens=feed.withheld).record()
     record |= {"detector": detector, "prefill": feed.plan.prefill, "generated": feed.outcome.generated}
+    if answer.stages is not None:
+        record["stage_sums"] = without_cost(answer.stages)
     return record if feed.error is None else record | {"error": feed.error}

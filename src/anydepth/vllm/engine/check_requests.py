@@ -23,13 +23,19 @@ def is_check_request(request_id: str) -> bool:
 
 
 def make_checks(setup: Setup, guarded: GuardedRequest) -> list[PendingCheck]:
-    """The check that is due, or those that a prefill needs before its flow begins, in check requests."""
-    prompt, own, due, detector = guarded.prompt, guarded.request, guarded.feed.due, setup.detector
+    """The check that is due, or those that a prefill needs before its flow begins, in check requests.
+
+    They are those of the stage at which the request's checks are; none if that is asked outside of the engine.
+    """
+    prompt, own, due, staged = guarded.prompt, guarded.request, guarded.feed.due, guarded.staged
+    detector, _ = setup.stages[staged.at]
     if isinstance(detector, TextDetector):
-        depths = (0, prompt.prefill) if due is None else (due,)
-        return [_text_check(setup, detector, guarded, depth) for depth in depths]
+        first = (0, prompt.prefill) if due is None else (due,)
+        return [_text_check(setup, detector, guarded, depth) for depth in staged.unsure or first]
+    if staged.at:
+        return []
     if due:
-        return [_state_check(setup, own, own.all_token_ids, due)]
+        return [_state_check(setup, own, own.all_token_ids[: prompt.start + due], due)]
     checks = []
     if prompt.prefill:  # first: the answer's tokens are read in it, and the others share its cached prefix
         checks.append(_state_check(setup, own, prompt.ids, prompt.prefill))
@@ -57,11 +63,12 @@ def _state_check(setup: Setup, own: Any, ids: Sequence[int], depth: int) -> Pend
 def _text_check(setup: Setup, detector: TextDetector, guarded: GuardedRequest, depth: int) -> PendingCheck:
     """A check of what the model goes on with behind the text; at depth 0 the header is the generation prompt."""
     if depth:
-        ids = [*guarded.request.all_token_ids, *setup.header_ids]
+        ids = [*guarded.request.all_token_ids[: guarded.prompt.start + depth], *setup.answer_header_ids]
     else:
         ids = [*guarded.prompt.ids[: guarded.prompt.start], *setup.model.template.answer_ids(guarded.prompt)]
     if detector.mode == "look-ahead":
-        return PendingCheck(depth, _check_request(setup, guarded.request, ids, detector.max_new_tokens), None)
+        request = _check_request(setup, guarded.request, ids, detector.max_new_tokens)
+        return PendingCheck(depth, request, (), look_ahead=detector)
     return PendingCheck(depth, _check_request(setup, guarded.request, ids), [(len(ids) - 1, OPENERS)])
 
 

@@ -130,7 +130,8 @@ class FlowFeed:
             if isinstance(command, Decode) and (self._tokens or self._ended):
                 self._send(self._decoded(command.n))
             elif isinstance(command, Check) and self._known is not None and self._known[0] == command.depth:
-                self._send(self._known[1])  # an end of turn alone after a check: the same state, the same reading
+                # an end of turn alone after a check: the same state, the same reading, for which nobody is asked again
+                self._send(replace(self._known[1], stages=()))
             elif command is None or isinstance(command, Decode | Check):
                 return
             else:

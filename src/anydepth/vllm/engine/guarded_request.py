@@ -9,6 +9,7 @@ from anydepth.vllm.engine.answer_tokens import AnswerTokens
 from anydepth.vllm.engine.flow_feed import FlowFeed
 from anydepth.vllm.engine.held_output import HeldOutput
 from anydepth.vllm.engine.pending_check import PendingCheck
+from anydepth.vllm.engine.staged_checks import StagedChecks
 from anydepth.vllm.setup import Setup
 
 
@@ -18,6 +19,7 @@ class RequestStage(Enum):
     FREE = "no check is due"
     DUE = "a check is due that nothing is under way for"
     CHECKING = "a check is under way"
+    UNSURE = "a check is due at the next stage of a cascade, which nothing is under way for"
     OVER = "the answer has ended"
 
 
@@ -42,7 +44,8 @@ class GuardedRequest:
         inside: Depths inside the prefill to check before the flow begins.
         pending: The checks under way. Either one that is made in the request itself: depth 0 while the prompt is
             computed, or one that rides in the present step behind the last token. Or those of its check requests.
-        held: True while the request is in none of vLLM's queues, until its check requests have answered.
+        staged: The checks under way, by what the stages of a cascade have said of them.
+        held: True while the request is in none of vLLM's queues, until its checks have been made apart from it.
         ending: Status and stop reason that vLLM ended the answer with; kept back until the last check is made.
         output: What has not left yet.
         tokens: What was found at the tokens of the answer, for the reads that are means.
@@ -54,6 +57,7 @@ class GuardedRequest:
     tell_checks: bool = False
     inside: tuple[int, ...] = ()
     pending: list[PendingCheck] = field(default_factory=list)
+    staged: StagedChecks = field(default_factory=StagedChecks)
     held: bool = False
     ending: tuple[Any, Any] | None = None
     output: HeldOutput = field(default_factory=HeldOutput)
@@ -67,8 +71,10 @@ class GuardedRequest:
         """What the request waits for now."""
         if self.feed.over:
             return RequestStage.OVER
-        if self.pending:
+        if self.pending or self.staged.outside:
             return RequestStage.CHECKING
+        if self.staged.unsure:
+            return RequestStage.UNSURE
         return RequestStage.DUE if self.feed.due is not None or not self.feed.begun else RequestStage.FREE
 
     @property
@@ -92,6 +98,8 @@ class GuardedRequest:
         stage = self.stage
         if stage is RequestStage.OVER or not self.decodes:
             return NextStep.DECODE
+        if stage is RequestStage.UNSURE:
+            return NextStep.SIT_OUT
         if stage is RequestStage.DUE:
             return NextStep.CHECK if self.feed.due == self.depth_soon else NextStep.OVERDUE
         if self.ending is None and self.depth_soon < self.feed.reach:
@@ -110,15 +118,29 @@ class GuardedRequest:
 
     @property
     def unread_tokens(self) -> range:
-        """Positions of the answer's tokens, as far as there are any, that have not been read."""
-        return range(self.tokens.next, self.known_soon)
+        """Positions of the answer's tokens, as far as there are any, that have not been read.
+
+        In a check request they end where its text does: the answer may have got longer while its check waited.
+        """
+        own = self.token_reader == self.request.request_id
+        return range(self.tokens.next, self.known_soon if own else self.prompt.start + self._deepest.depth)
 
     @property
     def token_reader(self) -> str:
-        """Id of the request in which the answer's tokens are read: its own, or while it is held the deepest check's."""
-        if self.held and self.pending:
-            return max(self.pending, key=lambda check: check.depth).request.request_id
-        return self.request.request_id
+        """Id of the request in which the answer's tokens are read: its own, or while it is held the deepest check's.
+
+        The later stages of a cascade read none.
+        """
+        reads = self.held and self.pending and not self.staged.at
+        return (self._deepest if reads else self).request.request_id
+
+    @property
+    def _deepest(self) -> PendingCheck:
+        return max(self.pending, key=lambda check: check.depth)
+
+    def decided(self, request_id: str, setup: Setup) -> bool:
+        """True if no more tokens of this check request can change its score."""
+        return all(each.decided(setup) for each in self.pending if each.request.request_id == request_id)
 
     def conclude(self, request_id: str, setup: Setup, *, failed: bool = False) -> None:
         """Note that one of vLLM's requests is over; once none is under way, score the checks for the flow.
@@ -132,13 +154,28 @@ class GuardedRequest:
             if check.request.request_id == request_id:
                 check.over = True
                 check.failure = "the check request was not finished" if failed else check.failure
-        if all(check.over for check in self.pending):
-            results = {check.depth: check.score(setup, self.tokens) for check in self.pending}
+        if self.pending and all(check.over for check in self.pending):
+            replies = {check.depth: check.score(setup, self.tokens) for check in self.pending}
             self.pending = []
-            if not self.feed.begun:
-                self.feed.begin({depth: each for depth, each in results.items() if 0 < depth < self.prompt.prefill})
-            while self.feed.due in results:
-                self.feed.answer(self.feed.due, results.pop(self.feed.due))
+            self.staged.take(setup, replies)
+            self._bring()
+
+    def conclude_outside(self, setup: Setup) -> bool:
+        """Bring the checks that were made outside to the flow; False while one of them has not ended."""
+        ended = self.staged.take_outside(setup)
+        if ended:
+            self._bring()
+        return ended
+
+    def _bring(self) -> None:
+        """Bring the results to the flow, unless a further stage is to be asked first."""
+        if self.staged.unsure:
+            return
+        results = self.staged.finish()
+        if not self.feed.begun:
+            self.feed.begin({depth: each for depth, each in results.items() if 0 < depth < self.prompt.prefill})
+        while self.feed.due in results:
+            self.feed.answer(self.feed.due, results.pop(self.feed.due))
 
     def forget(self, longest: int) -> None:
         """Drop what was found at tokens that no later check can need.
@@ -177,7 +214,8 @@ class GuardedRequest:
         vLLM sends the worker the number of output tokens with every step, so that the worker drops it too.
         """
         request = self.request
-        if self.feed.due == self.depth - 1 and request.num_output_tokens:
+        sampled = request.num_output_tokens and request.output_token_ids[-1] in self.feed.end_token_ids
+        if self.feed.due == self.depth - 1 and sampled:
             request._output_token_ids.pop()
             request._all_token_ids.pop()
             del request.block_hashes[request.num_tokens // hash_block_size :]

@@ -14,6 +14,7 @@ from anydepth.vllm.engine.answer_report import answer_report
 from anydepth.vllm.engine.check_requests import is_check_request, make_checks
 from anydepth.vllm.engine.core_outputs import FinishReason, core_output, outputs_of
 from anydepth.vllm.engine.guarded_request import GuardedRequest, NextStep, RequestStage
+from anydepth.vllm.engine.outside_checks import ask_outside, come_from_outside
 from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.engine.positions import Place, end_places
 from anydepth.vllm.engine.reading_scheduler import ReadingScheduler
@@ -79,8 +80,8 @@ class GuardedScheduler(ReadingScheduler):
         return [each for each in finished if not is_check_request(each.request_id)]
 
     def has_requests(self) -> bool:
-        """Go on until refusals have left, too."""
-        return bool(self._refused) or super().has_requests()
+        """Go on until refusals have left and checks outside have ended, too."""
+        return bool(self._refused or any(g.staged.outside for g in self._guarded.values())) or super().has_requests()
 
     # -- before a step -------------------------------------------------------------------------------------------------
 
@@ -184,17 +185,16 @@ class GuardedScheduler(ReadingScheduler):
         scheduler_output.scheduled_spec_decode_tokens = {}  # `_see_off` has taken the headers off already
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         touched += self._hold_back(outputs)
+        idle = not scheduler_output.num_scheduled_tokens
+        touched += come_from_outside(self.setup, self._guarded.values(), idle=idle)
         for guarded in dict.fromkeys(touched):
             self._attend(guarded)
             self._send(guarded, outputs)
         for client, output in self._refused:
             outputs_of(outputs, client).append(output)
         self._refused.clear()
-        return {
-            client: each
-            for client, each in outputs.items()
-            if each.outputs or each.scheduler_stats or each.finished_requests
-        }
+        said = ("outputs", "scheduler_stats", "finished_requests")
+        return {client: each for client, each in outputs.items() if any(getattr(each, name) for name in said)}
 
     def _take(self, findings: Findings, step: Any) -> None:
         for name, (first, found) in findings.spans.items():
@@ -216,7 +216,8 @@ class GuardedScheduler(ReadingScheduler):
         guarded, name = self._guarded.get(request.request_id), request.request_id
         if guarded is None:
             new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-            if name in self._check_requests and not stopped and self.setup.decided(request.output_token_ids):
+            asked = self._check_requests.get(name)
+            if asked is not None and not stopped and asked.decided(name, self.setup):
                 request.status, stopped = Status.FINISHED_STOPPED, True
             return new_token_ids, stopped
         feed, status = guarded.feed, request.status
@@ -286,7 +287,9 @@ class GuardedScheduler(ReadingScheduler):
             apart: True if the check cannot ride, though the detector reads states.
         """
         request, stage = guarded.request, guarded.stage
-        if stage is RequestStage.DUE:
+        if stage is RequestStage.UNSURE:
+            self._check_apart(guarded)
+        elif stage is RequestStage.DUE:
             if apart or guarded.held or not self.setup.reads or not request.num_output_tokens:
                 self._check_apart(guarded)
         elif stage is RequestStage.FREE and guarded.held:
@@ -297,11 +300,13 @@ class GuardedScheduler(ReadingScheduler):
                 self._enqueue_waiting_request(request)
 
     def _check_apart(self, guarded: GuardedRequest) -> None:
-        """Hold the request, and put check requests to the front of the queue."""
+        """Hold the request, and put check requests to the front of the queue, or ask outside."""
         if not guarded.held:
             self._take_out(guarded.request)
             guarded.held = True
         guarded.pending = make_checks(self.setup, guarded)
+        if not guarded.pending:
+            ask_outside(self.setup, guarded)
         for name, request in reversed(guarded.check_requests.items()):
             self._check_requests[name], self.requests[name] = guarded, request
             self.waiting.prepend_request(request)

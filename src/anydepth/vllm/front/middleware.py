@@ -20,6 +20,7 @@ from anydepth.server.http.app import api_keys
 from anydepth.server.http.disconnect import ClientGone
 from anydepth.server.http.gateway import Edge
 from anydepth.server.http.http_errors import blocked, check_json, failure, refusal, retry_header
+from anydepth.server.http.keep_alive import kept_alive
 from anydepth.server.telemetry.metrics import Metrics
 from anydepth.settings import Settings
 from anydepth.vllm.additional_config import engine_options
@@ -27,6 +28,7 @@ from anydepth.vllm.front.replies import RequestedReply, halted_reply, refusal_of
 from anydepth.vllm.front.reports import Reports, ResponseReports, listen
 from anydepth.vllm.front.request import read_body, rewrite
 from anydepth.vllm.front.sse_reader import Events, rewritten
+from anydepth.vllm.front.stage_counts import count_stages
 from anydepth.vllm.front.stream import StreamReply
 
 logger = logging.getLogger("vllm.anydepth")
@@ -113,11 +115,12 @@ class _Router:
             return
         raw = json.dumps(body, allow_nan=False).encode()
         page = self._reports.responses[asked.id] = {}
-        reply = _Reply(scope, send, asked, page)
         try:
-            await self._app(_with_headers(scope, asked, len(raw)), _after(raw, receive), reply.send)
+            async with kept_alive(send) as passing:
+                reply = _Reply(scope, passing, asked, page)
+                await self._app(_with_headers(scope, asked, len(raw)), _after(raw, receive), reply.send)
         finally:
-            del self._reports.responses[asked.id]
+            count_stages(self._reports.responses.pop(asked.id), self._settings)
 
 
 def _after(raw: bytes, receive: Receive) -> Receive:

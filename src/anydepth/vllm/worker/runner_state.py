@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from anydepth.detectors import TextDetector
 from anydepth.vllm.setup import Setup
 from anydepth.vllm.wire import OPENERS, Findings, Key, Orders
 from anydepth.vllm.worker.fed_rows import feed_instead
@@ -37,10 +36,7 @@ class RunnerState:
         self.seconds, self.checks = 0.0, 0
         self.headers: Mapping[str, Sequence[int]] = {}
         self._orders = Orders()
-        self._openers: list[int] = []
-        detector = None if setup.options.collects else setup.detector
-        if isinstance(detector, TextDetector):
-            self._openers = list(detector.opener_ids or ())
+        self._openers = [] if setup.options.collects else list(setup.openers)
 
     def set_up(self, runner: Any) -> None:
         """Choose how to read from the model that vLLM's runner has loaded."""

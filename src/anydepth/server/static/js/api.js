@@ -68,6 +68,9 @@ export async function* stream(path, { body, signal }) {
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const event of events) {
+        if (!event.startsWith("data:")) {
+          continue; // a comment that keeps the connection open
+        }
         const data = event.replace(/^data: ?/, "");
         if (data === "[DONE]") {
           return;
