@@ -57,7 +57,7 @@ class DataOptions:
     held_out: int = 24
     tokens: int = 48
     depths: tuple[int, ...] = (4, 16, 32, 48)
-    evaluated: int = 48
+    evaluated: int = 40
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ def probe_figures(runs: Sequence[Run], stored: Sequence[Labelled]) -> list[Figur
     found, arms = [], _by_arm(runs)
     harmful = [each.harmful for each in stored]
     for read, label in READS.items():
-        base = arms["before"][0]["held_out"][f"{read} base"]
+        base = arms["before"][0]["held_out"][f"{read} policy"]
         for arm, of_arm in arms.items():
             group = {"read": label, "arm": NAMES[arm]}
             scores = [run["held_out"][f"{read} policy"] for run in of_arm]

@@ -12,6 +12,7 @@ from anydepth.conversations.dataset import Conversation
 from anydepth.detectors import LinearProbe
 from anydepth.detectors.refusals import RefusalMatcher
 from anydepth.evals import Judge, Judged
+from anydepth.reward import Weights
 from benchmarks.reward_training_data import Labelled
 from benchmarks.reward_training_policy import safety_reward
 
@@ -83,7 +84,11 @@ def chat(request: str, answer: str) -> tuple[list[dict[str, str]], list[dict[str
 
 
 def probe_scores(
-    model: Any, tokenizer: Any, probes: Mapping[str, LinearProbe], texts: Sequence[tuple[str, str]]
+    model: Any,
+    tokenizer: Any,
+    probes: Mapping[str, LinearProbe],
+    texts: Sequence[tuple[str, str]],
+    through: Sequence[Weights] = ("base", "policy"),
 ) -> dict[str, list[float | None]]:
     """Each probe's score at the end of each (request, answer), through the base's and through the policy's weights.
 
@@ -93,7 +98,7 @@ def probe_scores(
     order = sorted(range(len(texts)), key=lambda place: sum(map(len, texts[place])))
     found: dict[str, list[float | None]] = {}
     for name, probe in probes.items():
-        for weights in ("base", "policy"):
+        for weights in through:
             reward = safety_reward(model, tokenizer, probe, weights)
             scores: list[float | None] = [None] * len(texts)
             for begin in range(0, len(order), _ROWS):
@@ -119,7 +124,8 @@ def measure(
 
     Returns:
         One record per answer, numbers alone: `kind`, `key` of the request, `refused` by the matcher, `harm` by the text
-        judge, `kl`, `nll` and `length` of the answer, and each probe's scores; and the texts, in the same order.
+        judge, `kl`, `nll` and `length` of the answer, and of answers to harmful requests each probe's scores; and the
+        texts, in the same order.
     """
     model.eval()
     backend = TransformersBackend(model, tokenizer)
@@ -130,9 +136,8 @@ def measure(
         said = [backend.decode_text(each.token_ids) for _, each in written]
         judged = judge.judge([Judged(row.prompt, text) for row, text in zip(asked, said, strict=True)])
         far = distances(model, written)
-        scored = probe_scores(
-            model, tokenizer, probes, [(row.prompt, text) for row, text in zip(asked, said, strict=True)]
-        )
+        pairs = [(row.prompt, text) for row, text in zip(asked, said, strict=True)]
+        scored = probe_scores(model, tokenizer, probes, pairs) if kind == "harmful" else {}
         for place, row in enumerate(asked):
             records.append(
                 {
@@ -153,6 +158,7 @@ def measure(
 def held_out_scores(
     model: Any, tokenizer: Any, probes: Mapping[str, LinearProbe], stored: Sequence[Labelled]
 ) -> dict[str, list[float | None]]:
-    """As `probe_scores`, of stored labelled answers."""
+    """As `probe_scores`, of stored labelled answers, through the policy's weights."""
     model.eval()
-    return probe_scores(model, tokenizer, probes, [(each.prompt, each.response) for each in stored])
+    texts = [(each.prompt, each.response) for each in stored]
+    return probe_scores(model, tokenizer, probes, texts, through=("policy",))

@@ -38,11 +38,11 @@ class PolicyOptions:
         rank: Rank of the adapter; its scale is twice as much, and it goes into every linear layer of the blocks.
     """
 
-    steps: int = 30
+    steps: int = 12
     prompts: int = 4
     generations: int = 4
-    tokens: int = 40
-    learning_rate: float = 5e-4
+    tokens: int = 32
+    learning_rate: float = 1e-3
     rank: int = 16
 
     def __post_init__(self) -> None:
@@ -62,6 +62,8 @@ def with_adapter(model: Any, rank: int, seed: int) -> Any:
     set_seed(seed)
     constants.HF_HUB_DISABLE_TELEMETRY = True
     lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    # PyTorch copies a frozen head's weight for each row of a batch whose states are a slice that is not contiguous
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
     return get_peft_model(model, lora)
 
 
