@@ -4,10 +4,10 @@
     gate_cost.py MODEL [--probe PROBE] [--rounds 9] [--contexts 128 1024] [-o FILE.json]
 
 Each round measures, at each length of conversation and call: a check at the end of the call, in a session whose cache
-has the conversation; `Guard.gate` without its control; with it; and how much of each was the pass over the
-conversation, which a check does not need: its cache is there. Ratios are over the check: of the gate without that pass
-(`reading`), and of all of it (`whole`). They are the medians over the rounds with their 95 % bootstrap intervals. The
-file is written anew after each round.
+has the conversation; a gate without its control; with it; and how much of each was the pass over the conversation,
+which a check does not need: its cache is there. The template has written the call before. Ratios are over the check:
+of the gate without that pass (`reading`), and of all of it (`whole`). They are the medians over the rounds with their
+95 % bootstrap intervals. The file is written anew after each round.
 """
 
 import argparse
@@ -27,8 +27,10 @@ from anydepth.bench.timing import FILLER, endless, seconds
 from anydepth.detectors import LinearProbe
 from anydepth.detectors.probe import find_shipped
 from anydepth.errors import AnydepthError
+from anydepth.gate import gate_calls
 from anydepth.guard import Guard
 from anydepth.templates.call_formats import choose_format
+from anydepth.templates.proposed_call import CallPrompt
 
 CALL = {"name": "write_note", "arguments": {"text": "The tea is ready."}}
 
@@ -63,17 +65,16 @@ class Rounds:
         self._guard, self._text = guard, TextPass()
         tokenizer: Any = guard.template.tokenizer
         written = choose_format("auto", str(tokenizer.chat_template)) or choose_format("hermes", "")
-        self._format = written.name if written else "auto"
-        self._asked, self._sessions = dict[int, str](), dict[int, Session]()
+        self._calls, self._sessions = dict[int, CallPrompt](), dict[int, Session]()
         filler = tokenizer.encode(FILLER * (2 + max(contexts) // 16), add_special_tokens=False)
         for context in contexts:
             bare = guard.template.call_prompt("x", CALL, written=written)
             said = tokenizer.decode(filler[: max(1, context - len(bare.prompt.ids))])
-            prompt = guard.template.call_prompt(said, CALL, written=written).prompt
+            call = guard.template.call_prompt(said, CALL, written=written)
             backend: Any = guard.backend
-            session = backend.open([prompt], max_new_tokens=4, **endless(backend))
+            session = backend.open([call.prompt], max_new_tokens=4, **endless(backend))
             session.decode(1)
-            self._asked[context], self._sessions[context] = said, session
+            self._calls[context], self._sessions[context] = call, session
         for context in contexts:  # not timed: whatever is made once
             self._check(context)
             self._gate(context, control=True)
@@ -83,7 +84,8 @@ class Rounds:
         self._guard.detector.check(session, [session.current(0)])
 
     def _gate(self, context: int, *, control: bool) -> None:
-        self._guard.gate(self._asked[context], CALL, format=self._format, control=control)
+        guard = self._guard
+        gate_calls(guard.backend, guard.detector, guard.config, [self._calls[context]], control=control)
 
     def measure(self, number: int) -> dict[str, float]:
         """Seconds of each part in round `number`."""
