@@ -114,12 +114,14 @@ def finished(backend: TransformersBackend, row: Conversation) -> FinishedAnswer:
     return FinishedAnswer(Prompt(prompt.ids[: prompt.start]), answer, depths)
 
 
-def fitted(checks: Checks) -> Any:
-    """A logistic regression on standardised states, of the strength that separates other requests best."""
-    groups = GroupKFold(4)
+def model(strength: float) -> Any:
+    """A logistic regression on standardised states."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=400))
 
-    def model(strength: float) -> Any:
-        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=400))
+
+def best_strength(checks: Checks) -> float:
+    """The strength that separates the texts of other requests best."""
+    groups = GroupKFold(4)
 
     def worth(strength: float) -> float:
         made = cross_val_predict(
@@ -132,7 +134,12 @@ def fitted(checks: Checks) -> Any:
         )
         return float(separation(made[checks.harmful], made[~checks.harmful]))
 
-    return model(max(STRENGTHS, key=worth)).fit(checks.states, checks.harmful)
+    return max(STRENGTHS, key=worth)
+
+
+def fitted(checks: Checks, strength: float | None = None) -> Any:
+    """A model of the checks; without a strength, of the one that is best on them."""
+    return model(strength or best_strength(checks)).fit(checks.states, checks.harmful)
 
 
 def logits(probe: LinearProbe, checks: Checks) -> np.ndarray:
@@ -144,14 +151,14 @@ def scored(probe: LinearProbe, train: Checks, test: Checks) -> Iterator[tuple[st
     """The values of the test checks by each way of fitting."""
     yield SHIPPED, logits(probe, test)
     yield ALONE, fitted(train.where(train.language == ENGLISH)).decision_function(test.states)
-    languages = sorted(set(train.language))
-    yield ALL, fitted(train).decision_function(test.states)
+    languages, strength = sorted(set(train.language)), best_strength(train)
+    yield ALL, fitted(train, strength).decision_function(test.states)
     one = [languages[int(digest(str(prompt)), 16) % len(languages)] for prompt in train.prompt]
     yield FEW, fitted(train.where(np.array(one) == train.language)).decision_function(test.states)
     values = np.zeros(len(test.harmful))
     for language in languages:
         mask = test.language == language
-        values[mask] = fitted(train.where(train.language != language)).decision_function(test.states[mask])
+        values[mask] = fitted(train.where(train.language != language), strength).decision_function(test.states[mask])
     yield WITHOUT, values
 
 
