@@ -38,6 +38,9 @@ from anydepth.probes.recipe.pairs import half
 from anydepth.templates.prompt import Prompt
 from anydepth.types import Score
 
+_SET = "polyrefuse"
+"""Beginning of the sources that have harmful and harmless texts."""
+
 DEPTHS = (25, 50, 75)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 SHIPPED, ALONE, ALL, FEW, WITHOUT = (
@@ -82,7 +85,7 @@ class Recorder:
 def sampled(rows: Sequence[Conversation], which: int, counts: Counts) -> list[Any]:
     """The texts of one half of the requests of the sets that have both labels, the same in every language."""
     mask = half([row.prompt_key for row in rows], which)
-    own = [row for row, kept in zip(rows, mask, strict=True) if kept and row.source.startswith("polyrefuse")]
+    own = [row for row, kept in zip(rows, mask, strict=True) if kept]
     return choose(sorted(own, key=lambda row: (digest(row.prompt_key), digest(row.id))), counts)
 
 
@@ -188,10 +191,15 @@ def main() -> int:
     parser.add_argument("tables", type=Path, help="folder of the tables")
     parser.add_argument("--requests", type=int, default=24, help="requests of a language and label, in each half")
     parser.add_argument("--answers", type=int, default=16, help="answers of a language and label, in each half")
+    parser.add_argument("--languages", nargs="*", default=[], help="those to read; all by default")
     parser.add_argument("--work", type=Path, required=True, help="folder for states")
     parser.add_argument("-o", "--out", type=Path, required=True, help="run folder")
     given = parser.parse_args()
-    rows = list({row.id: row for row in load_rows(given.tables)}.values())
+    rows = [
+        row
+        for row in {row.id: row for row in load_rows(given.tables)}.values()
+        if row.source.startswith(_SET) and language_of(row) in (given.languages or [language_of(row)])
+    ]
     backend = load(given.model)
     if (probe := find_shipped(backend)) is None:
         raise SystemExit(f"no probe is shipped for {given.model}; give a model that has one")
@@ -224,7 +232,7 @@ def write(
 ) -> None:
     """The run folder: no text of a request or an answer is in it."""
     given.out.mkdir(parents=True, exist_ok=True)
-    identity = backend.identity
+    identity, names = backend.identity, " ".join(["", "--languages", *given.languages] if given.languages else [])
     content = "\n".join(sorted(f"{row.id} {digest(row.prompt)} {digest(row.response)} {row.label}" for row in rows))
     manifest = {
         "anydepth": __version__,
@@ -234,7 +242,7 @@ def write(
             "dtype": str(backend.model.dtype),
         },
         "command": f"benchmarks/language_refit.py {Path(given.model).name} data/languages --work work "
-        f"--requests {given.requests} --answers {given.answers} -o {given.out.name}",
+        f"--requests {given.requests} --answers {given.answers}{names} -o {given.out.name}",
         "options": {"quick": False, "requests": given.requests, "answers": given.answers, "strengths": STRENGTHS},
         "data": {"languages": {"rows": len(rows), "sha256": hashlib.sha256(content.encode()).hexdigest()}},
         **sizes,
