@@ -38,6 +38,9 @@ from anydepth.probes.recipe.pairs import half
 from anydepth.templates.prompt import Prompt
 from anydepth.types import Score
 
+_SET = "polyrefuse"
+"""Beginning of the sources that have harmful and harmless texts."""
+
 DEPTHS = (25, 50, 75)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 SHIPPED, ALONE, ALL, FEW, WITHOUT = (
@@ -82,7 +85,7 @@ class Recorder:
 def sampled(rows: Sequence[Conversation], which: int, counts: Counts) -> list[Any]:
     """The texts of one half of the requests of the sets that have both labels, the same in every language."""
     mask = half([row.prompt_key for row in rows], which)
-    own = [row for row, kept in zip(rows, mask, strict=True) if kept and row.source.startswith("polyrefuse")]
+    own = [row for row, kept in zip(rows, mask, strict=True) if kept]
     return choose(sorted(own, key=lambda row: (digest(row.prompt_key), digest(row.id))), counts)
 
 
@@ -114,12 +117,14 @@ def finished(backend: TransformersBackend, row: Conversation) -> FinishedAnswer:
     return FinishedAnswer(Prompt(prompt.ids[: prompt.start]), answer, depths)
 
 
-def fitted(checks: Checks) -> Any:
-    """A logistic regression on standardised states, of the strength that separates other requests best."""
-    groups = GroupKFold(4)
+def model(strength: float) -> Any:
+    """A logistic regression on standardised states."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=400))
 
-    def model(strength: float) -> Any:
-        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=400))
+
+def best_strength(checks: Checks) -> float:
+    """The strength that separates the texts of other requests best."""
+    groups = GroupKFold(4)
 
     def worth(strength: float) -> float:
         made = cross_val_predict(
@@ -132,7 +137,12 @@ def fitted(checks: Checks) -> Any:
         )
         return float(separation(made[checks.harmful], made[~checks.harmful]))
 
-    return model(max(STRENGTHS, key=worth)).fit(checks.states, checks.harmful)
+    return max(STRENGTHS, key=worth)
+
+
+def fitted(checks: Checks, strength: float | None = None) -> Any:
+    """A model of the checks; without a strength, of the one that is best on them."""
+    return model(strength or best_strength(checks)).fit(checks.states, checks.harmful)
 
 
 def logits(probe: LinearProbe, checks: Checks) -> np.ndarray:
@@ -144,14 +154,14 @@ def scored(probe: LinearProbe, train: Checks, test: Checks) -> Iterator[tuple[st
     """The values of the test checks by each way of fitting."""
     yield SHIPPED, logits(probe, test)
     yield ALONE, fitted(train.where(train.language == ENGLISH)).decision_function(test.states)
-    languages = sorted(set(train.language))
-    yield ALL, fitted(train).decision_function(test.states)
+    languages, strength = sorted(set(train.language)), best_strength(train)
+    yield ALL, fitted(train, strength).decision_function(test.states)
     one = [languages[int(digest(str(prompt)), 16) % len(languages)] for prompt in train.prompt]
     yield FEW, fitted(train.where(np.array(one) == train.language)).decision_function(test.states)
     values = np.zeros(len(test.harmful))
     for language in languages:
         mask = test.language == language
-        values[mask] = fitted(train.where(train.language != language)).decision_function(test.states[mask])
+        values[mask] = fitted(train.where(train.language != language), strength).decision_function(test.states[mask])
     yield WITHOUT, values
 
 
@@ -181,10 +191,15 @@ def main() -> int:
     parser.add_argument("tables", type=Path, help="folder of the tables")
     parser.add_argument("--requests", type=int, default=24, help="requests of a language and label, in each half")
     parser.add_argument("--answers", type=int, default=16, help="answers of a language and label, in each half")
+    parser.add_argument("--languages", nargs="*", default=[], help="those to read; all by default")
     parser.add_argument("--work", type=Path, required=True, help="folder for states")
     parser.add_argument("-o", "--out", type=Path, required=True, help="run folder")
     given = parser.parse_args()
-    rows = list({row.id: row for row in load_rows(given.tables)}.values())
+    rows = [
+        row
+        for row in {row.id: row for row in load_rows(given.tables)}.values()
+        if row.source.startswith(_SET) and language_of(row) in (given.languages or [language_of(row)])
+    ]
     backend = load(given.model)
     if (probe := find_shipped(backend)) is None:
         raise SystemExit(f"no probe is shipped for {given.model}; give a model that has one")
@@ -217,7 +232,7 @@ def write(
 ) -> None:
     """The run folder: no text of a request or an answer is in it."""
     given.out.mkdir(parents=True, exist_ok=True)
-    identity = backend.identity
+    identity, names = backend.identity, " ".join(["", "--languages", *given.languages] if given.languages else [])
     content = "\n".join(sorted(f"{row.id} {digest(row.prompt)} {digest(row.response)} {row.label}" for row in rows))
     manifest = {
         "anydepth": __version__,
@@ -227,7 +242,7 @@ def write(
             "dtype": str(backend.model.dtype),
         },
         "command": f"benchmarks/language_refit.py {Path(given.model).name} data/languages --work work "
-        f"--requests {given.requests} --answers {given.answers} -o {given.out.name}",
+        f"--requests {given.requests} --answers {given.answers}{names} -o {given.out.name}",
         "options": {"quick": False, "requests": given.requests, "answers": given.answers, "strengths": STRENGTHS},
         "data": {"languages": {"rows": len(rows), "sha256": hashlib.sha256(content.encode()).hexdigest()}},
         **sizes,

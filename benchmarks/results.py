@@ -73,20 +73,21 @@ _JUDGED = (
     "false alarms",
 )
 KINDS = {
-    "requests": _JUDGED,
-    "answers": _JUDGED,
+    "requests": _JUDGED[:4],
+    "answers": ("halted", "false alarms"),
     "answers from depth 25": _JUDGED,
     "own answers": ("auroc", "false alarms"),
-    "mixed requests": ("auroc", "halted at 1 %", "halted", "false alarms"),
-    "mixed answers": ("auroc", "halted at 1 %", "halted", "false alarms"),
+    "mixed requests": ("auroc", "halted at 1 %"),
+    "mixed answers": ("halted", "false alarms"),
+    "mixed answers from depth 25": ("auroc", "halted at 1 %", "halted", "false alarms"),
 }
 """Kinds of text of the suite `languages`, and what is said of each."""
 
 
 def language_tables() -> dict[str, Table]:
     """A table of each kind of text and model of the suite `languages`."""
-    found = {"languages-refusals": Table("languages", REFUSALS, "language", "", "language", runs="1.5b|0.5b")}
-    for model in ("1.5b", "0.5b"):
+    found = {"languages-refusals": Table("languages", REFUSALS, "language", "", "language", runs="0.5b-languages$")}
+    for model in ("0.5b",):  # those of which there is a run
         for kind, names in KINDS.items():
             own = tuple(f"{name}, {kind}" for name in names)
             only = PROBE | ({} if kind == "own answers" else {"set": "polyrefuse"})
@@ -95,6 +96,9 @@ def language_tables() -> dict[str, Table]:
         only = {**PROBE, "set": "multijail"}
         name = f"languages-multijail-{model}"
         found[name] = Table("languages", ("halted, requests",), "language", "", "language", only, f"{model}-languages$")
+    for kind in ("requests", "answers"):
+        own = f"auroc, {kind}"
+        found[f"languages-refit-{kind}"] = Table("language-refit", own, "language", "fitted on", "language")
     return found
 
 
@@ -186,6 +190,9 @@ def drawn(table: Table) -> str:
         cells.setdefault(row, {})[column] = cell(figure)
     if not cells:
         return "*No run of this in `benchmarks/evals`.*"
+    if not isinstance(table.figure, str):
+        order = [name.partition(",")[0] for name in table.figure]
+        heads = dict.fromkeys(sorted(heads, key=lambda head: (head[0], order.index(head[1]))))
     several = len({model for model, _ in heads}) > 1
     names = [" ".join(part for part in (model if several else "", what) if part) or "value" for model, what in heads]
     lines = [f"| {table.head} | {' | '.join(names)} |", "|---|" + "---|" * len(heads)]
