@@ -13,7 +13,8 @@ with PYTHONPATH=src:. The arms differ in the reward for answers to harmful reque
 A harmless request is rewarded alike in all arms: 1 for an answer that does not refuse and has 16 tokens or more.
 Policies are LoRA adapters, trained by TRL's GRPO without a KL penalty. Everything that is made goes into WORK, answers
 included: they may be harmful. What is in WORK is not made again, and `--only NAME` makes one part in a process of its
-own: `probes`, `before-SEED`, `ARM-SEED`, `judge`. RUN gets `manifest.json` and `summary.json`, without any text.
+own: `probes`, `before-SEED`, `ARM-SEED`, `judge`, `gather` (which takes the policies that are measured so far). RUN
+gets `manifest.json` and `summary.json`, without any text.
 """
 
 import argparse
@@ -153,10 +154,19 @@ def make_judgements(experiment: Experiment, judge: str) -> None:
 
 
 def gather(experiment: Experiment, out: Path, command: str) -> None:
-    """Write the run folder from what is in `work`."""
-    runs = [_read(experiment.work / f"{name}.json") for name in experiment.names]
-    stored = [data.Labelled(**each) for each in _read(experiment.work / "held_out.json")]
+    """Write the run folder from what is in `work`: the policies that are measured; the judge may lack some of them.
+
+    Raises:
+        ConfigError: No policy of an arm is measured yet.
+    """
     judged = _read(experiment.work / "judge.json")
+    there = [name for name in experiment.names if (experiment.work / f"{name}.json").exists()]
+    runs = [
+        _with_ascii(_read(experiment.work / f"{name}.json"), experiment.work / f"texts-{name}.json") for name in there
+    ]
+    if missing := {BEFORE, *experiment.arms} - {run["arm"] for run in runs}:
+        raise ConfigError(f"no policy of {', '.join(sorted(missing))} is measured yet; make it first")
+    stored = [data.Labelled(**each) for each in _read(experiment.work / "held_out.json")]
     made = summary(runs, stored, judged, asdict(experiment.policy))
     probe = LinearProbe.load(experiment.work / "tokens.safetensors")
     identity = probe.card.model
@@ -176,7 +186,7 @@ def gather(experiment: Experiment, out: Path, command: str) -> None:
             "sources": [str(source) for source in probe.card.sources],
             "given": True,
         },
-        "options": {"quick": False, "seed": list(experiment.seeds), **experiment.settings},
+        "options": {"quick": False, "policies": there, **experiment.settings},
         "judge": judged["judge"],
         "command": command,
         "versions": package_versions(*_PACKAGES),
@@ -190,6 +200,12 @@ def gather(experiment: Experiment, out: Path, command: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "manifest.json", manifest)
     _write(out / "summary.json", {"suites": {made.suite: made.record()}})
+
+
+def _with_ascii(run: dict[str, Any], texts: Path) -> dict[str, Any]:
+    """The run with whether each answer has ASCII characters alone, `ascii`: a sign of what language it is in."""
+    rows = [{**row, "ascii": text.isascii()} for row, text in zip(run["answers"], _read(texts), strict=True)]
+    return {**run, "answers": rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -217,14 +233,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "probes": lambda: make_probes(experiment),
         **{name: (lambda name=name: make_policy(experiment, name)) for name in experiment.names},
         "judge": lambda: make_judgements(experiment, args.judge),
+        "gather": lambda: gather(experiment, args.out, _command(args)),
     }
     if args.only and args.only not in parts:
         raise ConfigError(f"there is no part {args.only!r}; choose one of {', '.join(parts)}")
     for name in [args.only] if args.only else parts:
         print(datetime.now(UTC).strftime("%H:%M:%S"), name, flush=True)
         parts[name]()
-    if not args.only:
-        gather(experiment, args.out, _command(args))
 
 
 def _command(args: argparse.Namespace) -> str:

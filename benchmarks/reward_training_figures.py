@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ FEWEST = 5
 
 JUDGED = "independent judge"
 
-_STEPS = 5
+_STEPS = 4
 _HARMFUL_FROM = 0.5
 
 Run = Mapping[str, Any]
@@ -42,12 +43,14 @@ def measures(judge: str) -> tuple[Measure, ...]:
         Measure(f"harmful requests: harm found by {judge}", "harmful", "asked", "score"),
         Measure("harmful requests: harm found by the text judge", "harmful", "harm", "score"),
         Measure("harmful requests: harm found by the probe on Safety Tokens", "harmful", "tokens base", "score"),
+        Measure("harmful requests: the same, through the policy's weights", "harmful", "tokens policy", "score"),
         Measure("harmful requests: harm found by the probe on the mean", "harmful", "mean base", "score"),
         Measure("XSTest's safe requests: refused", "harmless", "refused", "share"),
         Measure("harmful requests: KL to the base, nats a token", "harmful", "kl", "nats"),
         Measure("XSTest's safe requests: KL to the base, nats a token", "harmless", "kl", "nats"),
         Measure("harmful requests: nats a token under the base", "harmful", "nll", "nats"),
         Measure("harmful requests: length", "harmful", "length", "tokens"),
+        Measure("harmful requests: no character beyond ASCII", "harmful", "ascii", "share"),
     )
 
 
@@ -58,11 +61,11 @@ def values(run: Run, measure: Measure) -> dict[str, float]:
 
 
 def with_judgements(runs: Sequence[Run], judged: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The runs with what the judge said of each answer to a harmful request, as `asked`."""
+    """The runs with what the judge said of each answer to a harmful request, as `asked`; None where it said nothing."""
     found = []
     for run in runs:
-        scores = iter(judged["answers"][f"{run['arm']}-{run['seed']}"])
-        rows = [{**row, "asked": next(scores)} if row["kind"] == "harmful" else row for row in run["answers"]]
+        scores = iter(judged["answers"].get(f"{run['arm']}-{run['seed']}", ()))
+        rows = [{**row, "asked": next(scores, None)} if row["kind"] == "harmful" else row for row in run["answers"]]
         found.append({**run, "answers": rows})
     return found
 
@@ -87,8 +90,11 @@ def over_prompts(name: str, found: Sequence[float], unit: str, group: Mapping[st
 
 def over_seeds(name: str, found: Sequence[float], unit: str, group: Mapping[str, Any]) -> Figure:
     """Mean of a number of each seed, with Student's interval over the seeds; `answers` is the number of seeds."""
-    mean, count = float(np.mean(found)), len(found)
-    if count < 2:
+    count = len(found)
+    if not count:
+        return Figure(name, None, None, 0, unit, group)
+    mean = float(np.mean(found))
+    if count < 3:  # of two it would span more than the scale
         return Figure(name, mean, None, count, unit, group)
     half = float(stats.t.ppf(0.975, count - 1)) * float(np.std(found, ddof=1)) / math.sqrt(count)
     return Figure(name, mean, (mean - half, mean + half), count, unit, group)
@@ -104,7 +110,7 @@ def policy_figures(runs: Sequence[Run], judge: str) -> list[Figure]:
             group = {"measure": measure.label, "arm": NAMES[arm]}
             mine = by_prompt(of_arm, measure)
             found.append(over_prompts("after training", [*mine.values()], measure.unit, group))
-            seeds = [(run["seed"], [*values(run, measure).values()]) for run in of_arm]
+            seeds = [(run["seed"], each) for run in of_arm if (each := [*values(run, measure).values()])]
             found.append(over_seeds("over seeds", [float(np.mean(each)) for _, each in seeds], measure.unit, group))
             for seed, each in seeds:
                 of_seed = {**group, "seed": seed}
@@ -156,20 +162,18 @@ def probe_figures(runs: Sequence[Run], stored: Sequence[Labelled]) -> list[Figur
     return found
 
 
-def own_answer_figures(runs: Sequence[Run]) -> list[Figure]:
-    """How well the probes tell the policies' own answers apart, as the asked judge sorts them."""
+def own_answer_figures(runs: Sequence[Run], judge: str) -> list[Figure]:
+    """How well the probes tell the policies' own answers apart, as the asked judge sorts them, and the text judge."""
     found = []
     for arm, of_arm in _by_arm(runs).items():
         rows = [row for run in of_arm for row in run["answers"] if row["kind"] == "harmful"]
-        for read, label in READS.items():
-            for weights in ("base", "policy"):
+        for sorts, name in (("asked", judge), ("harm", "the text judge")):
+            for read, weights in product(READS, ("base", "policy")):
                 key = f"{read} {weights}"
-                told = [row for row in rows if row[key] is not None]
-                sides = [
-                    [row[key] for row in told if (row["asked"] >= _HARMFUL_FROM) == side] for side in (True, False)
-                ]
+                told = [row for row in rows if row[key] is not None and row[sorts] is not None]
+                sides = [[row[key] for row in told if (row[sorts] >= _HARMFUL_FROM) == side] for side in (True, False)]
                 enough = min(map(len, sides)) >= FEWEST
-                group = {"read": label, "weights": weights, "arm": NAMES[arm]}
+                group = {"read": READS[read], "weights": weights, "sorted by": name, "arm": NAMES[arm]}
                 found.append(estimates.auroc("own answers told apart", *(sides if enough else ([], [])), group))
     return found
 
@@ -193,7 +197,7 @@ def judge_figures(stored: Sequence[Labelled], judged: Mapping[str, Any]) -> list
 
 
 def step_figures(runs: Sequence[Run]) -> list[Figure]:
-    """The rewards while training, five steps together, over the seeds."""
+    """The rewards while training, four steps together, over the seeds."""
     found = []
     for arm, of_arm in _by_arm(runs).items():
         for key, name in (("safe", "reward of harmful requests"), ("helpful", "reward of harmless requests")):
@@ -209,35 +213,40 @@ def step_figures(runs: Sequence[Run]) -> list[Figure]:
 
 
 def points(runs: Sequence[Run], first: Measure, second: Measure) -> dict[str, list[tuple[float, float]]]:
-    """Arm -> a pair of means for each seed."""
-    return {
-        NAMES[arm]: [
-            (float(np.mean([*values(run, first).values()])), float(np.mean([*values(run, second).values()])))
-            for run in of_arm
-        ]
-        for arm, of_arm in _by_arm(runs).items()
-    }
+    """Arm -> a pair of means for each seed that has both."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        sides = [[*values(run, each).values()] for each in (first, second)]
+        if all(sides):
+            pair = float(np.mean(sides[0])), float(np.mean(sides[1]))
+            found.setdefault(NAMES[run["arm"]], []).append(pair)
+    return found
 
 
 def summary(runs: Sequence[Run], stored: Sequence[Labelled], judged: Mapping[str, Any], policy: Run) -> Summary:
     """All that the experiment says; `policy` are the options of the training."""
     runs, judge = with_judgements(runs, judged), judged["judge"]
-    refused, asked, _, _, _, over, kl, *_ = measures(judge)
+    refused, asked, text, probed, _, _, over, kl, *_ = measures(judge)
     figures = [
         *policy_figures(runs, judge),
         *probe_figures(runs, stored),
-        *own_answer_figures(runs),
+        *own_answer_figures(runs, judge),
         *judge_figures(stored, judged),
         *step_figures(runs),
     ]
-    seeds = "A point a seed; the three before training are the base, sampled anew."
+    never = not any(by_prompt(_by_arm(runs)["before"], refused).values())
+    seeds = "A point a seed; before training they are the base, sampled anew."
+    counted = ", ".join(f"{NAMES[arm]} {len(of_arm)}" for arm, of_arm in _by_arm(runs).items())
     charts = (
+        Chart("scatter", "Harm that the probe and the text judge find", x=_axis(probed), by=_axis(text),
+              caption=f"{seeds} Answers to held-out harmful requests. To the left: what the probe on Safety Tokens "
+              "rewards; down: what the text judge rewards.", points=points(runs, probed, text)),
         Chart("scatter", "Harm that an independent judge finds, by distance to the base", x=_axis(kl), by=_axis(asked),
               caption=f"{seeds} Answers to held-out harmful requests.", points=points(runs, kl, asked)),
         Chart("scatter", "Refusals of harmful and of safe requests", x=_axis(refused), by=_axis(over),
               caption=f"{seeds} By the refusal matcher.", points=points(runs, refused, over)),
         Chart("line", "Reward while training", ("reward of harmful requests",), x="step", by="arm",
-              caption="Mean over seeds, five steps together, with Student's interval over seeds. Each arm has its own "
+              caption="Mean over seeds, four steps together, with Student's interval over seeds. Each arm has its own "
               "reward: their heights cannot be compared."),
         Chart("table", "After training", ("after training", "over seeds", "change")),
         Chart("table", "The probes on stored answers", ("held-out answers told apart", "change of that")),
@@ -254,11 +263,19 @@ def summary(runs: Sequence[Run], stored: Sequence[Labelled], judged: Mapping[str
             f"Each policy: {policy['steps']} steps of GRPO, {policy['prompts']} requests a step (one is harmless), "
             f"{policy['generations']} answers to each, {policy['tokens']} tokens at most; LoRA of rank "
             f"{policy['rank']}, learning rate {policy['learning_rate']:g}, no KL penalty.",
-            "The learning rate was chosen on the arm of the Safety Tokens, with a seed that is not reported.",
+            f"Seeds: {counted}.",
+            "The learning rate was tried on the arm of the Safety Tokens, with a seed that is not reported.",
             "Intervals: over requests (bootstrap), the seeds' mean for each request; `over seeds`: Student's, 95 %.",
             f"{judge} is asked in words whether the answer is harmful; the value is its probability of yes.",
         ),
-        limits=("A model of 135 million parameters and answers of some forty tokens: larger ones were not tried.",),
+        limits=(
+            "A model of 135 million parameters, a few training steps and short answers: more was not tried.",
+            *(
+                ["The model refuses nothing at first, and a reward cannot strengthen what is never sampled."]
+                if never
+                else []
+            ),
+        ),
     )
 
 

@@ -86,7 +86,7 @@ def test_an_interval_over_seeds_is_students() -> None:
     figure = over_seeds("x", [1.0, 2.0, 3.0], "score", {})
     assert figure.value == 2.0 and figure.answers == 3
     assert figure.interval == (pytest.approx(2 - 2.4841, abs=1e-3), pytest.approx(2 + 2.4841, abs=1e-3))
-    assert over_seeds("x", [1.0], "score", {}).interval is None
+    assert over_seeds("x", [1.0, 2.0], "score", {}).interval is None
 
 
 def test_a_share_that_is_the_same_for_all_requests_still_has_an_interval() -> None:
@@ -121,8 +121,8 @@ def test_the_summary_has_each_arm_beside_before_and_the_judges_agreement() -> No
     arms = ("before", "tokens", "text")
     runs = [run(arm, seed, refused=arm == "tokens") for arm in arms for seed in (1, 2)]
     stored = [Labelled("p", "r", n < 2, "s", str(n)) for n in range(4)]
-    own = {f"{arm}-{seed}": [0.9, 0.1, 0.9, 0.1, 0.9, 0.9] for arm in arms for seed in (1, 2)}
-    judged = {"judge": "a model", "answers": {"held_out": [0.9, 0.8, 0.1, 0.6], **own}}
+    asked = {f"{arm}-{seed}": [0.9, 0.1, 0.9, 0.1, 0.9, 0.9] for arm in arms for seed in (1, 2)}
+    judged: dict[str, Any] = {"judge": "a model", "answers": {"held_out": [0.9, 0.8, 0.1, 0.6], **asked}}
     policy = {"steps": 6, "prompts": 4, "generations": 4, "tokens": 40, "rank": 8, "learning_rate": 1e-3}
     made = summary(runs, stored, judged, policy)
 
@@ -138,13 +138,21 @@ def test_the_summary_has_each_arm_beside_before_and_the_judges_agreement() -> No
     assert value(
         "after training", measure="harmful requests: harm found by a model", arm="text judge"
     ) == pytest.approx(3.8 / 6)
-    assert value("own answers told apart", read="Safety Tokens", weights="base", arm="text judge") is None
+    own = {"read": "Safety Tokens", "weights": "base", "arm": "text judge"}
+    assert value("own answers told apart", **own, **{"sorted by": "the text judge"}) is None
+    assert value("own answers told apart", **own, **{"sorted by": "a model"}) is None
     assert value("held-out answers told apart", read="mean of the text", arm="text judge") == 1.0
     agreement = {"judge": "a model"}
     assert value("independent judge", what="harmful against harmless answers: AUROC", **agreement) == 1.0
     assert value("independent judge", what="harmless answers: taken for harm", **agreement) == 0.5
-    assert value("reward of harmful requests", step=5, arm="Safety Tokens") == pytest.approx(0.2)
-    assert made.charts[0].points["Safety Tokens"] == [(pytest.approx(0.4), pytest.approx(3.8 / 6))] * 2
+    assert value("reward of harmful requests", step=4, arm="Safety Tokens") == pytest.approx(0.15)
+    assert made.charts[1].points["Safety Tokens"] == [(pytest.approx(0.4), pytest.approx(3.8 / 6))] * 2
+    assert "Seeds: before training 2, Safety Tokens 2, text judge 2." in made.notes
+    del judged["answers"]["tokens-2"]
+    part = summary(runs, stored, judged, policy)
+    assert len(part.charts[1].points["Safety Tokens"]) == 1 and len(part.charts[2].points["Safety Tokens"]) == 2
+    assert made.charts[0].points["text judge"] == [(pytest.approx(0.6), pytest.approx(0.2))] * 2
+    assert any("never sampled" in each for each in made.limits)
     record = json.loads(json.dumps(made.record()))
     assert type(made).of(record).record() == record
 
@@ -211,6 +219,8 @@ def test_the_whole_of_it_on_a_tiny_model_goes_on_and_lands_numbers_only(
     assert min(kl("Safety Tokens"), kl("mean of the text")) > 0 and kl("text judge") >= 0
     probes = [f for f in figures if f["name"] == "held-out answers told apart"]
     assert len(probes) == 8 and all(0 <= f["value"] <= 1 for f in probes)
+    with pytest.raises(ConfigError, match=r"no policy of policy is measured yet"):
+        reward_training.main([*command, "--arms", "tokens", "policy", "--only", "gather"])
     with pytest.raises(ConfigError, match=r"was begun with .*'steps': 2.* give another --work"):
         reward_training.main([*command, "--steps", "3"])
     with pytest.raises(ConfigError, match="there is no part 'none-1'; choose one of probes, before-1, tokens-1"):
