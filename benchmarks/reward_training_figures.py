@@ -89,15 +89,20 @@ def over_prompts(name: str, found: Sequence[float], unit: str, group: Mapping[st
 
 
 def over_seeds(name: str, found: Sequence[float], unit: str, group: Mapping[str, Any]) -> Figure:
-    """Mean of a number of each seed, with Student's interval over the seeds; `answers` is the number of seeds."""
+    """Mean of a number of each seed, with Student's interval over the seeds; `answers` is the number of seeds.
+
+    The interval of a share or a score is cut at 0 and 1.
+    """
     count = len(found)
     if not count:
         return Figure(name, None, None, 0, unit, group)
     mean = float(np.mean(found))
-    if count < 3:  # of two it would span more than the scale
+    if count < 3 or len(set(found)) == 1:  # of two it would span more than the scale, and of equal ones it has no width
         return Figure(name, mean, None, count, unit, group)
     half = float(stats.t.ppf(0.975, count - 1)) * float(np.std(found, ddof=1)) / math.sqrt(count)
-    return Figure(name, mean, (mean - half, mean + half), count, unit, group)
+    low, high = mean - half, mean + half
+    ends = (max(0.0, low), min(1.0, high)) if unit in ("share", "score") else (low, high)
+    return Figure(name, mean, ends, count, unit, group)
 
 
 def policy_figures(runs: Sequence[Run], judge: str) -> list[Figure]:

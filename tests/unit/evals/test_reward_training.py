@@ -83,10 +83,12 @@ def test_wrong_options_are_named() -> None:
 
 
 def test_an_interval_over_seeds_is_students() -> None:
-    figure = over_seeds("x", [1.0, 2.0, 3.0], "score", {})
+    figure = over_seeds("x", [1.0, 2.0, 3.0], "nats", {})
     assert figure.value == 2.0 and figure.answers == 3
     assert figure.interval == (pytest.approx(2 - 2.4841, abs=1e-3), pytest.approx(2 + 2.4841, abs=1e-3))
-    assert over_seeds("x", [1.0, 2.0], "score", {}).interval is None
+    assert over_seeds("x", [0.0, 0.5, 1.0], "share", {}).interval == (0.0, 1.0)
+    assert over_seeds("x", [1.0, 2.0], "nats", {}).interval is None
+    assert over_seeds("x", [1.0, 1.0, 1.0], "nats", {}).interval is None
 
 
 def test_a_share_that_is_the_same_for_all_requests_still_has_an_interval() -> None:
