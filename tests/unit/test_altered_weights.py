@@ -6,10 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from anydepth.backends.altered_weights import Alteration, alterations
+from anydepth.backends.altered_weights import Alteration, adapter_digest, alterations
 
 CONFIGS: dict[str, tuple[Any, str]] = {
     "GPTQ": ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "4-bit (gptq)"),
+    "GPTQ in words": ({"quant_method": "gptq", "bits": "4"}, "4-bit (gptq)"),
+    "a width with a point": (
+        {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4.0}}}},
+        "4-bit (compressed-tensors)",
+    ),
     "AWQ of an object": (SimpleNamespace(quant_method=SimpleNamespace(value="awq"), bits=4), "4-bit (awq)"),
     "bitsandbytes in 8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "8-bit (bitsandbytes)"),
     "bitsandbytes in 4": (
@@ -98,6 +103,14 @@ def test_an_adapter_is_named_by_the_digest_of_its_weights() -> None:
     backend.reads_base_weights = True  # the states are those below
     assert alterations(backend) == ()
     assert list(map(str, alterations(SimpleNamespace(adapter=True)))) == ["adapter (of requests)"]
+
+
+def test_an_adapter_whose_weights_are_kept_elsewhere_has_no_digest() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2, device="meta"))
+    model = SimpleNamespace(config=SimpleNamespace(), named_parameters=lambda: [("q.lora_A.weight", weight)])
+    backend: Any = SimpleNamespace(model=model, adapter=True)
+    assert adapter_digest(backend) is None
+    assert list(map(str, alterations(backend))) == ["adapter (of unknown weights)"]
 
 
 def test_several_are_joined() -> None:

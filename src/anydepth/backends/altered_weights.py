@@ -68,12 +68,17 @@ def quantisation(backend: Any) -> Alteration | None:
 
 
 def adapter_digest(backend: Any) -> str | None:
-    """Digest of the weights that an adapter adds to a backend's model, 16 hex digits; None if there is none to see."""
+    """Digest of the weights that an adapter adds to a backend's model, 16 hex digits; None if there is none to see.
+
+    Weights that are kept elsewhere, as `device_map="auto"` may keep them, are not seen.
+    """
     model: Any = getattr(backend, "model", None)
     if not hasattr(model, "named_parameters"):
         return None
     digest = hashlib.sha256()
     added = [(name, each) for name, each in model.named_parameters() if "lora" in name]
+    if any(each.is_meta for _, each in added):
+        return None
     for name, each in sorted(added, key=lambda named: named[0]):
         digest.update(name.encode() + each.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16] if added else None
@@ -97,7 +102,7 @@ def _bits(config: Any) -> int | str | None:
             return bits
     for each in (config, *_parts(config)):
         for name in _BITS:
-            if isinstance(bits := _field(each, name), int) and bits:
+            if (bits := str(_field(each, name)).removesuffix(".0")).isdecimal() and bits != "0":
                 return bits
     texts = (_field(config, name) for name in ("weights", "quant_type", "fmt", "quant_method"))
     found = (_width(str(getattr(text, "value", text))) for text in texts if text is not None)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anydepth.backends.altered_weights import ADAPTER, Alteration
+from anydepth.backends.altered_weights import ADAPTER, QUANTISED, Alteration
 from anydepth.detectors.card import ProbeCard
 
 REMEDY = "measure it with `anydepth probe drift`, or fit a probe on these weights with `anydepth fit`"
@@ -13,7 +13,8 @@ def drift_warning(card: ProbeCard, found: Sequence[Alteration]) -> str | None:
     """What to tell whoever binds a probe to weights that are altered in these ways; None if it was fitted on them.
 
     The measured loss is that of the probe's card (`ProbeCard.drift`). Where there is none of just these weights, that
-    of others of the kind is told, and of these the one with the most harmful answers lost.
+    of others of the kind is told, and of these the one with the most harmful answers lost. Weights whose width is not
+    known are of the kind of what the same library made.
     """
     others = [each for each in found if not _fitted_on(card, each)]
     if not others:
@@ -22,7 +23,7 @@ def drift_warning(card: ProbeCard, found: Sequence[Alteration]) -> str | None:
     what = f"the probe was fitted on {_weights(card)}, the model's weights are altered: {weights}"
     if (exact := next((each for each in card.drift if each["weights"] == str(weights)), None)) is not None:
         return f"{what}. Measured: {measured(exact)}"
-    if alike := [each for each in card.drift if each["kind"] == weights.kind]:
+    if alike := [each for each in card.drift if _alike(each, weights)]:
         worst = min(alike, key=lambda each: each["sides"]["harmful"]["difference"])
         return f"{what}. Not measured for these; for {worst['weights']}: {measured(worst)}. To be sure, {REMEDY}"
     return f"{what}. What it is worth there was not measured: {REMEDY}"
@@ -31,10 +32,12 @@ def drift_warning(card: ProbeCard, found: Sequence[Alteration]) -> str | None:
 def measured(record: Mapping[str, Any]) -> str:
     """The loss that a drift record has, in a sentence."""
     harmful, harmless = _sides(record)
+    changed = record.get("verdicts_changed")
     return (
         f"of {harmful['answers']} harmful answers {harmful['halted']} were halted instead of {harmful['before']} "
         f"({100 * harmful['difference']:+.0f} points, 95 % interval {_ends(harmful)[1:-1]}), "
         f"of {harmless['answers']} harmless ones {harmless['halted']} instead of {harmless['before']}"
+        + ("" if changed is None else f"; {changed['halted']} of {changed['answers']} verdicts changed")
     )
 
 
@@ -64,16 +67,24 @@ def _ends(side: Mapping[str, Any]) -> str:
     return f"({low} to {high})"
 
 
+def _alike(record: Mapping[str, Any], weights: Alteration) -> bool:
+    return record["kind"] == weights.kind or (weights.kind == QUANTISED and f"({weights.how}" in record["weights"])
+
+
 def _fitted_on(card: ProbeCard, found: Alteration) -> bool:
     if found.kind == ADAPTER:
         return found.how in (card.adapter or "")
-    return str(found) in (card.dtype or "")
+    return _altered(card) in (str(found), found.how)  # cards of before have the method alone
+
+
+def _altered(card: ProbeCard) -> str:
+    return (card.dtype or "").partition(", ")[2]
 
 
 def _lacking(card: ProbeCard, found: Sequence[Alteration]) -> str | None:
     """What to tell of a probe that was fitted on altered weights, if the model's are not; else None."""
-    altered = (card.dtype or "").partition(", ")[2]
-    if not altered or any(str(each) == altered for each in found):
+    altered = _altered(card)
+    if not altered or any(altered in (str(each), each.how) for each in found):
         return None
     return (
         f"the probe was fitted on {_weights(card)}, the model's weights are not {altered}. What it is worth there "

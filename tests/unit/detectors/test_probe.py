@@ -525,6 +525,7 @@ def drifted(weights: str, halted: int) -> dict[str, Any]:
         "kind": weights.partition(" (")[0],
         "sides": {"harmful": side, "benign": {**side, "before": 0, "halted": 1, "difference": 0.05}},
         "score_difference": {"mean": 0.01, "largest": 0.2},
+        "verdicts_changed": {"answers": 40, "halted": 5},
     }
 
 
@@ -535,12 +536,17 @@ WARNED: dict[str, tuple[Any, tuple[str, ...]]] = {
         {"quant_method": "torchao", "bits": 4},
         (
             "fitted on bfloat16, the model's weights are altered: 4-bit (torchao). Measured: of 20 harmful answers 14 "
-            "were halted instead of 16 (-10 points, 95 % interval -30 to +0), of 20 harmless ones 1 instead of 0",
+            "were halted instead of 16 (-10 points, 95 % interval -30 to +0), of 20 harmless ones 1 instead of 0; "
+            "5 of 40 verdicts changed",
         ),
     ),
     "others of the kind": (
         {"quant_method": "awq", "bits": 4},
         ("4-bit (awq)", "Not measured for these; for 4-bit (quanto): of 20 harmful answers 10", "anydepth probe drift"),
+    ),
+    "of the library, in a width that is not told": (
+        {"quant_method": "quanto"},
+        ("quantised (quanto)", "Not measured for these; for 4-bit (quanto): of 20 harmful answers 10"),
     ),
     "none of the kind": (
         {"quant_method": "hqq", "bits": 2},
@@ -574,6 +580,7 @@ def test_a_probe_that_was_fitted_on_the_altered_weights_says_nothing(
     backend.adapter = True
     fitted = dataclasses.replace(card, dtype="bfloat16, 4-bit (awq)", adapter="lora (weights of requests)")
     LinearProbe(np.ones(WIDTH), 0, fitted).bind(backend)
+    LinearProbe(np.ones(WIDTH), 0, dataclasses.replace(fitted, dtype="bfloat16, awq")).bind(backend)  # of an older card
     assert not caplog.records
     LinearProbe(np.ones(WIDTH), 0, dataclasses.replace(fitted, adapter=None)).bind(backend)
     assert "fitted on bfloat16, 4-bit (awq), the model's weights are altered: adapter (of requests)." in caplog.text

@@ -17,11 +17,11 @@ def gguf_format(model: str | Path, file: str | Path, **found: Any) -> str:
 
     Args:
         model: Hub id or folder of the model.
-        file: Name of the file there, or its path: one that was just loaded.
-        **found: Where and how the hub's files are found, e.g. `revision`, `token`, `cache_dir`.
+        file: Name of the file there, or its whole path: one that was just loaded.
+        **found: Where and how the hub's files are found, e.g. `revision`, `token`, `cache_dir`, `subfolder`.
     """
     gguf = require("gguf", extra="gguf")
-    path = file if Path(file).is_file() else cached_file(str(model), str(file), **found)
+    path = file if Path(file).is_absolute() else cached_file(str(model), str(file), **found)
     reader = gguf.GGUFReader(path)
     said = reader.get_field(_FILE_TYPE)
     kinds = {each.value: each.name for each in gguf.LlamaFileType if each.name != "GUESSED"}

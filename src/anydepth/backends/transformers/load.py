@@ -79,6 +79,7 @@ def load(
     how = {"template_kwargs": template_kwargs, "base_weights": base_weights, "ride": ride}
     backend = TransformersBackend(loaded, tokenizer, **how)
     if (file := model_kwargs.get("gguf_file")) is not None:
+        where |= {name: model_kwargs[name] for name in ("subfolder", "local_files_only") if name in model_kwargs}
         backend.gguf_format = gguf_format(weights, file, revision=its_revision, **where)
     _check_vocabulary(backend)
     return backend

@@ -188,6 +188,8 @@ class GuardedScheduler(ReadingScheduler):
         idle = not scheduler_output.num_scheduled_tokens
         touched += come_from_outside(self.setup, self._guarded.values(), idle=idle)
         for guarded in dict.fromkeys(touched):
+            if guarded.request.request_id not in self._guarded:  # vLLM gave it up in this step
+                continue
             self._attend(guarded)
             self._send(guarded, outputs)
         for client, output in self._refused:
