@@ -87,7 +87,7 @@ KINDS = {
 def language_tables() -> dict[str, Table]:
     """A table of each kind of text and model of the suite `languages`."""
     found = {"languages-refusals": Table("languages", REFUSALS, "language", "", "language", runs="0.5b-languages$")}
-    for model in ("0.5b",):  # those of which there is a run
+    for model in ("1.5b", "0.5b"):
         for kind, names in KINDS.items():
             own = tuple(f"{name}, {kind}" for name in names)
             only = PROBE | ({} if kind == "own answers" else {"set": "polyrefuse"})
