@@ -171,7 +171,7 @@ class Setup:
     @cached_property
     def openers(self) -> tuple[int, ...]:
         """Tokens that begin a refusal, sorted, for a detector that takes their probability; else none."""
-        return next((each.opener_ids for each in self.text_detectors if each.mode == "score"), ())
+        return next((each.opener_ids or () for each in self.text_detectors if each.mode == "score"), ())
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
