@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from read_cost import ratio
 
 from anydepth.atomic import write_whole
 from anydepth.backends.protocol import Session
@@ -108,11 +108,8 @@ def ratios_of(rounds: Sequence[Mapping[str, float]], contexts: Sequence[int]) ->
     for context in contexts:
         for part in ("gate", "gate and control"):
             for key in (f"{part} at {context}, reading", f"{part} at {context}"):
-                ratios = np.array([each[key] / each[f"check at {context}"] for each in rounds])
-                drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-                low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-                whole = {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
-                found[key if key.endswith("reading") else f"{key}, whole"] = whole | {"rounds": len(ratios)}
+                over, under = ([each[name] for each in rounds] for name in (key, f"check at {context}"))
+                found[key if key.endswith("reading") else f"{key}, whole"] = ratio(over, under)
     return found
 
 
