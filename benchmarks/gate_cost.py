@@ -1,115 +1,96 @@
 #!/usr/bin/env python3
-"""What a gate before an action costs, in turn with one check at the same depth of an answer that is under way.
+"""What a gate before an action costs, in turn with one check at the same depth of the answer that proposes the call.
 
     gate_cost.py MODEL [--probe PROBE] [--rounds 9] [--contexts 128 1024] [-o FILE.json]
 
-Each round measures, at each length of conversation and call: a check at the end of the call, in a session whose cache
-has the conversation; a gate without its control; with it; and how much of each was the pass over the conversation,
-which a check does not need: its cache is there. The template has written the call before. Ratios are over the check:
-of the gate without that pass (`reading`), and of all of it (`whole`). They are the medians over the rounds with their
-95 % bootstrap intervals. The file is written anew after each round.
+Each round measures, at each length of conversation and call: a check at the end of the call, in the session that wrote
+it; `Guard.gate` without its control, and with it, while that session's cache is there (`kept`); and the same where it
+is not, so that the conversation is run anew (`anew`). Everything that `Guard.gate` does is in its time; `writing` is
+the part in which the chat template and the tokenizer write the call, and no model runs. Ratios are over the check:
+medians over the rounds with their 95 % bootstrap intervals. The order of the parts is drawn anew each round, and the
+file is written anew after each.
 """
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from read_cost import ratio
 
 from anydepth.atomic import write_whole
 from anydepth.backends.protocol import Session
-from anydepth.backends.transformers import packed
 from anydepth.backends.transformers.load import load
 from anydepth.bench.timing import FILLER, endless, seconds
 from anydepth.detectors import LinearProbe
 from anydepth.detectors.probe import find_shipped
 from anydepth.errors import AnydepthError
-from anydepth.gate import gate_calls
 from anydepth.guard import Guard
 from anydepth.templates.call_formats import choose_format
-from anydepth.templates.proposed_call import CallPrompt
 
 CALL = {"name": "write_note", "arguments": {"text": "The tea is ready."}}
-
-
-class TextPass:
-    """Counts the seconds of the passes over conversations, while it is `counted`."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Have the packed pass tell how long its run over the text took."""
-        whole, self.seconds = packed.run_texts, 0.0
-
-        def run(*given: Any) -> Any:
-            found: list[Any] = []
-            self.seconds += seconds(lambda: found.append(whole(*given)))
-            return found[0]
-
-        packed.run_texts = run
-        try:
-            yield
-        finally:
-            packed.run_texts = whole
+PARTS = ("check", "writing", "gate kept", "gate and control kept", "gate anew", "gate and control anew")
 
 
 class Rounds:
-    """Everything that is measured, once a round; the order is turned around each second round."""
+    """Everything that is measured, once a round.
+
+    Args:
+        guard: The guard, with a probe.
+        contexts: Tokens up to the end of the call, of each conversation.
+    """
 
     def __init__(self, guard: Guard, contexts: Sequence[int]) -> None:
-        self._guard, self._text = guard, TextPass()
+        self._guard: Any = guard
         tokenizer: Any = guard.template.tokenizer
-        written = choose_format("auto", str(tokenizer.chat_template)) or choose_format("hermes", "")
-        self._calls, self._sessions = dict[int, CallPrompt](), dict[int, Session]()
+        text = str(tokenizer.chat_template)
+        self._format = "auto" if choose_format("auto", text) or "tool_calls" in text else "hermes"
+        self._said, self._sessions = dict[int, str](), dict[int, Session]()
+        self._guard.backend.kept.room = len(contexts)
         filler = tokenizer.encode(FILLER * (2 + max(contexts) // 16), add_special_tokens=False)
+        written = self._written = choose_format(self._format, text)
         for context in contexts:
             bare = guard.template.call_prompt("x", CALL, written=written)
             said = tokenizer.decode(filler[: max(1, context - len(bare.prompt.ids))])
             call = guard.template.call_prompt(said, CALL, written=written)
-            backend: Any = guard.backend
-            session = backend.open([call.prompt], max_new_tokens=4, **endless(backend))
+            session = self._guard.backend.open([call.prompt], max_new_tokens=4, **endless(self._guard.backend))
             session.decode(1)
-            self._calls[context], self._sessions[context] = call, session
+            self._said[context], self._sessions[context] = said, session
         for context in contexts:  # not timed: whatever is made once
-            self._check(context)
-            self._gate(context, control=True)
+            self._run("check", context)
+            self._run("gate and control kept", context)
 
-    def _check(self, context: int) -> None:
-        session = self._sessions[context]
-        self._guard.detector.check(session, [session.current(0)])
-
-    def _gate(self, context: int, *, control: bool) -> None:
-        guard = self._guard
-        gate_calls(guard.backend, guard.detector, guard.config, [self._calls[context]], control=control)
+    def _run(self, part: str, context: int) -> float:
+        """Seconds of one part."""
+        if part == "check":
+            session: Any = self._sessions[context]
+            return seconds(lambda: self._guard.detector.check(session, [session.current(0)]))
+        if part == "writing":
+            said, written = self._said[context], self._written
+            return seconds(lambda: self._guard.template.call_prompt(said, CALL, written=written))
+        kept = self._guard.backend.kept
+        room, kept.room = kept.room, kept.room if part.endswith("kept") else 0
+        try:
+            how = {"control": "control" in part, "format": self._format}
+            return seconds(lambda: self._guard.gate(self._said[context], CALL, **how))
+        finally:
+            kept.room = room
 
     def measure(self, number: int) -> dict[str, float]:
         """Seconds of each part in round `number`."""
-        found: dict[str, float] = {}
-        for context in self._sessions:
-            for part in ("check", "gate", "gate and control")[:: 1 if number % 2 else -1]:
-                at = f"{part} at {context}"
-                if part == "check":
-                    found[at] = seconds(lambda c=context: self._check(c))
-                    continue
-                with self._text.counted():
-                    whole = seconds(lambda c=context, p=part: self._gate(c, control=p != "gate"))
-                found[at], found[f"{at}, reading"] = whole, whole - self._text.seconds
-        return found
+        order = Random(number).sample(PARTS, len(PARTS))
+        return {f"{part} at {context}": self._run(part, context) for context in self._said for part in order}
 
 
-def ratios_of(rounds: Sequence[Mapping[str, float]], contexts: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Each part of a gate over the check at the same depth: median over the rounds and its interval."""
+def ratios_of(rounds: Sequence[dict[str, float]], contexts: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Each part over the check at the same depth: median over the rounds and its interval."""
     found = {}
     for context in contexts:
-        for part in ("gate", "gate and control"):
-            for key in (f"{part} at {context}, reading", f"{part} at {context}"):
-                over, under = ([each[name] for each in rounds] for name in (key, f"check at {context}"))
-                found[key if key.endswith("reading") else f"{key}, whole"] = ratio(over, under)
+        under = [each[f"check at {context}"] for each in rounds]
+        for part in PARTS[1:]:
+            found[f"{part} at {context}"] = ratio([each[f"{part} at {context}"] for each in rounds], under)
     return found
 
 

@@ -64,8 +64,8 @@ class BegunGate:
     def _verdict(self, call: CallPrompt, depths: Sequence[int], begun: Sequence[Begun]) -> GateVerdict:
         policy, end = self.config.policy, call.prompt.prefill
         readings = {depth: settled(each, depth) for depth, each in zip(depths, begun, strict=True)}
-        checks = tuple(_checked(policy, depth, reading, depth == end) for depth, reading in readings.items())
-        after, halt = checks[-1], _halts(self.config, checks[-1])
+        judged = [_judged(self.config, depth, reading, decides=depth == end) for depth, reading in readings.items()]
+        checks, (after, halt) = tuple(check for check, _ in judged), judged[-1]
         return GateVerdict(
             halt,
             after.score,
@@ -127,7 +127,7 @@ def begin_depths(
     """
     if declares_reads(detector):
         answers = [
-            FinishedAnswer(each.question, each.ids[each.start :], tuple(at))
+            FinishedAnswer(each.question, each.ids[each.start :], tuple(at), resumes=True)
             for each, at in zip(prompts, depths, strict=True)
         ]
         try:
@@ -143,7 +143,7 @@ def begin_depths(
 
 def _on_forks(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> Sequence[Begun]:
     try:
-        return begin_at(backend, detector, prompt, depths)
+        return begin_at(backend, detector, prompt, depths, resumes=True)
     except (PromptError, CapabilityError):
         raise
     except Exception as error:
@@ -217,17 +217,11 @@ def require_halting(policy: Policy) -> None:
         )
 
 
-def _checked(policy: Policy, depth: int, reading: Score | Exception, judged: bool) -> CheckResult:
-    """The check at a depth; one that decides nothing has no statistic."""
+def _judged(config: GuardConfig, depth: int, reading: Score | Exception, *, decides: bool) -> tuple[CheckResult, bool]:
+    """The check at a depth, and whether it keeps the call from being run; one that decides nothing has no statistic."""
     if (failure := refused_score(reading)) is not None:
-        return CheckResult(depth, math.nan, math.nan, error=failure, stages=stages_of(reading))
+        check = CheckResult(depth, math.nan, math.nan, error=failure, stages=stages_of(reading))
+        return check, config.on_error == "closed"
     assert isinstance(reading, Score)
-    statistic = judge_alone(policy, depth, reading.value)[0] if judged else math.nan
-    return CheckResult(depth, reading.value, statistic, reading.detail, stages=reading.stages)
-
-
-def _halts(config: GuardConfig, check: CheckResult) -> bool:
-    """Whether the check right after a call keeps it from being run."""
-    if check.error is not None:
-        return config.on_error == "closed"
-    return judge_alone(config.policy, check.depth, check.score)[1]
+    statistic, halt = judge_alone(config.policy, depth, reading.value) if decides else (math.nan, False)
+    return CheckResult(depth, reading.value, statistic, reading.detail, stages=reading.stages), halt

@@ -127,7 +127,7 @@ def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Seque
 
 
 def begin_at(
-    backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]
+    backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int], *, resumes: bool = False
 ) -> "list[Score | Exception | Future[Score]]":
     """Begin the checks of `scores_at`; the model is free once this returns.
 
@@ -136,6 +136,7 @@ def begin_at(
         detector: Makes the checks.
         prompt: A prompt whose prefill is the answer.
         depths: Rising, from 0 on, none beyond the end of the prefill.
+        resumes: As in `FinishedAnswer`; a backend that can do so has a method `resume` beside `replay`.
 
     Returns:
         For each depth its score, the exception that its check raised, or what will become of it outside.
@@ -143,7 +144,9 @@ def begin_at(
     Raises:
         RuntimeError: The backend did not go on with the answer.
     """
-    session = require_sessions(backend).replay(prompt.question, prompt.ids[prompt.start :])
+    sessions = require_sessions(backend)
+    replay = getattr(sessions, "resume", sessions.replay) if resumes else sessions.replay
+    session = replay(prompt.question, prompt.ids[prompt.start :])
     found: list[Score | Exception | Future[Score]] = []
     at = 0
     try:

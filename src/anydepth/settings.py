@@ -131,8 +131,7 @@ class BlockedTable(Table):
 
     style: Literal["answer", "error"] = Field(
         "answer",
-        description="answer: status 200 with the released text and the refusal; error: status 400 content_filter, for "
-        "whole replies, and for streams of which nothing has left yet.",
+        description="answer: status 200 with released text and refusal; error: status 400, if nothing has left yet.",
     )
 
 
@@ -141,7 +140,7 @@ class ReasoningTable(Table):
 
     release: Literal["as_answer", "whole", "hidden"] = Field(
         "as_answer",
-        description="as_answer: with the answer's own rule; whole: once all of it was checked; hidden: never sent.",
+        description="as_answer: by the answer's own rule; whole: once all of it was checked; hidden: never.",
     )
 
 
@@ -149,8 +148,9 @@ class ToolsTable(Table):
     """`[tools]`: how tool calls are found in an answer."""
 
     format: str = Field("auto", description='A row of toolcalls.toml, "auto" (by the chat template) or "none".')
-    gate: bool = Field(
-        False, description="Judge each call of an answer by the check right after it alone, before calls leave."
+    gate: bool = Field(False, description="Judge each call by the check right after it alone, before calls leave.")
+    keep: bool = Field(
+        True, description="Keep caches of ended answers in the room of live ones, so that gates are cheap."
     )
 
 

@@ -144,6 +144,8 @@ def require_consistent(settings: Proxied) -> None:
         raise ValueError(f"[tools] format = {settings.tools.format!r}: calls cannot be guarded behind an [upstream]")
     if settings.tools.gate:
         raise ValueError("[tools] gate = true: calls cannot be gated behind an [upstream]; drop it")
+    if not settings.tools.keep:
+        raise ValueError("[tools] keep = false: an [upstream] keeps its caches itself; drop it")
     if _changed(settings.reasoning):
         raise ValueError("[reasoning] release: thoughts of an [upstream] never leave; drop it")
 

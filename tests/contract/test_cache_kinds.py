@@ -147,6 +147,18 @@ def test_a_cropped_fork_does_not_write_into_its_parent():
     assert layer.keys[0, 0, :, 0].tolist() == [*range(10), 7]
 
 
+def test_a_fork_of_a_cropped_fork_does_not_write_into_the_first_parent():
+    layer = GrowingLayer()
+    first = torch.arange(10.0)[None, None, :, None].expand(1, 2, 10, 4)
+    layer.update(first, first)
+    twin = layer.fork()
+    twin.crop(-6)
+    again = twin.fork()
+    again.update(first[:, :, :3] + 100, first[:, :, :3] + 100)
+    assert again.keys[0, 0, :, 0].tolist() == [0, 1, 2, 3, 100, 101, 102]
+    assert layer.keys[0, 0, :, 0].tolist() == list(range(10))
+
+
 def test_rows_are_selected_and_kinds_are_counted():
     cache = DynamicCache()
     states = torch.arange(3.0)[:, None, None, None].expand(3, 2, 5, 4)

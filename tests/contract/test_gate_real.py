@@ -10,6 +10,8 @@ from anydepth.backends.protocol import Read, Site
 from anydepth.backends.transformers import TransformersBackend
 from anydepth.detectors import ProbeCard
 from anydepth.schedule import Listed
+from anydepth.types import Finished
+from tests.contract.test_kept_texts import fed_to
 from tests.tiny import SPELLING, spelling_tokenizer, tiny_model
 from tests.unit.test_proposed_call import CALL, QWEN, WRITTEN, said
 
@@ -42,3 +44,36 @@ def test_a_look_ahead_is_made_after_the_call() -> None:
     guard = Guard.from_backend(backend_of("Llama"), Rethink())
     found: Any = guard.gate(said(""), CALL)
     assert found.score in (0.0, 1.0) and found.detail and found.method == "forks"
+
+
+def test_a_gate_goes_on_from_the_answer_that_proposed_the_call() -> None:
+    backend = backend_of("Llama")
+    guard = Guard.from_backend(backend, never_halts(backend))
+    guard.generate(said(""), max_new_tokens=4, do_sample=False)
+    with fed_to(backend) as fed:
+        found = guard.gate(said(""), CALL, control=False)
+    call = backend.template.call_prompt(said(""), CALL)
+    assert found.reason == "clear" and len(fed) == 1
+    assert fed[0] < call.prompt.prefill + len(backend.header.ids), "the conversation is not run again"
+    backend.kept.clear()
+    assert guard.gate(said(""), CALL, control=False).score == pytest.approx(found.score, abs=1e-5)
+
+
+def test_the_calls_of_an_answer_are_read_on_its_own_cache() -> None:
+    backend = backend_of("Llama")
+    guard = Guard.from_backend(backend, never_halts(backend))
+    prompt = backend.template.prompt(said(""))
+    with fed_to(backend) as fed:
+        turns = guard.turns(
+            [prompt], max_new_tokens=12, whole=True, call_ends=lambda _: (7,), has_calls=lambda _: True, do_sample=False
+        )
+        (finished,) = [event for turn in turns for _, event in turn if isinstance(event, Finished)]
+    assert finished.answer.finish_reason == "length"
+    header = backend.header.read_index + 1
+    assert fed[-1] == header, "depth 7 was not scheduled; the header is read on the cache, taken back to it"
+    assert sum(each == len(prompt.ids) for each in fed) == 1
+
+
+def never_halts(backend: TransformersBackend) -> LinearProbe:
+    card = ProbeCard(backend.identity, backend.header.ids, (Read(Site(2, "output"), backend.header.read_index),))
+    return LinearProbe(np.zeros(backend.identity.hidden_size, np.float32), -3.0, card)

@@ -70,14 +70,13 @@ class Read:
     """One hidden state that a probe reads at a check, or the mean of several.
 
     A mean is taken over the states, at the site, of answer tokens before the check: a client's prefill counts as
-    answer, the prompt and an end of turn do not. It depends on the text and the depth, not on when checks were made.
-    It is summed in float32. At depth 0 it is the zero vector.
+    answer, the prompt and an end of turn do not. It depends on the text and the depth alone, is summed in float32, and
+    is the zero vector at depth 0.
 
     Attributes:
         site: The module whose output is read.
-        token: What is read: an index in the header, `CONTENT`, or a mean: `-n` with n >= 2 for the last n tokens of
-            the answer, `WHOLE` for the whole answer. All come out of one forward pass. Where the answer has fewer than
-            n tokens, those missing count as zero: a short answer is little evidence.
+        token: What is read: an index in the header, `CONTENT`, or a mean: `-n` with n >= 2 for the answer's last n
+            tokens, `WHOLE` for all. Tokens that a short answer lacks count as zero: it is little evidence.
     """
 
     site: Site
@@ -164,11 +163,13 @@ class FinishedAnswer:
         prompt: The question; a prefill is left out of account.
         answer_ids: Tokens of the answer.
         depths: Where to read, each from 0 to `len(answer_ids)`.
+        resumes: Whether to go on from what the engine still has of a text that begins alike (other last digits).
     """
 
     prompt: "Prompt"
     answer_ids: tuple[int, ...]
     depths: tuple[int, ...]
+    resumes: bool = False
 
     @property
     def deepest(self) -> int:
@@ -196,10 +197,9 @@ class Session(Protocol):
         """Make all `reads` for each point, in one forward pass: float32 `[len(points), len(reads), hidden_size]`.
 
         At depth 0 the header is the generation prompt itself; else it is appended to a fork of the cache. The answer is
-        not disturbed: what is decoded afterwards is the same with and without the reading.
-
-        A mean is that of the answer's last tokens up to the point's depth, at depth 0 the zero vector. The session
-        keeps the states of a site from the first call with a mean there; what was decoded before is run once more.
+        not disturbed: what is decoded afterwards is the same with and without the reading. A mean is that of the
+        answer's last tokens up to the point's depth, at depth 0 the zero vector. The session keeps the states of a site
+        from the first call with a mean there; what was decoded before is run once more.
         """
         ...
 

@@ -146,4 +146,5 @@ def _engine(settings: "Settings", policy: opt.PolicyName | None, threshold: floa
     # what the model's generation config asks for and no guard can do would refuse every request: now, not then
     require_sessions(guard.backend).open([guard.template.prompt("Hello")], max_new_tokens=1, seed=0).close()
     name = model.name or (Path(model.path).resolve().name if Path(model.path).exists() else model.path)
-    return TransformersEngine(guard, model=name, live=limits.live, queue=limits.queue, timeout=limits.timeout_seconds)
+    queued = {"live": limits.live, "queue": limits.queue, "timeout": limits.timeout_seconds}
+    return TransformersEngine(guard, model=name, keep=settings.tools.keep, **queued)

@@ -160,8 +160,9 @@ class CallWriter:
         if opened is None:
             body = "\n".join(filter(None, (text, self._in_format(written, call))))
             opened = self._openers.continued(turn.prompt, body)
-        ids, answer = tuple(self._renderer.ids(turn.prompt)), self._renderer.ids_after(turn.prompt, opened)
-        whole = Prompt(ids + answer, prefill=len(answer), messages=tuple(history))
+        ids = self._renderer.ids(turn.prompt)
+        answer = self._renderer.ids_after(turn.prompt, opened, ids)
+        whole = Prompt((*ids, *answer), prefill=len(answer), messages=tuple(history))
         return CallPrompt(call, whole, self._start_of_call(turn, opened, answer))
 
     def _opened(self, turn: _Turn) -> str | None:

@@ -64,14 +64,15 @@ class Renderer:
         """Tokenise rendered text; `bos` is what the template wrote, the tokenizer must not add a second one."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def ids_after(self, context: str, text: str) -> tuple[int, ...]:
+    def ids_after(self, context: str, text: str, before: list[int] | None = None) -> tuple[int, ...]:
         """Return the ids of `text` where it follows `context`, whose own ids stay as they are.
 
         The difference of ids is right also for tokenizers that put a space before what they take for a beginning. Where
         `text` would merge with the end of `context` it is tokenised by itself: at run time the tokens before it are
-        fixed already, and nothing can merge with them.
+        fixed already, and nothing can merge with them. `before` are the ids of `context`, if they are known.
         """
-        before, whole = self.ids(context), self.ids(context + text)
+        before = self.ids(context) if before is None else before
+        whole = self.ids(context + text)
         if whole[: len(before)] == before:
             return tuple(whole[len(before) :])
         return tuple(self.ids(text))

@@ -106,6 +106,7 @@ def _check_settings(settings: Settings) -> None:
             settings.tools.format != "auto",
             "give vLLM --enable-auto-tool-choice, --tool-call-parser",
         ),
+        ("[tools] keep = false", not settings.tools.keep, "give vLLM --no-enable-prefix-caching"),
         ("[tools] gate", settings.tools.gate, "calls are kept there until their answer has ended unhalted"),
         ("[reasoning] release", settings.reasoning.release != "as_answer", "thoughts leave with the answer's own rule"),
     ):

@@ -72,6 +72,7 @@ def test_serve_names_the_command_for_an_upstream(run: Run, tmp_path: Path) -> No
         ({"model": {"path": "org/m", "dtype": "float32"}}, "[model] path, dtype: no model is loaded beside"),
         ({"tools": {"format": "hermes"}}, "[tools] format = 'hermes': calls cannot be guarded"),
         ({"tools": {"gate": True}}, "[tools] gate = true: calls cannot be gated behind an [upstream]; drop it"),
+        ({"tools": {"keep": False}}, "[tools] keep = false: an [upstream] keeps its caches itself; drop it"),
         ({"reasoning": {"release": "hidden"}}, "[reasoning] release: thoughts of an [upstream] never leave"),
     ],
 )

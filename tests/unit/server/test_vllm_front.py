@@ -610,6 +610,7 @@ def test_flags_that_are_the_guards_own(flag):
         ({"model": {"path": "x", "dtype": "fast"}}, r"\[model\] dtype fast"),
         ({"tools": {"format": "hermes"}}, r"\[tools\] format"),
         ({"tools": {"gate": True}}, r"\[tools\] gate does not apply"),
+        ({"tools": {"keep": False}}, r"\[tools\] keep = false does not apply"),
         ({"reasoning": {"release": "hidden"}}, r"\[reasoning\] release"),
         ({"model": {}, "upstream": {"url": "http://x/v1"}}, r"\[upstream\] url .* `anydepth proxy` is for it"),
     ],

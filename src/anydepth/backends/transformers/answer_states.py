@@ -3,6 +3,7 @@
 A column is a place in the padded text that the rows of a session have in common; a branch of one row begins at 0.
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,17 @@ class AnswerStates:
     def sites(self) -> tuple[Site, ...]:
         """The sites whose states are kept."""
         return tuple(self._parts)
+
+    @property
+    def first(self) -> int:
+        """The first column that is kept."""
+        return self._first
+
+    def snapshot(self) -> "AnswerStates":
+        """What is kept now; what is added later, or cleared, does not change it."""
+        twin = copy.copy(self)
+        twin._parts = {site: list(parts) for site, parts in self._parts.items()}
+        return twin
 
     def clear(self) -> None:
         """Forget all columns, so that they can be seen anew."""

@@ -19,6 +19,7 @@ from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.prove import TrialCheck, WantedCheck, prove
 from anydepth.backends.transformers.randomness import seeded
 from anydepth.backends.transformers.replay_session import ReplaySession
+from anydepth.backends.transformers.resumed_session import ResumedSession
 from anydepth.backends.transformers.riding_session import RidingSession
 from anydepth.backends.transformers.session import TransformersSession
 from anydepth.errors import AnydepthError, ConfigError, PromptError, TemplateError, UnsupportedCache, UnsupportedModel
@@ -129,7 +130,9 @@ class TransformersBackend(Passes):
         with self.lock:  # seeding it passes through the random state that a window of another thread may be using
             try_options(self.model, self.inputs.cache_name, options)
             kind = RidingSession if self.rides(options) else TransformersSession
-            return kind(self, prompts, budget=budget, seed=seed, options=options)
+            session = kind(self, prompts, budget=budget, seed=seed, options=options)
+            self.kept.begin(session)
+            return session
 
     def grammar(self, grammar: str | Mapping[str, Any]) -> Grammar:
         """Compile a JSON Schema (a mapping) or a grammar in llguidance's variant of Lark (text), for `grammar=`.
@@ -159,6 +162,16 @@ class TransformersBackend(Passes):
             raise PromptError("the answer to replay is empty; only its depth 0 could be checked")
         self.budget(len(prompt.ids), 1, len(answer_ids))
         return ReplaySession(self, [prompt], [answer_ids])
+
+    def resume(self, prompt: Prompt, answer_ids: Sequence[int]) -> ReplaySession:
+        """As `replay`, on a fork of the kept text that agrees with prompt and answer longest, if one agrees at all."""
+        text = (*prompt.ids, *answer_ids)
+        with self.lock:  # no answer under way goes on while it is looked at
+            found = None if self.reads_base_weights else self.kept.longest(text, len(text), ())
+        if found is None or not answer_ids or self.inputs.starts_anew(found[1], len(text) + len(self.header.ids)):
+            return self.replay(prompt, answer_ids)
+        self.budget(len(prompt.ids), 1, len(answer_ids))
+        return ResumedSession(self, prompt, answer_ids, *found)
 
     def replay_batch(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], stopped: Sequence[bool], *, eos: int

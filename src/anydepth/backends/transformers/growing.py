@@ -28,8 +28,14 @@ class GrowingLayer(DynamicLayer):
     def fork(self) -> "GrowingLayer":
         """A layer that can be advanced or cropped without disturbing this one."""
         twin = copy.copy(self)
-        twin._shared = self.get_seq_length()
+        twin._shared = max(
+            self._shared, self.get_seq_length()
+        )  # of a cropped fork too: what it shares stays its parent's
         return twin
+
+    def own(self) -> None:
+        """Move to buffers of its own before the next write: its parent may go on meanwhile."""
+        self._buffers = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

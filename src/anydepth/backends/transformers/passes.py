@@ -20,6 +20,7 @@ from anydepth.backends.transformers.generation_options import PLAIN
 from anydepth.backends.transformers.grammar import Grammars
 from anydepth.backends.transformers.identity import identify
 from anydepth.backends.transformers.inputs import CACHE_NAMES, ForwardInputs
+from anydepth.backends.transformers.kept_texts import KeptTexts
 from anydepth.backends.transformers.read import read, to_numpy
 from anydepth.backends.transformers.ride import Ridden, answering, cache_refusal, check_ride
 from anydepth.backends.transformers.soft_tokens import fed_instead
@@ -58,6 +59,7 @@ class Passes:
             against it.
         ride: As it was given.
         riding_refused: Why checks cannot ride, found out in a trial; None if nothing speaks against it.
+        kept: The caches of answers, which a check of a text that goes on from one of them may use.
         lock: Held for one window or check at a time: there is one random state, and hooks are the model's.
     """
 
@@ -90,6 +92,7 @@ class Passes:
         self.packing_refused: str | None = None
         self.ride = ride
         self.riding_refused: str | None = None
+        self.kept = KeptTexts()
         self.lock = RLock()
         if ride == "always":
             self.rides({})

@@ -13,6 +13,7 @@ from anydepth.backends.transformers.branch import Branch
 from anydepth.backends.transformers.endings import Endings, take_criteria
 from anydepth.backends.transformers.fork import can_rewind, fork, select_rows
 from anydepth.backends.transformers.inputs import left_pad
+from anydepth.backends.transformers.kept_texts import KeptText
 from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.randomness import RandomStream
 from anydepth.backends.transformers.read import captured, to_numpy
@@ -25,12 +26,9 @@ from anydepth.types import Decoded
 class TransformersSession:
     """A batch of answers under way; implements `anydepth.backends.protocol.Session`.
 
-    The prompts are padded on the left. `generate` samples the first token in the same forward pass that fills the
-    cache, exactly as an unguarded call does. The token is kept (`_ahead`) until the flow decodes it, so that the checks
-    of depth 0 and of the prefill come before it at no pass of their own.
-
-    Once a mean over answer tokens has been read, the states of the answers at its site are kept as the cache fills
-    (`AnswerStates` says how much memory that takes): a later mean costs no pass more.
+    The prompts are padded on the left. `generate` samples the first token in the pass that fills the cache, as an
+    unguarded call does; it is kept (`_ahead`) until the flow decodes it, after the checks of depth 0 and of the
+    prefill. Once a mean has been read, its site's states are kept as the cache fills (see `AnswerStates`).
 
     Attributes:
         passes: The model, and the passes that are run on it.
@@ -97,8 +95,15 @@ class TransformersSession:
         (branch,) = self._branches({0: self.current(row)}, self.cache)
         return branch
 
+    def kept_text(self) -> KeptText | None:
+        """What the cache that hidden states are read from holds; None if no other text can go on from it."""
+        base = self.passes.reads_base_weights
+        cache, count = (self._base_cache, self._base_cached) if base else (self.cache, self._cached)
+        return KeptText.of(self._ids[0, :count].tolist(), cache, self._kept) if self.rows == 1 and count else None
+
     def close(self) -> None:
-        """Free the cache; the session cannot be used afterwards."""
+        """Free the cache, but for what `Passes.kept` takes over; the session cannot be used afterwards."""
+        self.passes.kept.end(self)
         self.cache = self._base_cache = self._kept = None
         self._start_states.clear()
 

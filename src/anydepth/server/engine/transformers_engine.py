@@ -32,6 +32,7 @@ class TransformersEngine:
         queue: Answers that may wait.
         timeout: Seconds that an answer may take, waiting included.
         end_token_ids: Tokens that end a turn, where the backend does not say.
+        keep: Whether caches of answers that have ended are kept for gates, in the room that live ones leave.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class TransformersEngine:
         queue: int = 32,
         timeout: float = 300,
         end_token_ids: frozenset[int] | None = None,
+        keep: bool = True,
     ) -> None:
         backend: Any = guard.backend
         ends = end_token_ids if end_token_ids is not None else backend.end_tokens({})
@@ -50,6 +52,8 @@ class TransformersEngine:
         compile_grammar = getattr(backend, "grammar", None)
         self.facts = EngineFacts(model, guard.template, guard.config, frozenset(ends), context, compile_grammar)
         self.on_check: Callable[[float], None] = lambda seconds: None
+        if (kept := getattr(backend, "kept", None)) is not None:
+            kept.room = live if keep else 0
         self._guard, self._works = guard, Works(live, queue, timeout)
 
     @property
