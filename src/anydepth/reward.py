@@ -131,7 +131,8 @@ class SafetyReward:
             One reward per completion; None, which TRL leaves out, for one that ends without a text of the assistant.
 
         Raises:
-            ConfigError: The prompts are plain text: there is no chat to put Safety Tokens behind.
+            ConfigError: The prompts are plain text: there is no chat to put Safety Tokens behind. Or a prompt ends in a
+                message of the assistant, which TRL's trainers close.
             CheckError: A check has no usable score. A reward that is made up would be learned.
         """
         if len(prompts) != len(completions):
@@ -176,7 +177,13 @@ def _chat(prompt: Any, completion: Any) -> tuple[list[Mapping[str, Any]], str] |
     text = completion[-1].get("content")
     if not isinstance(text, str) or not text.strip():
         return None
-    return [*prompt, *completion[:-1]], text
+    asked = [*prompt, *completion[:-1]]
+    if asked and asked[-1].get("role") == "assistant":
+        raise ConfigError(
+            "a completion follows a message of the assistant: TRL's trainers close a begun answer and have the policy "
+            "answer in a second turn, which no template writes; end the prompts with a message of the user or a tool"
+        )
+    return asked, text
 
 
 @contextmanager

@@ -68,6 +68,12 @@ def test_calls_of_a_completion_belong_to_the_conversation() -> None:
     assert seen == [([*PROMPT, *chat("one"), {"role": "user", "content": "go on"}], "ab")]
 
 
+def test_a_begun_answer_in_a_prompt_is_refused() -> None:
+    begun = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "w1"}]
+    with pytest.raises(ConfigError, match="close a begun answer .* end the prompts with a message of the user"):
+        reward_of({0: 0.1})([begun], [chat("w2")])
+
+
 def test_a_failed_check_is_no_reward() -> None:
     with pytest.raises(CheckError, match="the check of a completion at depth 2 failed"):
         reward_of({0: 0.1, 2: float("nan")})([PROMPT], [chat("abcd")])
