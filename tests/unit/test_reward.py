@@ -70,7 +70,7 @@ def test_calls_of_a_completion_belong_to_the_conversation() -> None:
 
 def test_a_begun_answer_in_a_prompt_is_refused() -> None:
     begun = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "w1"}]
-    with pytest.raises(ConfigError, match="close a begun answer .* end the prompts with a message of the user"):
+    with pytest.raises(ConfigError, match=r"close a begun answer .* end the prompts with a message of the user"):
         reward_of({0: 0.1})([begun], [chat("w2")])
 
 
