@@ -1,12 +1,15 @@
 """A LoRA adapter: guarded as it is, and read through the base weights where that is asked for."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from anydepth.backends.protocol import FinishedAnswer
+from anydepth.backends.protocol import WHOLE, FinishedAnswer, Read, Site
 from anydepth.backends.transformers import TransformersBackend
+from anydepth.backends.transformers.read import read
 from anydepth.errors import ConfigError
 from tests import tiny
 from tests.contract.contract import (
@@ -54,6 +57,30 @@ def test_states_are_read_through_the_base_weights_while_the_adapter_answers(rows
         own = watcher_for(backend)
         own.seen = [(point, state) for point, state in watcher.seen if point.row == row]
         assert largest_difference(base, prompt, released[row], own) < TOLERANCE
+
+
+def test_another_site_and_a_failed_pass_through_the_base_weights():
+    backend, base = adapted(base_weights=True), backend_of("Llama")
+    prompt, index = prompt_of(backend, prefill=None), backend.header.read_index
+    session, written = backend.open([prompt], max_new_tokens=30, **GREEDY), ()
+    with closing(session):
+        for number, block in enumerate((1, 3, 1, 0)):
+            written += session.decode(5)[0].token_ids
+            reads = [Read(Site(block, "output"), index), Read(Site(block, "output"), WHOLE)]
+            if number == 2:
+                failing = backend.model.model.layers[3].mlp.register_forward_hook(_fail)
+                with failing, pytest.raises(RuntimeError, match="out of memory"):
+                    session.hidden_states([session.current(0)], reads[:1])
+            header, mean = session.hidden_states([session.current(0)], reads)[0]
+            depth = len(written)
+            assert np.abs(header - recomputed(base, prompt, written, depth, reads[0].site, index)).max() < TOLERANCE
+            text = torch.tensor([prompt.ids + written])
+            states = read(base.model, (reads[0].site,), {"input_ids": text, "use_cache": False})[reads[0].site]
+            assert np.abs(mean - states[0, len(prompt.ids) :].mean(0).numpy()).max() < TOLERANCE
+
+
+def _fail(*_):
+    raise RuntimeError("out of memory")
 
 
 def test_the_packed_pass_reads_through_the_base_weights_too():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from anydepth import Cascade, Guard, Rethink, Threshold
 from anydepth.backends.protocol import CONTENT, WHOLE, CheckPoint, FinishedAnswer, Read, Site
@@ -18,12 +19,15 @@ from anydepth.server.engine.transformers_engine import TransformersEngine
 from anydepth.templates.template import Prompt
 from tests import tiny
 from tests.contract.contract import GREEDY, SAMPLED, TOLERANCE, LooksAhead, backend_of, prompt_of
+from tests.contract.test_adapters import adapted
+from tests.contract.test_architectures import SWITCH, phi
 from tests.contract.test_inside_prefill import probe_of
 
 NOT = ("Mamba", "hybrid", "linear", "RWKV")
 KEPT = [family for family in tiny.FAMILIES if not any(word in family for word in NOT)]
 RECURRENT = [family for family in tiny.FAMILIES if any(word in family for word in NOT[:3])]
 FEW = ["Llama", "Gemma-3", "DeepSeek-V3 (MLA)"]
+LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"])
 SITE = Site(2, "output")
 SHORT = 12
 """Tokens that leave the sliding windows of the tiny models (24 tokens) whole, prompt and header included."""
@@ -173,6 +177,85 @@ def test_a_window_that_has_passed_is_run_anew(family: str) -> None:
     assert fed == [len(prompt.ids) + 30, 1]
     assert np.abs(found - states_of(backend, prompt, written, (30,), (0,), resumes=False)).max() < TOLERANCE
     assert not isinstance(backend.resume(prompt, written), ResumedSession)
+
+
+@pytest.mark.parametrize("words", [1, SWITCH], ids=["a prompt before the change", "behind it"])
+@pytest.mark.parametrize("ended", [False, True], ids=["under way", "ended"])
+def test_a_text_is_read_with_the_position_factors_of_its_own_length(words: int, ended: bool) -> None:
+    backend = phi()
+    prompt = prompt_of(backend, words=words, prefill=None)
+    session = backend.open([prompt], max_new_tokens=64, **GREEDY)
+    answer = session.decode(50)[0].token_ids
+    assert len(prompt.ids) + len(answer) > SWITCH + len(backend.header.ids)
+    if ended:
+        session.close()
+    for depth in (3, 12, 45):
+        whole = Prompt(prompt.ids + answer[:depth], depth)
+        if len(whole.ids) + len(backend.header.ids) <= SWITCH:
+            found, anew = (states_of(backend, prompt, answer, (depth,), (0,), resumes=each) for each in (True, False))
+            assert np.abs(found - anew).max() < TOLERANCE
+        numbers = []
+        for replay in (backend.resume, backend.replay):
+            with closing(replay(prompt, answer)) as again:
+                again.decode(depth)
+                numbers.append(again.hidden_states([CheckPoint(0, depth)], [Read(SITE, 0)]))
+        assert np.abs(numbers[0] - numbers[1]).max() < TOLERANCE
+    assert isinstance(backend.resume(prompt, answer), ResumedSession) == (words == SWITCH)
+
+
+def test_a_site_above_those_that_were_read_through_the_base_weights() -> None:
+    backend = adapted(base_weights=True)
+    session, prompt, written = answered(backend, SHORT)
+    session.hidden_states([session.current(0)], [Read(Site(1, "output"), 0)])
+    answer = FinishedAnswer(prompt, written, (SHORT,), resumes=True)
+    for site in (Site(0, "output"), Site(1, "output"), Site(3, "output")):
+        found, anew = (
+            backend.read_batch([each], (site,), tokens=(0,))[0][site]
+            for each in (answer, FinishedAnswer(prompt, written, (SHORT,)))
+        )
+        assert np.abs(found - anew).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["under way", "ended"])
+def test_another_adapter_goes_on_from_nothing(ended: bool) -> None:
+    model = get_peft_model(tiny.tiny_model("Llama"), LORA)
+    model.add_adapter("other", LORA)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.5)
+    backend = TransformersBackend(model, tiny.tiny_tokenizer())
+    for change in (lambda: model.set_adapter("other"), model.base_model.disable_adapter_layers):
+        session, prompt, written = answered(backend, SHORT)
+        if ended:
+            session.close()
+        assert kept_tokens(backend, (*prompt.ids, *written)) == len(prompt.ids) + SHORT - 1
+        change()
+        found, anew = (states_of(backend, prompt, written, (7,), (0,), resumes=each) for each in (True, False))
+        assert np.abs(found - anew).max() < TOLERANCE
+        session.close()
+        assert kept_tokens(backend, (*prompt.ids, *written)) == 0
+
+
+def test_a_mean_at_depth_0_alone_is_zero() -> None:
+    backend = backend_of("Llama")
+    session, prompt, written = answered(backend, SHORT)
+    session.close()
+    for _ in range(4):
+        np.full((1, 2, backend.identity.hidden_size), 7, np.float32)  # memory that the next array may be given
+        assert not states_of(backend, prompt, written, (0,), (-3, WHOLE), resumes=True).any()
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_trained_tokens_stand_behind_what_is_run(family: str) -> None:
+    backend = backend_of(family)
+    session, prompt, written = answered(backend, SHORT)
+    session.close()
+    tokens = np.random.default_rng(0).standard_normal((2, backend.identity.hidden_size)).astype(np.float32)
+    answers = [FinishedAnswer(prompt, (*written[:9], 5, 4), (0, 6, 11), resumes) for resumes in (True, False)]
+    found, anew = (
+        backend.read_batch([each], (SITE,), tokens=(0, 1, CONTENT, -3), embeddings=tokens)[0][SITE] for each in answers
+    )
+    assert np.abs(found - anew).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("family", RECURRENT)

@@ -168,7 +168,13 @@ class TransformersBackend(Passes):
         text = (*prompt.ids, *answer_ids)
         with self.lock:  # no answer under way goes on while it is looked at
             found = None if self.reads_base_weights else self.kept.longest(text, len(text), ())
-        if found is None or not answer_ids or self.inputs.starts_anew(found[1], len(text) + len(self.header.ids)):
+        length, same = len(text) + len(self.header.ids), self.inputs.same_factors
+        if (
+            found is None
+            or not answer_ids
+            or self.inputs.starts_anew(found[1], length)
+            or not same(len(found[0].ids), len(prompt.ids), length)  # at every depth that may be checked
+        ):
             return self.replay(prompt, answer_ids)
         self.budget(len(prompt.ids), 1, len(answer_ids))
         return ResumedSession(self, prompt, answer_ids, *found)

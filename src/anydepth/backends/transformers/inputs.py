@@ -91,6 +91,10 @@ class ForwardInputs:
         """True if a text of `length` tokens cannot be continued from the states of its first `cached` ones."""
         return self.switches_at is not None and 0 < cached <= self.switches_at < length
 
+    def same_factors(self, *lengths: int) -> bool:
+        """True if texts of all these lengths have the same position factors."""
+        return len({self.starts_anew(1, length) for length in lengths}) == 1
+
     @cached_property
     def masks_by_index(self) -> bool:
         """True if a layer masks by the index of a key, and not with the mask it is given (GPT-Neo's local attention).

@@ -75,7 +75,7 @@ def read_batch(
     header = tuple(passes.header.ids if suffix is None else suffix)[: max((*tokens, CONTENT)) + 1]
     _require_room(passes, answers)
     out = [
-        {site: np.empty((len(answer.depths), len(tokens), passes.identity.hidden_size), np.float32) for site in sites}
+        {site: np.zeros((len(answer.depths), len(tokens), passes.identity.hidden_size), np.float32) for site in sites}
         for answer in answers
     ]
     size = max(1, _TOKENS_A_PASS // max(1, len(header)))
@@ -119,7 +119,7 @@ def _kept_part(
         return None  # what is kept is of no kind of cache that `refusal` has something against
     text, first = _text(answers[0]), _first_needed(passes, answers[0], tokens, own)
     found = passes.kept.longest(text, first, sites)
-    if found is None or passes.inputs.starts_anew(found[1], len(text) + len(passes.header.ids)):
+    if found is None or not passes.inputs.same_factors(len(found[0].ids), len(text) + len(passes.header.ids)):
         return None
     kept, count = found
     seen = {site: states[None] for site, states in kept.seen(sites, first, count).items()}

@@ -92,7 +92,7 @@ class Passes:
         self.packing_refused: str | None = None
         self.ride = ride
         self.riding_refused: str | None = None
-        self.kept = KeptTexts()
+        self.kept = KeptTexts(None if base_weights else self.model)
         self.lock = RLock()
         if ride == "always":
             self.rides({})

@@ -49,7 +49,7 @@ class TransformersSession:
         self._prompt_length, self._budget = self._ids.shape[1], budget
         self._starts = [self._prompt_length - prompt.prefill for prompt in prompts]  # columns, one a row
         self.cache: Any = passes.new_cache(self._prompt_length + budget, options)
-        self._cached, self._base_cached = 0, 0
+        self._cached, self._base_cached, self._base_sites = 0, 0, frozenset[Site]()
         self._base_cache: Any = None
         self._kept: AnswerStates | None = None
         self._ahead, self._ended = False, [False] * len(prompts)
@@ -96,10 +96,11 @@ class TransformersSession:
         return branch
 
     def kept_text(self) -> KeptText | None:
-        """What the cache that hidden states are read from holds; None if no other text can go on from it."""
-        base = self.passes.reads_base_weights
-        cache, count = (self._base_cache, self._base_cached) if base else (self.cache, self._cached)
-        return KeptText.of(self._ids[0, :count].tolist(), cache, self._kept) if self.rows == 1 and count else None
+        """What the cache that states are read from holds; None if no other text can go on from it."""
+        cache, count, sites = self.cache, self._cached, None
+        if self.passes.reads_base_weights:
+            cache, count, sites = self._base_cache, self._base_cached, self._base_sites
+        return KeptText.of(self._ids[0, :count].tolist(), cache, self._kept, sites) if self.rows == 1 else None
 
     def close(self) -> None:
         """Free the cache, but for what `Passes.kept` takes over; the session cannot be used afterwards."""
@@ -256,19 +257,19 @@ class TransformersSession:
         """The cache that hidden states are read from: the decoding one, or one kept by an adapter's base weights."""
         if not self.passes.reads_base_weights:
             return self.cache
-        if self._base_cache is None:
-            self._base_cache = self.passes.new_cache(self._prompt_length + self._budget, {})
-        if self.passes.inputs.starts_anew(self._base_cached, self._cached):
+        wanted = self._base_sites.union(sites)  # the passes so far may have ended below a site that is new
+        if wanted != self._base_sites or self.passes.inputs.starts_anew(self._base_cached, self._cached):
             self._base_cache, self._base_cached = self.passes.new_cache(self._prompt_length + self._budget, {}), 0
             self._forget()
         if self._base_cached < self._cached:
             ids, mask = self._ids[:, self._base_cached : self._cached], self._mask[:, : self._cached]
             kept = self._kept_up_to(self._base_cached)
-            wanted = tuple(dict.fromkeys((*sites, *(kept.sites if kept else ()))))
-            states = self.passes.read_tokens(ids, self._base_cache, mask, wanted)
+            self._base_sites = frozenset()  # a pass that fails leaves the cache between two tokens
+            every = wanted.union(kept.sites if kept else ())
+            states = self.passes.read_tokens(ids, self._base_cache, mask, tuple(every))
             if kept is not None:
                 kept.add({site: [each] for site, each in states.items()}, self._cached)
-            self._base_cached = self._cached
+            self._base_cached, self._base_sites = self._cached, wanted
         return self._base_cache
 
     # -- means over answer tokens --------------------------------------------------------------------------------------
@@ -324,8 +325,7 @@ class TransformersSession:
     def _states_at_start(self, reads: tuple[Read, ...]) -> np.ndarray:
         """States at depth 0, float32 `[rows, reads, hidden_size]`: the prompt's header, seen as the cache filled."""
         if reads not in self._start_states:
-            # Through the base weights the prompt is read in a pass of its own: the adapter is on while the cache is
-            # filled.
+            # Through base weights the prompt is read in a pass of its own: the adapter is on as the cache is filled.
             single = tuple(read for read in reads if not read.is_mean)
             found = np.zeros((self.rows, len(reads), self.passes.identity.hidden_size), np.float32)  # means of no token
             if single:
