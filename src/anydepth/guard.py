@@ -16,12 +16,13 @@ from anydepth.config import OPTIONS, GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import Detector, LinearProbe, declares_reads, detector_parts
 from anydepth.detectors.detector import embeddings_of
 from anydepth.detectors.named import shipped_probe
-from anydepth.driver import Driver, OnCheck, share_time, unobserved
+from anydepth.detectors.outside import awaited
+from anydepth.driver import Driver, OnCheck, Waiting, share_time, unobserved
 from anydepth.errors import ConfigError
 from anydepth.flow import guarded
 from anydepth.gate import CallEnds, gate_calls, handed_out, require_halting
 from anydepth.policy import Policy
-from anydepth.scan import inside_prefill, scan_answers
+from anydepth.scan import begin_inside, scan_answers, settled_each
 from anydepth.schedule import Schedule
 from anydepth.templates.call_formats import choose_format
 from anydepth.templates.template import ChatTemplate, Prompt
@@ -203,8 +204,7 @@ class Guard:
             What came of one use of the model, as `(row, event)` in order; it may be nothing. With `tells_waits` the
             last one is a `Waiting` where the next item would wait for what it names.
         """
-        length = max_new_tokens
-        options = {"max_new_tokens": length, "whole": whole, "gated": call_ends is not None}
+        options = {"max_new_tokens": max_new_tokens, "whole": whole, "gated": call_ends is not None}
         plans = [self.config.plan(prefill=prompt.prefill, **options) for prompt in prompts]
         if call_ends is not None:
             require_halting(self.config.policy)
@@ -213,9 +213,11 @@ class Guard:
             for row, prompt in enumerate(prompts):
                 if prompt.prefill:
                     begin = time.perf_counter()
-                    inside = inside_prefill(self.backend, self.detector, self.config, prompt)
-                    share_time(on_check, time.perf_counter() - begin, len(inside))
-                    plans[row] = replace(plans[row], inside=inside)
+                    begun = begin_inside(self.backend, self.detector, self.config, prompt)
+                    if tells_waits and (outside := awaited(begun.values())) is not None:
+                        yield [(0, Waiting(outside))]
+                    plans[row] = replace(plans[row], inside=settled_each(begun))
+                    share_time(on_check, time.perf_counter() - begin, len(begun))
                     yield []
             usage = getattr(session, "usage", lambda row: None)  # sessions over an API have it
             calls = has_calls or call_ends  # an answer whose call ends somewhere has calls

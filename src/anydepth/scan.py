@@ -1,21 +1,28 @@
 """Check a finished answer at every scheduled depth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, Reader, require_sessions
 from anydepth.config import GuardConfig
 from anydepth.detectors import Detector, OutsideDetector, declares_reads, score_finished
-from anydepth.driver import begin_checks, drive, settle, settled
+from anydepth.detectors.outside import awaited
+from anydepth.driver import Driver, Waiting, begin_checks, settle, settled
 from anydepth.errors import PromptError, UnsupportedModel
-from anydepth.flow import Outcome, Plan, guarded, step
+from anydepth.flow import Command, Outcome, Plan, guarded, step
 from anydepth.schedule import Listed, scheduled_depths
 from anydepth.templates.template import Prompt
 from anydepth.types import Decoded, ScanResult, Score
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    Begun = Score | Exception | Future[Score]
+    """A check: its score, the exception that it raised, or what will become of it outside."""
+
+ScanTurns = Iterator[list[tuple[int, ScanResult | Waiting]]]
+"""A scan in pieces: each item has what came of one, by row."""
 
 
 def scan_answer(
@@ -36,8 +43,24 @@ def scan_answers(
 ) -> list[ScanResult]:
     """Scan several answers, each the prefill of its prompt, in one batch; see `scan_answer`.
 
+    While replies from outside about one answer are awaited, the next one is read.
+
     Raises:
         PromptError: An answer is empty, or does not fit the model's context with its prompt.
+    """
+    turns = scan_turns(backend, detector, config, prompts, packed=packed)
+    found = {row: each for turn in turns for row, each in turn if isinstance(each, ScanResult)}
+    return [found[row] for row in range(len(prompts))]
+
+
+def scan_turns(
+    backend: Reader, detector: Detector, config: GuardConfig, prompts: Sequence[Prompt], *, packed: bool = True
+) -> ScanTurns:
+    """`scan_answers` for those who share the model: between two items others may use it.
+
+    Yields:
+        `(row, result)` of each answer that is done; and, alone, a `Waiting` where the next item would wait for what it
+        names.
     """
     if not all(prompt.prefill for prompt in prompts):
         raise PromptError("the answer to scan is empty; give its text")
@@ -54,10 +77,13 @@ def scan_answers(
         except UnsupportedModel as reason:
             why = str(reason)
         else:
-            return [_from_scores(config, *each) for each in zip(answers, scores, strict=True)]
+            yield [(row, _from_scores(config, *each)) for row, each in enumerate(zip(answers, scores, strict=True))]
+            return
     if isinstance(detector, OutsideDetector) and getattr(config.schedule, "fixed", False):
-        return [_by_outside(backend, detector, config, prompt, why) for prompt in prompts]
-    return [_by_forks(backend, detector, _plan(config, prompt.prefill), prompt, why) for prompt in prompts]
+        yield from _by_outside(backend, detector, config, prompts, why)
+        return
+    for row, prompt in enumerate(prompts):
+        yield from _by_forks(backend, detector, _plan(config, prompt.prefill), row, prompt, why)
 
 
 def _plan(config: GuardConfig, tokens: int) -> Plan:
@@ -69,11 +95,26 @@ def _finished(prompt: Prompt, depths: Sequence[int]) -> FinishedAnswer:
     return FinishedAnswer(prompt.question, prompt.ids[prompt.start :], tuple(depths))
 
 
-def _by_outside(backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt, why: str) -> ScanResult:
-    """Fork at each depth of the prefill of `prompt`, and wait for the replies from outside together."""
-    depths = scheduled_depths(config.schedule, prompt.prefill)
-    scores = scores_at(backend, detector, prompt, depths)
-    return replace(_from_scores(config, _finished(prompt, depths), scores), method="forks", notes=(why,))
+def _by_outside(
+    backend: Reader, detector: Detector, config: GuardConfig, prompts: Sequence[Prompt], why: str
+) -> ScanTurns:
+    """Fork at each depth of each prefill. All replies about one are awaited together, once the next has been read."""
+    last: ScanTurns = iter(())
+    for row, prompt in enumerate(prompts):
+        depths = scheduled_depths(config.schedule, prompt.prefill)
+        begun = dict(zip(depths, begin_at(backend, detector, prompt, depths), strict=True))
+        yield from last
+        last = _replies(config, row, prompt, begun, why)
+    yield from last
+
+
+def _replies(config: GuardConfig, row: int, prompt: Prompt, begun: "Mapping[int, Begun]", why: str) -> ScanTurns:
+    """Wait for the replies from outside about one answer, by depth."""
+    if (outside := awaited(begun.values())) is not None:
+        yield [(row, Waiting(outside))]
+    scores = settled_each(begun)
+    result = _from_scores(config, _finished(prompt, tuple(scores)), tuple(scores.values()))
+    yield [(row, replace(result, method="forks", notes=(why,)))]
 
 
 def _from_scores(config: GuardConfig, answer: FinishedAnswer, scores: Sequence[Score | Exception]) -> ScanResult:
@@ -99,6 +140,11 @@ def inside_prefill(
     Empty where there is nothing inside, where `config.prefill` is `end`, and for detectors that need no hidden states:
     they would have to look ahead at every depth.
     """
+    return settled_each(begin_inside(backend, detector, config, prompt))
+
+
+def begin_inside(backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt) -> "dict[int, Begun]":
+    """Begin the checks of `inside_prefill`, by depth; the model is free once this returns."""
     if config.prefill != "inside" or not reads_inside(detector):
         return {}
     depths = [depth for depth in scheduled_depths(config.schedule, prompt.prefill) if 0 < depth < prompt.prefill]
@@ -106,15 +152,20 @@ def inside_prefill(
         return {}
     try:
         if not declares_reads(detector):
-            scores = scores_at(backend, detector, prompt, depths)
+            begun = begin_at(backend, detector, prompt, depths)
         else:
             try:
-                (scores,) = score_finished(backend, detector, [_finished(prompt, depths)])
+                (begun,) = score_finished(backend, detector, [_finished(prompt, depths)])
             except UnsupportedModel:
-                scores = scores_at(backend, detector, prompt, depths)
+                begun = begin_at(backend, detector, prompt, depths)
     except Exception as error:  # a failed check is the flow's to judge: it halts unless the operator chose otherwise
-        scores = [error] * len(depths)
-    return dict(zip(depths, scores, strict=True))
+        begun = [error] * len(depths)
+    return dict(zip(depths, begun, strict=True))
+
+
+def settled_each(begun: "Mapping[int, Begun]") -> dict[int, Score | Exception]:
+    """The score of each check, or the exception that stands for it, by depth; waits for replies from outside."""
+    return {depth: settled(each, depth) for depth, each in begun.items()}
 
 
 def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> list[Score | Exception]:
@@ -128,7 +179,7 @@ def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Seque
 
 def begin_at(
     backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]
-) -> "list[Score | Exception | Future[Score]]":
+) -> "list[Begun]":
     """Begin the checks of `scores_at`; the model is free once this returns.
 
     Args:
@@ -144,7 +195,7 @@ def begin_at(
         RuntimeError: The backend did not go on with the answer.
     """
     session = require_sessions(backend).replay(prompt.question, prompt.ids[prompt.start :])
-    found: list[Score | Exception | Future[Score]] = []
+    found: list[Begun] = []
     at = 0
     try:
         for depth in depths:
@@ -159,15 +210,24 @@ def begin_at(
     return found
 
 
-def _by_forks(backend: Reader, detector: Detector, plan: Plan, prompt: Prompt, why: str) -> ScanResult:
+def _by_forks(backend: Reader, detector: Detector, plan: Plan, row: int, prompt: Prompt, why: str) -> ScanTurns:
     """Replay the prefill of `prompt` and read each depth on a fork."""
     session = require_sessions(backend).replay(prompt.question, prompt.ids[prompt.start :])
+    outcomes: list[Outcome] = []
+
+    def hand_out(_: int, command: Command | Outcome) -> None:
+        if isinstance(command, Outcome):
+            outcomes.append(command)
+
     try:
-        commands = drive([guarded(plan)], session, detector)
-        outcome = next(command for _, command in commands if isinstance(command, Outcome))
+        driver = Driver([guarded(plan)], session, detector, hand_out)
+        while not driver.over:
+            driver.turn()
+            if (waits := driver.waits) is not None:
+                yield [(row, waits)]
     finally:
         session.close()
-    return _result(outcome, "forks", why)
+    yield [(row, _result(outcomes[0], "forks", why))]
 
 
 def _result(outcome: Outcome, method: Literal["packed", "forks"], *notes: str) -> ScanResult:
