@@ -177,9 +177,7 @@ def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Seque
     return [settled(each, depth) for each, depth in zip(begun, depths, strict=True)]
 
 
-def begin_at(
-    backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]
-) -> "list[Begun]":
+def begin_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> "list[Begun]":
     """Begin the checks of `scores_at`; the model is free once this returns.
 
     Args:
