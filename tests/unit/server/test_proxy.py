@@ -152,8 +152,8 @@ def records(api: str) -> list[dict[str, Any]]:
 
 
 def test_the_audit_accounts_for_every_piece(proxy: ProxyHost, api: str) -> None:
-    proxy.ask()
-    answer = [record for record in records(api) if record["kind"] == "answer"][-1]
+    id = proxy.ask().id
+    (answer,) = [each for each in records(api) if each["kind"] == "answer" and id.endswith(each["id"])]
     assert answer["outcome"] == "finished" and answer["generated_tokens"] == 8
     assert answer["usage"]["checks"]["requests"] == 5 and answer["usage"]["answers"]["completion_tokens"] == 9
     assert answer["usage"]["answers"]["cost"] == pytest.approx(0.00014)
