@@ -1,6 +1,7 @@
 """Check a finished answer at every scheduled depth."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Begun = Score | Exception | Future[Score]
     """A check: its score, the exception that it raised, or what will become of it outside."""
 
-ScanTurns = Iterator[list[tuple[int, ScanResult | Waiting]]]
+ScanTurns = Generator[list[tuple[int, ScanResult | Waiting]], None, None]
 """A scan in pieces: each item has what came of one, by row."""
 
 
@@ -59,8 +60,8 @@ def scan_turns(
     """`scan_answers` for those who share the model: between two items others may use it.
 
     Yields:
-        `(row, result)` of each answer that is done; and, alone, a `Waiting` where the next item would wait for what it
-        names.
+        What came of one use of the model: `(row, result)` of the answers that are done, or nothing; or, alone, a
+        `Waiting` where the next item would wait for what it names.
     """
     if not all(prompt.prefill for prompt in prompts):
         raise PromptError("the answer to scan is empty; give its text")
@@ -99,13 +100,18 @@ def _by_outside(
     backend: Reader, detector: Detector, config: GuardConfig, prompts: Sequence[Prompt], why: str
 ) -> ScanTurns:
     """Fork at each depth of each prefill. All replies about one are awaited together, once the next has been read."""
-    last: ScanTurns = iter(())
+    last: ScanTurns | None = None
     for row, prompt in enumerate(prompts):
-        depths = scheduled_depths(config.schedule, prompt.prefill)
-        begun = dict(zip(depths, begin_at(backend, detector, prompt, depths), strict=True))
-        yield from last
+        begun: dict[int, Begun] = {}
+        with closing(_begin_each(backend, detector, prompt, scheduled_depths(config.schedule, prompt.prefill))) as each:
+            for depth, found in each:
+                begun[depth] = found
+                yield []
+        if last is not None:
+            yield from last
         last = _replies(config, row, prompt, begun, why)
-    yield from last
+    if last is not None:
+        yield from last
 
 
 def _replies(config: GuardConfig, row: int, prompt: Prompt, begun: "Mapping[int, Begun]", why: str) -> ScanTurns:
@@ -192,8 +198,14 @@ def begin_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequen
     Raises:
         RuntimeError: The backend did not go on with the answer.
     """
+    return [each for _, each in _begin_each(backend, detector, prompt, depths)]
+
+
+def _begin_each(
+    backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]
+) -> "Generator[tuple[int, Begun], None, None]":
+    """`begin_at`, one depth at a time: between two items others may use the model."""
     session = require_sessions(backend).replay(prompt.question, prompt.ids[prompt.start :])
-    found: list[Begun] = []
     at = 0
     try:
         for depth in depths:
@@ -202,10 +214,10 @@ def begin_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequen
                 if not given:
                     raise RuntimeError(f"the backend decoded nothing at depth {at} of an answer of {prompt.prefill}")
                 at += len(given)
-            found += begin_checks(session, detector, [CheckPoint(0, depth)])
+            (begun,) = begin_checks(session, detector, [CheckPoint(0, depth)])
+            yield depth, begun
     finally:
         session.close()
-    return found
 
 
 def _by_forks(backend: Reader, detector: Detector, plan: Plan, row: int, prompt: Prompt, why: str) -> ScanTurns:
@@ -221,8 +233,7 @@ def _by_forks(backend: Reader, detector: Detector, plan: Plan, row: int, prompt:
         driver = Driver([guarded(plan)], session, detector, hand_out)
         while not driver.over:
             driver.turn()
-            if (waits := driver.waits) is not None:
-                yield [(row, waits)]
+            yield [] if (waits := driver.waits) is None else [(row, waits)]
     finally:
         session.close()
     yield [(row, _result(outcomes[0], "forks", why))]

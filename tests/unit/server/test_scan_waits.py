@@ -10,7 +10,7 @@ import pytest
 
 from anydepth import Guard
 from anydepth.backends.protocol import Capability
-from anydepth.detectors import Cascade, ExternalGuard
+from anydepth.detectors import Cascade, ExternalGuard, Rethink
 from anydepth.schedule import Adaptive, Every, Schedule
 from anydepth.server.engine.engine import Job
 from anydepth.server.engine.transformers_engine import TransformersEngine
@@ -18,6 +18,7 @@ from anydepth.testing import END, ScriptedBackend, ScriptedDetector
 from anydepth.types import Finished
 from tests.fake_guard import FakeGuard
 
+NO = "I'm sorry, but I can't help with that."
 UNSURE = "x" * 20
 """An answer that is longer than any other here: the script is unsure of its end."""
 
@@ -145,3 +146,33 @@ def test_each_scan_of_several_has_its_own_result(endpoint: FakeGuard, schedule: 
     found = guard.scan_many(conversations)
     assert [each.verdict.halt for each in found] == [False, False, True, False]
     assert found == [guard.scan(*each) for each in conversations]
+
+
+@pytest.mark.parametrize("outside", [False, True])
+async def test_an_answer_takes_turns_with_a_scan_that_reads_many_depths(endpoint: FakeGuard, outside: bool) -> None:
+    """The look-ahead of the scan's first depth ends only once the answer is under way as well."""
+    seen: list[int] = []
+    begun, goes = threading.Event(), threading.Event()
+
+    def look_ahead(row: int, depth: int) -> str:
+        seen.append(depth)
+        if len(seen) == 1:
+            begun.set()
+            assert goes.wait(30)
+        return NO
+
+    backend = ScriptedBackend(["ab"], look_aheads=look_ahead)
+    external = ExternalGuard(endpoint.url, "g", retries=0, timeout=30)
+    detector = Cascade(Rethink(), external, 0.0, 0.5) if outside else Rethink()
+    engine = engine_of(Guard.from_backend(backend, detector, schedule=Every(1, doubling=False), release="monitor"))
+    scans = asyncio.create_task(scan(engine, UNSURE))
+    assert await asyncio.to_thread(begun.wait, 30)
+    answers = asyncio.create_task(answer(engine))
+    while engine.stats.live < 2:
+        await asyncio.sleep(0.001)
+    goes.set()
+    assert isinstance((await answers)[-1], Finished)
+    assert len((await scans).checks) == len(UNSURE) + 1
+    assert len(seen) > len(UNSURE) + 1
+    assert seen.index(len(UNSURE)) > len(seen) - 4, "the scan's last look-ahead comes behind those of the short answer"
+    await engine.stop()

@@ -76,6 +76,8 @@ class Works:
         begun = time.monotonic()
         deadline = begun + self._timeout
         if not self._turns.put(work):
+            if self._turns.over:  # since it was asked above
+                raise ShuttingDown("the server is shutting down")
             seconds = ceil(self._seconds * (self._turns.waiting + 1) / self._live)
             raise Busy("too many answers are waiting; ask again later", min(max(seconds, 1), 60))
         try:
@@ -128,16 +130,18 @@ class _Work:
         self._turns, self._loop, self._over = turns, loop, False
 
     def turn(self) -> bool:
-        """Use the model until something came of it."""
+        """Use the model once."""
         self.waits_for = None
         try:
-            batch = next(filter(None, self._turns), [])
+            batch = next(self._turns, None)
         except BaseException as error:  # a panic of Rust code is no Exception
             if self.error is None:  # else it was interrupted because of that
                 self.error = _as_ours(error)
             return False
-        if not batch:
+        if batch is None:
             return False
+        if not batch:
+            return True
         if isinstance(batch[-1][1], Waiting):
             *batch, (_, waiting) = batch
             self.waits_for = waiting.outside
