@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -16,13 +15,12 @@ from anydepth.config import OPTIONS, GuardConfig, guard_config, with_own_policy
 from anydepth.detectors import Detector, LinearProbe, declares_reads, detector_parts
 from anydepth.detectors.detector import embeddings_of
 from anydepth.detectors.named import shipped_probe
-from anydepth.detectors.outside import awaited
-from anydepth.driver import Driver, OnCheck, Waiting, share_time, unobserved
+from anydepth.driver import Driver, OnCheck, share_time, unobserved
 from anydepth.errors import ConfigError
 from anydepth.flow import guarded
 from anydepth.gate import CallEnds, gate_calls, handed_out, require_halting
 from anydepth.policy import Policy
-from anydepth.scan import begin_inside, scan_answers, settled_each
+from anydepth.scan import InsideReading, scan_answers
 from anydepth.schedule import Schedule
 from anydepth.templates.call_formats import choose_format
 from anydepth.templates.template import ChatTemplate, Prompt
@@ -212,13 +210,12 @@ class Guard:
         try:
             for row, prompt in enumerate(prompts):
                 if prompt.prefill:
-                    begin = time.perf_counter()
-                    begun = begin_inside(self.backend, self.detector, self.config, prompt)
-                    if tells_waits and (outside := awaited(begun.values())) is not None:
-                        yield [(0, Waiting(outside))]
-                    plans[row] = replace(plans[row], inside=settled_each(begun))
-                    share_time(on_check, time.perf_counter() - begin, len(begun))
-                    yield []
+                    inside = InsideReading(self.backend, self.detector, self.config, prompt)
+                    with closing(inside.turns()) as reading:
+                        for item in reading:
+                            yield list(item) if tells_waits else []
+                    share_time(on_check, inside.seconds, len(inside.scores))
+                    plans[row] = replace(plans[row], inside=inside.scores)
             usage = getattr(session, "usage", lambda row: None)  # sessions over an API have it
             calls = has_calls or call_ends  # an answer whose call ends somewhere has calls
             writers = [

@@ -1,7 +1,8 @@
 """Check a finished answer at every scheduled depth."""
 
+import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -146,27 +147,68 @@ def inside_prefill(
     Empty where there is nothing inside, where `config.prefill` is `end`, and for detectors that need no hidden states:
     they would have to look ahead at every depth.
     """
-    return settled_each(begin_inside(backend, detector, config, prompt))
+    reading = InsideReading(backend, detector, config, prompt)
+    for _ in reading.turns():
+        pass
+    return reading.scores
 
 
-def begin_inside(backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt) -> "dict[int, Begun]":
-    """Begin the checks of `inside_prefill`, by depth; the model is free once this returns."""
+class InsideReading:
+    """The checks of `inside_prefill` for those who share the model.
+
+    Attributes:
+        scores: The score of each depth, or the exception that its check raised; whole once `turns` has ended.
+        seconds: How long the checks took, the wait for replies from outside included.
+    """
+
+    def __init__(self, backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt) -> None:
+        self.scores: dict[int, Score | Exception] = {}
+        self.seconds = 0.0
+        self._uses = _begin_inside(backend, detector, config, prompt)
+
+    def turns(self) -> "Generator[list[tuple[int, Waiting]], None, None]":
+        """Make the checks; between two items others may use the model.
+
+        Yields:
+            Nothing after a use of the model; a `Waiting` where the next item would wait for what it names.
+        """
+        found: dict[int, Begun] = {}
+        with closing(self._uses):
+            begin = time.perf_counter()
+            for use in self._uses:
+                found |= use
+                self.seconds += time.perf_counter() - begin
+                yield []
+                begin = time.perf_counter()
+        if (outside := awaited(found.values())) is not None:
+            yield [(0, Waiting(outside))]
+        self.scores = settled_each(found)
+        self.seconds += time.perf_counter() - begin
+
+
+def _begin_inside(
+    backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt
+) -> "Generator[dict[int, Begun], None, None]":
+    """Begin the checks of `inside_prefill`; an item has those of one use of the model, by depth."""
     if config.prefill != "inside" or not reads_inside(detector):
-        return {}
+        return
     depths = [depth for depth in scheduled_depths(config.schedule, prompt.prefill) if 0 < depth < prompt.prefill]
     if not depths:
-        return {}
+        return
+    left = list(depths)
     try:
-        if not declares_reads(detector):
-            begun = begin_at(backend, detector, prompt, depths)
-        else:
-            try:
-                (begun,) = score_finished(backend, detector, [_finished(prompt, depths)])
-            except UnsupportedModel:
-                begun = begin_at(backend, detector, prompt, depths)
+        if declares_reads(detector):
+            with suppress(UnsupportedModel):
+                (scores,) = score_finished(backend, detector, [_finished(prompt, depths)])
+                left = []
+                yield dict(zip(depths, scores, strict=True))
+                return
+        with closing(_begin_each(backend, detector, prompt, depths)) as each:
+            for depth, begun in each:
+                left.remove(depth)
+                yield {depth: begun}
     except Exception as error:  # a failed check is the flow's to judge: it halts unless the operator chose otherwise
-        begun = [error] * len(depths)
-    return dict(zip(depths, begun, strict=True))
+        yield dict.fromkeys(left, error)
 
 
 def settled_each(begun: "Mapping[int, Begun]") -> dict[int, Score | Exception]:
