@@ -1,10 +1,11 @@
 """Check a finished answer at every scheduled depth."""
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, Reader, require_sessions
 from anydepth.config import GuardConfig
@@ -17,14 +18,15 @@ from anydepth.schedule import Listed, scheduled_depths
 from anydepth.templates.template import Prompt
 from anydepth.types import Decoded, ScanResult, Score
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    Begun = Score | Exception | Future[Score]
-    """A check: its score, the exception that it raised, or what will become of it outside."""
+Begun = Score | Exception | Future[Score]
+"""A check: its score, the exception that it raised, or what will become of it outside."""
 
 ScanTurns = Generator[list[tuple[int, ScanResult | Waiting]], None, None]
 """A scan in pieces: each item has what came of one, by row."""
+
+AT_ONCE = 8
+"""Replies from outside that are awaited at a time, of one answer. More would spend their time limit in the queue of
+whoever replies, and so would the checks of other answers behind them."""
 
 
 def scan_answer(
@@ -108,6 +110,8 @@ def _by_outside(
             for depth, found in each:
                 begun[depth] = found
                 yield []
+                for waiting in _room(begun.values()):
+                    yield [(row, waiting)]
         if last is not None:
             yield from last
         last = _replies(config, row, prompt, begun, why)
@@ -115,13 +119,21 @@ def _by_outside(
         yield from last
 
 
-def _replies(config: GuardConfig, row: int, prompt: Prompt, begun: "Mapping[int, Begun]", why: str) -> ScanTurns:
+def _replies(config: GuardConfig, row: int, prompt: Prompt, begun: Mapping[int, Begun], why: str) -> ScanTurns:
     """Wait for the replies from outside about one answer, by depth."""
     if (outside := awaited(begun.values())) is not None:
         yield [(row, Waiting(outside))]
     scores = settled_each(begun)
     result = _from_scores(config, _finished(prompt, tuple(scores)), tuple(scores.values()))
     yield [(row, replace(result, method="forks", notes=(why,)))]
+
+
+def _room(begun: Iterable[Begun]) -> Generator[Waiting, None, None]:
+    """Wait until fewer than `AT_ONCE` of these checks are under way outside; yields what is waited for, if it is."""
+    pending = [each for each in begun if isinstance(each, Future) and not each.done()]
+    if len(pending) >= AT_ONCE:
+        yield Waiting(pending[0])
+        wait(pending, return_when=FIRST_COMPLETED)
 
 
 def _from_scores(config: GuardConfig, answer: FinishedAnswer, scores: Sequence[Score | Exception]) -> ScanResult:
@@ -166,7 +178,7 @@ class InsideReading:
         self.seconds = 0.0
         self._uses = _begin_inside(backend, detector, config, prompt)
 
-    def turns(self) -> "Generator[list[tuple[int, Waiting]], None, None]":
+    def turns(self) -> Generator[list[tuple[int, Waiting]], None, None]:
         """Make the checks; between two items others may use the model.
 
         Yields:
@@ -180,6 +192,8 @@ class InsideReading:
                 self.seconds += time.perf_counter() - begin
                 yield []
                 begin = time.perf_counter()
+                for waiting in _room(found.values()):
+                    yield [(0, waiting)]
         if (outside := awaited(found.values())) is not None:
             yield [(0, Waiting(outside))]
         self.scores = settled_each(found)
@@ -188,7 +202,7 @@ class InsideReading:
 
 def _begin_inside(
     backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt
-) -> "Generator[dict[int, Begun], None, None]":
+) -> Generator[dict[int, Begun], None, None]:
     """Begin the checks of `inside_prefill`; an item has those of one use of the model, by depth."""
     if config.prefill != "inside" or not reads_inside(detector):
         return
@@ -211,7 +225,7 @@ def _begin_inside(
         yield dict.fromkeys(left, error)
 
 
-def settled_each(begun: "Mapping[int, Begun]") -> dict[int, Score | Exception]:
+def settled_each(begun: Mapping[int, Begun]) -> dict[int, Score | Exception]:
     """The score of each check, or the exception that stands for it, by depth; waits for replies from outside."""
     return {depth: settled(each, depth) for depth, each in begun.items()}
 
@@ -219,14 +233,18 @@ def settled_each(begun: "Mapping[int, Begun]") -> dict[int, Score | Exception]:
 def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> list[Score | Exception]:
     """Score the prefill of `prompt`, replayed, at `depths`, each on a fork; no other depth is checked.
 
-    Checks that are made outside (an `OutsideDetector`) are all begun before one is waited for. See `begin_at`.
+    Of checks that are made outside (an `OutsideDetector`), up to `AT_ONCE` are begun before one is waited for.
     """
-    begun = begin_at(backend, detector, prompt, depths)
+    begun: list[Begun] = []
+    for _, each in _begin_each(backend, detector, prompt, depths):
+        begun.append(each)
+        for _ in _room(begun):
+            pass
     return [settled(each, depth) for each, depth in zip(begun, depths, strict=True)]
 
 
-def begin_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> "list[Begun]":
-    """Begin the checks of `scores_at`; the model is free once this returns.
+def begin_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> list[Begun]:
+    """Begin the checks of `scores_at`, all of them; the model is free once this returns.
 
     Args:
         backend: Opens the session.
@@ -245,7 +263,7 @@ def begin_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequen
 
 def _begin_each(
     backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]
-) -> "Generator[tuple[int, Begun], None, None]":
+) -> Generator[tuple[int, Begun], None, None]:
     """`begin_at`, one depth at a time: between two items others may use the model."""
     session = require_sessions(backend).replay(prompt.question, prompt.ids[prompt.start :])
     at = 0
