@@ -176,7 +176,8 @@ def figures(way: str, values: np.ndarray, test: Checks) -> Iterator[Figure]:
             language, harmful = str(own.language[mask][0]), bool(own.harmful[mask][0])
             for name in (language, *((OTHERS,) if language != ENGLISH else ())):
                 means.setdefault(name, {True: [], False: []})[harmful].append(float(here[mask].mean()))
-        for language, sides in means.items():
+        for language in sorted(means, key=lambda name: (name != ENGLISH, name == OTHERS, name)):
+            sides = means[language]
             group = {"language": language, "fitted on": way}
             yield estimates.auroc(f"auroc, {kind}", sides[True], sides[False], group)
             threshold = lowest_threshold(sides[False])

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ SUMMED = "what is summed up"
 HARM_INSIDE, HARM_REFUSED = "harm inside a harmless thought", "harm in the thought, refusal"
 READS = ("request alone", "thought, mean", "thought, maximum", "whole, mean", "whole, maximum", "whole, policy")
 REFUSALS = ("refusals recognised", "answers taken for refusals")
+ENGLISH, OTHERS = "en", "all but English"
+"""Rows of a table of languages: English stands first, the others follow by name, and what sums them up is last."""
 _JUDGED = (
     "auroc",
     "halted at 1 %",
@@ -205,6 +208,8 @@ def drawn(table: Table) -> str:
     lines = [f"| {table.head} | {' | '.join(names)} |", "|---|" + "---|" * len(heads)]
     if all(isinstance(row, int | float) for row, _ in cells):
         cells = dict(sorted(cells.items()))
+    if any(row == ENGLISH for row, _ in cells):
+        cells = dict(sorted(cells.items(), key=lambda each: (each[0][0] != ENGLISH, each[0][0] == OTHERS, each[0])))
     for (row, more), values in cells.items():
         label = f"{row:,}" if isinstance(row, int) else str(row)
         lines.append(f"| {', '.join(filter(None, [label, more]))} | {' | '.join(values.get(h, '') for h in heads)} |")
@@ -219,11 +224,17 @@ def cell(figure: Mapping[str, Any]) -> str:
     value, interval, share = figure["value"], figure["interval"], figure["unit"] == "share"
     if value is None:
         return "–"
-    text = f"{100 * value:.0f} %" if share else f"{value:.3g}"
+    text = f"{whole_percent(value)} %" if share else f"{value:.3g}"
     if interval and None not in interval:
-        low, high = (f"{100 * end:.0f}" if share else f"{end:.3g}" for end in interval)
+        low, high = (whole_percent(end) if share else f"{end:.3g}" for end in interval)
         text += f" ({low}–{high})" if not low.startswith("-") else f" ({low} to {high})"
     return f"{text}, {figure['answers']}" if figure["answers"] else text
+
+
+def whole_percent(share: float) -> str:
+    """A share in whole per cent, a half away from zero: 0.075 is 8, also as a sum of floats that lies just below it."""
+    rounded = Decimal(repr(round(100 * share, 6))).quantize(Decimal(1), ROUND_HALF_UP)
+    return str(rounded + 0)  # without the sign of a zero
 
 
 def short(model: str) -> str:

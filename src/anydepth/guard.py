@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -21,7 +20,7 @@ from anydepth.errors import ConfigError
 from anydepth.flow import guarded
 from anydepth.gate import CallEnds, gate_calls, handed_out, require_halting
 from anydepth.policy import Policy
-from anydepth.scan import inside_prefill, scan_answers
+from anydepth.scan import InsideReading, scan_answers
 from anydepth.schedule import Schedule
 from anydepth.templates.call_formats import choose_format
 from anydepth.templates.template import ChatTemplate, Prompt
@@ -203,8 +202,7 @@ class Guard:
             What came of one use of the model, as `(row, event)` in order; it may be nothing. With `tells_waits` the
             last one is a `Waiting` where the next item would wait for what it names.
         """
-        length = max_new_tokens
-        options = {"max_new_tokens": length, "whole": whole, "gated": call_ends is not None}
+        options = {"max_new_tokens": max_new_tokens, "whole": whole, "gated": call_ends is not None}
         plans = [self.config.plan(prefill=prompt.prefill, **options) for prompt in prompts]
         if call_ends is not None:
             require_halting(self.config.policy)
@@ -212,11 +210,12 @@ class Guard:
         try:
             for row, prompt in enumerate(prompts):
                 if prompt.prefill:
-                    begin = time.perf_counter()
-                    inside = inside_prefill(self.backend, self.detector, self.config, prompt)
-                    share_time(on_check, time.perf_counter() - begin, len(inside))
-                    plans[row] = replace(plans[row], inside=inside)
-                    yield []
+                    inside = InsideReading(self.backend, self.detector, self.config, prompt)
+                    with closing(inside.turns()) as reading:
+                        for item in reading:
+                            yield list(item) if tells_waits else []
+                    share_time(on_check, inside.seconds, len(inside.scores))
+                    plans[row] = replace(plans[row], inside=inside.scores)
             usage = getattr(session, "usage", lambda row: None)  # sessions over an API have it
             calls = has_calls or call_ends  # an answer whose call ends somewhere has calls
             writers = [

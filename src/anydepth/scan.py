@@ -1,21 +1,32 @@
 """Check a finished answer at every scheduled depth."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from anydepth.backends.protocol import Capability, CheckPoint, FinishedAnswer, Reader, require_sessions
 from anydepth.config import GuardConfig
 from anydepth.detectors import Detector, OutsideDetector, declares_reads, score_finished
-from anydepth.driver import begin_checks, drive, settle, settled
+from anydepth.detectors.outside import awaited
+from anydepth.driver import Driver, Waiting, begin_checks, settle, settled
 from anydepth.errors import PromptError, UnsupportedModel
-from anydepth.flow import Outcome, Plan, guarded, step
+from anydepth.flow import Command, Outcome, Plan, guarded, step
 from anydepth.schedule import Listed, scheduled_depths
 from anydepth.templates.template import Prompt
 from anydepth.types import Decoded, ScanResult, Score
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+Begun = Score | Exception | Future[Score]
+"""A check: its score, the exception that it raised, or what will become of it outside."""
+
+ScanTurns = Generator[list[tuple[int, ScanResult | Waiting]], None, None]
+"""A scan in pieces: each item has what came of one, by row."""
+
+AT_ONCE = 8
+"""Replies from outside that are awaited at a time, of one answer. More would spend their time limit in the queue of
+whoever replies, and so would the checks of other answers behind them."""
 
 
 def scan_answer(
@@ -36,8 +47,24 @@ def scan_answers(
 ) -> list[ScanResult]:
     """Scan several answers, each the prefill of its prompt, in one batch; see `scan_answer`.
 
+    While replies from outside about one answer are awaited, the next one is read.
+
     Raises:
         PromptError: An answer is empty, or does not fit the model's context with its prompt.
+    """
+    turns = scan_turns(backend, detector, config, prompts, packed=packed)
+    found = {row: each for turn in turns for row, each in turn if isinstance(each, ScanResult)}
+    return [found[row] for row in range(len(prompts))]
+
+
+def scan_turns(
+    backend: Reader, detector: Detector, config: GuardConfig, prompts: Sequence[Prompt], *, packed: bool = True
+) -> ScanTurns:
+    """`scan_answers` for those who share the model: between two items others may use it.
+
+    Yields:
+        What came of one use of the model: `(row, result)` of the answers that are done, or nothing; or, alone, a
+        `Waiting` where the next item would wait for what it names.
     """
     if not all(prompt.prefill for prompt in prompts):
         raise PromptError("the answer to scan is empty; give its text")
@@ -54,10 +81,13 @@ def scan_answers(
         except UnsupportedModel as reason:
             why = str(reason)
         else:
-            return [_from_scores(config, *each) for each in zip(answers, scores, strict=True)]
+            yield [(row, _from_scores(config, *each)) for row, each in enumerate(zip(answers, scores, strict=True))]
+            return
     if isinstance(detector, OutsideDetector) and getattr(config.schedule, "fixed", False):
-        return [_by_outside(backend, detector, config, prompt, why) for prompt in prompts]
-    return [_by_forks(backend, detector, _plan(config, prompt.prefill), prompt, why) for prompt in prompts]
+        yield from _by_outside(backend, detector, config, prompts, why)
+        return
+    for row, prompt in enumerate(prompts):
+        yield from _by_forks(backend, detector, _plan(config, prompt.prefill), row, prompt, why)
 
 
 def _plan(config: GuardConfig, tokens: int) -> Plan:
@@ -69,11 +99,41 @@ def _finished(prompt: Prompt, depths: Sequence[int]) -> FinishedAnswer:
     return FinishedAnswer(prompt.question, prompt.ids[prompt.start :], tuple(depths))
 
 
-def _by_outside(backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt, why: str) -> ScanResult:
-    """Fork at each depth of the prefill of `prompt`, and wait for the replies from outside together."""
-    depths = scheduled_depths(config.schedule, prompt.prefill)
-    scores = scores_at(backend, detector, prompt, depths)
-    return replace(_from_scores(config, _finished(prompt, depths), scores), method="forks", notes=(why,))
+def _by_outside(
+    backend: Reader, detector: Detector, config: GuardConfig, prompts: Sequence[Prompt], why: str
+) -> ScanTurns:
+    """Fork at each depth of each prefill. All replies about one are awaited together, once the next has been read."""
+    last: ScanTurns | None = None
+    for row, prompt in enumerate(prompts):
+        begun: dict[int, Begun] = {}
+        with closing(_begin_each(backend, detector, prompt, scheduled_depths(config.schedule, prompt.prefill))) as each:
+            for depth, found in each:
+                begun[depth] = found
+                yield []
+                for waiting in _room(begun.values()):
+                    yield [(row, waiting)]
+        if last is not None:
+            yield from last
+        last = _replies(config, row, prompt, begun, why)
+    if last is not None:
+        yield from last
+
+
+def _replies(config: GuardConfig, row: int, prompt: Prompt, begun: Mapping[int, Begun], why: str) -> ScanTurns:
+    """Wait for the replies from outside about one answer, by depth."""
+    if (outside := awaited(begun.values())) is not None:
+        yield [(row, Waiting(outside))]
+    scores = settled_each(begun)
+    result = _from_scores(config, _finished(prompt, tuple(scores)), tuple(scores.values()))
+    yield [(row, replace(result, method="forks", notes=(why,)))]
+
+
+def _room(begun: Iterable[Begun]) -> Generator[Waiting, None, None]:
+    """Wait until fewer than `AT_ONCE` of these checks are under way outside; yields what is waited for, if it is."""
+    pending = [each for each in begun if isinstance(each, Future) and not each.done()]
+    if len(pending) >= AT_ONCE:
+        yield Waiting(pending[0])
+        wait(pending, return_when=FIRST_COMPLETED)
 
 
 def _from_scores(config: GuardConfig, answer: FinishedAnswer, scores: Sequence[Score | Exception]) -> ScanResult:
@@ -99,37 +159,94 @@ def inside_prefill(
     Empty where there is nothing inside, where `config.prefill` is `end`, and for detectors that need no hidden states:
     they would have to look ahead at every depth.
     """
+    reading = InsideReading(backend, detector, config, prompt)
+    for _ in reading.turns():
+        pass
+    return reading.scores
+
+
+class InsideReading:
+    """The checks of `inside_prefill` for those who share the model.
+
+    Attributes:
+        scores: The score of each depth, or the exception that its check raised; whole once `turns` has ended.
+        seconds: How long the checks took, the wait for replies from outside included.
+    """
+
+    def __init__(self, backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt) -> None:
+        self.scores: dict[int, Score | Exception] = {}
+        self.seconds = 0.0
+        self._uses = _begin_inside(backend, detector, config, prompt)
+
+    def turns(self) -> Generator[list[tuple[int, Waiting]], None, None]:
+        """Make the checks; between two items others may use the model.
+
+        Yields:
+            Nothing after a use of the model; a `Waiting` where the next item would wait for what it names.
+        """
+        found: dict[int, Begun] = {}
+        with closing(self._uses):
+            begin = time.perf_counter()
+            for use in self._uses:
+                found |= use
+                self.seconds += time.perf_counter() - begin
+                yield []
+                begin = time.perf_counter()
+                for waiting in _room(found.values()):
+                    yield [(0, waiting)]
+        if (outside := awaited(found.values())) is not None:
+            yield [(0, Waiting(outside))]
+        self.scores = settled_each(found)
+        self.seconds += time.perf_counter() - begin
+
+
+def _begin_inside(
+    backend: Reader, detector: Detector, config: GuardConfig, prompt: Prompt
+) -> Generator[dict[int, Begun], None, None]:
+    """Begin the checks of `inside_prefill`; an item has those of one use of the model, by depth."""
     if config.prefill != "inside" or not reads_inside(detector):
-        return {}
+        return
     depths = [depth for depth in scheduled_depths(config.schedule, prompt.prefill) if 0 < depth < prompt.prefill]
     if not depths:
-        return {}
+        return
+    left = list(depths)
     try:
-        if not declares_reads(detector):
-            scores = scores_at(backend, detector, prompt, depths)
-        else:
-            try:
+        if declares_reads(detector):
+            with suppress(UnsupportedModel):
                 (scores,) = score_finished(backend, detector, [_finished(prompt, depths)])
-            except UnsupportedModel:
-                scores = scores_at(backend, detector, prompt, depths)
+                left = []
+                yield dict(zip(depths, scores, strict=True))
+                return
+        with closing(_begin_each(backend, detector, prompt, depths)) as each:
+            for depth, begun in each:
+                left.remove(depth)
+                yield {depth: begun}
     except Exception as error:  # a failed check is the flow's to judge: it halts unless the operator chose otherwise
-        scores = [error] * len(depths)
-    return dict(zip(depths, scores, strict=True))
+        yield dict.fromkeys(left, error)
+
+
+def settled_each(begun: Mapping[int, Begun]) -> dict[int, Score | Exception]:
+    """The score of each check, or the exception that stands for it, by depth; waits for replies from outside."""
+    return {depth: settled(each, depth) for depth, each in begun.items()}
 
 
 def scores_at(backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int]) -> list[Score | Exception]:
     """Score the prefill of `prompt`, replayed, at `depths`, each on a fork; no other depth is checked.
 
-    Checks that are made outside (an `OutsideDetector`) are all begun before one is waited for. See `begin_at`.
+    Of checks that are made outside (an `OutsideDetector`), up to `AT_ONCE` are begun before one is waited for.
     """
-    begun = begin_at(backend, detector, prompt, depths)
+    begun: list[Begun] = []
+    for _, each in _begin_each(backend, detector, prompt, depths):
+        begun.append(each)
+        for _ in _room(begun):
+            pass
     return [settled(each, depth) for each, depth in zip(begun, depths, strict=True)]
 
 
 def begin_at(
     backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int], *, resumes: bool = False
-) -> "list[Score | Exception | Future[Score]]":
-    """Begin the checks of `scores_at`; the model is free once this returns.
+) -> list[Begun]:
+    """Begin the checks of `scores_at`, all of them; the model is free once this returns.
 
     Args:
         backend: Opens the session.
@@ -144,10 +261,16 @@ def begin_at(
     Raises:
         RuntimeError: The backend did not go on with the answer.
     """
+    return [each for _, each in _begin_each(backend, detector, prompt, depths, resumes=resumes)]
+
+
+def _begin_each(
+    backend: Reader, detector: Detector, prompt: Prompt, depths: Sequence[int], *, resumes: bool = False
+) -> Generator[tuple[int, Begun], None, None]:
+    """`begin_at`, one depth at a time: between two items others may use the model."""
     sessions = require_sessions(backend)
     replay = getattr(sessions, "resume", sessions.replay) if resumes else sessions.replay
     session = replay(prompt.question, prompt.ids[prompt.start :])
-    found: list[Score | Exception | Future[Score]] = []
     at = 0
     try:
         for depth in depths:
@@ -156,21 +279,29 @@ def begin_at(
                 if not given:
                     raise RuntimeError(f"the backend decoded nothing at depth {at} of an answer of {prompt.prefill}")
                 at += len(given)
-            found += begin_checks(session, detector, [CheckPoint(0, depth)])
+            (begun,) = begin_checks(session, detector, [CheckPoint(0, depth)])
+            yield depth, begun
     finally:
         session.close()
-    return found
 
 
-def _by_forks(backend: Reader, detector: Detector, plan: Plan, prompt: Prompt, why: str) -> ScanResult:
+def _by_forks(backend: Reader, detector: Detector, plan: Plan, row: int, prompt: Prompt, why: str) -> ScanTurns:
     """Replay the prefill of `prompt` and read each depth on a fork."""
     session = require_sessions(backend).replay(prompt.question, prompt.ids[prompt.start :])
+    outcomes: list[Outcome] = []
+
+    def hand_out(_: int, command: Command | Outcome) -> None:
+        if isinstance(command, Outcome):
+            outcomes.append(command)
+
     try:
-        commands = drive([guarded(plan)], session, detector)
-        outcome = next(command for _, command in commands if isinstance(command, Outcome))
+        driver = Driver([guarded(plan)], session, detector, hand_out)
+        while not driver.over:
+            driver.turn()
+            yield [] if (waits := driver.waits) is None else [(row, waits)]
     finally:
         session.close()
-    return _result(outcome, "forks", why)
+    yield [(row, _result(outcomes[0], "forks", why))]
 
 
 def _result(outcome: Outcome, method: Literal["packed", "forks"], *notes: str) -> ScanResult:

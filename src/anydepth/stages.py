@@ -35,7 +35,7 @@ class StageUse:
     """One detector of a cascade at one check. The last one that was asked decided the check, or failed.
 
     Attributes:
-        name: The detector's name.
+        name: What the stage is called, see `stage_name`: no two stages of a cascade share it.
         seconds: How long it took; checks that are made together share their time.
         spent: What it used.
     """
@@ -43,6 +43,24 @@ class StageUse:
     name: str
     seconds: float
     spent: Spent = NOTHING
+
+
+def stage_name(name: str, before: Sequence[StageUse]) -> str:
+    """What a stage is called: its detector's name, with its place in the cascade where an earlier stage has the name.
+
+    Stages are asked in order, none left out, so that each is called the same at every check.
+
+    Args:
+        name: The detector's name.
+        before: The stages before it.
+
+    Returns:
+        E.g. `rethink`, or `rethink_2` for the second stage behind a first one called `rethink`.
+    """
+    taken = {stage.name for stage in before}
+    while name in taken:
+        name = f"{name}_{len(before) + 1}"
+    return name
 
 
 def stages_of(reply: object) -> tuple[StageUse, ...]:

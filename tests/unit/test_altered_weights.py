@@ -30,6 +30,55 @@ CONFIGS: dict[str, tuple[Any, str]] = {
         {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}},
         "8-bit (compressed-tensors)",
     ),
+    "compressed-tensors, as Transformers keeps it": (
+        SimpleNamespace(
+            quant_method=SimpleNamespace(value="compressed-tensors"),
+            quantization_config=SimpleNamespace(config_groups={"g": SimpleNamespace(weights={"num_bits": 4})}),
+        ),
+        "4-bit (compressed-tensors)",
+    ),
+    "compressed-tensors, sparse and in 8 bits": (
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"g": {"weights": {"num_bits": 8}}},
+            "sparsity_config": {"format": "sparse-24-bitmask", "sparsity_structure": "2:4"},
+        },
+        "8-bit (compressed-tensors)",
+    ),
+    "compressed-tensors, sparse only": (
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {},
+            "sparsity_config": {"format": "sparse-24-bitmask", "sparsity_structure": "2:4"},
+        },
+        "sparse (compressed-tensors 2:4)",
+    ),
+    "compressed-tensors, sparse only, as Transformers keeps it": (
+        SimpleNamespace(quant_method=SimpleNamespace(value="compressed-tensors"), quantization_config=None),
+        "sparse (compressed-tensors)",
+    ),
+    "compressed-tensors of the cache alone": (
+        {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}, "sparsity_config": {}},
+        "quantised (compressed-tensors)",
+    ),
+    "ModelOpt": ({"quant_method": "modelopt", "quant_algo": "FP8"}, "8-bit (modelopt)"),
+    "ModelOpt, NVFP4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "4-bit (modelopt)"),
+    "ModelOpt, wider activations": ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "4-bit (modelopt)"),
+    "ModelOpt, a file of its own": (
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}},
+        "8-bit (modelopt)",
+    ),
+    "ModelOpt, mixed": (
+        {
+            "quant_method": "modelopt",
+            "quantization": {
+                "quant_algo": "MIXED_PRECISION",
+                "quantized_layers": {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "W4A16_AWQ"}},
+            },
+        },
+        "4-bit (modelopt)",
+    ),
+    "ModelOpt, width unknown": ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "quantised (modelopt)"),
     "HQQ": (
         {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 3}}}, "3-bit (hqq)",
     ),
@@ -64,6 +113,28 @@ def test_a_quantization_config_is_read(case: str) -> None:
 def test_the_format_of_a_gguf_file_is_read(made: str, said: list[str]) -> None:
     backend: Any = SimpleNamespace(gguf_format=made, model=None)
     assert list(map(str, alterations(backend))) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("org/model-GGUF:Q4_K_M", ["4-bit (gguf Q4_K_M)"]),
+        ("/models/model-IQ3_XXS.gguf", ["3-bit (gguf IQ3_XXS)"]),
+        ("/models/model.q8_0-00001-of-00002.gguf", ["8-bit (gguf Q8_0)"]),
+        ("org/model-GGUF:MXFP4", ["4-bit (gguf MXFP4)"]),
+        ("org/model-GGUF:BF16", []),
+        ("/models/Q4_K_M/model.gguf", ["quantised (gguf)"]),
+    ],
+)
+def test_the_format_of_a_gguf_file_that_vllm_serves_is_that_of_its_name(name: str, said: list[str]) -> None:
+    identity = SimpleNamespace(name=name)
+    served: Any = SimpleNamespace(quantization_config={"quant_method": "gguf"}, identity=identity)
+    assert list(map(str, alterations(served))) == said
+
+
+def test_weights_that_compressed_tensors_left_as_they_are_are_not_altered() -> None:
+    config = {"quant_method": "compressed-tensors", "config_groups": {}, "sparsity_config": {"format": "dense"}}
+    assert alterations(SimpleNamespace(quantization_config=config)) == ()
 
 
 def parameter(module: str, name: str, **facts: Any) -> Any:

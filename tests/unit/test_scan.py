@@ -1,7 +1,9 @@
 """Scanning a finished answer: packed and fork by fork, and what the guard would have done."""
 
 import math
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anydepth import Guard
-from anydepth.backends.protocol import Read, Site
+from anydepth.backends.protocol import Capability, Read, Site
 from anydepth.detectors import LinearProbe, ProbeCard, Rethink
 from anydepth.errors import CheckError, PromptError
 from anydepth.policy import Threshold
-from anydepth.scan import scores_at
+from anydepth.scan import AT_ONCE, inside_prefill, scores_at
 from anydepth.schedule import Adaptive, Every, Schedule
 from anydepth.testing import ScriptedBackend, ScriptedDetector
 from anydepth.types import Score
@@ -173,3 +175,53 @@ def test_a_check_that_fails_is_its_own() -> None:
     prompt = backend.template.prompt("hi", prefill="abcdefgh")
     found = scores_at(backend, ScriptedDetector({1: CheckError("no"), 2: 0.5}), prompt, [1, 2])
     assert isinstance(found[0], CheckError) and isinstance(found[1], Score)
+
+
+class Held:
+    """A detector whose scores come from outside: once `most` are awaited, and at depth `last`."""
+
+    name, needs = "held", frozenset({Capability.HIDDEN_STATES})
+
+    def __init__(self, most: int, last: int) -> None:
+        self.most, self.last, self.seen = most, last, 0
+        self.held: list[Future[Score]] = []
+
+    def bind(self, backend: Any) -> None:
+        """It needs nothing."""
+
+    def check(self, session: Any, points: Any) -> list[Score]:
+        raise AssertionError("it is begun, not made")
+
+    def begin(self, session: Any, points: Sequence[Any]) -> list[Future[Score]]:
+        assert len(self.held) < self.most, "more are under way than may be"
+        found = [Future[Score]() for _ in points]
+        self.held += found
+        self.seen = max(self.seen, len(self.held))
+        if points[-1].depth == self.last:
+            self.reply()
+        elif len(self.held) == self.most:
+            threading.Timer(0.01, self.reply).start()
+        return found
+
+    def reply(self) -> None:
+        while self.held:
+            self.held.pop(0).set_result(Score(0.5))
+
+
+@pytest.mark.parametrize("way", ["scan", "inside", "scores"])
+def test_no_more_than_some_checks_of_an_answer_are_under_way_outside(way: str) -> None:
+    detector, backend = Held(AT_ONCE, 30), ScriptedBackend(["x"])
+    guard = Guard.from_backend(backend, detector, schedule=Every(1, doubling=False))
+    prompt = backend.template.prompt("hi", prefill="y" * (31 if way == "inside" else 30))
+    found: list[Any] = []
+    if way == "scan":
+        found += [check.score for check in guard.scan("hi", "y" * 30).checks]
+    elif way == "inside":
+        found += [0.5, *(getattr(each, "value", each) for each in inside_prefill(*reading(guard), prompt).values())]
+    else:
+        found += [getattr(each, "value", each) for each in scores_at(backend, detector, prompt, range(31))]
+    assert found == [0.5] * 31 and detector.seen == AT_ONCE
+
+
+def reading(guard: Guard) -> tuple[Any, Any, Any]:
+    return guard.backend, guard.detector, guard.config

@@ -19,11 +19,13 @@ class AnswerHandle:
     Attributes:
         over: True once it was cut.
         failure: Why the last look-ahead failed, if the provider was to blame; None after one that did not fail.
+        first_failure: Why the first look-ahead failed that did, if the provider was to blame. A scan goes on behind it.
     """
 
     def __init__(self) -> None:
         self.over = False
         self.failure: ProviderError | None = None
+        self.first_failure: ProviderError | None = None
         self._lock = threading.Lock()
         self._responses: list[Any] = []
 

@@ -222,6 +222,7 @@ class ApiSession:
             yield
         except ProviderError as error:
             self._handle.failure = error
+            self._handle.first_failure = self._handle.first_failure or error
             raise
 
 

@@ -14,7 +14,7 @@ from anydepth.detectors.probe import LinearProbe
 from anydepth.detectors.rethink import Rethink
 from anydepth.errors import ConfigError, ProbeError
 from anydepth.policy import Policy, Threshold, policy_from
-from anydepth.stages import NOTHING, StageUse, stages_of, with_stages
+from anydepth.stages import NOTHING, StageUse, stage_name, stages_of, with_stages
 from anydepth.types import Score
 
 _COMMAND = "`anydepth calibrate PROBE --model MODEL --benign FILE --cascade rethink`"
@@ -193,14 +193,15 @@ class StagedReading:
 
     def take(self, detector: Detector, reply: Score, band: Band | None, seconds: float) -> None:
         """Take the score of one more detector in; the first has no band."""
+        name = stage_name(detector.name, self.stages)
         if band is None:
-            self.value, self.who = reply.value, detector.name
+            self.value, self.who = reply.value, name
         else:
             before, last = self.value, self.stages[-1].name
-            self.who = f"{detector.name} {reply.value:.2f} after {last} {before:.2f}"
+            self.who = f"{name} {reply.value:.2f} after {last} {before:.2f}"
             self.value = _blend(before, reply.value, band)
         self.detail = reply.detail
-        self.stages.append(StageUse(detector.name, seconds, reply.spent or NOTHING))
+        self.stages.append(StageUse(name, seconds, reply.spent or NOTHING))
 
     def score(self) -> Score:
         """The score as far as it has come."""
@@ -210,7 +211,7 @@ class StagedReading:
     def blame(self, detector: Detector, error: Exception, seconds: float) -> Exception:
         """`error`, which tells the stages until it was raised, with what the failed one used."""
         used = next((stage.spent for stage in stages_of(error)), NOTHING)
-        return with_stages(error, [*self.stages, StageUse(detector.name, seconds, used)])
+        return with_stages(error, [*self.stages, StageUse(stage_name(detector.name, self.stages), seconds, used)])
 
 
 def _ask(detector: Detector, session: Session, readings: Sequence[StagedReading], band: Band | None) -> None:

@@ -1,7 +1,7 @@
 """Work for a check that is done outside of the model's thread: futures with a deadline."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -95,6 +95,12 @@ def together(begun: Sequence[Future[Any]]) -> Future[None]:
     if not begun:
         over.set_result(None)
     return over
+
+
+def awaited(begun: Iterable[object]) -> Future[None] | None:
+    """A future that ends once all futures in `begun` have; None if there is none, or all have ended."""
+    pending = [each for each in begun if isinstance(each, Future) and not each.done()]
+    return together(pending) if pending else None
 
 
 def _fail(promised: Future[Score], error: BaseException) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from anydepth import Guard
 from anydepth.backends.protocol import CheckPoint
@@ -16,6 +17,7 @@ from anydepth.prices import Prices
 from anydepth.schedule import Every
 from anydepth.server.engine.engine import Job, ShuttingDown
 from anydepth.server.engine.transformers_engine import TransformersEngine
+from anydepth.server.telemetry.stage_metrics import StageMetrics
 from anydepth.stages import Spent, stages_of
 from anydepth.testing import END, ScriptedBackend, ScriptedDetector
 from anydepth.types import Score
@@ -234,3 +236,43 @@ async def test_an_answer_that_waits_outside_ends_with_the_server(serve: MakeGuar
         await task
     assert backend.sessions[-1].closed
     release.set()
+
+
+def test_stages_of_one_name_are_told_apart_wherever_a_name_is_a_key() -> None:
+    """In the sums of an answer, of vLLM's report and in the audit record, and as the label of the metrics."""
+    first, second, third = {0: 0.1, 2: 0.3}, {0: 1.0, 4: 0.0}, Named("rethink", {0: 1.0})
+    cascade = Cascade(Named("rethink", first), Named("rethink", second), 0.2, 0.8, third=third)
+    guard = Guard.from_backend(ScriptedBackend(["abcdefgh"]), cascade, schedule=Every(2, doubling=False))
+    answer = guard.with_options(release="monitor").generate("hi")
+    names = [[stage.name for stage in check.stages] for check in answer.checks]
+    assert names[:2] == [["rethink"], ["rethink", "rethink_2", "rethink_3"]]
+    assert answer.checks[1].detail == "rethink_3 1.00 after rethink_2 0.55"
+    assert answer.stages is not None
+    sums = {name: (each["checks"], each["decided"]) for name, each in answer.stages.items()}
+    assert sums == {"rethink": (6, 1), "rethink_2": (5, 4), "rethink_3": (1, 1)}
+    each_check, each_answer = StageMetrics(CollectorRegistry()), StageMetrics(CollectorRegistry())
+    for check in answer.checks:
+        each_check.count(check)
+    each_answer.count_sums(answer.stages, None)
+    for outcome, name, count in (
+        ("decided", "rethink", 1),
+        ("passed_on", "rethink", 5),
+        ("decided", "rethink_2", 4),
+        ("passed_on", "rethink_2", 1),
+        ("decided", "rethink_3", 1),
+    ):
+        for metrics in (each_check, each_answer):
+            assert metrics.checks.labels(name, outcome)._value.get() == count, (outcome, name)
+
+
+def test_a_stage_that_fails_is_told_apart_from_one_of_its_name() -> None:
+    cascade = three(Named("probe", {0: CheckError("no")}), {0: 0.3}, {0: 1.0})
+    with pytest.raises(CheckError) as raised:
+        scored(cascade, [0])
+    assert [stage.name for stage in stages_of(raised.value)] == ["probe", "rethink", "probe_3"]
+
+
+def test_a_name_with_a_place_of_its_own_is_left_to_its_detector() -> None:
+    cascade = Cascade(Named("a_3", {0: 0.5}), Named("a", {0: 0.5}), 0.2, 0.8, third=Named("a", {0: 1.0}))
+    (score,) = scored(cascade, [0])
+    assert [stage.name for stage in score.stages] == ["a_3", "a", "a_3_3"]

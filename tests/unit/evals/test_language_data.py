@@ -114,3 +114,5 @@ def test_a_probe_of_all_languages_is_told_from_one_of_english() -> None:
         assert (made[way, "auroc, answers", "xx"].value or 0) < 0.9, way
     assert (made[ALL, "auroc, answers", "xx"].value or 0) > 0.95
     assert made[ALL, "halted at 1 %, answers", "all but English"].answers == 10
+    of_requests = [language for way, name, language in made if (way, name) == (ALL, "auroc, requests")]
+    assert of_requests == ["en", *sorted({*of_requests} - {"en", "all but English"}), "all but English"]

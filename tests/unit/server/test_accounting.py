@@ -15,6 +15,7 @@ from anydepth.audit.file import JsonlFile
 from anydepth.audit.reading import read_records
 from anydepth.audit.trail import Audit
 from anydepth.audit.verify import verify_audit
+from anydepth.server.engine.engine import EngineError
 from anydepth.server.http.app import build_app
 from anydepth.server.http.chat import _ask
 from anydepth.server.http.requests import ChatRequest
@@ -316,6 +317,24 @@ async def test_scans_have_records(tmp_path, text):
     assert [record["verdict"]["halt"] for record in scans] == [False, True, True]
     assert [record.get("messages") for record in scans] == (["a question", "harm", talk] if text else [None] * 3)
     assert ("fine answer" in server.path.read_text()) is text
+
+
+async def test_a_scan_is_recorded_and_counted_though_one_behind_it_fails(tmp_path, monkeypatch):
+    async with house(tmp_path) as server:
+        scan = server.service.engine.scan
+
+        async def failing(prompt: Any, guard: Any) -> Any:
+            found = await scan(prompt, guard)
+            if found.verdict.halt:
+                raise EngineError("it failed over the second")
+            return found
+
+        monkeypatch.setattr(server.service.engine, "scan", failing)
+        reply = await server.client.post("/v1/moderations", json={"input": ["a question", "harm"]})
+        assert reply.status_code == 500
+        metrics = (await server.client.get("/metrics")).text
+    assert verify_audit(server.path).scans == 1
+    assert 'anydepth_scans_total{flagged="false"} 1.0' in metrics
 
 
 async def test_a_scan_without_its_record_is_not_answered(tmp_path):

@@ -9,9 +9,11 @@ import httpx
 import openai
 import pytest
 
+from anydepth.audit.reading import read_records
+from anydepth.audit.verify import verify_audit
 from tests.fake_guard import FakeGuard
 from tests.unit.apis.fake_api import NO, YES
-from tests.unit.server.proxy_hosts import REFUSAL, ProxyHost
+from tests.unit.server.proxy_hosts import REFUSAL, ProxyHost, until
 
 CHECKS = {"extra_body": {"anydepth": {"checks": True}}}
 
@@ -117,5 +119,7 @@ def test_an_answer_that_is_not_finished_has_the_stages_of_its_checks(
     proxy.follow(look_ahead=lambda partial: YES, break_after=3)
     with pytest.raises(openai.APIStatusError):
         asked(proxy)
-    record = json.loads((tmp_path / "audit.jsonl").read_text().splitlines()[-1])
+    path = tmp_path / "audit.jsonl"
+    until(lambda: verify_audit(path).answers["error"] == 1)  # a thread of its own writes it
+    (record,) = [each for each in read_records(path) if each["kind"] == "answer"]
     assert record["outcome"] == "error" and record["stages"]["external"]["checks"] == 2

@@ -147,7 +147,42 @@ def test_a_client_hears_of_an_answer_that_is_waited_for(proxy, path):
         assert not event or (event.startswith((b"data: ", b"event: ", b": keep-alive")) and event.count(b"data: ") < 2)
 
 
+class Heard(httpx.HTTPTransport):
+    """Counts the comments of the streams that pass; `two` is set with the second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.comments, self.two = 0, threading.Event()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        response.stream = Counted(response.stream, self)
+        return response
+
+
+class Counted(httpx.SyncByteStream):
+    """A stream whose comments are counted, wherever its parts begin."""
+
+    def __init__(self, stream: Any, heard: Heard) -> None:
+        self.stream, self.heard = stream, heard
+
+    def __iter__(self) -> Iterator[bytes]:
+        got = b""
+        for part in self.stream:
+            got += part
+            self.heard.comments = got.count(COMMENT)
+            if self.heard.comments >= 2:
+                self.heard.two.set()
+            yield part
+
+    def close(self) -> None:
+        self.stream.close()
+
+
 def test_openais_client_passes_over_comments(proxy):
-    heard = threading.Event()
-    proxy.follow(before=lambda number: number < 5 or heard.wait(0.2))
+    """The fifth piece is written only once two comments have come to the client."""
+    heard = Heard()
+    proxy.client = proxy.client.with_options(http_client=httpx.Client(transport=heard))
+    proxy.follow(before=lambda number: number < 5 or heard.two.wait(30))
     assert text_of(proxy.stream()) == "".join(ANSWER)
+    assert heard.comments >= 2

@@ -152,8 +152,8 @@ def records(api: str) -> list[dict[str, Any]]:
 
 
 def test_the_audit_accounts_for_every_piece(proxy: ProxyHost, api: str) -> None:
-    proxy.ask()
-    answer = [record for record in records(api) if record["kind"] == "answer"][-1]
+    id = proxy.ask().id
+    (answer,) = [each for each in records(api) if each["kind"] == "answer" and id.endswith(each["id"])]
     assert answer["outcome"] == "finished" and answer["generated_tokens"] == 8
     assert answer["usage"]["checks"]["requests"] == 5 and answer["usage"]["answers"]["completion_tokens"] == 9
     assert answer["usage"]["answers"]["cost"] == pytest.approx(0.00014)
@@ -318,3 +318,12 @@ def test_a_scan_that_the_upstream_fails_is_an_error(proxy: ProxyHost) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         scan(proxy, "Count to eight.")
     assert caught.value.status_code == 502 and caught.value.code == "upstream_error"
+
+
+def test_a_scan_one_of_whose_look_aheads_fails_is_an_error_and_no_finding(proxy: ProxyHost) -> None:
+    """The scan goes on behind it, and the look-aheads that follow do not fail."""
+    proxy.follow(failing=lambda body: 500 if partial_of(body) == "one two" else 0)
+    with pytest.raises(openai.APIStatusError) as caught:
+        scan(proxy, [*QUESTION, {"role": "assistant", "content": WHOLE}])
+    assert caught.value.status_code == 502 and caught.value.code == "upstream_error"
+    assert partial_of(proxy.script.checks[-1]) == WHOLE

@@ -340,6 +340,19 @@ async def test_an_answer_that_is_whole_when_everything_is_aborted_is_no_error():
     await engine.stop()
 
 
+async def test_a_request_that_comes_while_the_server_is_stopped_is_not_told_to_wait(monkeypatch):
+    engine = engine_of(ScriptedBackend(["hello"]))
+    put = Turns.put
+
+    def late(self: Turns, work: Any) -> bool:
+        self.stop(ShuttingDown("over"))  # between the question whether it runs and the place in its queue
+        return put(self, work)
+
+    monkeypatch.setattr(Turns, "put", late)
+    with pytest.raises(ShuttingDown):
+        await collect(engine)
+
+
 async def test_an_error_of_the_model_is_wrapped():
     class Broken(ScriptedBackend):
         def open(self, *arguments, **options):

@@ -108,7 +108,7 @@ class ApiEngine:
             async with aclosing(self._works.run(turns, handle.cut)) as events:
                 async for event in events:
                     if isinstance(event, Halted):
-                        _raise_failure(event.verdict.reason, handle)
+                        _raise_failure(event.verdict.reason, handle.failure)
                     yield event
         except ProviderError as error:
             raise told_to_clients(error) from error
@@ -121,7 +121,7 @@ class ApiEngine:
             async with aclosing(self._works.run(turns, handle.cut)) as results:
                 result: ScanResult = await anext(results)
             if result.verdict.halt:
-                _raise_failure(result.verdict.reason, handle)
+                _raise_failure(result.verdict.reason, handle.first_failure)
         except ProviderError as error:
             raise told_to_clients(error) from error
         return result
@@ -176,7 +176,7 @@ def told_to_clients(error: ProviderError) -> UpstreamError:
     return UpstreamError("the upstream failed or broke off; ask again later")
 
 
-def _raise_failure(reason: str, handle: AnswerHandle) -> None:
+def _raise_failure(reason: str, failure: ProviderError | None) -> None:
     """Raise what the provider is to blame for where a guard halts because a check failed."""
-    if reason == "error" and handle.failure is not None:
-        raise handle.failure
+    if reason == "error" and failure is not None:
+        raise failure

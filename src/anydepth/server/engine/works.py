@@ -11,7 +11,7 @@ from anydepth.driver import Waiting
 from anydepth.errors import AnydepthError
 from anydepth.gate import begin_gate
 from anydepth.guard import Guard
-from anydepth.scan import scan_answer
+from anydepth.scan import scan_turns
 from anydepth.server.engine.engine import AnswerTimeout, Busy, EngineError, EngineStats, ShuttingDown
 from anydepth.server.engine.taking_turns import Turns
 from anydepth.templates.proposed_call import CallPrompt
@@ -76,6 +76,8 @@ class Works:
         begun = time.monotonic()
         deadline = begun + self._timeout
         if not self._turns.put(work):
+            if self._turns.over:  # since it was asked above
+                raise ShuttingDown("the server is shutting down")
             seconds = ceil(self._seconds * (self._turns.waiting + 1) / self._live)
             raise Busy("too many answers are waiting; ask again later", min(max(seconds, 1), 60))
         try:
@@ -99,11 +101,14 @@ class Works:
 
 
 def scanning(guard: Guard, prompt: Prompt) -> Turning:
-    """Check a finished answer, the prefill of `prompt`, at all its depths; without one, depth 0 only."""
+    """Check a finished answer, the prefill of `prompt`, at all its depths; without one, depth 0 only.
+
+    The model is free while replies from outside are awaited.
+    """
     if not prompt.prefill:
-        yield [(0, _first_check(guard, prompt))]
+        yield from _first_check(guard, prompt)
     else:
-        yield [(0, scan_answer(guard.backend, guard.detector, guard.config, prompt))]
+        yield from scan_turns(guard.backend, guard.detector, guard.config, [prompt])
 
 
 def gating(guard: Guard, call: CallPrompt, *, control: bool) -> Turning:
@@ -125,16 +130,18 @@ class _Work:
         self._turns, self._loop, self._over = turns, loop, False
 
     def turn(self) -> bool:
-        """Use the model until something came of it."""
+        """Use the model once."""
         self.waits_for = None
         try:
-            batch = next(filter(None, self._turns), [])
+            batch = next(self._turns, None)
         except BaseException as error:  # a panic of Rust code is no Exception
             if self.error is None:  # else it was interrupted because of that
                 self.error = _as_ours(error)
             return False
-        if not batch:
+        if batch is None:
             return False
+        if not batch:
+            return True
         if isinstance(batch[-1][1], Waiting):
             *batch, (_, waiting) = batch
             self.waits_for = waiting.outside
@@ -164,15 +171,18 @@ def _as_ours(error: BaseException) -> Exception:
     return ours
 
 
-def _first_check(guard: Guard, prompt: Prompt) -> ScanResult:
+def _first_check(guard: Guard, prompt: Prompt) -> Turning:
     """Check depth 0 of a conversation that has no answer yet."""
     guard = guard.with_options(release="hold")
-    with closing(guard.turns([prompt], max_new_tokens=1)) as turns:
+    with closing(guard.turns([prompt], max_new_tokens=1, tells_waits=True)) as turns:
         events: list[Any] = []
-        while not any(isinstance(event, Checked) for event in events):  # a check that is made outside takes turns
-            events += [event for _, event in next(turns)]
+        while not any(isinstance(event, Checked) for event in events):
+            turn = next(turns)
+            events += [event for _, event in turn]
+            if turn and isinstance(turn[-1][1], Waiting):
+                yield turn[-1:]
         check = next(event.check for event in events if isinstance(event, Checked))
         answer = next((event.answer for event in events if isinstance(event, Finished)), None)
     clear = Verdict(False, check.score, 0, errors=int(check.error is not None))
     verdict = clear if answer is None else answer.verdict
-    return ScanResult((check,), verdict, "forks", ("there is no answer yet: depth 0 only",))
+    yield [(0, ScanResult((check,), verdict, "forks", ("there is no answer yet: depth 0 only",)))]

@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from anydepth.audit.answer import check_record, number, scan_record
+from anydepth.config import GuardConfig
 from anydepth.errors import BadRequest
 from anydepth.guard_overrides import apply_overrides
 from anydepth.policy import policy_record, unweighted
@@ -31,6 +32,8 @@ async def moderate(request: Request, body: ModerationRequest, service: Service) 
 
     A request that no answer follows is judged by its score without the policy's weight (`unweighted`): a weight that
     leaves the verdict to the answer would let every request pass.
+
+    Each scan is recorded and counted once it was made, whatever becomes of those that follow.
     """
     begun = time.time()
     model = service.check_model(body.model)
@@ -38,15 +41,12 @@ async def moderate(request: Request, body: ModerationRequest, service: Service) 
     asked = await asyncio.to_thread(_asked, body, service)
     alone = replace(guard, policy=unweighted(guard.policy))
     guards = [guard if prompt.prefill else alone for prompt, _ in asked]
-
-    async def scan_all() -> list[ScanResult]:
-        return [await service.engine.scan(prompt, each) for (prompt, _), each in zip(asked, guards, strict=True)]
-
     tell, template = body.tells_checks, service.engine.facts.template
-    scans = await while_there(request, scan_all())
     name = f"modr-{uuid.uuid4().hex}"
-    results: list[dict[str, Any]] = []
-    for index, ((prompt, words), each, scan) in enumerate(zip(asked, guards, scans, strict=True)):
+
+    async def scanned(index: int, each: GuardConfig) -> dict[str, Any]:
+        prompt, words = asked[index]
+        scan = await service.engine.scan(prompt, each)
         facts: dict[str, Any] = {"id": name, "choice": index, "model": model, "begun": begun}
         if service.settings.audit.text:
             facts["messages"] = words
@@ -58,8 +58,12 @@ async def moderate(request: Request, body: ModerationRequest, service: Service) 
         service.metrics.scans.labels(str(result["flagged"]).lower()).inc()
         for check in scan.checks:
             service.metrics.stages.count(check)
-        results.append(result)
-    return JSONResponse({"id": name, "model": model, "results": results})
+        return result
+
+    async def scan_all() -> list[dict[str, Any]]:
+        return [await scanned(index, each) for index, each in enumerate(guards)]
+
+    return JSONResponse({"id": name, "model": model, "results": await while_there(request, scan_all())})
 
 
 def _asked(body: ModerationRequest, service: Service) -> list[tuple[Prompt, Any]]:
