@@ -98,7 +98,7 @@ FORMATS = (REFERENCE, "float32", *QUANTISED, GPTQ, *FROM_GGUF, *ADAPTERS)
 
 def gptq(examples: Sequence[TrainingExample]) -> transformers.GPTQConfig:
     """GPTQ with the library's own options, a scale for each 128 weights among them, calibrated on `examples`."""
-    rows = [{"input_ids": [[*each.ids]], "attention_mask": [[1] * len(each.ids)]} for each in examples]
+    rows: Any = [{"input_ids": [[*each.ids]], "attention_mask": [[1] * len(each.ids)]} for each in examples]
     return transformers.GPTQConfig(bits=4, dataset=rows, backend="gptq_torch")
 
 
