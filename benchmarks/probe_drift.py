@@ -66,6 +66,9 @@ ADAPTERS = {f"LoRA, {steps} steps": steps for steps in (10, 40)}
 SOURCES = ("dolly*",)
 CALIBRATION, LONGEST = 32, 128
 """Harmless answers that GPTQ is calibrated on, and tokens of each at most, its prompt included."""
+OF_GPTQ = (
+    f"GPTQ has a scale for each 128 weights, calibrated on {CALIBRATION} harmless answers of at most {LONGEST} tokens."
+)
 
 
 def torchao(name: str, **options: Any) -> transformers.TorchAoConfig:
@@ -261,7 +264,8 @@ def sum_up(args: argparse.Namespace) -> None:
         record = comparison.record(altered(each))
         made += figures(comparison, record)
         records += [{**record, "reference": REFERENCE}] if each["weights"] else []
-    notes = [f"{name}: scanned in {each['seconds']} s" for name, each in found.items()]
+    notes = [OF_GPTQ] if GPTQ in found else []
+    notes += [f"{name}: scanned in {each['seconds']} s" for name, each in found.items()]
     summary = Summary("drift", TITLE, "not in the paper", tuple(made), notes=(*NOTES, *notes))
     args.out.mkdir(parents=True, exist_ok=True)
     manifest = {
