@@ -67,7 +67,7 @@ SOURCES = ("dolly*",)
 CALIBRATION, LONGEST = 32, 128
 """Harmless answers that GPTQ is calibrated on, and tokens of each at most, its prompt included."""
 OF_GPTQ = (
-    f"GPTQ has a scale for each 128 weights, calibrated on {CALIBRATION} harmless answers of at most {LONGEST} tokens."
+    f"GPTQ has a scale for each 128 weights; {CALIBRATION} harmless answers of {LONGEST} tokens at most calibrate it."
 )
 
 
