@@ -66,9 +66,7 @@ ADAPTERS = {f"LoRA, {steps} steps": steps for steps in (10, 40)}
 SOURCES = ("dolly*",)
 CALIBRATION, LONGEST = 32, 128
 """Harmless answers that GPTQ is calibrated on, and tokens of each at most, its prompt included."""
-OF_GPTQ = (
-    f"GPTQ has a scale for each 128 weights; {CALIBRATION} harmless answers of {LONGEST} tokens at most calibrate it."
-)
+OF_GPTQ = f"GPTQ has a scale for each 128 weights; it saw {CALIBRATION} harmless answers of at most {LONGEST} tokens."
 
 
 def torchao(name: str, **options: Any) -> transformers.TorchAoConfig:
