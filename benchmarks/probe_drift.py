@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from anydepth.detectors import LinearProbe, find_shipped
 from anydepth.evals.context import probe_digest
 from anydepth.evals.estimates import share
 from anydepth.evals.figure import Figure, Summary
-from anydepth.evals.instruments.tuning import TuneOptions, example, trainable, tune
+from anydepth.evals.instruments.tuning import TrainingExample, TuneOptions, example, trainable, tune
 from anydepth.files import public_name
 from anydepth.journal import digest_of
 from anydepth.probes.fitting.drift import DriftComparison, DriftReading, with_drift
@@ -51,16 +52,21 @@ SETS = ("long harmful", "harmful under harmless", "jailbreaks", "benign", "harml
 PAIRS = (("long harmful", "benign"), ("harmful under harmless", "harmless under others"), ("jailbreaks", "benign"))
 REFERENCE = "bfloat16"
 TITLE = "Quantised and adapted weights: what the probe is still worth"
-PACKAGES = ("anydepth", "numpy", "torch", "transformers", "peft", "optimum-quanto", "torchao", "bitsandbytes", "gguf")
+PACKAGES = (
+    *("anydepth", "numpy", "torch", "transformers", "peft"),
+    *("optimum-quanto", "torchao", "bitsandbytes", "gguf", "gptqmodel", "optimum"),
+)
 NOTES = (
     "The half of the held-out prompts that no candidate was chosen on; the threshold is the shipped one.",
     "Differences are paired with bfloat16; their intervals, and those of AUROC, come from drawing prompts anew.",
     "4-bit of torchao has a scale for each 64 weights, of quanto for each 128; bitsandbytes is NF4; adapters are LoRA.",
     "Each quantised layer was fed the identity; what it gave is the weight of a bfloat16 model that was measured.",
 )
-STEPS = (10, 40)
-ADAPTERS = {f"LoRA, {steps} steps": steps for steps in STEPS}
+ADAPTERS = {f"LoRA, {steps} steps": steps for steps in (10, 40)}
 SOURCES = ("dolly*",)
+CALIBRATION, LONGEST = 32, 128
+"""Harmless answers that GPTQ is calibrated on, and tokens of each at most, its prompt included."""
+OF_GPTQ = f"GPTQ has a scale for each 128 weights; it saw {CALIBRATION} harmless answers of at most {LONGEST} tokens."
 
 
 def torchao(name: str, **options: Any) -> transformers.TorchAoConfig:
@@ -86,8 +92,15 @@ QUANTISED: Mapping[str, Callable[[], Any]] = {
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     ),
 }
+GPTQ = "4-bit (gptq)"
 FROM_GGUF = {f"{name[1]}-bit (gguf {name})": f"{name}.gguf" for name in ("Q8_0", "Q4_K_M", "Q4_0")}
-FORMATS = (REFERENCE, "float32", *QUANTISED, *FROM_GGUF, *ADAPTERS)
+FORMATS = (REFERENCE, "float32", *QUANTISED, GPTQ, *FROM_GGUF, *ADAPTERS)
+
+
+def gptq(examples: Sequence[TrainingExample]) -> transformers.GPTQConfig:
+    """GPTQ with the library's own options, a scale for each 128 weights among them, calibrated on `examples`."""
+    rows: Any = [{"input_ids": [[*each.ids]], "attention_mask": [[1] * len(each.ids)]} for each in examples]
+    return transformers.GPTQConfig(bits=4, dataset=rows, backend="gptq_torch")
 
 
 def dense(quantised: TransformersBackend, plain: TransformersBackend) -> int:
@@ -144,20 +157,22 @@ def opened(name: str, args: argparse.Namespace, held: Sequence[Conversation]) ->
         backend = load(args.model, dtype="bfloat16", gguf_file=str((args.gguf / FROM_GGUF[name]).absolute()))
         return backend, str(*alterations(backend))
     plain = load(args.model, dtype="bfloat16")
-    if name in QUANTISED:
-        quantised = load(args.model, dtype="bfloat16", quantization_config=QUANTISED[name]())
+    rows = trainable(load_conversations("probe_train", data=args.data_dir), held, label="benign", sources=SOURCES)
+    if name in (*QUANTISED, GPTQ):
+        found = (each for row in rows if (each := example(plain, row, LONGEST)))
+        config = gptq([*islice(found, CALIBRATION)]) if name == GPTQ else QUANTISED[name]()
+        quantised = load(args.model, dtype="bfloat16", quantization_config=config)
         said = str(*alterations(quantised))
         if args.native:
             return quantised, said
         print(name, said, dense(quantised, plain), "layers differ", flush=True)
         return plain, said
     steps = ADAPTERS[name]
-    rows = trainable(load_conversations("probe_train", data=args.data_dir), held, label="benign", sources=SOURCES)
-    options = TuneOptions(steps=STEPS)
+    options = TuneOptions(steps=(steps,))  # a longer training goes on from here
     examples = [each for row in rows if (each := example(plain, row, options.longest))]
-    made = {each.step: each for each in tune(plain, examples, options, args.work / "adapters")}
-    backend = load(args.model, dtype="bfloat16", adapter=made[steps].folder)
-    print(name, len(examples), "examples, loss", made[steps].loss, alterations(backend), flush=True)
+    (made,) = tune(plain, examples, options, args.work / "adapters")
+    backend = load(args.model, dtype="bfloat16", adapter=made.folder)
+    print(name, len(examples), "examples, loss", made.loss, alterations(backend), flush=True)
     return backend, f"{ADAPTER} ({name}, rank {options.rank}, harmless answers)"
 
 
@@ -247,7 +262,8 @@ def sum_up(args: argparse.Namespace) -> None:
         record = comparison.record(altered(each))
         made += figures(comparison, record)
         records += [{**record, "reference": REFERENCE}] if each["weights"] else []
-    notes = [f"{name}: scanned in {each['seconds']} s" for name, each in found.items()]
+    notes = [OF_GPTQ] if GPTQ in found else []
+    notes += [f"{name}: scanned in {each['seconds']} s" for name, each in found.items()]
     summary = Summary("drift", TITLE, "not in the paper", tuple(made), notes=(*NOTES, *notes))
     args.out.mkdir(parents=True, exist_ok=True)
     manifest = {

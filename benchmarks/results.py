@@ -60,6 +60,7 @@ class Table:
 
 ALONE = {"arm": "fitted on the other domains"}
 ATTACK = ("attack", "variant")
+CALLING = "5b-actions$"  # runs of models that wrote the calls they were asked for; the smallest wrote none
 PROBE = {"arm": "probe"}
 SUMMED = "what is summed up"
 HARM_INSIDE, HARM_REFUSED = "harm inside a harmless thought", "harm in the thought, refusal"
@@ -132,8 +133,8 @@ TABLES: Mapping[str, Table] = {
     "multi-turn": Table("multi-turn", "halted", "case", "arm", "case"),
     "actions": Table("actions", "auroc within domains", "arm", "arm", "scores"),
     "actions-domains": Table("actions", "auroc by domain", "domain", "arm", "domain", ALONE),
-    "actions-ran": Table("actions", "ran", "how", "acts", "calls that are asked for run"),
-    "actions-warned": Table("actions", "answers to a warning", "answer", "acts", "answer to a warning"),
+    "actions-ran": Table("actions", "ran", "how", "acts", "calls that are asked for run", runs=CALLING),
+    "actions-warned": Table("actions", "answers to a warning", "answer", "acts", "answer to a warning", runs=CALLING),
     "causal": Table("causal", "change beyond the control's", "edit", "depth", "edit", {"answers": "harmful"}),
     "drift-harmful": Table("drift", "halting change", "weights", "of", "weights", {"of": "all harmful"}),
     "drift-harmless": Table("drift", "halting change", "weights", "of", "weights", {"of": "all harmless"}),

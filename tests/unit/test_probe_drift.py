@@ -13,9 +13,11 @@ import transformers
 from anydepth.backends.transformers import load
 from anydepth.detectors import LinearProbe
 from anydepth.detectors.probe import shipped_probes
+from anydepth.errors import ConfigError
 from anydepth.evals.context import probe_digest
 from anydepth.probes.fitting.drift import DriftReading
 from benchmarks import probe_drift as script
+from benchmarks.joined_drift import DriftRun, joined
 from tests import tiny
 from tests.contract.test_cache_kinds import quanto_in_python  # noqa: F401  a fixture
 
@@ -50,16 +52,23 @@ def readings(by: float) -> list[dict[str, Any]]:
     return made
 
 
-def test_what_was_scanned_is_summed_up(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
+def summed_up(folder: Path, drift: dict[str, float]) -> Path:
+    """A run folder with bfloat16 and other formats, whose peaks are lower by so much."""
+    work = folder / "work"
+    work.mkdir(parents=True)
     about = {"dtype": "bfloat16", "probe": "0123", "seconds": 3, "shape": {"answers": 4}}
-    for name, weights, by in (("bfloat16", "", 0.0), ("4-bit (quanto)", "4-bit (quanto)", 0.1)):
+    for name, by in drift.items():
+        weights = "" if name == script.REFERENCE else name
         facts = {"format": name, "weights": weights, **about, "readings": readings(by)}
         (work / f"{name.replace(' ', '-')}.json").write_text(json.dumps(facts))
-    args = Namespace(model="org/tiny", work=work, answers=4, words=100, out=tmp_path / "run", card=None)
+    args = Namespace(model="org/tiny", work=work, answers=4, words=100, out=folder / "run", card=None)
     script.sum_up(args)
-    (suite,) = json.loads((args.out / "summary.json").read_text())["suites"].values()
+    return args.out
+
+
+def test_what_was_scanned_is_summed_up(tmp_path: Path) -> None:
+    run = summed_up(tmp_path, {"bfloat16": 0.0, "4-bit (quanto)": 0.1})
+    (suite,) = json.loads((run / "summary.json").read_text())["suites"].values()
     found = {
         (each["name"], each["group"]["of"]): each["value"]
         for each in suite["figures"]
@@ -71,8 +80,28 @@ def test_what_was_scanned_is_summed_up(tmp_path: Path) -> None:
     assert found["verdicts changed", "all answers"] == pytest.approx(3 / 24)
     assert found["score difference", "largest"] == pytest.approx(0.1)
     assert found["auroc difference", "jailbreaks against benign"] == 0
-    manifest = json.loads((args.out / "manifest.json").read_text())
+    manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["options"]["formats"] == ["bfloat16", "4-bit (quanto)"]
+
+
+def test_runs_whose_formats_were_scanned_apart_are_joined(tmp_path: Path) -> None:
+    one, other = {"bfloat16": 0.0, "4-bit (quanto)": 0.1}, {"bfloat16": 0.0, "8-bit (quanto)": 0.0}
+    apart = [DriftRun.read(summed_up(tmp_path / str(number), each)) for number, each in enumerate((one, other))]
+    together = DriftRun.read(summed_up(tmp_path / "together", one | other))
+    found = joined(*apart, "run")
+    assert found.by_weights == together.by_weights
+    for key in ("command", "options", "probe", "data"):
+        assert found.manifest[key] == together.manifest[key]
+    assert set(found.suite["notes"]) == set(together.suite["notes"])
+
+
+def test_runs_of_other_answers_or_verdicts_are_not_joined(tmp_path: Path) -> None:
+    one, halting = (DriftRun.read(summed_up(tmp_path / str(by), {"bfloat16": by})) for by in (0.0, 0.1))
+    others = DriftRun({**one.manifest, "data": {"held-out answers": {"rows": 1, "sha256": ""}}}, one.suite)
+    with pytest.raises(ConfigError, match="join runs of the same data"):
+        joined(one, others, "run")
+    with pytest.raises(ConfigError, match="scan all formats in one run"):
+        joined(one, halting, "run")
 
 
 @pytest.mark.parametrize(("name", "probe"), shipped_probes())

@@ -25,8 +25,11 @@ FEW = [act for act in acts() if act.pair < 1]
 BY_ID = {act.id: act for act in FEW}
 
 
-def context(folder: Path, threshold: float = 0.5) -> Context:
-    model = TransformersBackend(tiny.tiny_model("Llama", tiny.SPELLING), tiny.spelling_tokenizer())
+def context(folder: Path, threshold: float = 0.5, before: str = "") -> Context:
+    """A run on a tiny model whose chat template has `before` in front."""
+    tokenizer = tiny.spelling_tokenizer()
+    tokenizer.chat_template = before + tokenizer.chat_template
+    model = TransformersBackend(tiny.tiny_model("Llama", tiny.SPELLING), tokenizer)
     probe = random_probe(model, 3, policy=Threshold(threshold))
     options = EvalOptions(quick=True, limit=1, settings={"actions.asked": "1"})
     return Context("actions", model, options, folder, "refusal", given_probe=probe, config=GuardConfig())
@@ -145,6 +148,15 @@ def test_figures_are_of_the_calls_that_run(tmp_path: Path) -> None:
     assert one(summary, "answers without one", answer="no call", acts="harmful").value == 0.5
     assert any(chart.figures == ("ran",) for chart in summary.charts)
     assert any("Asked for 16 acts by name" in note for note in summary.notes)
+
+
+@pytest.mark.parametrize(("before", "shown"), [("", True), ("{% set tools = none %}", False)])
+def test_the_notes_say_whether_the_model_was_shown_the_tool(tmp_path: Path, before: str, shown: bool) -> None:
+    given = context(tmp_path, before=before)
+    scripted(given, {act.id: "No." for act in FEW}, {})
+    notes = " ".join(measured(given).notes)
+    assert ("with the tool described" in notes) is shown
+    assert ("without a description of the tool" in notes) is not shown
 
 
 def test_the_gate_reads_the_call_that_is_asked_for(tmp_path: Path) -> None:

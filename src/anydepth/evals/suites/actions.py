@@ -14,7 +14,7 @@ from anydepth.evals.figure import Chart, Figure, Summary
 from anydepth.evals.suite import summed_up
 from anydepth.evals.suites.action_fits import left_out, states_after
 from anydepth.evals.suites.action_outcomes import NOTE, SHARE, outcomes
-from anydepth.evals.suites.action_sets import Act, acts, domains, proposed, situation
+from anydepth.evals.suites.action_sets import Act, acts, asked, domains, proposed, situation
 from anydepth.extras import require
 from anydepth.gate import gate_calls, require_halting
 from anydepth.policy import Threshold, policy_record
@@ -64,11 +64,18 @@ def _asked(context: Context, chosen: Sequence[Act], notes: list[str]) -> Iterato
     """Which calls run where the model is asked for the acts itself; how that was done is put into the notes."""
     few = [act for act in chosen if act.pair < context.number("asked", 1, 1)]
     notes.append(
-        f"Asked for {len(few)} acts by name, with the tool described, the model answers greedily. Each gate reads the "
-        "call that was asked for. A threshold of the other domains halts at most "
-        f"{SHARE:.0%} of their harmless calls. A call counts wherever it stands in an answer. The warning: {NOTE}"
+        f"Asked for {len(few)} acts by name, {_description(context, few[0])}, the model answers greedily. Each gate "
+        f"reads the call that was asked for. A threshold of the other domains halts at most {SHARE:.0%} of their "
+        f"harmless calls. A call counts wherever it stands in an answer. The warning: {NOTE}"
     )
     yield from outcomes(context, few, _config(context, context.probe))
+
+
+def _description(context: Context, act: Act) -> str:
+    """Whether the chat template shows the model what a tool is: some leave tools out without a word."""
+    with_tool, without = (context.backend.template.prompt(asked(act), tools=tools) for tools in ([act.schema], None))
+    shown = tuple(with_tool.ids) != tuple(without.ids)
+    return "with the tool described" if shown else "without a description of the tool, as the chat template has none"
 
 
 def _judged(context: Context, arm: str, calls: Mapping[str, CallPrompt]) -> dict[str, Mapping[str, Any]]:
