@@ -14,7 +14,7 @@ from anydepth.driver import HandOut, settled
 from anydepth.errors import CapabilityError, ConfigError, PromptError, UnsupportedModel
 from anydepth.flow import Command, Gate, Outcome, Reply, judge_alone, refused_score
 from anydepth.policy import Policy
-from anydepth.scan import begin_at
+from anydepth.scan import Begun, begin_at
 from anydepth.stages import stages_of
 from anydepth.templates.prompt import Prompt
 from anydepth.templates.proposed_call import CallPrompt
@@ -23,9 +23,6 @@ from anydepth.writer import AnswerWriter
 
 CallEnds = Callable[[tuple[int, ...]], Sequence[int]]
 """Tells after how many of a whole answer's tokens each of its tool calls ends."""
-
-Begun = Score | Exception | Future[Score]
-"""A reading: its score, the exception that it raised, or what will become of it outside."""
 
 Scores = dict[int, Score | Exception]
 Method = Literal["packed", "forks"]
