@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from anydepth.backends.protocol import FinishedAnswer, Site
 from anydepth.backends.transformers.fork import fork
-from anydepth.backends.transformers.packed import copies, run_texts
+from anydepth.backends.transformers.header_copies import copies
+from anydepth.backends.transformers.packed import run_texts
 from anydepth.backends.transformers.passes import Passes
 from anydepth.backends.transformers.read import read
 from anydepth.backends.transformers.soft_tokens import fed_instead
