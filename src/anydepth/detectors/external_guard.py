@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from anydepth.backends.protocol import Capability, CheckPoint, Reader, Session
 from anydepth.detectors.detector import require_capabilities
 from anydepth.detectors.external_forms import EndpointVerdict, form_named
 from anydepth.detectors.outside import within
-from anydepth.errors import AnydepthError, CapabilityError, CheckError, ConfigError
+from anydepth.errors import AnydepthError, CapabilityError, CheckError, ConfigError, ProviderError
 from anydepth.extras import require
 from anydepth.prices import Prices, TokenCount
 from anydepth.provider_errors import told_as_ours
@@ -24,6 +25,8 @@ from anydepth.stages import Spent, StageUse, with_stages
 from anydepth.types import Score
 
 _AT_ONCE = 16
+_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
+"""Seconds before the first retry, and at most; each pause is twice as long as the one before."""
 _KEPT = 512
 _TRIAL = Conversed(({"role": "user", "content": "What is the capital of France?"},), "The capital of France is Paris.")
 
@@ -87,8 +90,9 @@ class ExternalGuard:
             base_url=url,
             api_key=key_for(host, key_env, "key_env"),
             timeout=timeout,
-            max_retries=retries,
+            max_retries=0,  # the client's own would go on after the time limit
         )
+        self._retries = retries
         self._model, self._who, self._timeout, self._prices = model, f"{model} at {host}", timeout, prices
         self._pool = ThreadPoolExecutor(_AT_ONCE, "anydepth-external")
         self._lock = threading.Lock()
@@ -139,9 +143,25 @@ class ExternalGuard:
         return replace(found.score, spent=self._spent(found.count))
 
     def _asked(self, about: Conversed) -> EndpointVerdict:
+        """The reply to a request, or to one of its retries; nothing is asked once the time limit is over."""
+        end = time.monotonic() + self._timeout
+        for retry in range(self._retries):
+            try:
+                return self._asked_once(about, end)
+            except ProviderError as error:
+                if not _passing(error):
+                    raise
+                pause = getattr(error, "retry_after", None) or min(_PAUSE * 2**retry, _LONGEST_PAUSE)
+                if time.monotonic() + pause >= end:
+                    raise self._late() from error
+                time.sleep(pause)
+        return self._asked_once(about, end)
+
+    def _asked_once(self, about: Conversed, end: float) -> EndpointVerdict:
+        client = self._client.with_options(timeout=max(end - time.monotonic(), 0.001))
         try:
             with told_as_ours(self._who, self._sdk):
-                return self._form.ask(self._client, self._model, about)
+                return self._form.ask(client, self._model, about)
         except (LookupError, AttributeError, TypeError, ValueError) as error:
             raise CheckError(
                 f"the reply of {self._who} is not of OpenAI's form ({type(error).__name__}); look at the "
@@ -166,6 +186,12 @@ class ExternalGuard:
             self._known[key] = score
             while len(self._known) > _KEPT:
                 self._known.popitem(last=False)
+
+
+def _passing(error: ProviderError) -> bool:
+    """Whether the same request may have a reply later, by OpenAI's own rule."""
+    status = getattr(error.__cause__, "status_code", None)
+    return status is None or status in (408, 409, 429) or status >= 500
 
 
 def _unpaid(name: str, seconds: float) -> StageUse:

@@ -157,12 +157,22 @@ def test_a_silent_endpoint_is_a_failed_check(serve: MakeGuard) -> None:
 
 def test_the_time_limit_counts_the_retries(serve: MakeGuard) -> None:
     """An endpoint that fails at once, each time, is asked until the limit and no longer."""
-    release = threading.Event()
-    endpoint = serve(verdict=lambda text: (500, {"error": {"message": "again"}}), before=lambda: release.wait(0.15))
-    external = guard_at(endpoint, timeout=0.5, retries=100)
-    with pytest.raises(CheckError, match=r"gave no verdict within 0.5 s"):
-        external._later(TALE).result(5)
-    release.set()
+    endpoint = serve(verdict=lambda text: (500, {"error": {"message": "again"}}))
+    external = guard_at(endpoint, timeout=1.5, retries=100)
+    with pytest.raises(CheckError, match=r"gave no verdict within 1.5 s"):
+        external._later(TALE).result(30)
+    ending = threading.Thread(target=external._pool.shutdown, daemon=True)
+    ending.start()
+    ending.join(20)
+    assert not ending.is_alive(), "its thread is free, and does not keep the process from ending"
+    assert len(endpoint.requests) <= 2, "the third would be after the limit"
+
+
+def test_a_request_that_cannot_succeed_is_not_made_again(serve: MakeGuard) -> None:
+    endpoint = serve(verdict=lambda text: (404, {"error": {"message": "no such model"}}))
+    with pytest.raises(ProviderError, match="look at the model's name"):
+        guard_at(endpoint, retries=3).ask(TALE)
+    assert len(endpoint.requests) == 1
 
 
 def test_bind_makes_one_harmless_trial(serve: MakeGuard) -> None:
