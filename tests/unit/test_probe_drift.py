@@ -15,6 +15,7 @@ from anydepth.detectors import LinearProbe
 from anydepth.detectors.probe import shipped_probes
 from anydepth.errors import ConfigError
 from anydepth.evals.context import probe_digest
+from anydepth.evals.instruments.tuning import TrainingExample
 from anydepth.probes.fitting.drift import DriftReading
 from benchmarks import probe_drift as script
 from benchmarks.joined_drift import DriftRun, joined
@@ -39,6 +40,13 @@ def test_a_plain_model_gets_the_weights_of_a_quantised_one(tmp_path: Path) -> No
     assert torch.allclose(one, other, atol=1e-5)
     assert not torch.allclose(one, load(tmp_path).model.model(ids).last_hidden_state, atol=1e-5)
     assert torch.equal(plain.model.lm_head.weight, before)
+
+
+def test_gptq_is_calibrated_on_the_examples() -> None:
+    config = script.gptq([TrainingExample((5, 6, 7), 1), TrainingExample((8, 9), 1)])
+    assert [row["input_ids"] for row in config.dataset] == [[[5, 6, 7]], [[8, 9]]]
+    assert [row["attention_mask"] for row in config.dataset] == [[[1, 1, 1]], [[1, 1]]]
+    assert (config.bits, config.group_size) == (4, 128)
 
 
 def readings(by: float) -> list[dict[str, Any]]:
