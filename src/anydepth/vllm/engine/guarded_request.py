@@ -78,6 +78,11 @@ class GuardedRequest:
         return RequestStage.DUE if self.feed.due is not None or not self.feed.begun else RequestStage.FREE
 
     @property
+    def held_idle(self) -> bool:
+        """True if the request is held, and no check request will end by which vLLM's steps come back to it."""
+        return self.held and not self.pending
+
+    @property
     def depth(self) -> int:
         """Assistant tokens of the request as vLLM has it, an end of turn that was taken off left out."""
         return self.prompt.prefill + self.request.num_output_tokens
