@@ -89,8 +89,9 @@ def test_a_look_ahead_that_vllm_ends_alone_halts_its_answer(engines, unsure, end
     engine = engines(settings={"guard": unsure})
     others = [engine.add(each, guard=monitor(interval=7), max_tokens=20, ignore_eos=True) for each in PROMPTS[1:3]]
     name = engine.add(PROMPTS[0], guard={"interval": 5, "checks": True}, max_tokens=30, ignore_eos=True)
+    engine.engine.step()
+    guarded = next(each for each in engine.scheduler._guarded.values() if each.feed.account.id == name)
     for _ in range(500):
-        guarded = next(each for each in engine.scheduler._guarded.values() if each.feed.account.id == name)
         if guarded.depth >= 5 and guarded.check_requests:
             break
         engine.engine.step()
