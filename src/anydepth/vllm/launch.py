@@ -106,7 +106,11 @@ def _check_settings(settings: Settings) -> None:
             settings.tools.format != "auto",
             "give vLLM --enable-auto-tool-choice, --tool-call-parser",
         ),
-        ("[tools] gate", settings.tools.gate, "calls are kept there until their answer has ended unhalted"),
+        (
+            "[tools] gate",
+            settings.tools.gate,
+            "calls leave when their answer has ended unhalted, and POST /v1/gate judges one before it is run",
+        ),
         ("[reasoning] release", settings.reasoning.release != "as_answer", "thoughts leave with the answer's own rule"),
     ):
         if value:
