@@ -9,6 +9,7 @@ pytest.importorskip("vllm", reason="vllm is not installed here; docs/vllm.md say
 
 from anydepth import LinearProbe
 from anydepth.audit.trail import AuditError
+from anydepth.vllm.engine.check_requests import is_check_request
 from tests.vllm.engine import monitor
 from tests.vllm.model import PROMPTS
 from tests.vllm.test_given_up import between_steps, in_its_step, nothing_left, steps_to_check_request
@@ -54,12 +55,15 @@ def test_the_readings_are_those_of_the_plainest_way_and_a_chat_beside_it_is_the_
     engine.verified()
 
 
-def test_no_token_of_a_gate_is_computed_behind_its_readings(engines):
-    """Its request is in none of vLLM's queues; each check request samples one token, which nobody gets."""
+def test_no_token_of_a_gate_is_computed_but_by_its_check_requests(engines):
     engine = engines(settings=None)
-    name, computed = engine.add([*engine.ids(PROMPTS[5]), *TURN], guard=question()), []
-    engine.run(each_step=lambda _: computed.extend(each.request_id for each in engine.scheduler.running))
-    assert name not in computed and computed == []
+    scheduler = engine.scheduler
+    name = engine.add([*engine.ids(PROMPTS[5]), *TURN], guard=question())
+    (guarded,) = scheduler._guarded.values()
+    running = []
+    told = engine.run(each_step=lambda _: running.extend(each.request_id for each in scheduler.running))
+    assert all(map(is_check_request, running)) and guarded.request.num_computed_tokens == 0
+    assert judged(told[name])["allowed"] and guarded.request.num_output_tokens == 0
 
 
 @pytest.mark.parametrize("options", [{"threshold": 0.0}, {"threshold": 0.0, "release": "monitor"}])
