@@ -271,6 +271,11 @@ def test_a_client_that_goes_is_not_an_error(engine, caplog):
     assert sent == [] and engine.reports.responses == {} and "did not judge" not in caplog.text
 
 
+def test_a_server_below_a_path_of_its_own(engine):
+    client = TestClient(engine.app, root_path="/llm", raise_server_exceptions=False)
+    assert client.post("/llm/v1/gate", json=ASK).json()["object"] == "gate"
+
+
 def test_nothing_is_kept_of_a_request(engine):
     engine.gate()
     engine.gate(400, messages=[])
