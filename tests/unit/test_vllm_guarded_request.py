@@ -251,3 +251,13 @@ def test_what_was_scheduled_behind_an_end_that_nobody_knew_is_dropped():
     assert request.stage is RequestStage.DUE and request.next_step is NextStep.CHECK
     own.num_output_tokens = 2
     assert request.next_step is NextStep.OVERDUE
+
+
+def test_a_held_request_without_a_check_under_way_is_to_be_attended_to():
+    request = guarded(prefill=9)
+    assert not request.held_idle
+    request.held, request.pending = True, [check(9, "one", 0.3), check(0, "two", 0.2)]
+    request.conclude("one", SETUP, failed=True)
+    assert not request.held_idle, "the other check request will end"
+    request.conclude("two", SETUP)
+    assert request.held_idle and request.stage is RequestStage.OVER and request.feed.error == "CheckError"

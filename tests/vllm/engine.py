@@ -107,13 +107,19 @@ class Engine:
         told = self.run()
         return [told[name] for name in names]
 
+    def stored(self) -> None:
+        """Wait for the audit's thread: the record of an answer that was broken off is written there, unawaited."""
+        self.scheduler._admission.audit.run(lambda: None)
+
     def records(self, name: str) -> list[dict[str, Any]]:
+        self.stored()
         return [each for each in read_records(self.audit) if each.get("id") == name]
 
     def record(self, name: str) -> dict[str, Any]:
         return next(each for each in self.records(name) if each["kind"] == "answer")
 
     def verified(self) -> AuditReport:
+        self.stored()
         report = verify_audit(self.audit)
         assert report.ok and not report.unfinished, report.violations
         return report

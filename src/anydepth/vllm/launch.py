@@ -107,7 +107,11 @@ def _check_settings(settings: Settings) -> None:
             "give vLLM --enable-auto-tool-choice, --tool-call-parser",
         ),
         ("[tools] keep = false", not settings.tools.keep, "give vLLM --no-enable-prefix-caching"),
-        ("[tools] gate", settings.tools.gate, "calls are kept there until their answer has ended unhalted"),
+        (
+            "[tools] gate",
+            settings.tools.gate,
+            "calls leave when their answer has ended unhalted, and POST /v1/gate judges one before it is run",
+        ),
         ("[reasoning] release", settings.reasoning.release != "as_answer", "thoughts leave with the answer's own rule"),
     ):
         if value:

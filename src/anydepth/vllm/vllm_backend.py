@@ -1,7 +1,7 @@
 """Hidden states of finished answers, read by vLLM with continuous batching: for `anydepth scan` and `collect`."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,17 @@ class _Ask:
         row: Index of the answer.
         ids: Token ids of the request.
         positions: Where single states are read.
+        places: For each position: index of the depth and of the token.
         ranges: Ranges of positions, begin and end, whose states are added up for means.
-        cells: For each position, then each range: index of the depth and of the token.
+        means: For each range: index of the depth and of the token.
     """
 
     row: int
     ids: tuple[int, ...]
     positions: list[int] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
     ranges: list[list[int]] = field(default_factory=list)
-    cells: list[tuple[int, int]] = field(default_factory=list)
+    means: list[tuple[int, int]] = field(default_factory=list)
 
     def extra(self, file: str) -> dict[str, Any]:
         """What `StateScheduler` is asked for."""
@@ -46,7 +48,7 @@ class VllmBackend(ServedModel):
 
     Each depth of each answer is one request of one token, text up to the depth and header; the prefix cache lets the
     requests of one answer share the text, and vLLM batches those of all answers. Means over answer tokens, at all
-    depths, come out of the request of the deepest.
+    depths, come out of the request of the deepest, and so does depth 0 where the prompt itself has what is read.
 
     Args:
         model: Hub id or folder.
@@ -129,28 +131,31 @@ class VllmBackend(ServedModel):
         out = [np.zeros((len(sites), len(a.depths), len(tokens), width), np.float32) for a in answers]
         for ask, name in zip(asks, names, strict=True):
             found = self._take(name)[:, places]
-            for (index, column), states in zip(ask.cells, found, strict=True):
+            for (index, column), states in zip(ask.places + ask.means, found, strict=True):
                 out[ask.row][:, index, column] = states / _divisor(tokens[column], answers[ask.row].depths[index])
         return [dict(zip(sites, states, strict=True)) for states in out]
 
     def _asks(
         self, row: int, answer: FinishedAnswer, tokens: Sequence[int], suffix: Sequence[int] | None
-    ) -> Iterator["_Ask"]:
+    ) -> list["_Ask"]:
         """The requests that read one answer: one a depth for single states, and the means in that of the deepest.
 
-        That one comes first: the answer's tokens are computed in it, and the others share its cached prefix.
+        That one comes first: the answer's tokens are computed in it, and the others share its cached prefix. Depth 0 is
+        read in it, too, unless the prompt lacks a token of the header.
         """
-        single = [column for column, token in enumerate(tokens) if not is_mean(token)]
+        single = any(not is_mean(token) for token in tokens)
         means = [column for column, token in enumerate(tokens) if is_mean(token)] if answer.deepest else []
         for depth in answer.depths:
             self._check_depth(answer, depth, self._header(tokens, suffix))
         order = sorted(range(len(answer.depths)), key=lambda index: -answer.depths[index])
-        for index in order if single else order[: bool(means)]:
-            ask = self._ask(row, answer, index, tokens, suffix)
-            if means and index == order[0]:
-                ask.ranges, cells = self._ranges(answer, tokens, means)
-                ask.cells += cells
-            yield ask
+        asks = [self._ask(row, answer, index, tokens, suffix) for index in (order if single else order[: bool(means)])]
+        if means:
+            asks[0].ranges, asks[0].means = self._ranges(answer, tokens, means)
+        if single and len(asks) > 1 and not answer.depths[order[-1]] and max(asks[-1].positions) < answer.prompt.start:
+            first = asks.pop()  # depth 0 stands in the prompt, with which every request begins
+            asks[0].positions += first.positions
+            asks[0].places += first.places
+        return asks
 
     def _ask(
         self, row: int, answer: FinishedAnswer, index: int, tokens: Sequence[int], suffix: Sequence[int] | None
@@ -163,7 +168,7 @@ class VllmBackend(ServedModel):
             if not is_mean(token):
                 own = self.template.position(answer.prompt, token, depth) if suffix is None else None
                 ask.positions.append(len(text) + token if own is None else own)
-                ask.cells.append((index, column))
+                ask.places.append((index, column))
         return ask
 
     def _ranges(

@@ -7,8 +7,10 @@ from anydepth.errors import BadRequest
 from anydepth.server.answer.compose import Reading
 from anydepth.server.answer.segments import Markers, begins_thinking
 from anydepth.server.http.body_errors import shown
-from anydepth.server.http.requests import ChatMessage, ChatRequest
+from anydepth.server.http.requests import ChatMessage, ChatRequest, GateRequest
 from anydepth.server.service import Service
+from anydepth.templates.call_formats import ToolFormat
+from anydepth.templates.proposed_call import CallPrompt
 from anydepth.templates.template import ChatTemplate, Prompt
 
 _ROLES = {"developer": "system"}
@@ -39,6 +41,21 @@ def chat_prompt(template: ChatTemplate, request: ChatRequest) -> Prompt:
         [chat_message(place, message) for place, message in enumerate(request.messages)],
         tools=None if request.tool_choice == "none" else tools,
     )
+
+
+def gate_prompt(template: ChatTemplate, request: GateRequest, written: ToolFormat | None) -> CallPrompt:
+    """The prompt of a call that is to be judged, written as the template writes calls, or else as `written` says.
+
+    Raises:
+        BadRequest: A field of the request is not what it has to be.
+        PromptError: The messages or the call cannot be rendered.
+    """
+    messages = [chat_message(place, message) for place, message in enumerate(request.messages)]
+    function = request.tool_call.function
+    arguments = call_arguments(function.arguments, "tool_call.function.arguments")
+    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
+    call = {"name": function.name, "arguments": arguments}
+    return template.call_prompt(messages, call, tools=tools or None, written=written)
 
 
 def chat_message(place: int, message: ChatMessage) -> dict[str, Any]:

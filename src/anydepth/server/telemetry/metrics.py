@@ -25,6 +25,12 @@ disable_created_metrics()
 _TOKENS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
+def gate_counter(registry: CollectorRegistry) -> Counter:
+    """Counts proposed tool calls that were judged, by whether they may be run and by the reason."""
+    text, labels = "Proposed tool calls that were judged.", ["allowed", "reason"]
+    return Counter("anydepth_gates", text, labels, registry=registry)
+
+
 class Metrics:
     """The metrics of one server, in a registry of its own."""
 
@@ -47,7 +53,7 @@ class Metrics:
         self.seconds = Histogram("anydepth_answer_seconds", "Time of an answer.", buckets=_SECONDS, **own)
         self.scans = Counter("anydepth_scans", "Finished conversations that were scanned.", ["flagged"], **own)
         self.stages = StageMetrics(self.registry)
-        self.gates = Counter("anydepth_gates", "Proposed tool calls that were judged.", ["allowed", "reason"], **own)
+        self.gates = gate_counter(self.registry)
         self.audit_failures = Counter("anydepth_audit_failures", "Records that could not be written.", **own)
 
     def watch(self, stats: Callable[[], EngineStats], ready: Callable[[], bool]) -> None:

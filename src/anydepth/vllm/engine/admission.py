@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,18 +11,23 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from anydepth.audit.answer import Account
+from anydepth.audit.answer import Account, gate_record
 from anydepth.audit.trail import Audit, open_audit
 from anydepth.config import GuardConfig
 from anydepth.errors import BadRequest
+from anydepth.gate import require_halting
+from anydepth.gate_report import allowed
 from anydepth.guard_overrides import GuardOverrides, apply_overrides
 from anydepth.schedule import scheduled_depths
 from anydepth.templates.template import Prompt
+from anydepth.types import GateVerdict
 from anydepth.vllm.engine.check_requests import places_in
 from anydepth.vllm.engine.flow_feed import FlowFeed
+from anydepth.vllm.engine.gate_feed import GateFeed
 from anydepth.vllm.engine.guarded_request import GuardedRequest
 from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.engine.positions import locate
+from anydepth.vllm.gate_question import GATE, GateQuestion
 from anydepth.vllm.report_field import KEY
 from anydepth.vllm.setup import Setup
 
@@ -64,6 +70,7 @@ class Admission:
             if not self.setup.options.allow_unguarded:
                 raise BadRequest("anydepth.guard is false, which this server does not allow; leave it out", "anydepth")
             return None
+        question = None if (asked := overrides.pop(GATE, None)) is None else GateQuestion.read(asked)
         guard, tell = self._guard(overrides)
         if request.prompt_token_ids is None or request.prompt_embeds is not None:
             raise BadRequest("the prompt is given as embeddings, which cannot be guarded; send text or tokens")
@@ -80,7 +87,25 @@ class Admission:
                 "messages",
             )
         request.max_tokens = min(request.max_tokens, room)
+        if question is not None:
+            return self._gated(request, guard, question)
         return self._guarded(request, guard, tell=tell)
+
+    def _gated(self, request: Any, guard: GuardConfig, question: GateQuestion) -> GuardedRequest:
+        """A request that is over as soon as its call was judged; ConfigError if one reading can never halt."""
+        require_halting(guard.policy)
+        call, begun = question.call(request.prompt_token_ids), time.time()
+
+        def store(found: GateVerdict) -> None:
+            facts = {"id": question.id, "model": self.name, "begun": begun, "allowed": allowed(found, guard)}
+            if self.setup.options.settings.audit.text:
+                facts |= {"messages": [self._decode(call.prompt.ids)], "arguments": question.arguments}
+            self.audit.run(self.audit.write, gate_record(found, call.prompt, guard, **facts))
+
+        feed = GateFeed(guard, call, question.control, self.name, store)
+        guarded = GuardedRequest(request, feed, call.prompt, at_zero=0 in feed.depths)
+        guarded.inside = tuple(depth for depth in feed.depths if 0 < depth < call.prompt.prefill)
+        return guarded
 
     def _guarded(self, request: Any, guard: GuardConfig, *, tell: bool) -> GuardedRequest:
         reads = self.setup.reads

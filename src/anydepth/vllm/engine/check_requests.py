@@ -30,7 +30,7 @@ def make_checks(setup: Setup, guarded: GuardedRequest) -> list[PendingCheck]:
     prompt, own, due, staged = guarded.prompt, guarded.request, guarded.feed.due, guarded.staged
     detector, _ = setup.stages[staged.at]
     if isinstance(detector, TextDetector):
-        first = (0, prompt.prefill) if due is None else (due,)
+        first = guarded.first_depths if due is None else (due,)
         return [_text_check(setup, detector, guarded, depth) for depth in staged.unsure or first]
     if staged.at:
         return []
@@ -41,6 +41,8 @@ def make_checks(setup: Setup, guarded: GuardedRequest) -> list[PendingCheck]:
         checks.append(_state_check(setup, own, prompt.ids, prompt.prefill))
     checks += [_state_check(setup, own, prompt.ids[: prompt.start + depth], depth) for depth in guarded.inside]
     places = places_in(setup, prompt)
+    if not guarded.at_zero:
+        return checks
     if places is None:
         checks.append(_state_check(setup, own, prompt.ids[: prompt.start], 0))
     else:

@@ -7,6 +7,7 @@ from typing import Any
 from anydepth.templates.template import Prompt
 from anydepth.vllm.engine.answer_tokens import AnswerTokens
 from anydepth.vllm.engine.flow_feed import FlowFeed
+from anydepth.vllm.engine.gate_feed import GateFeed
 from anydepth.vllm.engine.held_output import HeldOutput
 from anydepth.vllm.engine.pending_check import PendingCheck
 from anydepth.vllm.engine.staged_checks import StagedChecks
@@ -38,10 +39,11 @@ class GuardedRequest:
 
     Attributes:
         request: The `Request` of vLLM.
-        feed: The flow of its answer.
+        feed: The flow of its answer, or the readings of a call that is to be judged.
         prompt: Its prompt, with what is prefill told apart.
         tell_checks: True if the client may see every check.
         inside: Depths inside the prefill to check before the flow begins.
+        at_zero: Whether depth 0 is checked before the flow begins; a gate may need its call's end alone.
         pending: The checks under way. Either one that is made in the request itself: depth 0 while the prompt is
             computed, or one that rides in the present step behind the last token. Or those of its check requests.
         staged: The checks under way, by what the stages of a cascade have said of them.
@@ -52,10 +54,11 @@ class GuardedRequest:
     """
 
     request: Any
-    feed: FlowFeed
+    feed: FlowFeed | GateFeed
     prompt: Prompt
     tell_checks: bool = False
     inside: tuple[int, ...] = ()
+    at_zero: bool = True
     pending: list[PendingCheck] = field(default_factory=list)
     staged: StagedChecks = field(default_factory=StagedChecks)
     held: bool = False
@@ -76,6 +79,16 @@ class GuardedRequest:
         if self.staged.unsure:
             return RequestStage.UNSURE
         return RequestStage.DUE if self.feed.due is not None or not self.feed.begun else RequestStage.FREE
+
+    @property
+    def first_depths(self) -> tuple[int, ...]:
+        """The depths, rising, that are checked before the flow begins."""
+        return (*((0,) if self.at_zero else ()), *self.inside, self.prompt.prefill)
+
+    @property
+    def held_idle(self) -> bool:
+        """True if the request is held, and no check request will end by which vLLM's steps come back to it."""
+        return self.held and not self.pending
 
     @property
     def depth(self) -> int:

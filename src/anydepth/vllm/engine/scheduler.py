@@ -68,20 +68,22 @@ class GuardedScheduler(ReadingScheduler):
             self._attend(guarded)
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: Any) -> list[Any]:
-        """Close the accounts of requests that are aborted, and end their check requests with them."""
+        """Close the accounts of requests that end, and their check requests; one that ends alone is a failed check."""
         ids = list(self.requests) if request_ids is None else request_ids
         ids = [ids] if isinstance(ids, str) else list(ids)
         ids += [name for each in ids if (guarded := self._guarded.get(each)) for name in guarded.check_requests]
         finished = super().finish_requests(ids, finished_status)
         for each in ids:
-            self._check_requests.pop(each, None)
             if guarded := self._guarded.pop(each, None):
                 guarded.feed.broken("error" if finished_status == Status.FINISHED_ERROR else "cancelled")
+        for each in ids:
+            if (guarded := self._check_requests.pop(each, None)) and guarded.request.request_id in self._guarded:
+                guarded.conclude(each, self.setup, failed=True)
         return [each for each in finished if not is_check_request(each.request_id)]
 
     def has_requests(self) -> bool:
-        """Go on until refusals have left and checks outside have ended, too."""
-        return bool(self._refused or any(g.staged.outside for g in self._guarded.values())) or super().has_requests()
+        """Go on until refusals have left, checks outside have ended and held requests have been attended to, too."""
+        return bool(self._refused or any(g.held_idle for g in self._guarded.values())) or super().has_requests()
 
     # -- before a step -------------------------------------------------------------------------------------------------
 
@@ -184,14 +186,13 @@ class GuardedScheduler(ReadingScheduler):
         touched = [g for each in scheduler_output.num_scheduled_tokens if (g := self._guarded.get(each))]
         scheduler_output.scheduled_spec_decode_tokens = {}  # `_see_off` has taken the headers off already
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        touched += self._hold_back(outputs)
-        idle = not scheduler_output.num_scheduled_tokens
-        touched += come_from_outside(self.setup, self._guarded.values(), idle=idle)
+        self._hold_back(outputs)
+        come_from_outside(self.setup, self._guarded.values(), idle=not scheduler_output.num_scheduled_tokens)
+        touched += [guarded for guarded in self._guarded.values() if guarded.held_idle]
         for guarded in dict.fromkeys(touched):
-            if guarded.request.request_id not in self._guarded:  # vLLM gave it up in this step
-                continue
-            self._attend(guarded)
-            self._send(guarded, outputs)
+            if guarded.request.request_id in self._guarded:  # else vLLM gave it up in this step
+                self._attend(guarded)
+                self._send(guarded, outputs)
         for client, output in self._refused:
             outputs_of(outputs, client).append(output)
         self._refused.clear()
@@ -256,9 +257,8 @@ class GuardedScheduler(ReadingScheduler):
             request.status, request.stop_reason = guarded.ending
         return True
 
-    def _hold_back(self, outputs: dict[int, Any]) -> list[GuardedRequest]:
-        """Take out the outputs of guarded and check requests; returns the requests whose check requests answered."""
-        answered: list[GuardedRequest] = []
+    def _hold_back(self, outputs: dict[int, Any]) -> None:
+        """Take out the outputs of guarded and check requests, and conclude the checks of those that have ended."""
         for each in outputs.values():
             kept = []
             for output in each.outputs:
@@ -267,7 +267,6 @@ class GuardedScheduler(ReadingScheduler):
                     if finish is not None:
                         del self._check_requests[name]
                         guarded.conclude(name, self.setup, failed=str(finish) not in ("stop", "length"))
-                        answered.append(guarded)
                 elif guarded := self._guarded.get(name):
                     guarded.output.hold(output)
                     if finish is not None and not guarded.feed.over:  # vLLM gave it up
@@ -279,7 +278,6 @@ class GuardedScheduler(ReadingScheduler):
             each.outputs = kept
             if each.finished_requests:
                 each.finished_requests = {name for name in each.finished_requests if not is_check_request(name)}
-        return answered
 
     def _attend(self, guarded: GuardedRequest, *, apart: bool = False) -> None:
         """See to it that a due check is made, and that a request goes on that waits for none.

@@ -9,34 +9,34 @@ import json
 import logging
 
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request, empty_receive
+from starlette.requests import empty_receive
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from anydepth.errors import AnydepthError, BadRequest
+from anydepth.errors import AnydepthError
 from anydepth.server.answer.blocked import Record, all_blocked
 from anydepth.server.http.app import api_keys
-from anydepth.server.http.disconnect import ClientGone
 from anydepth.server.http.gateway import Edge
-from anydepth.server.http.http_errors import blocked, check_json, failure, refusal, retry_header
+from anydepth.server.http.http_errors import blocked, failure, refusal, retry_header
 from anydepth.server.http.keep_alive import kept_alive
 from anydepth.server.telemetry.metrics import Metrics
 from anydepth.settings import Settings
 from anydepth.vllm.additional_config import engine_options
+from anydepth.vllm.front.gate_front import GateFront
+from anydepth.vllm.front.passed_on import passed_on, taken_in
 from anydepth.vllm.front.replies import RequestedReply, halted_reply, refusal_of, whole_reply
 from anydepth.vllm.front.reports import Reports, ResponseReports, listen
-from anydepth.vllm.front.request import read_body, rewrite
+from anydepth.vllm.front.request import rewrite
 from anydepth.vllm.front.sse_reader import Events, rewritten
 from anydepth.vllm.front.stage_counts import count_stages
 from anydepth.vllm.front.stream import StreamReply
 
 logger = logging.getLogger("vllm.anydepth")
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, GATE = "/v1/chat/completions", "/v1/completions", "/v1/gate"
 OPEN_PATHS = frozenset({"/health", "/ping"})
 PASSED = OPEN_PATHS | {"/load", "/version", "/metrics", "/metrics/", "/v1/models", "/tokenize", "/detokenize"}
-"""Paths of vLLM that generate nothing. All others but the two that are rewritten are refused."""
+"""Paths of vLLM that generate nothing. All others but the three that are guarded are refused."""
 
 
 class GuardFront:
@@ -66,15 +66,16 @@ class GuardFront:
         """The whole application, made of the settings that the engine was started with."""
         if self._edge is None:
             try:
-                options = engine_options(scope["app"].state.vllm_config.additional_config)
-                settings = options.settings
+                config = scope["app"].state.vllm_config
+                settings = engine_options(config.additional_config).settings
+                gate = GateFront(self._app, self._reports, config, COMPLETIONS)
                 edge = Edge(
-                    _Router(self._app, self._reports, settings),
+                    _Router(self._app, self._reports, settings, gate),
                     settings,
                     metrics=Metrics(),
                     keys=api_keys(settings.http),
                     open_paths=OPEN_PATHS,
-                    paths=PASSED | {CHAT, COMPLETIONS},
+                    paths=PASSED | {CHAT, COMPLETIONS, GATE},
                 )
             except (AnydepthError, AttributeError) as error:
                 logger.error("nothing is served: %s", error)
@@ -84,63 +85,39 @@ class GuardFront:
 
 
 class _Router:
-    """Routes a request: chat and completions through the guard, all others to vLLM."""
+    """Routes a request: chat, completions and gates through the guard, all others to vLLM."""
 
-    def __init__(self, app: ASGIApp, reports: Reports, settings: Settings) -> None:
-        self._app, self._reports, self._settings = app, reports, settings
+    def __init__(self, app: ASGIApp, reports: Reports, settings: Settings, gate: ASGIApp) -> None:
+        self._app, self._reports, self._settings, self._gate = app, reports, settings, gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in (CHAT, COMPLETIONS) and scope["method"] == "POST":
             await self._generate(scope, receive, send, chat=path == CHAT)
+        elif path == GATE and scope["method"] == "POST":
+            await self._gate(scope, receive, send)
+        elif path == GATE:
+            message = f"{GATE} does not take {scope['method']}; use POST"
+            await refusal(405, message, headers={"Allow": "POST"})(scope, receive, send)
         elif path in PASSED or path in (CHAT, COMPLETIONS):
             await self._app(scope, receive, send)
         else:
-            message = f"there is no {path!r} behind the guard; use {CHAT} or {COMPLETIONS}"
+            message = f"there is no {path!r} behind the guard; use {CHAT}, {COMPLETIONS} or {GATE}"
             await refusal(404, message, "not_offered")(scope, receive, send)
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, *, chat: bool) -> None:
-        try:
-            request = Request(scope, receive)
-            raw = await request.body()
-            check_json(request)
-            body, asked = rewrite(read_body(raw), self._settings, chat=chat)
-        except ClientDisconnect as error:
-            raise ClientGone from error
-        except BadRequest as error:
-            await failure(error)(scope, receive, send)
+        taken = await taken_in(scope, receive, lambda body: rewrite(body, self._settings, chat=chat))
+        if isinstance(taken, Response):
+            await taken(scope, receive, send)
             return
-        except HTTPException as error:
-            await refusal(error.status_code, error.detail, "body_too_large")(scope, receive, send)
-            return
-        raw = json.dumps(body, allow_nan=False).encode()
+        body, asked = taken
         page = self._reports.responses[asked.id] = {}
         try:
             async with kept_alive(send) as passing:
                 reply = _Reply(scope, passing, asked, page)
-                await self._app(_with_headers(scope, asked, len(raw)), _after(raw, receive), reply.send)
+                await self._app(*passed_on(scope, receive, body, asked.id), reply.send)
         finally:
             count_stages(self._reports.responses.pop(asked.id), self._settings)
-
-
-def _after(raw: bytes, receive: Receive) -> Receive:
-    """Give the rewritten body, then whatever the client does."""
-    whole = iter([{"type": "http.request", "body": raw, "more_body": False}])
-
-    async def again() -> Message:
-        return next(whole, None) or await receive()
-
-    return again
-
-
-def _with_headers(scope: Scope, asked: RequestedReply, length: int) -> Scope:
-    """The request's scope with our id in it: a client's own could be another response's, in the audit trail too."""
-    scope = {**scope, "headers": list(scope["headers"])}
-    headers = MutableHeaders(scope=scope)
-    for name in ("accept-encoding", "transfer-encoding"):
-        del headers[name]
-    headers["X-Request-Id"], headers["Content-Length"] = asked.id, str(length)
-    return scope
 
 
 class _Reply:
