@@ -307,8 +307,10 @@ class Slow(ScriptedBackend):
 async def test_a_timeout():
     engine = engine_of(Slow(["hello"]), timeout=0.05)
     await engine.start()
-    with pytest.raises(AnswerTimeout):
+    with pytest.raises(AnswerTimeout, match=r"the answer took over 0\.05 s; ask for fewer tokens"):
         await collect(engine)
+    with pytest.raises(AnswerTimeout, match=r"the scan took over 0\.05 s; give a shorter text"):
+        await engine.scan(Prompt((257, 104, 256, 258)), engine.facts.guard)
     await engine.stop()
 
 

@@ -118,7 +118,7 @@ class ApiEngine:
         handle = AnswerHandle()
         try:
             turns = scanning(self._held(guard, handle), prompt)
-            async with aclosing(self._works.run(turns, handle.cut)) as results:
+            async with aclosing(self._works.run(turns, handle.cut, what="scan")) as results:
                 result: ScanResult = await anext(results)
             if result.verdict.halt:
                 _raise_failure(result.verdict.reason, handle.first_failure)

@@ -101,13 +101,14 @@ class TransformersEngine:
 
     async def scan(self, prompt: Prompt, guard: GuardConfig) -> ScanResult:
         """Check a finished answer, the prefill of `prompt`, at all its depths; without one, depth 0 only."""
-        async with aclosing(self._works.run(scanning(self._guard.with_config(guard), prompt))) as results:
+        turns = scanning(self._guard.with_config(guard), prompt)
+        async with aclosing(self._works.run(turns, what="scan")) as results:
             return await anext(results)
 
     async def gate(self, call: CallPrompt, guard: GuardConfig, *, control: bool = True) -> GateVerdict:
         """Judge a proposed tool call by the check right after it; see `Guard.gate`."""
         turns = gating(self._guard.with_config(guard), call, control=control)
-        async with aclosing(self._works.run(turns)) as results:
+        async with aclosing(self._works.run(turns, what="gate")) as results:
             return await anext(results)
 
 

@@ -57,12 +57,15 @@ class Works:
         """Give every work under way ShuttingDown, now."""
         self._turns.abort(ShuttingDown("the server is shutting down"))
 
-    async def run(self, turns: Turning, interrupt: Callable[[], None] = lambda: None) -> AsyncGenerator[Any, None]:
+    async def run(
+        self, turns: Turning, interrupt: Callable[[], None] = lambda: None, *, what: str = "answer"
+    ) -> AsyncGenerator[Any, None]:
         """Run a generator, one turn at a time; gives what is in the lists that it yields.
 
         Args:
             turns: The generator.
             interrupt: Ends a turn of it that is under way sooner, from another thread, once nobody waits for it.
+            what: What it makes, an answer, a scan or a gate, for the message if it takes too long.
 
         Raises:
             Busy: There is no room.
@@ -86,7 +89,8 @@ class Works:
                     async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                         batch = await work.outbox.get()
                 except TimeoutError:
-                    raise AnswerTimeout(f"the answer took over {self._timeout:g} s; ask for fewer tokens") from None
+                    remedy = "ask for fewer tokens" if what == "answer" else "give a shorter text, or ask again later"
+                    raise AnswerTimeout(f"the {what} took over {self._timeout:g} s; {remedy}") from None
                 if isinstance(batch, Exception):
                     raise batch
                 for _, item in batch:
