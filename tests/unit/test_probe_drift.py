@@ -112,7 +112,7 @@ def test_runs_of_other_answers_or_verdicts_are_not_joined(tmp_path: Path) -> Non
         joined(one, halting, "run")
 
 
-@pytest.mark.parametrize(("name", "probe"), shipped_probes())
+@pytest.mark.parametrize(("name", "probe"), list(shipped_probes()))
 def test_the_card_of_a_shipped_probe_has_what_its_run_says(name: str, probe: LinearProbe) -> None:
     run = RUNS / f"{name.removesuffix('.safetensors').removesuffix('-instruct')}-drift"
     (suite,) = json.loads((run / "summary.json").read_text())["suites"].values()

@@ -68,6 +68,8 @@ def _open_all(path: Path, stack: ExitStack) -> list[tuple[Path, BinaryIO]]:
                 else:
                     files[found.st_dev, found.st_ino] = name, stack.enter_context(opened)
         if not files:
+            if path.exists() or older_files(path):  # the only file was moved up after it had been looked for
+                continue
             raise AuditError(f"there is no audit trail at {path}; give the path of [audit]")
         if len(files) == known:
             return list(files.values())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from anydepth.audit.file import JsonlFile
+from anydepth.audit import reading
+from anydepth.audit.file import JsonlFile, older_files
 from anydepth.audit.reading import read_records
 from anydepth.audit.verify import verify_audit
 
@@ -137,3 +138,21 @@ def test_two_processes_that_fight_over_a_file_leave_one_trail_that_can_be_read_a
     for name in "ab":
         mine = [record["number"] for record in notes if record["text"][0] == name]
         assert mine == list(range(len(mine))) and len(mine) >= 80
+
+
+def test_a_file_that_is_moved_up_while_it_is_looked_for_is_found(tmp_path, monkeypatch):
+    path = tmp_path / "trail"
+    file = JsonlFile(path, 4096, 500)
+    file.write({"kind": "note", "number": 7})
+    file.close()
+    looks = []
+
+    def moving(trail: Path) -> list[Path]:
+        found = older_files(trail)
+        looks.append(found)
+        if len(looks) == 1:  # after it was seen that there is no older one, and before the file is opened
+            path.rename(tmp_path / "trail.1")
+        return found
+
+    monkeypatch.setattr(reading, "older_files", moving)
+    assert stored(path) == [7] and looks[0] == []
