@@ -188,14 +188,44 @@ def test_what_the_operator_allows_can_be_changed(gating: ServerProcess) -> None:
     [
         ({}, "tool_call", "tool_call is missing; send it"),
         ({"tool_call": {"function": {}}}, "tool_call.function.name", "is missing; send it"),
-        ({"tool_call": {"function": {"name": ""}}}, "tool_call.function.name", "is empty"),
+        ({"tool_call": {"function": {"name": "", "arguments": "{}"}}}, "tool_call.function.name", "is empty"),
+        ({"tool_call": {"function": {"name": "a"}}}, "tool_call.function.arguments", "is missing; send it"),
+        (
+            {"tool_call": {"function": {"name": "a", "argument": '{"city": "Ulm"}'}}},
+            "tool_call.function.arguments",
+            "is missing; send it",
+        ),
+        (
+            {"tool_call": {"function": {"name": "a", "arguments": "{}", "input": {"city": "Ulm"}}}},
+            "tool_call.function.input",
+            "not offered by this server",
+        ),
+        (
+            {"tool_call": {"function": {"name": "a", "arguments": "{}"}, "arguments": '{"city": "Ulm"}'}},
+            "tool_call.arguments",
+            "not offered by this server",
+        ),
+        (
+            {"tool_call": {"function": {"name": "a", "arguments": '{"city": "Ulm", "city": "Bonn"}'}}},
+            "tool_call.function",
+            "has 'city' twice",
+        ),
+        (
+            {"tool_call": {"function": {"name": "a", "arguments": '{"city": "\\ud800"}'}}},
+            "tool_call.function.arguments",
+            "is not JSON",
+        ),
         (
             {"tool_call": {"function": {"name": "a", "arguments": "[1]"}}},
             "tool_call.function.arguments",
             "of an object",
         ),
         ({"tool_call": {"function": {"name": "a", "arguments": "{"}}}, "tool_call.function.arguments", "is not JSON"),
-        ({"tool_call": {"function": {"name": " "}}}, "messages", "give the name of the tool"),
+        (
+            {"tool_call": {"function": {"name": " ", "arguments": "{}"}}},
+            "tool_call.function",
+            "give the name of the tool",
+        ),
         ({"tool_call": called("Ulm"), "stream": True}, "stream", "not offered by this server"),
         ({"tool_call": called("Ulm"), "messages": []}, "messages", "messages is empty"),
         ({"tool_call": called("Ulm"), "anydepth": {"policy": "patient"}}, None, "one reading can never halt"),

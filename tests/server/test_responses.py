@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from anydepth.audit.reading import read_records
 from tests.server.process import ServerProcess
 from tests.server.test_chat import HARM, REFUSAL
 from tests.server.test_tools import CALL, HARMFUL
@@ -215,8 +216,7 @@ def test_thoughts_are_an_item_of_their_own():
 
 def test_the_audit_names_the_endpoint(client, audit_path):
     id = ask(client, "say: for the record").id
-    records = [json.loads(line) for line in audit_path.read_text().splitlines()]
-    found = {each.get("endpoint") for each in records if each.get("id") == id}
+    found = {each.get("endpoint") for each in read_records(audit_path) if each.get("id") == id}
     assert "responses" in found and not found & {"chat", "completions"}
 
 

@@ -88,11 +88,34 @@ def test_no_arguments_are_an_empty_object(given: Any) -> None:
         ({"name": "weather", "arguments": ["Ulm"]}, "are \\['Ulm'\\]; give a JSON object"),
         ({"name": "weather", "arguments": {"city": object()}}, "give a JSON object"),
         ({"name": "weather", "arguments": {"days": float("nan")}}, "give a JSON object"),
+        ({"name": "weather", "arguments": '{"city": "\\ud800"}'}, "give a JSON object"),
+        ({"name": "weather", "arguments": {"city": "\ud800"}}, "give a JSON object"),
+        ({"name": "weather", "arguments": '{"city": "Ulm", "city": "Bonn"}'}, "has 'city' twice"),
+        ({"name": "\ud800", "arguments": {}}, "give the name of the tool"),
+        (
+            {"type": "tool_use", "name": "weather", "input": {"city": "Ulm"}},
+            "has 'input', which is not read; give .*`arg",
+        ),
+        ({"name": "weather", "parameters": {"city": "Ulm"}}, "has 'parameters', which is not read"),
+        ({"name": "weather", "args": {"city": "Ulm"}, "id": "1", "type": "tool_call"}, "has 'args', which is not read"),
+        ({"function": {"name": "weather", "argument": "{}"}}, "has 'argument', which is not read"),
+        ({"function": {"name": "weather"}, "arguments": '{"city": "Ulm"}'}, "has 'arguments', which is not read"),
     ],
 )
 def test_a_malformed_call_is_refused_by_what_is_wrong(call: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         texts(QWEN, ASK, call)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"type": "function_call", "call_id": "c", "id": "i", "status": "completed", **CALL},
+        {"type": "function", "id": "i", "index": 0, "function": CALL},
+    ],
+)
+def test_the_forms_of_openais_two_apis_are_read(call: Any) -> None:
+    assert read_call(call) == read_call(CALL)
 
 
 def test_a_turn_without_a_question_is_refused() -> None:

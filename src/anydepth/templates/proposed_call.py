@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from anydepth.errors import PromptError
+from anydepth.errors import PromptError, RecordError
+from anydepth.jsonl import read_value
 from anydepth.templates.call_formats import ToolFormat, formats
 from anydepth.templates.channels import Openers
 from anydepth.templates.messages import normal, other_arguments
@@ -20,6 +21,9 @@ Written = ToolFormat | None
 
 _ID = "anydepth0"
 """Id of the call: some templates (Mistral's) want nine letters or digits, none writes it for the model to read."""
+
+_ABOUT = ("id", "type", "index", "call_id", "status")
+"""Fields of a call that tell it from others, in the forms of OpenAI's two APIs."""
 
 _NAME, _KEY, _VALUE, _TEXT = (f"anydepth{each}" for each in ("callname", "callkey", "callvalue", "calltext"))
 
@@ -66,9 +70,11 @@ def read_call(call: Any) -> ProposedCall:
 
     Args:
         call: The call. Its arguments are an object, or the JSON text of one; missing, null or empty are no arguments.
+            `id`, `type` and what else tells one call from another may stand beside them.
 
     Raises:
-        PromptError: It has no name, or its arguments are no JSON object.
+        PromptError: It has no name, its arguments are no JSON object or name one thing twice, or it has a field that
+            is not read, which may be the arguments in another form.
     """
     if not isinstance(call, Mapping):
         raise PromptError(
@@ -77,8 +83,17 @@ def read_call(call: Any) -> ProposedCall:
     function = call.get("function", call)
     if not isinstance(function, Mapping):
         raise PromptError(f"the function of the tool call is {reprlib.repr(function)}; give its name and arguments")
+    if function is call:
+        unknown = set(call) - {"name", "arguments", *_ABOUT}
+    else:
+        unknown = (set(call) - {"function", *_ABOUT}) | (set(function) - {"name", "arguments"})
+    if unknown:
+        raise PromptError(
+            f"the tool call has {min(map(repr, unknown))}, which is not read; give the tool as `name`, and what it is "
+            "called with as `arguments`"
+        )
     name = function.get("name")
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str) or not name.strip() or name != name.encode(errors="replace").decode():
         raise PromptError(f"the name of the tool call is {name!r}; give the name of the tool that it calls")
     return ProposedCall(name, _arguments(name, function.get("arguments")))
 
@@ -87,15 +102,20 @@ def _arguments(name: str, given: Any) -> Mapping[str, Any]:
     value = given
     try:
         if isinstance(given, str):
-            value = json.loads(given) if given.strip() else None
+            value = read_value(given) if given.strip() else None
         value = {} if value is None else value
         if isinstance(value, Mapping):
-            json.dumps(value, allow_nan=False)  # what is no JSON could not be written either
+            json.dumps(
+                value, allow_nan=False, ensure_ascii=False
+            ).encode()  # what is no JSON could not be written either
             return value
+        why = ""
+    except RecordError as error:
+        why = f", which {error}" if str(error).startswith("has ") else ""
     except (TypeError, ValueError, RecursionError):
-        pass
+        why = ""
     raise PromptError(
-        f"the arguments of the tool call {name!r} are {reprlib.repr(given)}; give a JSON object, or its text"
+        f"the arguments of the tool call {name!r} are {reprlib.repr(given)}{why}; give a JSON object, or its text"
     )
 
 

@@ -124,7 +124,7 @@ def gating(guard: Guard, call: CallPrompt, *, control: bool) -> Turning:
 
 
 class _Work:
-    """One answer or scan on its way through the threads; implements `Work`."""
+    """One answer, scan or gate on its way through the threads; implements `Work`."""
 
     def __init__(self, turns: Turning, loop: asyncio.AbstractEventLoop, interrupt: Callable[[], None]) -> None:
         self.cancelled, self.interrupt = False, interrupt

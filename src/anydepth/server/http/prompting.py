@@ -3,14 +3,14 @@
 import json
 from typing import Any
 
-from anydepth.errors import BadRequest
+from anydepth.errors import BadRequest, PromptError
 from anydepth.server.answer.compose import Reading
 from anydepth.server.answer.segments import Markers, begins_thinking
 from anydepth.server.http.body_errors import shown
 from anydepth.server.http.requests import ChatMessage, ChatRequest, GateRequest
 from anydepth.server.service import Service
 from anydepth.templates.call_formats import ToolFormat
-from anydepth.templates.proposed_call import CallPrompt
+from anydepth.templates.proposed_call import CallPrompt, read_call
 from anydepth.templates.template import ChatTemplate, Prompt
 
 _ROLES = {"developer": "system"}
@@ -55,6 +55,10 @@ def gate_prompt(template: ChatTemplate, request: GateRequest, written: ToolForma
     arguments = call_arguments(function.arguments, "tool_call.function.arguments")
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
     call = {"name": function.name, "arguments": arguments}
+    try:
+        read_call({**call, "arguments": function.arguments})
+    except PromptError as error:
+        raise BadRequest(str(error), "tool_call.function") from error
     return template.call_prompt(messages, call, tools=tools or None, written=written)
 
 
@@ -82,6 +86,7 @@ def call_arguments(text: str, name: str) -> dict[str, Any]:
     """
     try:
         arguments = json.loads(text) if text.strip() else {}
+        json.dumps(arguments, ensure_ascii=False).encode()  # half a surrogate is no text
     except (ValueError, RecursionError):
         raise BadRequest(f"{name} is {shown(text)}, which is not JSON; send the JSON text of an object", name) from None
     if arguments is not None and not isinstance(arguments, dict):

@@ -262,16 +262,24 @@ class ChatRequest(_Generation):
 
 
 class ProposedFunction(BaseModel):
-    """The function that an agent is about to call; arguments are the JSON text of an object."""
+    """The function that an agent is about to call; arguments are the JSON text of an object.
+
+    They must be there: a call whose arguments have another name would be judged without them.
+    """
+
+    model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    arguments: str = "{}"
+    arguments: str
 
 
 class ProposedToolCall(BaseModel):
     """A tool call before it is run."""
 
+    model_config = ConfigDict(extra="forbid")
+
     id: str | None = None
+    index: int | None = None
     type: Literal["function"] = "function"
     function: ProposedFunction
 
