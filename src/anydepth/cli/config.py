@@ -19,10 +19,13 @@ def check(
     """Check a guard.toml; the exit code is 2 if something in it is wrong, with every key named."""
     require("pydantic", extra="server")
     from anydepth.apis.provider import require_free
+    from anydepth.gate import require_halting
     from anydepth.settings import load_settings
 
     settings = load_settings(file)
     require_free(settings.upstream.request)
+    if settings.tools.gate and (policy := settings.guard.build_policy()) is not None:
+        require_halting(policy)
     if as_json:
         write_json(settings.model_dump(mode="json"), indent=2)
     err.print(f"{file} is good", markup=False, soft_wrap=True)

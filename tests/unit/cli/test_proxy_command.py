@@ -141,6 +141,12 @@ def test_config_check_names_fields_that_the_guard_sets_itself(run: Run, tmp_path
     assert "request has n, which the guard sets itself" in said(run, "config", "check", str(file))
 
 
+def test_config_check_names_a_policy_that_no_gate_can_halt_by(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "guard.toml"
+    file.write_text('[guard]\npolicy = {name = "k_of_n", k = 2, n = 3}\n[tools]\ngate = true\n')
+    assert "which one reading can never halt" in said(run, "config", "check", str(file))
+
+
 # -- the key -------------------------------------------------------------------------------------------------------
 
 
