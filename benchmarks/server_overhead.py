@@ -45,7 +45,7 @@ class LocalServer:
     def __init__(self, guard: Guard, folder: Path) -> None:
         settings = parse_settings({"audit": {"kind": "jsonl", "path": str(folder / "audit.jsonl")}})
         engine = TransformersEngine(guard, model="bench", live=4)
-        app = build_app(Service(engine, settings, open_audit(settings.audit)))
+        app = build_app(Service(engine, settings, open_audit(settings.audit)), [])
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
