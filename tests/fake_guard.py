@@ -29,6 +29,17 @@ class FakeGuard:
     requests: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     url: str = ""
 
+    def held(self) -> tuple[threading.Event, threading.Event]:
+        """Wait before each reply from here on: what is set once it was asked, and what lets it reply."""
+        asked, replies = threading.Event(), threading.Event()
+
+        def before() -> None:
+            asked.set()
+            assert replies.wait(30)
+
+        self.before = before
+        return asked, replies
+
     def __post_init__(self) -> None:
         guard = self
 

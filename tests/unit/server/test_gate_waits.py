@@ -46,18 +46,6 @@ def engine_of(guard: Guard) -> TransformersEngine:
     return TransformersEngine(guard, model="m", end_token_ids=frozenset({END}))
 
 
-def held(endpoint: FakeGuard) -> tuple[threading.Event, threading.Event]:
-    """Have the endpoint wait before each reply: what is set once it was asked, and what lets it reply."""
-    asked, replies = threading.Event(), threading.Event()
-
-    def before() -> None:
-        asked.set()
-        assert replies.wait(30)
-
-    endpoint.before = before
-    return asked, replies
-
-
 async def answer(engine: TransformersEngine, **options: Any) -> list[Any]:
     job = Job(engine.facts.template.prompt("hi"), engine.facts.guard, 20, **options)
     return [event async for event in engine.submit(job)]
@@ -66,7 +54,7 @@ async def answer(engine: TransformersEngine, **options: Any) -> list[Any]:
 async def test_another_request_is_finished_while_a_gate_waits_for_the_endpoint(endpoint: FakeGuard) -> None:
     engine = engine_of(guard_of(endpoint, {0: 0.1, len(TURN): 0.5}))
     endpoint.verdict = lambda text: "unsafe"
-    asked, replies = held(endpoint)
+    asked, replies = endpoint.held()
     call = engine.facts.template.call_prompt("tidy up", CALL, written=choose_format("hermes", ""))
     gate = asyncio.create_task(engine.gate(call, engine.facts.guard))
     assert await asyncio.to_thread(asked.wait, 30)
@@ -79,7 +67,7 @@ async def test_another_request_is_finished_while_a_gate_waits_for_the_endpoint(e
 
 async def test_another_request_is_finished_while_the_gate_of_an_answer_waits(endpoint: FakeGuard) -> None:
     engine = engine_of(guard_of(endpoint, {0: 0.1, 3: 0.5, 4: 0.1}))
-    asked, replies = held(endpoint)
+    asked, replies = endpoint.held()
     gated = asyncio.create_task(answer(engine, call_ends=lambda ids: [3]))
     assert await asyncio.to_thread(asked.wait, 30)
     assert isinstance((await answer(engine))[-1], Finished) and not gated.done()

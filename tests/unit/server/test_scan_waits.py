@@ -44,18 +44,6 @@ def engine_of(guard: Guard, **options: Any) -> TransformersEngine:
     return TransformersEngine(guard, model="m", end_token_ids=frozenset({END}), **options)
 
 
-def held(endpoint: FakeGuard) -> tuple[threading.Event, threading.Event]:
-    """Have the endpoint wait before each reply: what is set once it was asked, and what lets it reply."""
-    asked, replies = threading.Event(), threading.Event()
-
-    def before() -> None:
-        asked.set()
-        assert replies.wait(30)
-
-    endpoint.before = before
-    return asked, replies
-
-
 async def answer(engine: TransformersEngine, prefill: str | None = None) -> list[Any]:
     job = Job(engine.facts.template.prompt("hi", prefill=prefill), engine.facts.guard, 8)
     return [event async for event in engine.submit(job)]
@@ -69,7 +57,7 @@ async def scan(engine: TransformersEngine, text: str | None) -> Any:
 async def test_another_request_is_finished_while_a_scan_waits(endpoint: FakeGuard, schedule: Schedule) -> None:
     engine = engine_of(guard_of(endpoint, SCORES, schedule=schedule))
     endpoint.verdict = lambda text: "unsafe"
-    asked, replies = held(endpoint)
+    asked, replies = endpoint.held()
     waits = asyncio.create_task(scan(engine, UNSURE))
     assert await asyncio.to_thread(asked.wait, 30)
     assert isinstance((await answer(engine))[-1], Finished) and not waits.done()
@@ -85,7 +73,7 @@ async def test_another_request_is_finished_while_a_request_without_an_answer_wai
     """Depth 0 alone is checked, and scored before the other request comes."""
     scores = {0: 0.5}
     engine = engine_of(guard_of(endpoint, scores))
-    asked, replies = held(endpoint)
+    asked, replies = endpoint.held()
     waits = asyncio.create_task(scan(engine, None))
     assert await asyncio.to_thread(asked.wait, 30)
     scores[0] = 0.1
@@ -100,7 +88,7 @@ async def test_another_request_is_finished_while_a_check_inside_a_prefill_waits(
     scores = {0: 0.1, 10: 0.5, 15: 0.1}
     engine = engine_of(guard_of(endpoint, scores, schedule=Every(5, doubling=False)))
     endpoint.verdict = lambda text: "unsafe"
-    asked, replies = held(endpoint)
+    asked, replies = endpoint.held()
     waits = asyncio.create_task(answer(engine, UNSURE))
     assert await asyncio.to_thread(asked.wait, 30)
     assert isinstance((await answer(engine))[-1], Finished) and not waits.done()
@@ -116,7 +104,7 @@ async def test_a_scan_that_is_given_up_while_it_waits_gives_its_place_back(
 ) -> None:
     guard = guard_of(endpoint, SCORES, schedule=schedule)
     engine = engine_of(guard, live=1)
-    asked, replies = held(endpoint)
+    asked, replies = endpoint.held()
     waits = asyncio.create_task(scan(engine, UNSURE))
     assert await asyncio.to_thread(asked.wait, 30)
     waits.cancel()
